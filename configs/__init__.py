@@ -1,0 +1,1 @@
+"""Presets and the command line that reads them."""

@@ -1,0 +1,1 @@
+"""Everything around the algorithm: runs, probes, sweeps."""
