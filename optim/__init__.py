@@ -1,1 +1,18 @@
 """What keeps a network able to learn."""
+
+from neoteny.optim.adamo import AdamO
+from neoteny.optim.config import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig
+from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
+
+__all__ = [
+    "AdamConfig",
+    "AdamO",
+    "AdamOConfig",
+    "AdamWConfig",
+    "MuonConfig",
+    "OptimConfig",
+    "isometry_penalty",
+    "isometry_report",
+    "param_groups",
+    "pull_norm",
+]

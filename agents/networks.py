@@ -1,0 +1,140 @@
+"""Networks that the agents share: encoders, torsos, heads and activations.
+
+A network is a :class:`torch.nn.Sequential` whose children have the names that the probes report: ``conv1``,
+``linear1``, ..., ``head``. Weights start orthogonal and biases at zero.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+MINIGRID_CODES = (11, 6, 4)  # how many objects, colours and states a MiniGrid cell can hold
+
+
+class MaxMin(nn.Module):
+    """Sort neighbouring pairs of units, (..., 2 D) -> (..., 2 D); a permutation, so an isometry.
+
+    Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The maxima and minima of units (0, 1), (2, 3), ..., each pair in place; channels for images."""
+        pairs = x.unflatten(1, (-1, 2))
+        return torch.stack((pairs.amax(2), pairs.amin(2)), dim=2).flatten(1, 2)
+
+
+# Each with the gain of the orthogonal weights before it that keeps the size of a signal from layer to layer.
+ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
+    "relu": (nn.ReLU, math.sqrt(2)),
+    "tanh": (nn.Tanh, 5 / 3),
+    "maxmin": (MaxMin, 1.0),
+}
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """The shape of the networks."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden linear layers (after the convolutions, if observations are images)."""
+    activation: Literal["relu", "tanh", "maxmin"] = "relu"
+    """The activation function of every hidden layer."""
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise ValueError(f"--network.hidden must be one or more positive widths, not {self.hidden}")
+        if self.activation == "maxmin" and any(width % 2 for width in self.hidden):
+            raise ValueError(f"maxmin sorts pairs of units, so --network.hidden must be even, not {self.hidden}")
+
+
+class Flat(nn.Module):
+    """Any observation as one float vector: (B, ...) -> (B, D)."""
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Flatten."""
+        return observations.flatten(1).float()
+
+
+class Pixels(nn.Module):
+    """Images (B, C, H, W) of uint8 as floats in [0, 1]."""
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Scale."""
+        return observations.float() / 255.0
+
+
+class OneHotGrid(nn.Module):
+    """MiniGrid images (B, H, W, 3) of uint8 codes as one-hot channels (B, 21, H, W)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        objects, colours, _ = MINIGRID_CODES
+        self.register_buffer("offsets", torch.tensor((0, objects, objects + colours)), persistent=False)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """One-hot."""
+        channels = observations.long() + self.offsets
+        one_hot = torch.zeros(*channels.shape[:3], sum(MINIGRID_CODES), device=observations.device)
+        return one_hot.scatter_(3, channels, 1.0).permute(0, 3, 1, 2)
+
+
+def encoder(space: gym.Space) -> nn.Module:
+    """The parameter-free module that turns a batch of raw observations into floats.
+
+    Raises:
+        ValueError: observations are not a Box.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        raise ValueError(f"observations must be a Box, not {space}; see gymnasium.wrappers.FlattenObservation")
+    if space.dtype == np.uint8 and len(space.shape) == 3:
+        return OneHotGrid() if space.shape[2] == 3 and space.shape[0] < 36 else Pixels()
+    return Flat()
+
+
+def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Sequential:
+    """Hidden layers for what ``encode`` gives: (B, ...) -> (B, network.hidden[-1]).
+
+    MiniGrid images pass two small convolutions first, other images the three of Mnih et al. (Nature, 2015).
+    """
+    example = encode(torch.zeros(1, *space.shape, dtype=torch.uint8))  # type: ignore[misc]
+    activation, gain = ACTIVATIONS[network.activation]
+    layers = nn.Sequential()
+    if isinstance(encode, OneHotGrid):
+        kernels = [(16, 3, 1), (32, 3, 1)]
+    elif isinstance(encode, Pixels):
+        kernels = [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+    else:
+        kernels = []
+    channels = example.shape[1]
+    for i, (width, size, stride) in enumerate(kernels, start=1):
+        layers.add_module(f"conv{i}", orthogonal(nn.Conv2d(channels, width, size, stride), gain))
+        layers.add_module(f"conv{i}_activation", activation())
+        channels = width
+    if kernels:
+        layers.add_module("flatten", nn.Flatten())
+    features = layers(example).shape[1]
+    for i, width in enumerate(network.hidden, start=1):
+        layers.add_module(f"linear{i}", orthogonal(nn.Linear(features, width), gain))
+        layers.add_module(f"linear{i}_activation", activation())
+        features = width
+    return layers
+
+
+def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
+    """The last layer, (B, network.hidden[-1]) -> (B, outputs)."""
+    return orthogonal(nn.Linear(network.hidden[-1], outputs), gain)
+
+
+def orthogonal(layer: Layer, gain: float) -> Layer:
+    """The layer with an orthogonal weight, all its singular values ``gain``, and a zero bias."""
+    nn.init.orthogonal_(layer.weight, gain)
+    nn.init.zeros_(layer.bias)
+    return layer

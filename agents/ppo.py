@@ -1,0 +1,270 @@
+"""Proximal policy optimization (Schulman et al., 2017) on a stream of tasks, for discrete actions.
+
+    python agents/ppo.py grid-layouts optim:adamo --optim.iso 1e-2 --seed 4
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neoteny.agents.networks import NetworkConfig, encoder, head, torso
+from neoteny.configs.cli import cli
+from neoteny.configs.ppo import PRESETS
+from neoteny.envs import StreamConfig
+from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.runners.probes import measure, snapshot, update_norms
+from neoteny.runners.run import Run, check_device
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """PPO on a stream of tasks."""
+
+    total_steps: int = 400_000
+    """Environment steps of the whole run, summed over sub-environments."""
+    num_envs: int = 16
+    """Sub-environments stepped together (N)."""
+    num_steps: int = 64
+    """Steps of each sub-environment between updates (T)."""
+    epochs: int = 6
+    """Passes over each rollout."""
+    minibatches: int = 4
+    """Minibatches of each pass."""
+    lr: float = 1e-3
+    """Learning rate of every optimizer."""
+    anneal_lr: bool = False
+    """Decay the learning rate linearly to 0. In a lifelong stream that is itself a loss of plasticity."""
+    gamma: float = 0.99
+    """Discount of rewards."""
+    gae_lambda: float = 0.95
+    """Decay of generalized advantage estimation."""
+    clip: float = 0.2
+    """Clipping of the probability ratio."""
+    ent_coef: float = 0.01
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Norm to which gradients are clipped."""
+    reward_scale: float = 1.0
+    """Factor on the rewards that are learned from (logged returns stay as they are)."""
+    seed: int = 1
+    """Seed of the network, the actions and the stream."""
+    device: str = "cpu"
+    """Where the networks and the rollouts live: cpu, cuda, cuda:1, ..."""
+    threads: int = 1
+    """Threads of PyTorch on the CPU; small networks are fastest with one."""
+    probe_every: int = 20
+    """Updates between two measurements by the plasticity probes; 0 for none."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are made."""
+    note: str = ""
+    """A word that tells this run's folder from others of the same optimizer."""
+    overwrite: bool = False
+    """Replace a finished run."""
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=AdamOConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("total_steps", "num_envs", "num_steps", "epochs", "minibatches", "lr", "threads"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        if self.num_envs * self.num_steps % self.minibatches:
+            raise ValueError(
+                f"--minibatches {self.minibatches} must divide num_envs * num_steps, "
+                f"{self.num_envs * self.num_steps}"
+            )
+        self.stream.check(self.num_envs)
+        check_device(self.device)
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value function with separate networks over the same encoded observations."""
+
+    def __init__(self, stream: gym.vector.VectorEnv, network: NetworkConfig) -> None:
+        super().__init__()
+        space, actions = stream.single_observation_space, stream.single_action_space
+        if not isinstance(actions, gym.spaces.Discrete):
+            raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
+        self.encode = encoder(space)
+        self.actor = torso(self.encode, space, network)
+        self.actor.add_module("head", head(network, int(actions.n), gain=0.01))
+        self.critic = torso(self.encode, space, network)
+        self.critic.add_module("head", head(network, 1, gain=1.0))
+
+    def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (B, ...) -> logits (B, A) and values (B,)."""
+        features = self.encode(observations)
+        return self.actor(features), self.critic(features).squeeze(1)
+
+    def act(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Sample actions (B,); with their log-probabilities (B,) and the values (B,)."""
+        logits, values = self(observations)
+        log_probs = F.log_softmax(logits, dim=1)
+        actions = torch.multinomial(log_probs.exp(), 1)
+        return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1), values
+
+    def value(self, observations: Tensor) -> Tensor:
+        """Values (B,)."""
+        return self.critic(self.encode(observations)).squeeze(1)
+
+
+def gae(
+    rewards: Tensor, values: Tensor, done: Tensor, final_values: Tensor, next_value: Tensor, gamma: float, lam: float
+) -> Tensor:
+    """Generalized advantage estimation (Schulman et al., 2016), right at every kind of episode end.
+
+    Args:
+        rewards: (T, N).
+        values: (T, N), of the observations acted on.
+        done: (T, N), whether the step ended its episode, for whatever reason.
+        final_values: (T, N), the value of the last observation where an episode was truncated, else 0.
+        next_value: (N,), of the observations after the last step.
+        gamma: discount.
+        lam: decay of the estimator.
+
+    Returns:
+        Advantages, (T, N).
+    """
+    advantages = torch.zeros_like(rewards)
+    advantage = torch.zeros_like(next_value)
+    running = 1.0 - done.float()
+    for t in reversed(range(len(rewards))):
+        delta = rewards[t] + gamma * (running[t] * next_value + final_values[t]) - values[t]
+        advantage = delta + gamma * lam * running[t] * advantage
+        advantages[t] = advantage
+        next_value = values[t]
+    return advantages
+
+
+def ppo_loss(
+    logits: Tensor, values: Tensor, actions: Tensor, old_log_probs: Tensor, advantages: Tensor, returns: Tensor,
+    clip: float, ent_coef: float, vf_coef: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Clipped surrogate objective, value loss and entropy bonus of a minibatch of size B.
+
+    Args:
+        logits: (B, A), of the policy as it is now.
+        values: (B,), of the value function as it is now.
+        actions: (B,), taken under the old policy.
+        old_log_probs: (B,), of those actions under the old policy.
+        advantages: (B,), normalized here.
+        returns: (B,), targets of the values.
+        clip: range of the probability ratio.
+        ent_coef: weight of the entropy.
+        vf_coef: weight of the value loss.
+
+    Returns:
+        The loss, and (5,): policy loss, value loss, entropy, approximate KL divergence, clipped fraction.
+    """
+    all_log_probs = F.log_softmax(logits, dim=1)
+    log_ratio = all_log_probs.gather(1, actions[:, None]).squeeze(1) - old_log_probs
+    ratio = log_ratio.exp()
+    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
+    value_loss = 0.5 * (values - returns).square().mean()
+    entropy = -(all_log_probs.exp() * all_log_probs).sum(1).mean()
+    with torch.no_grad():
+        approx_kl = (ratio - 1 - log_ratio).mean()
+        clipfrac = ((ratio - 1).abs() > clip).float().mean()
+        stats = torch.stack((policy_loss, value_loss, entropy, approx_kl, clipfrac))
+    return policy_loss - ent_coef * entropy + vf_coef * value_loss, stats
+
+
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Train; returns the run's summary."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    stream = args.stream.make(args.num_envs, args.seed, device)
+    agent = ActorCritic(stream, args.network).to(device)
+    optimizer = args.optim.build(agent, args.lr, exclude=(agent.actor.head, agent.critic.head))
+
+    batch = args.num_steps * args.num_envs
+    updates = max(1, args.total_steps // batch)
+    run = Run("ppo", args, total_steps=updates * batch)
+    run.say(isometry_report(optimizer, updates * args.epochs * args.minibatches))
+    annealing = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: 1 - update / updates if args.anneal_lr else 1.0
+    )
+
+    shape = (args.num_steps, args.num_envs)
+    observation, _ = stream.reset()
+    observations = torch.empty(*shape, *observation.shape[1:], dtype=observation.dtype, device=device)
+    actions = torch.empty(shape, dtype=torch.long, device=device)
+    log_probs, values, rewards = (torch.empty(shape, device=device) for _ in range(3))
+    done = torch.empty(shape, dtype=torch.bool, device=device)
+    final_values = torch.empty(shape, device=device)
+
+    for update in range(1, updates + 1):
+        final_values.zero_()
+        for t in range(args.num_steps):
+            observations[t] = observation
+            with torch.no_grad():
+                actions[t], log_probs[t], values[t] = agent.act(observation)
+            run.lap("act")
+            observation, reward, terminated, truncated, info = stream.step(actions[t])
+            rewards[t] = args.reward_scale * reward
+            done[t] = terminated | truncated
+            if "final_obs" in info:
+                with torch.no_grad():
+                    final_values[t] = agent.value(info["final_obs"]) * truncated
+            run.record_episodes(stream.steps, info)
+            run.lap("env")
+
+        with torch.no_grad():
+            next_value = agent.value(observation)
+            advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
+        returns = advantages + values
+
+        probing = args.probe_every > 0 and (update % args.probe_every == 0 or update == 1)
+        before = snapshot(agent) if probing else None
+        b_observations, b_actions, b_log_probs, b_advantages, b_returns = (
+            storage.flatten(0, 1) for storage in (observations, actions, log_probs, advantages, returns)
+        )
+        stats = []
+        for _ in range(args.epochs):
+            for mb in torch.randperm(batch, device=device).chunk(args.minibatches):
+                mb_logits, mb_values = agent(b_observations[mb])
+                loss, losses = ppo_loss(
+                    mb_logits, mb_values, b_actions[mb], b_log_probs[mb], b_advantages[mb], b_returns[mb],
+                    args.clip, args.ent_coef, args.vf_coef,
+                )  # fmt: skip
+                optimizer.zero_grad()
+                loss.backward()
+                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                optimizer.step()
+                stats.append(torch.cat((losses, grad_norm[None])))
+        annealing.step()
+        run.lap("learn")
+
+        *losses, grad_norm, explained_variance = torch.cat(
+            (torch.stack(stats).mean(0), 1 - (returns - values).var()[None] / returns.var())
+        ).tolist()
+        metrics = {f"losses/{name}": value for name, value in zip(LOSSES, losses)}
+        metrics |= {"losses/explained_variance": explained_variance, "update/grad_norm": grad_norm}
+        metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        if before is not None:
+            metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}
+            probe_set = agent.encode(b_observations[:: max(1, batch // 256)])
+            metrics |= measure({"actor": agent.actor, "critic": agent.critic}, probe_set)
+            run.lap("probe")
+        run.log_update(stream.steps, metrics)
+
+    stream.close()
+    return run.finish(agent)
+
+
+if __name__ == "__main__":
+    main(cli(Args, PRESETS))

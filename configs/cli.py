@@ -1,0 +1,52 @@
+"""The command line of an agent: a preset, if any, then flags and the optimizer, in any order."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+
+def override(config: Config, changes: Mapping[str, Any]) -> Config:
+    """A copy of a dataclass with some fields changed; nested dicts change fields of nested dataclasses.
+
+    Raises:
+        TypeError: a name is not a field.
+    """
+    nested = {
+        name: override(getattr(config, name), value) if isinstance(value, Mapping) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **nested)  # type: ignore[type-var]
+
+
+def cli(
+    args_type: type[Config], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
+) -> Config:
+    """Parse ``[preset] [optim:NAME] [--flags]``; exits with code 2 and a sentence on bad input.
+
+    Args:
+        args_type: the agent's frozen dataclass.
+        presets: name -> changes to its defaults.
+        argv: the words of the command line, without the program's name.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    default = args_type()
+    if words and not words[0].startswith("-") and ":" not in words[0]:
+        preset = words.pop(0)
+        if preset not in presets:
+            print(f"error: there is no preset {preset!r}; there are {', '.join(presets)}", file=sys.stderr)
+            raise SystemExit(2)
+        default = override(default, presets[preset])
+    return tyro.cli(
+        args_type,
+        args=words,
+        default=default,
+        description=f"{args_type.__doc__}\n\nPresets, as the first word: {', '.join(presets)}",
+        config=(tyro.conf.CascadeSubcommandArgs,),
+    )

@@ -1,0 +1,27 @@
+"""Presets of PPO: what each changes of ``Args``' defaults.
+
+``iso`` is chosen by the isometry budget, learning rate x iso x optimizer steps of the run: 0.5 to 1 here.
+"""
+
+# MiniGrid: a few thousand steps per second, sparse rewards.
+GRID = {"num_steps": 128, "epochs": 4, "network": {"hidden": (128,)}}
+
+PRESETS: dict[str, dict] = {
+    # CartPole behind a new rotation of its observations and a new order of its actions every 16k steps.
+    "cartpole-rotations": {},
+    # The same CartPole on planets of other gravity.
+    "cartpole-gravity": {"stream": {"id": "cartpole-gravity"}},
+    # Five MiniGrid families in two cycles, a new layout each episode.
+    "grid-layouts": {**GRID, "stream": {"id": "grid-layouts"}, "total_steps": 1_000_000, "optim": {"iso": 0.1}},
+    # Three of them in two cycles, in a few minutes on a laptop.
+    "grid-layouts-small": {
+        **GRID,
+        "stream": {"id": "grid-layouts-small"},
+        "total_steps": 240_000,
+        "optim": {"iso": 0.3},
+    },
+    # DoorKey rooms of three sizes in four cycles.
+    "grid-doorkey": {**GRID, "stream": {"id": "grid-doorkey"}, "total_steps": 1_200_000, "optim": {"iso": 0.1}},
+    # A new fixed maze of one family every 40k steps.
+    "grid-crossings": {**GRID, "stream": {"id": "grid-crossings"}, "total_steps": 800_000, "optim": {"iso": 0.1}},
+}

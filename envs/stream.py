@@ -1,0 +1,293 @@
+"""Streams: vector environments whose task changes while the agent learns.
+
+A *task* is an ordinary Gymnasium environment, made by a pure function of the task's number ``k`` and the run's
+seed. A *schedule* says which task is on at which step. A :class:`Stream` steps ``num_envs`` copies of the
+current task and replaces all of them, at one and the same step, when the schedule says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+
+TaskFunction = Callable[[int, int], gym.Env]
+
+
+class Schedule(Protocol):
+    """Which task is on at which step."""
+
+    def task_at(self, step: int) -> int:
+        """Number of the task at ``step``, in environment steps summed over sub-environments; pure."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Periodic:
+    """A new task every ``period`` steps: 0, 1, 2, ... without end, or the same ``tasks`` of them in cycles.
+
+    >>> [Periodic(period=100, tasks=2).task_at(step) for step in (0, 99, 100, 200)]
+    [0, 0, 1, 0]
+    """
+
+    period: int
+    tasks: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.period < 1:
+            raise ValueError(f"the period of a stream must be at least 1 step, not {self.period}")
+        if self.tasks is not None and self.tasks < 1:
+            raise ValueError(f"a stream needs at least 1 task, not {self.tasks}")
+
+    def task_at(self, step: int) -> int:
+        """Number of the task at ``step``."""
+        visit = step // self.period
+        return visit if self.tasks is None else visit % self.tasks
+
+
+@dataclasses.dataclass(frozen=True)
+class Stationary:
+    """Task 0 for ever."""
+
+    def task_at(self, step: int) -> int:
+        """Always 0."""
+        return 0
+
+
+class Stream(VectorEnv):
+    """A Gymnasium vector environment whose sub-environments change task together.
+
+    Autoreset is SAME_STEP. Three kinds of step end an episode:
+
+    * the environment's own end: ``terminated`` or ``truncated``, as it says itself;
+    * the last step of a task: every episode that still runs is ``truncated``.
+
+    In each case ``info["final_obs"]`` (shape (N, ...), valid where ``info["_final_obs"]``) is the last
+    observation of the ended episode, still of the old task, and the returned observation is the first of the
+    next episode, after a switch of the new task. ``info["task"]`` is the task in which the step was made.
+    Undiscounted returns and lengths of episodes stand in ``info["episode_return"]`` and
+    ``info["episode_length"]``, valid where ``info["_episode_return"]``: episodes that a switch cut short are
+    left out, since the return of half an episode says nothing about the agent.
+
+    The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that is
+    a pure function of (run seed, k, i, j). No two runs share an episode.
+
+    Args:
+        task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
+        schedule: which task is on at which step.
+        num_envs: N, the number of sub-environments.
+        seed: the run's seed.
+        device: where observations, rewards and ends of episodes are returned as tensors (observations in
+            their own dtype, rewards as float32); ``None`` returns NumPy arrays, as Gymnasium does.
+
+    Raises:
+        ValueError: at a switch, if the new task's spaces differ from the first task's.
+    """
+
+    def __init__(
+        self,
+        task: TaskFunction,
+        schedule: Schedule,
+        num_envs: int,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
+        self.make_task = task
+        self.schedule = schedule
+        self.num_envs = num_envs
+        self.seed = seed
+        self.device = device
+        self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
+        self.steps = 0
+        self.task = schedule.task_at(0)
+        self.env = self._make_envs(self.task)
+        self.single_observation_space = self.env.single_observation_space
+        self.single_action_space = self.env.single_action_space
+        self.observation_space = self.env.observation_space
+        self.action_space = self.env.action_space
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Go back to step 0 of the stream; ``seed`` replaces the run's seed.
+
+        Returns:
+            Observations, shape (N, ...), and ``{"task": k}``.
+        """
+        if options:
+            raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
+        if seed is not None:
+            self.seed = seed
+        self.steps = 0
+        self.episodes = np.full(self.num_envs, -1)
+        self.returns = np.zeros(self.num_envs)
+        self.lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self._enter(self.schedule.task_at(0))
+        return self._out(self._reset_envs(np.ones(self.num_envs, dtype=bool))), {"task": self.task}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step every sub-environment once; switch the task if its last step was made.
+
+        Args:
+            actions: tensor or array, shape (N, ...).
+
+        Returns:
+            Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
+        """
+        if isinstance(actions, torch.Tensor):
+            actions = actions.cpu().numpy()
+        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        self.steps += self.num_envs
+        self.returns += rewards
+        self.lengths += 1
+        info["task"] = self.task
+
+        next_task = self.schedule.task_at(self.steps)
+        done = terminated | truncated
+        if done.any():
+            info |= {"episode_return": self.returns.copy(), "_episode_return": done}
+            info |= {"episode_length": self.lengths.copy(), "_episode_length": done}
+        if next_task != self.task:
+            truncated = truncated | ~terminated
+            done = np.ones_like(done)
+        if done.any():
+            info |= {"final_obs": self._out(observations), "_final_obs": done}
+            self._enter(next_task)
+            observations = self._reset_envs(done)
+        if self.device is not None:
+            rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
+        return self._out(observations), rewards, self._out(terminated), self._out(truncated), info
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the sub-environments."""
+        self.env.close()
+
+    def _enter(self, task: int) -> None:
+        if task != self.task:
+            self.env.close()
+            self.env = self._make_envs(task)
+            self.task = task
+            for kind in ("single_observation_space", "single_action_space"):
+                if getattr(self.env, kind) != getattr(self, kind):
+                    raise ValueError(
+                        f"all tasks of a stream share their spaces, but {kind} of task {task} is "
+                        f"{getattr(self.env, kind)} and was {getattr(self, kind)}"
+                    )
+
+    def _make_envs(self, task: int) -> SyncVectorEnv:
+        make = functools.partial(self.make_task, task, self.seed)
+        return SyncVectorEnv([make] * self.num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    def _reset_envs(self, mask: np.ndarray) -> np.ndarray:
+        """Start the next episode where ``mask`` is set; returns all observations, (N, ...)."""
+        self.episodes[mask] += 1
+        self.returns[mask] = 0.0
+        self.lengths[mask] = 0
+        seeds = [
+            episode_seed(self.seed, self.task, env, int(self.episodes[env])) if mask[env] else None
+            for env in range(self.num_envs)
+        ]
+        return self.env.reset(seed=seeds, options={"reset_mask": mask})[0]
+
+    def _out(self, array: np.ndarray) -> Any:
+        """The one place where NumPy becomes a tensor on the agent's device."""
+        return array if self.device is None else torch.as_tensor(array, device=self.device)
+
+
+def episode_seed(run: int, task: int, env: int, episode: int) -> int:
+    """The 63-bit seed of one episode: independent streams, where ``seed + env`` overlaps between runs."""
+    return int(np.random.SeedSequence([run, task, env, episode]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def task_rng(seed: int, task: int) -> np.random.Generator:
+    """The random generator from which task ``task`` of a stream draws what it changes."""
+    return np.random.default_rng(np.random.SeedSequence([seed, task]))
+
+
+def stream(
+    id: str, *, period: int, tasks: int | None = None
+) -> Callable[[TaskFunction], TaskFunction]:
+    """Register ``task(k, seed) -> env`` with Gymnasium as the stream ``id``.
+
+    Args:
+        id: a Gymnasium id; ``module:id`` on a command line imports the module first.
+        period: environment steps, summed over sub-environments, that each task lasts by default.
+        tasks: how many different tasks there are, if they come in cycles.
+    """
+
+    def register(task: TaskFunction) -> TaskFunction:
+        def make(num_envs: int, period: int | None = None, **kwargs: Any) -> Stream:
+            return Stream(task, Periodic(default_period if period is None else period, tasks), num_envs, **kwargs)
+
+        gym.register(id, vector_entry_point=make)
+        return task
+
+    default_period = period
+    return register
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """Which stream the agent lives on."""
+
+    id: str = "cartpole-rotations"
+    """A registered stream, module:id for one in your own file, or any Gymnasium id (which never switches)."""
+    period: int | None = None
+    """Environment steps, summed over sub-environments, that each task lasts (default: the stream's own)."""
+
+    def spec(self) -> EnvSpec:
+        """What Gymnasium knows of the id, after the import of its module if it names one.
+
+        Raises:
+            ValueError: the id is unknown or its module cannot be imported.
+        """
+        module, _, name = self.id.rpartition(":")
+        try:
+            if module:
+                # A script's own folder is on the path, the folder it is called from is not.
+                if os.getcwd() not in sys.path:
+                    sys.path.append(os.getcwd())
+                importlib.import_module(module)
+            return gym.spec(name)
+        except (gym.error.Error, ImportError) as error:
+            raise ValueError(f"there is no stream {self.id!r}: {error}") from error
+
+    def check(self, num_envs: int) -> None:
+        """Refuse what cannot run, before anything is made.
+
+        Raises:
+            ValueError: the id is unknown, or the period does not suit it or ``num_envs``.
+        """
+        spec = self.spec()
+        if self.period is None:
+            return
+        if spec.entry_point is not None:
+            raise ValueError(f"{self.id} never switches, so --stream.period would be ignored")
+        if self.period < num_envs:
+            raise ValueError(
+                f"--stream.period must be at least one step of all {num_envs} environments, not {self.period}"
+            )
+
+    def make(self, num_envs: int, seed: int = 0, device: torch.device | str | None = None) -> Stream:
+        """Make the stream; an ordinary Gymnasium id becomes a stream of one task."""
+        self.check(num_envs)
+        spec = self.spec()
+        if spec.entry_point is not None:
+            return Stream(lambda k, seed: gym.make(spec), Stationary(), num_envs, seed, device)
+        made = gym.make_vec(spec, num_envs=num_envs, period=self.period, seed=seed, device=device)
+        assert isinstance(made, Stream)
+        return made
+
+
+def registered_streams() -> list[str]:
+    """Ids of all streams that are registered now."""
+    return sorted(id for id, spec in gym.registry.items() if spec.entry_point is None)

@@ -1,0 +1,262 @@
+"""Dynamical isometry of weight matrices: the penalty, its gradient, and which weights it concerns.
+
+A layer preserves the norm of signals and gradients where its weight matrix W has all singular values equal.
+The penalty of A. Rosseau, R. Müller, A. Nowé, "Preserving Plasticity in Continual Learning via Dynamical
+Isometry", ICML 2026, eqs. 16 to 18, measures the distance from that on the Gram matrix G of the smaller side
+of W:
+
+    R(W) = ||G - s I||_F^2 = sum_i (sigma_i^2 - s)^2,        dR/dW = 4 (W W^T W - s W),
+
+with s = 1 in the paper; s = 2 suits ReLU layers, which halve the mean square. There is no factor 1/2 in
+front: coefficients of implementations that have one mean half as much. Both sides' Gram matrices give the
+same gradient, so the smaller one is only a matter of cost.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+__all__ = [
+    "isometry_gradient",
+    "isometry_penalty",
+    "isometry_report",
+    "matrix_view",
+    "param_groups",
+    "pull_norm",
+]
+
+Exclude: TypeAlias = Iterable[nn.Module | str] | nn.Module | str
+NamedParameters: TypeAlias = list[tuple[str, nn.Parameter]]
+
+# Below this c * steps even the largest singular values hardly move; above the other bound the weights are so
+# stiff that networks stop fitting their task. The paper's own experiments lie between 0.5 and 8.
+MIN_BUDGET = 0.1
+MAX_BUDGET = 30.0
+
+
+def matrix_view(weight: Tensor) -> Tensor:
+    """View a weight as the matrix whose singular values count.
+
+    Args:
+        weight: of a linear layer `(out, in)` or of a convolution `(out, in, *kernel)`; contiguous or channels
+            last.
+
+    Returns:
+        `(out, in * prod(kernel))`, sharing memory with `weight` (paper, appendix A). For a weight in channels
+        last the columns come in another order, which no singular value depends on.
+
+    Raises:
+        ValueError: if `weight` has less than two dimensions.
+        RuntimeError: if its memory layout admits no such view.
+    """
+    if weight.ndim < 2:
+        raise ValueError(f"isometry needs a matrix or a convolution kernel, got shape {tuple(weight.shape)}")
+    if weight.ndim == 2:
+        return weight
+    if not weight.is_contiguous():
+        weight = weight.movedim(1, -1)
+    return weight.view(weight.shape[0], -1)
+
+
+def gram_matrix(matrix: Tensor) -> Tensor:
+    """W^T W if `matrix` is tall or square, W W^T if it is wide: `(n, n)` with n the smaller side."""
+    tall = matrix.shape[0] >= matrix.shape[1]
+    return matrix.T @ matrix if tall else matrix @ matrix.T
+
+
+def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
+    """W W^T W - s W in one product; subtracting here, not in a factor 1 + 4cs, keeps small steps in float32."""
+    if matrix.shape[0] >= matrix.shape[1]:
+        return torch.addmm(matrix, matrix, gram, beta=-scale)
+    return torch.addmm(matrix, gram, matrix, beta=-scale)
+
+
+def isometry_gradient(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """Gradient of the penalty in closed form, 4 (W W^T W - s W), without autograd (paper, eq. 20).
+
+    Args:
+        weight: `(out, in)` or `(out, in, *kernel)`.
+        scale: the target s of the squared singular values.
+
+    Returns:
+        The gradient with respect to `matrix_view(weight)`, `(out, in * prod(kernel))`.
+    """
+    matrix = matrix_view(weight.detach())
+    return _residual(matrix, gram_matrix(matrix), scale).mul_(4.0)
+
+
+def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> tuple[list[Tensor], Tensor]:
+    """Guarded isometry steps, each split in a direction and a divisor: W <- W - direction / (2 divisor).
+
+    A step multiplies a singular value sigma by 1 - 4c (sigma^2 - s), which diverges where c is too large for
+    it. Therefore c is bounded by 1 / (8 max(s, ||G||_inf - s)), where the largest absolute row sum ||G||_inf
+    of the Gram matrix bounds sigma_max^2 from above: then no singular value ever moves away from sqrt(s),
+    whatever the coefficient. All of it stays on the device.
+
+    Args:
+        matrices: L matrices `(out, in)`, float32 or float64.
+        coefficient: c > 0, step size times penalty coefficient.
+        scale: the target s > 0 of the squared singular values.
+
+    Returns:
+        The directions W W^T W - s W, `(out, in)` each, and the divisors 1 / (8 c_eff), `(L,)`. The guard is
+        active where a divisor exceeds 1 / (8c).
+    """
+    grams = [gram_matrix(matrix) for matrix in matrices]
+    # One vector for all matrices: in small networks the guard is launch-bound.
+    row_sums = torch.stack([gram.abs().sum(0).amax() for gram in grams])
+    divisors = row_sums.sub_(scale).clamp_(min=max(scale, 0.125 / coefficient))
+    return [_residual(matrix, gram, scale) for matrix, gram in zip(matrices, grams)], divisors
+
+
+def isometry_coefficient(group: dict[str, Any]) -> float:
+    """C = iso_lr * iso of a parameter group, per optimizer step and at its present learning rate; 0 without `iso`."""
+    iso = group.get("iso", 0.0)
+    return iso * group["lr"] * group["iso_lr_ratio"] if iso else 0.0
+
+
+def isometry_penalty(module: nn.Module, scale: float = 1.0, exclude: Exclude = ()) -> Tensor:
+    """The coupled form: the penalty as a differentiable term of the loss (paper, eqs. 16 to 18).
+
+    Add `coefficient * isometry_penalty(network)` to the loss. Adam then rescales its gradient together with
+    the task's, so that coefficients are not comparable with those of `AdamO`, which keeps the two apart.
+
+    Args:
+        module: the network.
+        scale: the target s of the squared singular values.
+        exclude: submodules, or their names, whose weights are left alone: output heads.
+
+    Returns:
+        The sum of ||G - s I||_F^2 over the trainable weights of linear and convolutional layers, `()`.
+
+    Raises:
+        ValueError: if `exclude` holds what is not a submodule.
+    """
+    penalty = torch.zeros(())
+    for _, weight in split_parameters(module, exclude)[0]:
+        gram = gram_matrix(matrix_view(weight))
+        identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        penalty = penalty + (gram - scale * identity).square().sum()
+    return penalty
+
+
+def _excluded_parameters(module: nn.Module, exclude: Exclude) -> set[nn.Parameter]:
+    """Parameters of the submodules in `exclude`."""
+    submodules = dict(module.named_modules(remove_duplicate=False))
+    names = {submodule: name for name, submodule in submodules.items()}
+    excluded: set[nn.Parameter] = set()
+    for item in (exclude,) if isinstance(exclude, nn.Module | str) else exclude:
+        if item not in (submodules if isinstance(item, str) else names):
+            what = repr(item) if isinstance(item, str) else f"a {type(item).__name__} module"
+            known = ", ".join(name for name in submodules if name)
+            raise ValueError(f"exclude holds {what}, which is no submodule of the network; it has: {known}")
+        excluded.update((submodules[item] if isinstance(item, str) else item).parameters())
+    return excluded
+
+
+def split_parameters(module: nn.Module, exclude: Exclude = ()) -> tuple[NamedParameters, NamedParameters]:
+    """Split the trainable parameters into weights that isometry concerns and all others.
+
+    The first are the weights of `nn.Linear` and `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d` outside `exclude`.
+    Each parameter occurs once, however many layers share it.
+
+    Raises:
+        ValueError: if `exclude` holds what is not a submodule.
+    """
+    layers = (m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d))
+    # A parametrized weight is computed, not a parameter: it is not found here, and its parts are not
+    # matrices.
+    weights = {layer._parameters.get("weight") for layer in layers} - _excluded_parameters(module, exclude)
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return [(n, p) for n, p in trainable if p in weights], [(n, p) for n, p in trainable if p not in weights]
+
+
+def param_groups(module: nn.Module, exclude: Exclude = ()) -> list[dict[str, Any]]:
+    """Parameter groups for an optimizer with isometry, such as `AdamO(param_groups(network, exclude=[head]))`.
+
+    Args:
+        module: the network.
+        exclude: submodules, or their names, that are trained without isometry. Output heads belong here: a
+            policy head starts with gain 0.01, and a pull towards singular values of 1 fights that.
+
+    Returns:
+        A group of matrices and convolution kernels, for which the optimizer's own `iso` holds, and a group
+        with `iso=0` of all else: biases, norms, embeddings and what `exclude` names. Parameters are named;
+        frozen ones are left out, as is a group without any.
+
+    Raises:
+        ValueError: if `exclude` holds what is not a submodule.
+    """
+    matrices, others = split_parameters(module, exclude)
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "iso": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    """Names of a group's parameters, or their shapes where the optimizer was not told names."""
+    return group.get("param_names") or [str(tuple(p.shape)) for p in group["params"]]
+
+
+def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
+    """What isometry will do in a run, in a few lines to be shown once at its start.
+
+    Args:
+        optimizer: any optimizer.
+        planned_steps: optimizer steps that the run will take.
+
+    Returns:
+        Which parameters are pulled and which are not; for each group the time constant 1 / (8cs) in steps, in
+        which a singular value near sqrt(s) closes 63 % of its distance, and the isometry budget c *
+        planned_steps at the initial learning rate. A line that begins with "warning:" follows where the
+        budget is below 0.1, so that the pull cannot act within the run, or above 30, so that the weights
+        become stiff. Empty without isometry.
+    """
+    pulled = [group for group in optimizer.param_groups if group.get("iso")]
+    if not pulled:
+        return ""
+    left = [name for group in optimizer.param_groups if not group.get("iso") for name in _names(group)]
+    lines = []
+    for group in pulled:
+        # A warm-up begins with a learning rate of zero: the scheduler keeps the one it warms up to.
+        c = isometry_coefficient({**group, "lr": group.get("initial_lr", group["lr"])})
+        budget = c * planned_steps
+        time_constant = 1.0 / (8.0 * c * group["iso_scale"]) if c else math.inf
+        lines += [
+            f"isometry pulls {', '.join(_names(group))}",
+            f"    time constant {time_constant:,.0f} steps, budget {budget:.3g} over {planned_steps:,} steps",
+        ]
+        if budget < MIN_BUDGET:
+            lines.append(
+                f"warning: an isometry budget below {MIN_BUDGET:g} cannot act within this run: raise iso"
+            )
+        elif budget > MAX_BUDGET:
+            lines.append(
+                f"warning: an isometry budget above {MAX_BUDGET:g} makes the weights stiff: lower iso"
+            )
+    lines.append(f"isometry leaves {', '.join(left) or 'nothing'} alone")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def pull_norm(optimizer: Optimizer) -> Tensor:
+    """Norm of the isometry step per optimizer step, at the current weights.
+
+    Args:
+        optimizer: any optimizer.
+
+    Returns:
+        The Frobenius norm, over all isometry groups, of c_eff * 4 (W W^T W - s W), `()`, on the weights'
+        device. A pull that comes every `iso_every` steps counts with its average. 0 without isometry.
+    """
+    norms = []
+    for group in optimizer.param_groups:
+        interval = group.get("iso_every", 1)
+        if coefficient := isometry_coefficient(group) * interval:
+            matrices = [matrix_view(weight) for weight in group["params"]]
+            directions, divisors = isometry_steps(matrices, coefficient, group["iso_scale"])
+            norms.append(torch.stack(torch._foreach_norm(directions)) / (2 * interval * divisors))
+    return torch.linalg.vector_norm(torch.cat(norms)) if norms else torch.zeros(())

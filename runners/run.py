@@ -1,0 +1,261 @@
+"""A run: its folder, its TensorBoard events, its progress bar, its episode returns.
+
+A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/`` and nowhere else: ``args.json``,
+``meta.json``, one event file, ``checkpoint/weights.safetensors`` and, once it is finished, ``summary.json``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+import sys
+import time
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from neoteny.runners.scores import Visit, run_scores
+
+# One chart each on TensorBoard's custom-scalars page, all runs over one another.
+CHARTS = {
+    "learning": {
+        "return": ["Multiline", ["charts/episodic_return"]],
+        "return at the end of each task": ["Multiline", ["task/return_at_end"]],
+        "area under the return curve of each task": ["Multiline", ["task/return_auc"]],
+    },
+    "plasticity": {
+        "dormant units (0.025), worst layer": ["Multiline", ["plasticity/dormant_0.025/max"]],
+        "dead units, worst layer": ["Multiline", ["plasticity/dead/max"]],
+        "effective rank of the features": ["Multiline", ["plasticity/feature_effective_rank/.*"]],
+    },
+    "isometry": {
+        "log10 condition number, worst hidden layer": ["Multiline", ["isometry/log10_cond/max"]],
+        "largest singular value, hidden layers": ["Multiline", ["isometry/sigma_max/max"]],
+        "isometry penalty": ["Multiline", ["isometry/penalty"]],
+    },
+}
+
+
+class RunArgs(Protocol):
+    """What a run needs of an agent's ``Args``."""
+
+    seed: int
+    runs_dir: Path
+    note: str
+    overwrite: bool
+    device: str
+    stream: Any
+    optim: Any
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there, instead of falling back to another.
+
+    Raises:
+        ValueError: the name is no device, or no such device is present.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def run_folder(agent: str, args: RunArgs) -> Path:
+    """Where the run of these arguments lives."""
+    stream = args.stream.id.rpartition(":")[2].replace("/", "-")
+    optimizer = "-".join(filter(None, (args.optim.name, args.note)))
+    return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"
+
+
+class Run:
+    """One run on disk and on the board.
+
+    Args:
+        agent: name of the algorithm.
+        args: the agent's arguments; they name the folder and are kept in it.
+        total_steps: environment steps that will be made.
+
+    Raises:
+        SystemExit: code 2 and one sentence, if a finished run is in the folder and ``--overwrite`` is not given.
+    """
+
+    def __init__(self, agent: str, args: RunArgs, total_steps: int) -> None:
+        self.folder = run_folder(agent, args)
+        self._clear_folder(args.overwrite)
+        config = {"agent": agent, **dataclasses.asdict(args)}  # type: ignore[call-overload]
+        config["optim"]["name"] = args.optim.name
+        write_json(self.folder / "args.json", config)
+        write_json(self.folder / "meta.json", _environment(args.device))
+
+        self.writer = SummaryWriter(str(self.folder), flush_secs=5)
+        self.writer.add_custom_scalars(CHARTS)
+        self._log_hparams(config)
+        name = "/".join(self.folder.parts[-2:])
+        self.bar = tqdm(total=total_steps, unit="step", unit_scale=True, desc=name)
+        # What was measured is kept even if the run ends by an error.
+        self._closer = weakref.finalize(self, _close, self.writer, self.bar)
+        self.visits = [Visit(task=0, start=0)]
+        self.seconds: dict[str, float] = {}
+        self._returns: list[float] = []
+        self._lengths: list[int] = []
+        self._step = 0
+        self._start = self._lap = time.perf_counter()
+
+    def say(self, text: str) -> None:
+        """Print a remark on the run's set-up, and keep it on TensorBoard's text page."""
+        if text:
+            print(text, flush=True)
+            self.writer.add_text("setup", text.replace("\n", "  \n"))
+
+    def lap(self, section: str) -> None:
+        """Count the time since the last lap as spent in ``section`` (env, act, learn, probe, ...)."""
+        now = time.perf_counter()
+        self.seconds[section] = self.seconds.get(section, 0.0) + now - self._lap
+        self._lap = now
+
+    def record_episodes(self, step: int, info: Mapping[str, Any]) -> None:
+        """Take the returns of ended episodes, and the task they belong to, from a stream's ``info``."""
+        if info["task"] != self.visits[-1].task:
+            self._end_visit()
+            self.visits.append(Visit(task=info["task"], start=self._step))
+        self._step = step
+        if "episode_return" in info:
+            ended = info["_episode_return"]
+            returns, lengths = (info[key][ended].tolist() for key in ("episode_return", "episode_length"))
+            self._returns += returns
+            self._lengths += lengths
+            self.visits[-1].returns += returns
+            self.visits[-1].lengths += lengths
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write scalars at ``step``, all of them in one event."""
+        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in metrics.items()]
+        self.writer.file_writer.add_summary(Summary(value=values), step)
+
+    def log_update(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
+        charts = {"charts/SPS": step / (time.perf_counter() - self._start)}
+        if self._returns:
+            charts["charts/episodic_return"] = float(np.mean(self._returns))
+            charts["charts/episodic_length"] = float(np.mean(self._lengths))
+            progress = f"task {self.visits[-1].task}, return {charts['charts/episodic_return']:.2f}"
+            self.bar.set_postfix_str(progress, refresh=False)
+            self._returns.clear()
+            self._lengths.clear()
+        times = {f"time/{section}": seconds for section, seconds in self.seconds.items()}
+        self.log(step, {**charts, **metrics, **times, "stream/task": self.visits[-1].task})
+        self.bar.update(step - self.bar.n)
+
+    def finish(self, network: nn.Module) -> dict[str, Any]:
+        """Save the weights, log the scores, write ``summary.json`` and close.
+
+        Returns:
+            The summary: scores, one row a visit, seconds by section.
+        """
+        self._end_visit()
+        (self.folder / "checkpoint").mkdir(exist_ok=True)
+        weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
+        save_file(weights, self.folder / "checkpoint" / "weights.safetensors")
+        scores = run_scores(self.visits)
+        self.log(self.bar.total, scores)
+        self.writer.file_writer.add_summary(hparams({"seed": 0}, {tag: 0.0 for tag in scores})[2])
+        summary = {
+            **scores,
+            "visits": [
+                {
+                    "task": visit.task,
+                    "start": visit.start,
+                    "episodes": len(visit.returns),
+                    "return_at_end": visit.return_at_end,
+                    "return_auc": visit.return_auc,
+                }
+                for visit in self.visits
+            ],
+            "seconds": {**self.seconds, "total": time.perf_counter() - self._start},
+        }
+        self._closer()
+        write_json(self.folder / "summary.json", summary)
+        return summary
+
+    def _end_visit(self) -> None:
+        visit = self.visits[-1]
+        if visit.returns:
+            scores = {"task/return_at_end": visit.return_at_end, "task/return_auc": visit.return_auc}
+            self.log(len(self.visits) - 1, scores)
+
+    def _clear_folder(self, overwrite: bool) -> None:
+        if (self.folder / "summary.json").exists() and not overwrite:
+            refuse(f"{self.folder} holds a finished run; give --overwrite to replace it or --note to name another")
+        if (self.folder / "args.json").exists():
+            if not overwrite:
+                print(f"{self.folder} holds an unfinished run, which starts again", file=sys.stderr)
+            shutil.rmtree(self.folder)
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            refuse(f"{self.folder} is not empty and holds no run")
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def _log_hparams(self, config: dict[str, Any]) -> None:
+        # SummaryWriter.add_hparams would open a second run for these.
+        flat = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in _flatten(config)}
+        for summary in hparams(flat, {tag: 0.0 for tag in run_scores([Visit(0, 0)])})[:2]:
+            self.writer.file_writer.add_summary(summary)
+
+
+def refuse(reason: str) -> NoReturn:
+    """Say in one sentence why a run cannot start, and exit with code 2, as argparse does."""
+    print(f"error: {reason}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write strict JSON: paths as text, numbers that are not finite as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, Path):
+            return str(value)
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    path.write_text(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
+
+
+def _environment(device: str) -> dict[str, Any]:
+    packages = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
+    return {
+        "resume_exact": False,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in config.items():
+        flat += _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+    return flat
+
+
+def _close(writer: SummaryWriter, bar: tqdm) -> None:
+    writer.close()
+    bar.close()

@@ -1,0 +1,68 @@
+"""Continual-learning scores: pure functions of the episodes of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+EPISODES_AT_END = 20
+
+
+@dataclasses.dataclass
+class Visit:
+    """One stay at a task: what it was, when it began and which episodes ended in it."""
+
+    task: int
+    start: int
+    returns: list[float] = dataclasses.field(default_factory=list)
+    lengths: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def return_at_end(self) -> float:
+        """Mean return of the last 20 episodes; NaN if none ended."""
+        return float(np.mean(self.returns[-EPISODES_AT_END:])) if self.returns else float("nan")
+
+    @property
+    def return_auc(self) -> float:
+        """Area under the return curve over its length: episodes weighted by their steps; NaN if none ended."""
+        return float(np.average(self.returns, weights=self.lengths)) if self.returns else float("nan")
+
+
+def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
+    """The visits to compare when one asks what the agent could do early and what it can do late.
+
+    Where every task came at least twice: the first and the last visit to each, the same tasks on both sides.
+    Otherwise the first and the last quarter of the visits, at least one each, of different tasks.
+    """
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for i, visit in enumerate(visits):
+        first.setdefault(visit.task, i)
+        last[visit.task] = i
+    if all(first[task] < last[task] for task in first):
+        return [visits[i] for i in first.values()], [visits[i] for i in last.values()]
+    quarter = max(1, len(visits) // 4)
+    return list(visits[:quarter]), list(visits[-quarter:])
+
+
+def run_scores(visits: Sequence[Visit]) -> dict[str, float]:
+    """The ``score/`` tags of a run; NaN where no episode ended.
+
+    Returns:
+        ``score/return_auc`` and ``score/return_at_end``, means over all visits, and
+        ``score/early_return`` and ``score/late_return``, means of ``return_auc`` over :func:`early_and_late`.
+    """
+    early, late = early_and_late(visits)
+    return {
+        "score/return_auc": _mean([visit.return_auc for visit in visits]),
+        "score/return_at_end": _mean([visit.return_at_end for visit in visits]),
+        "score/early_return": _mean([visit.return_auc for visit in early]),
+        "score/late_return": _mean([visit.return_auc for visit in late]),
+    }
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")

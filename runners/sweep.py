@@ -1,0 +1,36 @@
+"""Many runs on this machine: commands side by side, each with its own progress bar."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+
+def run_all(commands: Sequence[Sequence[str]], jobs: int) -> list[int]:
+    """Run commands, ``jobs`` at a time, with their progress bars on lines of their own.
+
+    Standard output of the commands is dropped (it is also in their run folders); errors and bars are shown.
+
+    Returns:
+        Exit codes, in the order of the commands.
+    """
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+
+    def run(command: Sequence[str]) -> int:
+        slot = slots.get()
+        # tqdm reads its defaults from the environment; where no one looks on, a line now and then is enough.
+        interval = "0.5" if sys.stderr.isatty() else "15"
+        environment = {**os.environ, "TQDM_POSITION": str(slot), "TQDM_MININTERVAL": interval}
+        try:
+            return subprocess.call(command, env=environment, stdout=subprocess.DEVNULL)
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(run, commands))

@@ -1,0 +1,33 @@
+"""The project's virtual environment, made on first use and re-used while it is current; standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
+
+
+def enter() -> None:
+    """Return inside ``.venv`` with everything installed, or run the calling script there and exit as it does."""
+    if sys.version_info < (3, 11):
+        sys.exit("neoteny needs Python 3.11 or newer")
+    wanted = hashlib.sha256()
+    for name in ("pyproject.toml", "scripts/constraints.txt"):
+        wanted.update((ROOT / name).read_bytes())
+    stamp = VENV / "installed"
+    if not stamp.exists() or stamp.read_text() != wanted.hexdigest():
+        print("Installing into .venv (once) ...", flush=True)
+        venv.create(VENV, with_pip=True, clear=Path(sys.prefix) != VENV)
+        install = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run(
+            [*install, "-c", "scripts/constraints.txt", "-e", ".[analysis,dev]"], cwd=ROOT, check=True
+        )
+        stamp.write_text(wanted.hexdigest())
+    if Path(sys.prefix) != VENV:
+        sys.exit(subprocess.call([PYTHON, *sys.argv]))

@@ -1,0 +1,65 @@
+"""Train every combination of optimizer and seed, side by side; runs that are finished are left alone.
+
+    python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 1 2 3 --flags "--total-steps 50000"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import tyro
+
+from neoteny.configs.cli import cli
+from neoteny.runners.run import run_folder
+from neoteny.runners.sweep import run_all
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Train every combination of optimizer and seed, side by side."""
+
+    preset: str = "cartpole-rotations"
+    """Preset of the agent."""
+    agent: str = "ppo"
+    """File in agents/."""
+    optims: tuple[str, ...] = ("adam", "adamo")
+    """Optimizers."""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """Seeds."""
+    jobs: int = os.cpu_count() or 1
+    """Runs at a time."""
+    flags: str = ""
+    """More flags for every run, as one string."""
+
+
+def main(sweep: Sweep) -> int:
+    """Run it; returns 1 if a run failed."""
+    module = importlib.import_module(f"neoteny.agents.{sweep.agent}")
+    commands, finished = [], 0
+    for seed, optim in itertools.product(sweep.seeds, sweep.optims):
+        words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *shlex.split(sweep.flags)]
+        # Parsed here too, so that a bad flag is told before the first run starts.
+        folder = run_folder(sweep.agent, cli(module.Args, module.PRESETS, words))
+        if (folder / "summary.json").exists():
+            finished += 1
+        else:
+            commands.append([sys.executable, str(ROOT / "agents" / f"{sweep.agent}.py"), *words])
+    codes = run_all(commands, sweep.jobs)
+    failed = [shlex.join(command) for command, code in zip(commands, codes) if code]
+    print("\n" * min(sweep.jobs, len(commands)), end="")
+    print(f"{len(commands) - len(failed)} runs done, {finished} were finished before, {len(failed)} failed")
+    for command in failed:
+        print("failed:", command)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Sweep)))

@@ -1,0 +1,41 @@
+"""The folders at the root are one package, and installing it brings nothing else."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_the_package_list_equals_the_folders():
+    assert {f"neoteny.{part}" for part in PARTS} == set(PROJECT["tool"]["setuptools"]["packages"])
+    folders = PROJECT["tool"]["setuptools"]["package-dir"]
+    assert folders == {f"neoteny.{part}": part for part in PARTS}
+    assert all((ROOT / part / "py.typed").exists() for part in PARTS)
+
+
+def test_an_installation_brings_neoteny_and_nothing_else(tmp_path):
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
+    # A copy of the sources, since setuptools leaves its build folder in them.
+    source = tmp_path / "source"
+    subprocess.run(["git", "clone", "--quiet", ROOT, source], check=True)
+    subprocess.run([*install, "--target", tmp_path / "site", source], check=True)
+    installed = {path.name for path in (tmp_path / "site").iterdir()}
+    assert {re.sub(r"-.*", "", name) for name in installed} == {"neoteny"}
+    check = "import neoteny.optim as o; assert 'site' in o.__file__; from neoteny.optim import AdamO"
+    path = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); sys.meta_path[:] = [f for f in sys.meta_path if 'editable' not in repr(f)]; "
+    subprocess.run([sys.executable, "-W", "error", "-c", path + check], cwd=tmp_path, check=True)
+
+
+def test_constraints_hold_every_dependency():
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "scripts" / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    wanted = PROJECT["project"]["dependencies"] + sum(PROJECT["project"]["optional-dependencies"].values(), [])
+    assert {re.match(r"[\w-]+", requirement)[0].lower() for requirement in wanted} <= pinned

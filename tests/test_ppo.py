@@ -1,0 +1,208 @@
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import register
+
+from neoteny.agents import ppo
+from neoteny.agents.ppo import Args, gae, ppo_loss
+from neoteny.configs.cli import override
+from neoteny.configs.ppo import PRESETS
+from neoteny.envs import StreamConfig
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from tests.events import scalars
+
+
+class Constant(gym.Env):
+    """Reward 1 for ever: the value is 1 / (1 - gamma), time limit or not."""
+
+    observation_space = gym.spaces.Box(0, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.ones(2, np.float32), {}
+
+    def step(self, action):
+        return np.ones(2, np.float32), 1.0, False, False, {}
+
+
+class Identity(gym.Env):
+    """Name the hot unit of the observation."""
+
+    observation_space = gym.spaces.Box(0, 1, (4,), np.float32)
+    action_space = gym.spaces.Discrete(4)
+
+    def observe(self):
+        self.target = int(self.np_random.integers(4))
+        return np.eye(4, dtype=np.float32)[self.target]
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action):
+        reward = float(action == self.target)
+        return self.observe(), reward, False, False, {}
+
+
+register("Constant-v0", Constant, max_episode_steps=5)
+register("Identity-v0", Identity, max_episode_steps=10)
+
+
+def small(tmp_path, id, **changes):
+    defaults = {"total_steps": 2048, "num_envs": 4, "num_steps": 32, "probe_every": 0, "optim": AdamConfig()}
+    return Args(stream=StreamConfig(id), runs_dir=tmp_path, **{**defaults, **changes})
+
+
+def test_gae_by_hand():
+    # One environment, three steps; the second truncates its episode, whose last observation is worth 10.
+    rewards = torch.tensor([[1.0], [2.0], [3.0]])
+    values = torch.tensor([[0.5], [1.0], [1.5]])
+    done = torch.tensor([[False], [True], [False]])
+    final_values = torch.tensor([[0.0], [10.0], [0.0]])
+    advantages = gae(rewards, values, done, final_values, torch.tensor([4.0]), gamma=0.5, lam=0.5)
+    third = 3 + 0.5 * 4 - 1.5
+    second = 2 + 0.5 * 10 - 1.0  # the truncated episode ends here: nothing of the third step enters
+    first = 1 + 0.5 * 1.0 - 0.5 + 0.25 * second
+    assert advantages.flatten().tolist() == [first, second, third]
+
+
+def test_gae_of_a_terminated_episode_bootstraps_from_nothing():
+    done = torch.tensor([[True]])
+    advantages = gae(torch.ones(1, 1), torch.zeros(1, 1), done, torch.zeros(1, 1), torch.tensor([7.0]), 0.9, 0.9)
+    assert advantages.item() == 1.0
+
+
+def test_gae_with_lambda_1_is_the_discounted_return():
+    rewards = torch.arange(1.0, 6.0)[:, None].repeat(1, 2)
+    values = torch.randn(5, 2)
+    no = torch.zeros(5, 2)
+    advantages = gae(rewards, values, no.bool(), no, torch.zeros(2), gamma=0.9, lam=1.0)
+    returns = [sum(0.9**j * (i + j + 1) for j in range(5 - i)) for i in range(5)]
+    torch.testing.assert_close(advantages + values, torch.tensor(returns)[:, None].repeat(1, 2))
+
+
+def test_ppo_loss_by_hand():
+    # Two actions of even odds; ratios 1 / (0.5 / 0.25) = 2 and 0.5 / 0.5 = 1; advantages +-0.7071 once normalized.
+    logits = torch.zeros(2, 2)
+    loss, stats = ppo_loss(
+        logits,
+        values=torch.tensor([1.0, 2.0]),
+        actions=torch.tensor([0, 1]),
+        old_log_probs=torch.tensor([0.25, 0.5]).log(),
+        advantages=torch.tensor([3.0, 1.0]),
+        returns=torch.tensor([0.0, 4.0]),
+        clip=0.2,
+        ent_coef=0.1,
+        vf_coef=0.5,
+    )
+    a = 1 / 2**0.5
+    policy, value, entropy = -(1.2 * a - a) / 2, 0.5 * (1 + 4) / 2, np.log(2)
+    kl, clipfrac = ((2 - 1 - np.log(2)) + 0) / 2, 0.5
+    torch.testing.assert_close(stats, torch.tensor([policy, value, entropy, kl, clipfrac]))
+    assert loss.item() == pytest.approx(policy - 0.1 * entropy + 0.5 * value)
+
+
+def trained_value(monkeypatch, tmp_path, **changes):
+    """The value of the only observation of Constant-v0, gamma = 0.9, after training."""
+    critics = []
+    monkeypatch.setattr(ppo.Run, "finish", lambda self, agent: critics.append(agent))
+    args = small(tmp_path, "Constant-v0", total_steps=24_576, gamma=0.9, lr=3e-3, **changes)
+    ppo.main(args)
+    return critics[0].value(torch.ones(1, 2)).item()
+
+
+def test_value_of_an_endless_task_is_reached_through_time_limits(monkeypatch, tmp_path):
+    assert trained_value(monkeypatch, tmp_path) == pytest.approx(10.0, abs=0.3)
+
+
+def test_value_is_missed_if_truncation_is_taken_for_termination(monkeypatch, tmp_path):
+    def no_bootstrap(rewards, values, done, final_values, *rest):
+        return gae(rewards, values, done, torch.zeros_like(final_values), *rest)
+
+    monkeypatch.setattr(ppo, "gae", no_bootstrap)
+    # Five steps a time: on average (1 - 0.9^j) / 0.1 over j = 1..5.
+    assert trained_value(monkeypatch, tmp_path) == pytest.approx(2.63, abs=0.4)
+
+
+def test_identity_is_learnt(tmp_path):
+    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=12_288, gamma=0.0, lr=3e-3))
+    assert summary["visits"][-1]["return_at_end"] > 9.5
+
+
+OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig()]
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
+def test_every_optimizer_runs_and_anneals_every_group(tmp_path, optim):
+    changes = {"optim": optim, "probe_every": 2, "anneal_lr": True, "total_steps": 512}
+    ppo.main(small(tmp_path, "cartpole-rotations", **changes))
+    events = scalars(tmp_path / "cartpole-rotations" / "ppo" / optim.name / "s1")
+    rates = [value for _, value in events["charts/learning_rate"]]
+    assert rates == pytest.approx([0.00075, 0.0005, 0.00025, 0.0])
+    assert "plasticity/dormant_0.025/max" in events
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs(tmp_path, preset):
+    args = override(Args(), PRESETS[preset])
+    args = dataclasses.replace(args, total_steps=1, num_steps=8, epochs=1, runs_dir=tmp_path)
+    assert ppo.main(args)["visits"]
+
+
+@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
+def test_two_equal_runs_give_equal_events_and_weights(tmp_path, id):
+    changes = {"stream": StreamConfig(id, period=512), "optim": AdamOConfig(), "probe_every": 3}
+    runs = []
+    for name in ("a", "b"):
+        args = dataclasses.replace(small(tmp_path / name, id), **changes)
+        ppo.main(args)
+        runs.append(next((tmp_path / name).glob("**/args.json")).parent)
+    one, two = (
+        {tag: points for tag, points in scalars(run).items() if not tag.startswith(("time/", "charts/SPS"))}
+        for run in runs
+    )
+    assert len(one) > 30
+    assert one == two
+    weights = [(run / "checkpoint" / "weights.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+
+
+def test_probes_do_not_disturb_training(tmp_path):
+    weights = []
+    for every in (0, 1):
+        args = small(tmp_path / str(every), "cartpole-rotations", probe_every=every, optim=AdamOConfig())
+        ppo.main(args)
+        weights.append(next((tmp_path / str(every)).glob("**/*.safetensors")).read_bytes())
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
+def test_ppo_runs_on_the_gpu(tmp_path, id):
+    assert ppo.main(small(tmp_path, id, device="cuda", probe_every=1, total_steps=512, optim=AdamOConfig()))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"total_steps": 0},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"num_envs": 0},
+        {"minibatches": 7},
+        {"device": "tpu"},
+        {"stream": StreamConfig("grid-layouts", period=8), "num_envs": 16},
+    ],
+)
+def test_bad_arguments_are_refused(bad):
+    with pytest.raises(ValueError, match="--"):
+        Args(**bad)
+
+
+def test_continuous_actions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="discrete"):
+        ppo.main(small(tmp_path, "Pendulum-v1"))
+    assert not list(tmp_path.iterdir())

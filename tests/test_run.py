@@ -1,0 +1,117 @@
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from neoteny.optim import AdamConfig
+from neoteny.envs import StreamConfig
+from neoteny.runners.run import Run, check_device, run_folder, write_json
+from tests.events import scalars
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    runs_dir: object
+    seed: int = 3
+    note: str = ""
+    overwrite: bool = False
+    device: str = "cpu"
+    stream: StreamConfig = StreamConfig("my.module:space/Name-v0")
+    optim: AdamConfig = AdamConfig()
+
+
+def episode(task, value):
+    ended = torch.tensor([True, False]).numpy()
+    values = torch.tensor([value, -99.0]).numpy()
+    return {
+        "task": task,
+        "episode_return": values,
+        "_episode_return": ended,
+        "episode_length": values.astype(int),
+        "_episode_length": ended,
+    }
+
+
+def live(run):
+    """Two tasks of three and two updates."""
+    for step, (task, value) in enumerate([(0, 1.0), (0, 2.0), (0, 3.0), (5, 4.0), (5, 6.0)], start=1):
+        run.record_episodes(10 * step, episode(task, value))
+        run.lap("env")
+        run.log_update(10 * step, {"losses/entropy": 1.0})
+    return run.finish(nn.Linear(2, 1))
+
+
+def test_the_folder_names_stream_agent_optimizer_and_seed(tmp_path):
+    folder = run_folder("ppo", Args(tmp_path, note="wide"))
+    assert folder == tmp_path / "space-Name-v0" / "ppo" / "adam-wide" / "s3"
+
+
+def test_a_run_leaves_what_it_measured(tmp_path):
+    run = Run("ppo", Args(tmp_path), total_steps=50)
+    summary = live(run)
+    assert json.loads((run.folder / "summary.json").read_text()) == summary
+    assert [visit["task"] for visit in summary["visits"]] == [0, 5]
+    assert [visit["start"] for visit in summary["visits"]] == [0, 30]
+    assert summary["score/late_return"] == pytest.approx((4 * 4 + 6 * 6) / 10)
+    assert json.loads((run.folder / "args.json").read_text())["optim"]["name"] == "adam"
+    assert json.loads((run.folder / "meta.json").read_text())["versions"]["torch"]
+    assert load_file(run.folder / "checkpoint" / "weights.safetensors").keys() == {"weight", "bias"}
+
+    events = scalars(run.folder)
+    assert events["charts/episodic_return"] == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0), (50, 6.0)]
+    assert events["task/return_at_end"] == [(0, 2.0), (1, 5.0)]
+    assert events["stream/task"] == [(10, 0), (20, 0), (30, 0), (40, 5), (50, 5)]
+    assert {"charts/SPS", "time/env", "score/early_return", "losses/entropy"} <= events.keys()
+
+
+def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
+    run = Run("ppo", Args(tmp_path), total_steps=50)
+    live(run)
+    assert len(list(run.folder.glob("**/events*"))) == 1
+    accumulator = EventAccumulator(str(run.folder)).Reload()
+    tags = accumulator.Tags()
+    assert accumulator.summary_metadata["_hparams_/experiment"]
+    assert accumulator.summary_metadata["_hparams_/session_start_info"]
+    assert accumulator.summary_metadata["_hparams_/session_end_info"]
+    assert "custom_scalars__config__" in tags["tensors"]
+
+
+def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, capsys):
+    unfinished = Run("ppo", Args(tmp_path), total_steps=50)
+    unfinished.log(1, {"losses/entropy": 1.0})
+    again = Run("ppo", Args(tmp_path), total_steps=50)
+    assert "unfinished" in capsys.readouterr().err
+    live(again)
+    before = sorted(path.read_bytes() for path in again.folder.rglob("*.json"))
+    with pytest.raises(SystemExit) as exit:
+        Run("ppo", Args(tmp_path), total_steps=50)
+    assert exit.value.code == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert sorted(path.read_bytes() for path in again.folder.rglob("*.json")) == before
+    assert live(Run("ppo", Args(tmp_path, overwrite=True), total_steps=50))
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
+    folder = run_folder("ppo", Args(tmp_path))
+    folder.mkdir(parents=True)
+    (folder / "thesis.tex").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(SystemExit):
+            Run("ppo", Args(tmp_path, overwrite=overwrite), total_steps=50)
+    assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_json_is_strict(tmp_path):
+    write_json(tmp_path / "x.json", {"a": math.nan, "b": [math.inf, 1.0], "c": tmp_path})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [None, 1.0], "c": str(tmp_path)}
+
+
+@pytest.mark.parametrize("device", ["tpu", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ValueError, match=f"--device {device} cannot be used"):
+        check_device(device)

@@ -1,0 +1,184 @@
+"""Streams against a slow reference that steps each sub-environment by itself."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neoteny.envs import Periodic, Stationary, Stream, StreamConfig, stream
+from neoteny.envs.stream import episode_seed, registered_streams
+
+PERIOD, STEPS = 50, 30
+STREAMS = registered_streams()
+
+
+class Reference:
+    """One sub-environment of a stream, by the definition."""
+
+    def __init__(self, stream, index):
+        self.stream, self.index, self.episode, self.steps = stream, index, -1, 0
+        self.enter(stream.schedule.task_at(0))
+
+    def enter(self, task):
+        self.task = task
+        self.env = self.stream.make_task(task, self.stream.seed)
+        self.observation = self.reset()
+
+    def reset(self):
+        self.episode += 1
+        self.total, self.length = 0.0, 0
+        return self.env.reset(seed=episode_seed(self.stream.seed, self.task, self.index, self.episode))[0]
+
+    def step(self, action):
+        """Observation, reward, terminated, truncated, final observation, return and length if it ended itself."""
+        self.steps += self.stream.num_envs
+        final, reward, terminated, truncated, _ = self.env.step(action)
+        self.total, self.length = self.total + reward, self.length + 1
+        episode = (self.total, self.length) if terminated or truncated else None
+        observation, next_task = final, self.stream.schedule.task_at(self.steps)
+        if next_task != self.task:
+            truncated = truncated or not terminated
+            self.enter(next_task)
+            observation = self.observation
+        elif terminated or truncated:
+            observation = self.reset()
+        return observation, reward, terminated, truncated, final, episode
+
+
+def rollout(id, num_envs, seed, steps=STEPS, device=None):
+    """Everything a stream returns under fixed random actions, a list over steps."""
+    stream = StreamConfig(id, PERIOD).make(num_envs, seed, device)
+    actions = np.random.default_rng(0).integers(stream.single_action_space.n, size=(steps, num_envs))
+    out = [(stream.reset()[0], None, None, None, {"task": stream.task})]
+    out += [stream.step(action) for action in actions]
+    return stream, actions, out
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+@pytest.mark.parametrize("id", STREAMS)
+def test_stream_equals_the_reference(id, num_envs):
+    steps = 2 * -(-PERIOD // num_envs) + 5
+    stream, actions, out = rollout(id, num_envs, seed=3, steps=steps)
+    references = [Reference(stream, i) for i in range(num_envs)]
+    switches = [
+        t for t in range(steps) if t * num_envs // PERIOD != (t + 1) * num_envs // PERIOD
+    ]
+    assert len(switches) >= 2
+    for i, reference in enumerate(references):
+        np.testing.assert_array_equal(out[0][0][i], reference.observation)
+    for t in range(steps):
+        observation, reward, terminated, truncated, info = out[t + 1]
+        for i, reference in enumerate(references):
+            task = reference.task
+            obs, rew, term, trunc, final, episode = reference.step(actions[t, i])
+            np.testing.assert_array_equal(observation[i], obs)
+            assert (reward[i], terminated[i], truncated[i], info["task"]) == (rew, term, trunc, task)
+            if term or trunc:
+                assert info["_final_obs"][i]
+                np.testing.assert_array_equal(info["final_obs"][i], final)
+            if episode:
+                assert info["_episode_return"][i]
+                assert (info["episode_return"][i], info["episode_length"][i]) == pytest.approx(episode)
+            elif "_episode_return" in info:
+                assert not info["_episode_return"][i]
+        if t in switches:
+            assert (terminated | truncated).all()
+            assert info["task"] == switches.index(t)
+
+
+@pytest.mark.parametrize("id", STREAMS)
+def test_same_seed_same_stream_other_seed_other_stream(id):
+    a, b, c = (rollout(id, 2, seed)[2] for seed in (1, 1, 2))
+    for step_a, step_b in zip(a, b):
+        np.testing.assert_array_equal(step_a[0], step_b[0])
+    if id.startswith("grid-layouts"):  # their first task, the empty room, is the same for every seed: look at the second
+        a, c = a[PERIOD // 2 :], c[PERIOD // 2 :]
+    assert any((step_a[0] != step_c[0]).any() for step_a, step_c in zip(a, c))
+
+
+@pytest.mark.parametrize("id", STREAMS)
+def test_spaces_are_equal_in_every_task(id):
+    stream = StreamConfig(id).make(1)
+    spaces = {
+        (str(env.observation_space), str(env.action_space))
+        for env in (stream.make_task(k, 0) for k in range(getattr(stream.schedule, "tasks", None) or 6))
+    }
+    assert len(spaces) == 1
+
+
+@pytest.mark.parametrize("id", STREAMS)
+def test_tensors_hold_what_the_arrays_hold(id):
+    arrays, tensors = rollout(id, 2, seed=1)[2], rollout(id, 2, seed=1, device="cpu")[2]
+    for (obs, reward, *_), (t_obs, t_reward, *_) in zip(arrays, tensors):
+        assert t_obs.dtype == torch.as_tensor(obs).dtype
+        np.testing.assert_array_equal(obs, t_obs.numpy())
+        if reward is not None:
+            assert t_reward.dtype == torch.float32
+            np.testing.assert_array_equal(reward.astype(np.float32), t_reward.numpy())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_stream_lives_on_the_gpu():
+    observation, reward, terminated, *_ = rollout("grid-layouts", 2, seed=1, device="cuda")[2][-1]
+    assert observation.is_cuda
+    assert reward.is_cuda
+    assert terminated.is_cuda
+
+
+def test_reset_starts_the_stream_over():
+    stream, actions, first = rollout("cartpole-rotations", 3, seed=1)
+    assert stream.task > 0
+    observation, info = stream.reset()
+    np.testing.assert_array_equal(observation, first[0][0])
+    assert info == {"task": 0}
+    for action, step in zip(actions, first[1:]):
+        np.testing.assert_array_equal(stream.step(action)[0], step[0])
+
+
+@given(st.integers(1, 1000), st.none() | st.integers(1, 7), st.integers(0, 10**6))
+def test_periodic_visits_tasks_in_order_and_in_balance(period, tasks, step):
+    schedule = Periodic(period, tasks)
+    visit = step // period
+    assert schedule.task_at(visit * period) == schedule.task_at(step) == schedule.task_at((visit + 1) * period - 1)
+    assert schedule.task_at(step) == (visit if tasks is None else visit % tasks)
+
+
+@pytest.mark.parametrize(("period", "tasks"), [(0, None), (-5, None), (5, 0)])
+def test_bad_schedules_are_refused(period, tasks):
+    with pytest.raises(ValueError, match="at least 1"):
+        Periodic(period, tasks)
+
+
+def test_an_ordinary_environment_is_a_stream_that_never_switches():
+    stream = StreamConfig("CartPole-v1").make(2, seed=0)
+    assert isinstance(stream, Stream)
+    assert isinstance(stream.schedule, Stationary)
+    with pytest.raises(ValueError, match="never switches"):
+        StreamConfig("CartPole-v1", period=10).make(2)
+
+
+@pytest.mark.parametrize("id", ["grid-layout", "no-such-module:Stream-v0", "CartPole-v99"])
+def test_unknown_streams_are_refused_in_one_sentence(id):
+    with pytest.raises(ValueError, match="there is no stream") as error:
+        StreamConfig(id).make(2)
+    assert "\n" not in str(error.value)
+
+
+def test_a_task_with_other_spaces_is_refused():
+    @stream("Mixed-v0", period=4)
+    def mixed(k, seed):
+        return gym.make(("CartPole-v1", "Acrobot-v1")[k])
+
+    mixed_stream = StreamConfig("Mixed-v0").make(2)
+    mixed_stream.reset()
+    mixed_stream.step(np.zeros(2, dtype=int))
+    with pytest.raises(ValueError, match=r"share their spaces.*observation_space of task 1"):
+        mixed_stream.step(np.zeros(2, dtype=int))
+    del gym.registry["Mixed-v0"]
+
+
+def test_runs_share_no_episode_seed():
+    seeds = [episode_seed(run, 0, env, 0) for run in range(100) for env in range(64)]
+    assert len(set(seeds)) == len(seeds)
