@@ -50,9 +50,9 @@ class NetworkConfig:
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
-            raise ValueError(f"--network.hidden must be one or more positive widths, not {self.hidden}")
+            raise ValueError(f"--network.hidden must be positive widths, not {self.hidden}")
         if self.activation == "maxmin" and any(width % 2 for width in self.hidden):
-            raise ValueError(f"maxmin sorts pairs of units, so --network.hidden must be even, not {self.hidden}")
+            raise ValueError(f"maxmin sorts pairs, so --network.hidden must be even, not {self.hidden}")
 
 
 class Flat(nn.Module):
@@ -77,6 +77,7 @@ class OneHotGrid(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         objects, colours, _ = MINIGRID_CODES
+        self.offsets: Tensor
         self.register_buffer("offsets", torch.tensor((0, objects, objects + colours)), persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -93,7 +94,9 @@ def encoder(space: gym.Space) -> nn.Module:
         ValueError: observations are not a Box.
     """
     if not isinstance(space, gym.spaces.Box):
-        raise ValueError(f"observations must be a Box, not {space}; see gymnasium.wrappers.FlattenObservation")
+        raise ValueError(
+            f"observations must be a Box, not {space}; gymnasium.wrappers has FlattenObservation"
+        )
     if space.dtype == np.uint8 and len(space.shape) == 3:
         return OneHotGrid() if space.shape[2] == 3 and space.shape[0] < 36 else Pixels()
     return Flat()
@@ -136,5 +139,6 @@ def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
 def orthogonal(layer: Layer, gain: float) -> Layer:
     """The layer with an orthogonal weight, all its singular values ``gain``, and a zero bias."""
     nn.init.orthogonal_(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     return layer

@@ -1,6 +1,6 @@
 """Proximal policy optimization (Schulman et al., 2017) on a stream of tasks, for discrete actions.
 
-    python agents/ppo.py grid-layouts optim:adamo --optim.iso 1e-2 --seed 4
+python agents/ppo.py grid-layouts optim:adamo --optim.iso 1e-2 --seed 4
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class Args:
     """Replace a finished run."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    optim: OptimConfig = dataclasses.field(default_factory=AdamOConfig)
+    # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
     def __post_init__(self) -> None:
         for name in ("total_steps", "num_envs", "num_steps", "epochs", "minibatches", "lr", "threads"):
@@ -118,7 +119,13 @@ class ActorCritic(nn.Module):
 
 
 def gae(
-    rewards: Tensor, values: Tensor, done: Tensor, final_values: Tensor, next_value: Tensor, gamma: float, lam: float
+    rewards: Tensor,
+    values: Tensor,
+    done: Tensor,
+    final_values: Tensor,
+    next_value: Tensor,
+    gamma: float,
+    lam: float,
 ) -> Tensor:
     """Generalized advantage estimation (Schulman et al., 2016), right at every kind of episode end.
 
@@ -146,9 +153,16 @@ def gae(
 
 
 def ppo_loss(
-    logits: Tensor, values: Tensor, actions: Tensor, old_log_probs: Tensor, advantages: Tensor, returns: Tensor,
-    clip: float, ent_coef: float, vf_coef: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    logits: Tensor,
+    values: Tensor,
+    actions: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    returns: Tensor,
+    clip: float,
+    ent_coef: float,
+    vf_coef: float,
+) -> tuple[Tensor, Tensor]:
     """Clipped surrogate objective, value loss and entropy bonus of a minibatch of size B.
 
     Args:
@@ -179,7 +193,14 @@ def ppo_loss(
     return policy_loss - ent_coef * entropy + vf_coef * value_loss, stats
 
 
-LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+STATS = (
+    "losses/policy_loss",
+    "losses/value_loss",
+    "losses/entropy",
+    "losses/approx_kl",
+    "losses/clipfrac",
+    "update/grad_norm",
+)
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -189,7 +210,7 @@ def main(args: Args) -> dict[str, Any]:
     device = torch.device(args.device)
     stream = args.stream.make(args.num_envs, args.seed, device)
     agent = ActorCritic(stream, args.network).to(device)
-    optimizer = args.optim.build(agent, args.lr, exclude=(agent.actor.head, agent.critic.head))
+    optimizer = args.optim.build(agent, args.lr, exclude=("actor.head", "critic.head"))
 
     batch = args.num_steps * args.num_envs
     updates = max(1, args.total_steps // batch)
@@ -249,11 +270,9 @@ def main(args: Args) -> dict[str, Any]:
         annealing.step()
         run.lap("learn")
 
-        *losses, grad_norm, explained_variance = torch.cat(
-            (torch.stack(stats).mean(0), 1 - (returns - values).var()[None] / returns.var())
-        ).tolist()
-        metrics = {f"losses/{name}": value for name, value in zip(LOSSES, losses)}
-        metrics |= {"losses/explained_variance": explained_variance, "update/grad_norm": grad_norm}
+        explained_variance = 1 - (returns - values).var() / returns.var()
+        *means, explained = torch.cat((torch.stack(stats).mean(0), explained_variance[None])).tolist()
+        metrics = dict(zip(STATS, means)) | {"losses/explained_variance": explained}
         metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         if before is not None:
             metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}

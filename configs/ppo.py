@@ -12,7 +12,7 @@ PRESETS: dict[str, dict] = {
     # The same CartPole on planets of other gravity.
     "cartpole-gravity": {"stream": {"id": "cartpole-gravity"}},
     # Five MiniGrid families in two cycles, a new layout each episode.
-    "grid-layouts": {**GRID, "stream": {"id": "grid-layouts"}, "total_steps": 1_000_000, "optim": {"iso": 0.1}},
+    "grid-layouts": {**GRID, "stream": {"id": "grid-layouts"}, "total_steps": 1_000_000},
     # Three of them in two cycles, in a few minutes on a laptop.
     "grid-layouts-small": {
         **GRID,
@@ -21,7 +21,7 @@ PRESETS: dict[str, dict] = {
         "optim": {"iso": 0.3},
     },
     # DoorKey rooms of three sizes in four cycles.
-    "grid-doorkey": {**GRID, "stream": {"id": "grid-doorkey"}, "total_steps": 1_200_000, "optim": {"iso": 0.1}},
+    "grid-doorkey": {**GRID, "stream": {"id": "grid-doorkey"}, "total_steps": 1_200_000},
     # A new fixed maze of one family every 40k steps.
-    "grid-crossings": {**GRID, "stream": {"id": "grid-crossings"}, "total_steps": 800_000, "optim": {"iso": 0.1}},
+    "grid-crossings": {**GRID, "stream": {"id": "grid-crossings"}, "total_steps": 800_000},
 }

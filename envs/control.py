@@ -13,8 +13,8 @@ from neoteny.envs.stream import stream, task_rng
 def cartpole_rotations(k: int, seed: int) -> gym.Env:
     """CartPole seen through a random rotation of its four numbers into sixteen, with its actions permuted.
 
-    What is good to do stays the same; what it looks like and how it is said is new in each task, so nothing but
-    the ability to learn again helps. Episodes last at most 200 steps. Our own design.
+    What is good to do stays the same; what it looks like and how it is said is new in each task, so nothing
+    but the ability to learn again helps. Episodes last at most 200 steps. Our own design.
     """
     rng = task_rng(seed, k)
     rotation = np.linalg.qr(rng.standard_normal((16, 4)))[0].astype(np.float32)

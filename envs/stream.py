@@ -1,8 +1,8 @@
 """Streams: vector environments whose task changes while the agent learns.
 
-A *task* is an ordinary Gymnasium environment, made by a pure function of the task's number ``k`` and the run's
-seed. A *schedule* says which task is on at which step. A :class:`Stream` steps ``num_envs`` copies of the
-current task and replaces all of them, at one and the same step, when the schedule says so.
+A *task* is an ordinary Gymnasium environment, made by a pure function of the task's number ``k`` and the
+run's seed. A *schedule* says which task is on at which step. A :class:`Stream` steps ``num_envs`` copies of
+the current task and replaces all of them, at one and the same step, when the schedule says so.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Stream(VectorEnv):
     ``info["episode_length"]``, valid where ``info["_episode_return"]``: episodes that a switch cut short are
     left out, since the return of half an episode says nothing about the agent.
 
-    The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that is
-    a pure function of (run seed, k, i, j). No two runs share an episode.
+    The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
+    is a pure function of (run seed, k, i, j). No two runs share an episode.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
@@ -164,8 +164,8 @@ class Stream(VectorEnv):
             self._enter(next_task)
             observations = self._reset_envs(done)
         if self.device is not None:
-            rewards = torch.as_tensor(rewards, dtype=torch.float32, device=self.device)
-        return self._out(observations), rewards, self._out(terminated), self._out(truncated), info
+            rewards = rewards.astype(np.float32)
+        return self._out(observations), self._out(rewards), self._out(terminated), self._out(truncated), info
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
@@ -213,9 +213,7 @@ def task_rng(seed: int, task: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, task]))
 
 
-def stream(
-    id: str, *, period: int, tasks: int | None = None
-) -> Callable[[TaskFunction], TaskFunction]:
+def stream(id: str, *, period: int, tasks: int | None = None) -> Callable[[TaskFunction], TaskFunction]:
     """Register ``task(k, seed) -> env`` with Gymnasium as the stream ``id``.
 
     Args:
@@ -226,9 +224,11 @@ def stream(
 
     def register(task: TaskFunction) -> TaskFunction:
         def make(num_envs: int, period: int | None = None, **kwargs: Any) -> Stream:
-            return Stream(task, Periodic(default_period if period is None else period, tasks), num_envs, **kwargs)
+            return Stream(
+                task, Periodic(default_period if period is None else period, tasks), num_envs, **kwargs
+            )
 
-        gym.register(id, vector_entry_point=make)
+        gym.register(id, vector_entry_point=make)  # type: ignore[arg-type]
         return task
 
     default_period = period

@@ -8,11 +8,12 @@ from operator import itemgetter
 from typing import Any, NamedTuple, overload
 
 import torch
-from neoteny.optim.isometry import isometry_coefficient, isometry_steps, matrix_view
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
+
+from neoteny.optim.isometry import isometry_coefficient, isometry_steps, matrix_view
 
 __all__ = ["AdamO"]
 
@@ -60,8 +61,7 @@ class AdamO(Optimizer):
         eps: added to the denominator.
         iso: coefficient of the isometry penalty, :math:`\lambda`; 0 is plain Adam.
         iso_lr: step size of the pull, :math:`\gamma_\mathrm{iso}`; the learning rate if None. Either way it
-            follows the group's learning rate: the ratio of the two is kept as it was when the group was
-            added.
+            follows the group's learning rate, schedules included: their ratio when the group was added is kept.
         iso_scale: target s of the squared singular values.
         iso_every: pull only at every k-th step, with k times the coefficient: the same to first order, at a
             k-th of the cost. Steps that were skipped count.
@@ -106,8 +106,7 @@ class AdamO(Optimizer):
 
         Raises:
             ValueError: for an option out of range, or a parameter that cannot be pulled. The optimizer is
-            then
-                unchanged.
+                then unchanged.
         """
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -177,8 +176,8 @@ class AdamO(Optimizer):
         """Look for gradients that are not finite, and count the step as skipped if there are any.
 
         Returns:
-            Whether to skip the step; or, where the host need not wait for that, False and a tensor `()` that is
-            1 if the kernels must skip it, else 0.
+            Whether to skip the step, and None; or, where the host need not wait to learn that, False and a
+            tensor `()`, 1 where the kernels are to skip it, else 0.
         """
         grads = [grad for batch in batches for grad in batch.grads]
         found_inf = _find_nonfinite(grads)

@@ -11,10 +11,11 @@ from typing import Annotated, Any, ClassVar, overload
 
 import torch
 import tyro
-from neoteny.optim.adamo import AdamO
-from neoteny.optim.isometry import Exclude, param_groups, split_parameters
 from torch import nn
 from torch.optim import Optimizer
+
+from neoteny.optim.adamo import AdamO
+from neoteny.optim.isometry import Exclude, param_groups, split_parameters
 
 __all__ = ["AdamConfig", "AdamOConfig", "AdamWConfig", "MuonConfig", "OptimConfig"]
 

@@ -64,12 +64,12 @@ def matrix_view(weight: Tensor) -> Tensor:
 
 def gram_matrix(matrix: Tensor) -> Tensor:
     """W^T W if `matrix` is tall or square, W W^T if it is wide: `(n, n)` with n the smaller side."""
-    tall = matrix.shape[0] >= matrix.shape[1]
-    return matrix.T @ matrix if tall else matrix @ matrix.T
+    return matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
 
 
 def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
-    """W W^T W - s W in one product; subtracting here, not in a factor 1 + 4cs, keeps small steps in float32."""
+    """W W^T W - s W: `(out, in)`, from the Gram matrix of the smaller side."""
+    # s is subtracted here and not in a factor 1 + 4cs of W, which float32 rounds to 1 where c is small.
     if matrix.shape[0] >= matrix.shape[1]:
         return torch.addmm(matrix, matrix, gram, beta=-scale)
     return torch.addmm(matrix, gram, matrix, beta=-scale)
@@ -114,7 +114,7 @@ def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> 
 
 
 def isometry_coefficient(group: dict[str, Any]) -> float:
-    """C = iso_lr * iso of a parameter group, per optimizer step and at its present learning rate; 0 without `iso`."""
+    """Coefficient c = iso_lr * iso: one step on a group, at its present learning rate; 0 without isometry."""
     iso = group.get("iso", 0.0)
     return iso * group["lr"] * group["iso_lr_ratio"] if iso else 0.0
 
@@ -176,7 +176,7 @@ def split_parameters(module: nn.Module, exclude: Exclude = ()) -> tuple[NamedPar
 
 
 def param_groups(module: nn.Module, exclude: Exclude = ()) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer with isometry, such as `AdamO(param_groups(network, exclude=[head]))`.
+    """Parameter groups for an optimizer with isometry: `AdamO(param_groups(network, exclude=[head]))`.
 
     Args:
         module: the network.

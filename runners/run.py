@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save_file
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard import FileWriter
+from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 from tqdm import tqdm
 
 from neoteny.runners.scores import Visit, run_scores
@@ -51,15 +51,22 @@ CHARTS = {
 
 
 class RunArgs(Protocol):
-    """What a run needs of an agent's ``Args``."""
+    """What a run needs of an agent's ``Args``, a dataclass."""
 
-    seed: int
-    runs_dir: Path
-    note: str
-    overwrite: bool
-    device: str
-    stream: Any
-    optim: Any
+    @property
+    def stream(self) -> Any: ...  # noqa: D102
+    @property
+    def optim(self) -> Any: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def runs_dir(self) -> Path: ...  # noqa: D102
+    @property
+    def note(self) -> str: ...  # noqa: D102
+    @property
+    def overwrite(self) -> bool: ...  # noqa: D102
 
 
 def check_device(device: str) -> None:
@@ -90,7 +97,7 @@ class Run:
         total_steps: environment steps that will be made.
 
     Raises:
-        SystemExit: code 2 and one sentence, if a finished run is in the folder and ``--overwrite`` is not given.
+        SystemExit: code 2 and one sentence, if a finished run is there and ``--overwrite`` is not given.
     """
 
     def __init__(self, agent: str, args: RunArgs, total_steps: int) -> None:
@@ -101,13 +108,13 @@ class Run:
         write_json(self.folder / "args.json", config)
         write_json(self.folder / "meta.json", _environment(args.device))
 
-        self.writer = SummaryWriter(str(self.folder), flush_secs=5)
-        self.writer.add_custom_scalars(CHARTS)
+        self.writer = FileWriter(str(self.folder), flush_secs=5)
+        self.writer.add_summary(custom_scalars(CHARTS))
         self._log_hparams(config)
         name = "/".join(self.folder.parts[-2:])
         self.bar = tqdm(total=total_steps, unit="step", unit_scale=True, desc=name)
-        # What was measured is kept even if the run ends by an error.
-        self._closer = weakref.finalize(self, _close, self.writer, self.bar)
+        # Also called if the run ends by an error, so that what was measured is kept.
+        self.close = weakref.finalize(self, _close, self.writer, self.bar)
         self.visits = [Visit(task=0, start=0)]
         self.seconds: dict[str, float] = {}
         self._returns: list[float] = []
@@ -115,11 +122,11 @@ class Run:
         self._step = 0
         self._start = self._lap = time.perf_counter()
 
-    def say(self, text: str) -> None:
+    def say(self, remark: str) -> None:
         """Print a remark on the run's set-up, and keep it on TensorBoard's text page."""
-        if text:
-            print(text, flush=True)
-            self.writer.add_text("setup", text.replace("\n", "  \n"))
+        if remark:
+            print(remark, flush=True)
+            self.writer.add_summary(text("setup", remark.replace("\n", "  \n")))
 
     def lap(self, section: str) -> None:
         """Count the time since the last lap as spent in ``section`` (env, act, learn, probe, ...)."""
@@ -144,7 +151,7 @@ class Run:
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars at ``step``, all of them in one event."""
         values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in metrics.items()]
-        self.writer.file_writer.add_summary(Summary(value=values), step)
+        self.writer.add_summary(Summary(value=values), step)
 
     def log_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
@@ -171,8 +178,8 @@ class Run:
         weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
         save_file(weights, self.folder / "checkpoint" / "weights.safetensors")
         scores = run_scores(self.visits)
-        self.log(self.bar.total, scores)
-        self.writer.file_writer.add_summary(hparams({"seed": 0}, {tag: 0.0 for tag in scores})[2])
+        self.log(self._step, {tag: score for tag, score in scores.items() if math.isfinite(score)})
+        self.writer.add_summary(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
         summary = {
             **scores,
             "visits": [
@@ -187,7 +194,7 @@ class Run:
             ],
             "seconds": {**self.seconds, "total": time.perf_counter() - self._start},
         }
-        self._closer()
+        self.close()
         write_json(self.folder / "summary.json", summary)
         return summary
 
@@ -199,7 +206,7 @@ class Run:
 
     def _clear_folder(self, overwrite: bool) -> None:
         if (self.folder / "summary.json").exists() and not overwrite:
-            refuse(f"{self.folder} holds a finished run; give --overwrite to replace it or --note to name another")
+            refuse(f"{self.folder} holds a finished run; --overwrite replaces it, --note names another")
         if (self.folder / "args.json").exists():
             if not overwrite:
                 print(f"{self.folder} holds an unfinished run, which starts again", file=sys.stderr)
@@ -210,9 +217,12 @@ class Run:
 
     def _log_hparams(self, config: dict[str, Any]) -> None:
         # SummaryWriter.add_hparams would open a second run for these.
-        flat = {name: value if isinstance(value, bool | int | float) else str(value) for name, value in _flatten(config)}
-        for summary in hparams(flat, {tag: 0.0 for tag in run_scores([Visit(0, 0)])})[:2]:
-            self.writer.file_writer.add_summary(summary)
+        flat = {
+            name: value if isinstance(value, bool | int | float) else str(value)
+            for name, value in _flatten(config).items()
+        }
+        for summary in hparams(flat, dict.fromkeys(run_scores([]), 0.0))[:2]:
+            self.writer.add_summary(summary)
 
 
 def refuse(reason: str) -> NoReturn:
@@ -249,13 +259,13 @@ def _environment(device: str) -> dict[str, Any]:
     }
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat += _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else [(prefix + name, value)]
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
     return flat
 
 
-def _close(writer: SummaryWriter, bar: tqdm) -> None:
+def _close(writer: FileWriter, bar: tqdm) -> None:
     writer.close()
     bar.close()

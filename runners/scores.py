@@ -26,7 +26,7 @@ class Visit:
 
     @property
     def return_auc(self) -> float:
-        """Area under the return curve over its length: episodes weighted by their steps; NaN if none ended."""
+        """Area under the return curve per step: episodes weighted by their steps; NaN if none ended."""
         return float(np.average(self.returns, weights=self.lengths)) if self.returns else float("nan")
 
 
@@ -41,7 +41,7 @@ def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
     for i, visit in enumerate(visits):
         first.setdefault(visit.task, i)
         last[visit.task] = i
-    if all(first[task] < last[task] for task in first):
+    if visits and all(first[task] < last[task] for task in first):
         return [visits[i] for i in first.values()], [visits[i] for i in last.values()]
     quarter = max(1, len(visits) // 4)
     return list(visits[:quarter]), list(visits[-quarter:])

@@ -1,12 +1,11 @@
 """Compare optimizers over finished runs: one table, paired differences and one figure a stream.
 
-    python scripts/compare.py runs --figure results/comparison.png
+python scripts/compare.py runs --figure results/comparison.png
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
@@ -93,7 +92,9 @@ def differences(runs: pd.DataFrame) -> list[str]:
         paired = (late[optimizer] - late[reference]).dropna().to_numpy()
         if len(paired):
             better = f"{(paired > 0).sum()} of {len(paired)} seeds above 0"
-            lines.append(f"late return, {optimizer} - {reference}, by seed: {mean_interval(paired)} ({better})")
+            lines.append(
+                f"late return, {optimizer} - {reference}, by seed: {mean_interval(paired)} ({better})"
+            )
     return lines
 
 

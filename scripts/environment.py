@@ -1,4 +1,4 @@
-"""The project's virtual environment, made on first use and re-used while it is current; standard library only."""
+"""The project's virtual environment, made on first use and kept while it is current; needs only Python."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/pytho
 
 
 def enter() -> None:
-    """Return inside ``.venv`` with everything installed, or run the calling script there and exit as it does."""
-    if sys.version_info < (3, 11):
+    """Return inside an installed ``.venv``, or run the calling script there and exit as it does."""
+    if sys.version_info < (3, 11):  # noqa: UP036  (pip has not checked it yet)
         sys.exit("neoteny needs Python 3.11 or newer")
     wanted = hashlib.sha256()
     for name in ("pyproject.toml", "scripts/constraints.txt"):
@@ -24,10 +24,10 @@ def enter() -> None:
     if not stamp.exists() or stamp.read_text() != wanted.hexdigest():
         print("Installing into .venv (once) ...", flush=True)
         venv.create(VENV, with_pip=True, clear=Path(sys.prefix) != VENV)
-        install = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        install = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run(
             [*install, "-c", "scripts/constraints.txt", "-e", ".[analysis,dev]"], cwd=ROOT, check=True
         )
         stamp.write_text(wanted.hexdigest())
     if Path(sys.prefix) != VENV:
-        sys.exit(subprocess.call([PYTHON, *sys.argv]))
+        sys.exit(subprocess.call([str(PYTHON), *sys.argv]))

@@ -1,6 +1,6 @@
 """Train every combination of optimizer and seed, side by side; runs that are finished are left alone.
 
-    python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 1 2 3 --flags "--total-steps 50000"
+Example: python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 1 2 3
 """
 
 from __future__ import annotations

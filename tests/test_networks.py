@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from neoteny.agents.networks import ACTIVATIONS, Flat, MaxMin, NetworkConfig, OneHotGrid, Pixels, encoder, torso
+from neoteny.agents.networks import (
+    ACTIVATIONS,
+    Flat,
+    MaxMin,
+    NetworkConfig,
+    OneHotGrid,
+    Pixels,
+    encoder,
+    torso,
+)
 
 GRID = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
 ATARI = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -49,7 +58,7 @@ def test_pixels_are_scaled():
 
 @pytest.mark.parametrize("bad", [{"hidden": ()}, {"hidden": (0,)}, {"hidden": (3,), "activation": "maxmin"}])
 def test_bad_networks_are_refused(bad):
-    with pytest.raises(ValueError, match="--network.hidden"):
+    with pytest.raises(ValueError, match=r"--network\.hidden"):
         NetworkConfig(**bad)
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neoteny.runners import probes
 from torch import Tensor, nn
+
+from neoteny.runners import probes
 
 INF, NAN = math.inf, math.nan
 DEVICES = [
@@ -637,6 +638,15 @@ class TestNothingIsDisturbed:
             return list(net.state_dict().values())
 
         assert all(torch.equal(a, b) for a, b in zip(train(probe=False), train(probe=True), strict=True))
+
+    def test_a_network_that_overwrites_its_input(self):
+        net = sequential(
+            act0=nn.ELU(inplace=True), linear1=nn.Linear(5, 8), act1=nn.ReLU(), head=nn.Linear(8, 3)
+        )
+        inputs = torch.randn(10, 5)
+        before = inputs.clone()
+        probes.measure({"net": net}, inputs)
+        assert torch.equal(inputs, before)
 
     def test_when_measuring_fails(self):
         net, inputs = mlp().train(), torch.randn(4, 7)

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from neoteny.optim import AdamConfig
 from neoteny.envs import StreamConfig
+from neoteny.optim import AdamConfig
 from neoteny.runners.run import Run, check_device, run_folder, write_json
 from tests.events import scalars
 
@@ -21,8 +21,8 @@ class Args:
     note: str = ""
     overwrite: bool = False
     device: str = "cpu"
-    stream: StreamConfig = StreamConfig("my.module:space/Name-v0")
-    optim: AdamConfig = AdamConfig()
+    stream: StreamConfig = dataclasses.field(default_factory=lambda: StreamConfig("my.module:space/Name-v0"))
+    optim: AdamConfig = dataclasses.field(default_factory=AdamConfig)
 
 
 def episode(task, value):
@@ -84,6 +84,7 @@ def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
 def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, capsys):
     unfinished = Run("ppo", Args(tmp_path), total_steps=50)
     unfinished.log(1, {"losses/entropy": 1.0})
+    unfinished.close()
     again = Run("ppo", Args(tmp_path), total_steps=50)
     assert "unfinished" in capsys.readouterr().err
     live(again)

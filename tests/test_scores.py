@@ -35,3 +35,4 @@ def test_run_scores_leave_out_visits_without_episodes():
         "score/late_return": 4.0,
     }
     assert all(math.isnan(value) for value in run_scores([Visit(0, 0)]).values())
+    assert run_scores([]).keys() == run_scores(visits).keys()

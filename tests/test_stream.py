@@ -32,7 +32,7 @@ class Reference:
         return self.env.reset(seed=episode_seed(self.stream.seed, self.task, self.index, self.episode))[0]
 
     def step(self, action):
-        """Observation, reward, terminated, truncated, final observation, return and length if it ended itself."""
+        """Observation, reward, terminated, truncated, final observation, (return, length) or None."""
         self.steps += self.stream.num_envs
         final, reward, terminated, truncated, _ = self.env.step(action)
         self.total, self.length = self.total + reward, self.length + 1
@@ -62,9 +62,7 @@ def test_stream_equals_the_reference(id, num_envs):
     steps = 2 * -(-PERIOD // num_envs) + 5
     stream, actions, out = rollout(id, num_envs, seed=3, steps=steps)
     references = [Reference(stream, i) for i in range(num_envs)]
-    switches = [
-        t for t in range(steps) if t * num_envs // PERIOD != (t + 1) * num_envs // PERIOD
-    ]
+    switches = [t for t in range(steps) if t * num_envs // PERIOD != (t + 1) * num_envs // PERIOD]
     assert len(switches) >= 2
     for i, reference in enumerate(references):
         np.testing.assert_array_equal(out[0][0][i], reference.observation)
@@ -93,7 +91,7 @@ def test_same_seed_same_stream_other_seed_other_stream(id):
     a, b, c = (rollout(id, 2, seed)[2] for seed in (1, 1, 2))
     for step_a, step_b in zip(a, b):
         np.testing.assert_array_equal(step_a[0], step_b[0])
-    if id.startswith("grid-layouts"):  # their first task, the empty room, is the same for every seed: look at the second
+    if id.startswith("grid-layouts"):  # in the first task, the empty room, every seed is the same
         a, c = a[PERIOD // 2 :], c[PERIOD // 2 :]
     assert any((step_a[0] != step_c[0]).any() for step_a, step_c in zip(a, c))
 
@@ -141,8 +139,8 @@ def test_reset_starts_the_stream_over():
 def test_periodic_visits_tasks_in_order_and_in_balance(period, tasks, step):
     schedule = Periodic(period, tasks)
     visit = step // period
-    assert schedule.task_at(visit * period) == schedule.task_at(step) == schedule.task_at((visit + 1) * period - 1)
-    assert schedule.task_at(step) == (visit if tasks is None else visit % tasks)
+    task = visit if tasks is None else visit % tasks
+    assert [schedule.task_at(at) for at in (visit * period, step, visit * period + period - 1)] == [task] * 3
 
 
 @pytest.mark.parametrize(("period", "tasks"), [(0, None), (-5, None), (5, 0)])
