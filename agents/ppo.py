@@ -27,7 +27,7 @@ from neoteny.runners.run import Run, check_device
 class Args:
     """PPO on a stream of tasks."""
 
-    total_steps: int = 400_000
+    total_steps: int = 393_216
     """Environment steps of the whole run, summed over sub-environments."""
     num_envs: int = 16
     """Sub-environments stepped together (N)."""

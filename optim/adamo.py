@@ -61,7 +61,7 @@ class AdamO(Optimizer):
         eps: added to the denominator.
         iso: coefficient of the isometry penalty, :math:`\lambda`; 0 is plain Adam.
         iso_lr: step size of the pull, :math:`\gamma_\mathrm{iso}`; the learning rate if None. Either way it
-            follows the group's learning rate, schedules included: their ratio when the group was added is kept.
+            follows the group's learning rate, schedules included: the ratio they began with is kept.
         iso_scale: target s of the squared singular values.
         iso_every: pull only at every k-th step, with k times the coefficient: the same to first order, at a
             k-th of the cost. Steps that were skipped count.
@@ -113,6 +113,8 @@ class AdamO(Optimizer):
         try:
             _check_options(group)
             _check_params(group)
+            if len({param.device for group in self.param_groups for param in group["params"]}) > 1:
+                raise ValueError("AdamO needs all parameters on one device")
         except ValueError:
             self.param_groups.pop()
             raise
@@ -182,9 +184,10 @@ class AdamO(Optimizer):
         grads = [grad for batch in batches for grad in batch.grads]
         found_inf = _find_nonfinite(grads)
         on_device = not found_inf.is_cpu and all(group["fused"] for group in self.param_groups)
-        if on_device or found_inf:
+        skip = not on_device and bool(found_inf)
+        if skip or on_device:
             torch._foreach_add_([state["skipped"] for batch in batches for state in batch.states], found_inf)
-        return (False, found_inf) if on_device else (bool(found_inf), None)
+        return skip, found_inf if on_device else None
 
     def _gather(self, group: dict[str, Any]) -> "_Batch":
         """Parameters of a group that have a gradient, with their state, which is made on first use."""
@@ -197,10 +200,10 @@ class AdamO(Optimizer):
             state = self.state[param]
             if not state:
                 # As in torch.optim.Adam: only the fused kernel reads the step on the device.
-                state["step"] = torch.zeros((), device=param.device if group["fused"] else "cpu")
+                state["step"] = _zero(param.device if group["fused"] else "cpu")
                 state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
                 state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["skipped"] = torch.zeros((), device=param.device)
+                state["skipped"] = _zero(param.device)
             batch.params.append(param)
             batch.grads.append(param.grad)
             batch.states.append(state)
@@ -216,9 +219,14 @@ class _Batch(NamedTuple):
     states: list[dict[str, Tensor]]
 
 
+def _zero(device: torch.device | str) -> Tensor:
+    """A counter or flag; torch's kernels want float32, whatever the default."""
+    return torch.zeros((), dtype=torch.float32, device=device)
+
+
 def _find_nonfinite(grads: list[Tensor]) -> Tensor:
     """1 if any gradient holds a NaN or an infinity, else 0: `()`, float32, on the gradients' device."""
-    found_inf = torch.zeros((), device=grads[0].device)
+    found_inf = _zero(grads[0].device)
     for dtype in {grad.dtype for grad in grads}:
         # The kernel of torch.amp.GradScaler: one launch for all gradients, which a factor of one leaves as
         # they are.
@@ -236,7 +244,7 @@ def _pull(batch: _Batch, found_inf: Tensor | None) -> None:
         return
     for param, state in zip(params, states):
         if "guarded" not in state:
-            state["guarded"] = torch.zeros((), device=param.device)
+            state["guarded"] = _zero(param.device)
     matrices = [matrix_view(param) for param in params]
     directions, divisors = isometry_steps(matrices, coefficient, group["iso_scale"])
     guarded = divisors > 0.125 / coefficient
@@ -291,7 +299,7 @@ def _check_options(group: dict[str, Any]) -> None:
         raise ValueError(f"iso_scale must be finite and positive, got {group['iso_scale']}")
     if not (isinstance(group["iso_every"], int) and group["iso_every"] >= 1):
         raise ValueError(f"iso_every must be an integer of at least 1, got {group['iso_every']}")
-    if group["iso_lr"] and not group["lr"]:
+    if group["iso_lr"] is not None and not group["lr"]:
         raise ValueError("iso_lr is kept in proportion to lr, which is zero: set iso instead")
 
 

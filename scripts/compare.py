@@ -16,10 +16,12 @@ import pandas as pd
 import scipy.stats
 import seaborn as sns
 import tyro
+from matplotlib.ticker import EngFormatter
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 # Column -> the tag whose last value, or the score whose value, it shows.
 COLUMNS = {
+    "mean return": "score/return_auc",
     "early return": "score/early_return",
     "late return": "score/late_return",
     "dormant units": "plasticity/dormant_0.025/max",
@@ -84,17 +86,16 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def differences(runs: pd.DataFrame) -> list[str]:
-    """Late return of each optimizer less that of the first, paired by seed."""
-    late = runs[runs["tag"] == "score/late_return"].pivot(index="seed", columns="optimizer", values="value")
-    reference, *others = late.columns
+    """Mean and late return of each optimizer less those of the first, paired by seed."""
     lines = []
-    for optimizer in others:
-        paired = (late[optimizer] - late[reference]).dropna().to_numpy()
-        if len(paired):
-            better = f"{(paired > 0).sum()} of {len(paired)} seeds above 0"
-            lines.append(
-                f"late return, {optimizer} - {reference}, by seed: {mean_interval(paired)} ({better})"
-            )
+    for column in ("mean return", "late return"):
+        scores = runs[runs["tag"] == COLUMNS[column]].pivot(index="seed", columns="optimizer", values="value")
+        reference, *others = scores.columns
+        for optimizer in others:
+            paired = (scores[optimizer] - scores[reference]).dropna().to_numpy()
+            if len(paired):
+                above = f"{(paired > 0).sum()} of {len(paired)} seeds above 0"
+                lines.append(f"* {column}, {optimizer} - {reference}: {mean_interval(paired)} ({above})")
     return lines
 
 
@@ -115,7 +116,8 @@ def draw(runs: pd.DataFrame, path: Path, title: str) -> None:
             points, x="step", y="value", hue="optimizer", hue_order=order, ax=axis,
             errorbar=("ci", 95) if several else None, seed=0, legend=tag == "charts/episodic_return",
         )  # fmt: skip
-        axis.set(title=label, ylabel="", xlabel="task" if tag.startswith("task/") else "environment steps")
+        axis.set(title=label, ylabel="", xlabel="visit" if tag.startswith("task/") else "environment steps")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
@@ -129,12 +131,11 @@ def main(args: Compare) -> int:
         print(f"no finished run below {', '.join(map(str, args.folders))}")
         return 2
     for stream, group in runs.groupby("stream"):
-        print(f"\n{stream}\n\n{table(group)}\n")
-        print("\n".join(differences(group)))
+        print(f"\n{stream}\n", table(group), "", *differences(group), sep="\n")
         if args.figure:
             several = runs["stream"].nunique() > 1
             path = args.figure.with_stem(f"{args.figure.stem}-{stream}") if several else args.figure
-            draw(group, path, f"PPO on {stream}, {group['seed'].nunique()} seeds")
+            draw(group, path, f"PPO on {stream}, seeds: {group['seed'].nunique()}")
             print(f"figure: {path}")
     return 0
 

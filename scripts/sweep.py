@@ -1,6 +1,8 @@
 """Train every combination of optimizer and seed, side by side; runs that are finished are left alone.
 
-Example: python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 1 2 3
+Words after -- are flags for every run:
+
+python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 1 2 3 -- --num-envs 8
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import itertools
 import os
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import tyro
@@ -36,16 +39,14 @@ class Sweep:
     """Seeds."""
     jobs: int = os.cpu_count() or 1
     """Runs at a time."""
-    flags: str = ""
-    """More flags for every run, as one string."""
 
 
-def main(sweep: Sweep) -> int:
-    """Run it; returns 1 if a run failed."""
+def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
+    """Run it, with ``flags`` given to every run; returns 1 if a run failed."""
     module = importlib.import_module(f"neoteny.agents.{sweep.agent}")
     commands, finished = [], 0
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
-        words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *shlex.split(sweep.flags)]
+        words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *flags]
         # Parsed here too, so that a bad flag is told before the first run starts.
         folder = run_folder(sweep.agent, cli(module.Args, module.PRESETS, words))
         if (folder / "summary.json").exists():
@@ -62,4 +63,6 @@ def main(sweep: Sweep) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Sweep)))
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    sys.exit(main(tyro.cli(Sweep, args=words[:split]), flags=words[split + 1 :]))

@@ -194,6 +194,15 @@ def test_no_coefficient_diverges_or_oscillates(coefficient: float, scale: float,
     assert (optimizer.guarded_pulls == 400) == (coefficient * scale > 0.125)
 
 
+def test_the_guard_sees_rows_that_oppose_each_other() -> None:
+    """Their products are negative, and must not cancel in the row sums that bound sigma_max."""
+    start = torch.tensor([[5.0, -4.0], [-4.0, 5.0]], dtype=torch.float64)  # singular values 9 and 1
+    weight, optimizer = alone(start, 0.1)
+    optimizer.step()
+    assert torch.linalg.svdvals(weight.detach())[0] == pytest.approx(4.5)
+    assert optimizer.guarded_pulls == 1
+
+
 def test_the_guard_is_off_at_its_own_bound() -> None:
     """At c = 1 / (8s) and an orthonormal matrix nothing is cut, in float32 as well."""
     _, optimizer = alone(torch.eye(8), 0.125)
@@ -484,6 +493,7 @@ def test_isometry_can_be_switched_on_later() -> None:
         ({"iso_lr": -1.0}, "iso_lr must be"),
         ({"iso_lr": float("nan")}, "iso_lr must be"),
         ({"iso_lr": 1.0, "lr": 0.0}, "iso_lr is kept in proportion"),
+        ({"iso_lr": 0.0, "lr": 0.0}, "iso_lr is kept in proportion"),
         ({"iso_scale": 0.0}, "iso_scale must be"),
         ({"iso_scale": float("inf")}, "iso_scale must be"),
         ({"iso_every": 0}, "iso_every must be"),
@@ -521,6 +531,25 @@ def test_parameters_that_cannot_be_pulled_are_refused_by_name(param: Tensor, mes
     assert len(optimizer.param_groups) == 1
     if not param.is_complex():
         optimizer.add_param_group({"params": [bad], "iso": 0.0})
+
+
+def test_parameters_on_two_devices_are_refused() -> None:
+    optimizer = AdamO([nn.Parameter(torch.eye(2))])
+    with pytest.raises(ValueError, match="one device"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.eye(2, device="meta"))]})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_it_works_with_float64_as_default() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        for flags in KERNELS.values():
+            module = network()
+            optimizer = adamo(module, **flags)
+            train(module, optimizer, range(2))
+            assert optimizer.skipped_steps == 0
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -97,10 +97,17 @@ def test_groups_hold_every_trainable_parameter_once_by_name() -> None:
 
 def test_one_excluded_module_or_name_needs_no_list() -> None:
     module = network()
-    for exclude in ("critic", module["critic"]):
+    for exclude in ("actor", module["actor"]):
         names = [name for name, _ in param_groups(module, exclude)[0]["params"]]
-        assert "critic.0.weight" not in names
-        assert "actor.weight" in names
+        assert "actor.weight" not in names
+        assert "critic.0.weight" in names
+
+
+def test_a_shared_submodule_is_known_by_each_of_its_names() -> None:
+    shared = nn.Linear(4, 4)
+    module = nn.ModuleDict({"first": shared, "second": shared, "other": nn.Linear(4, 4)})
+    for exclude in ("first", "second", shared):
+        assert [name for name, _ in param_groups(module, exclude)[0]["params"]] == ["other.weight"]
 
 
 @pytest.mark.parametrize("exclude", [["heads"], [nn.Linear(6, 3)]])

@@ -1,0 +1,383 @@
+"""Measure what the parts of neoteny cost on this machine: the optimizer's and the probes' share of training.
+
+Example: python scripts/bench.py optim
+
+What is compared is run in one process and in turns (A B C A B C ...), so that a machine that slows down slows
+all of it down. Ratios are taken within each repeat; a table shows their median and, in brackets, the
+quartiles. CPU time is the time that this process was computing: other jobs on the machine lengthen it far
+less than they lengthen wall time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import gc
+import io
+import itertools
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from neoteny.agents import ppo
+from neoteny.agents.networks import NetworkConfig, encoder, head, torso
+from neoteny.configs.cli import override
+from neoteny.configs.ppo import PRESETS
+from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
+from neoteny.runners.probes import measure
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure what the parts of neoteny cost on this machine."""
+
+    name: tyro.conf.Positional[Literal["optim", "probes"]]
+    """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes."""
+    threads: int = 1
+    """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
+    quick: bool = False
+    """A smoke run of seconds, with tiny batches: its numbers mean nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How long to measure."""
+
+    batches: tuple[int, ...] = (256, 1024)
+    """Batch sizes of an update; the first is the number of samples of a probe."""
+    turn: float = 0.1
+    """Seconds that a measurement lasts at least."""
+    budget: float = 40.0
+    """Seconds for all repeats of a comparison, warm-up apart, as far as `repeats` allows."""
+    repeats: tuple[int, int] = (3, 50)
+    """Fewest and most repeats of a comparison."""
+    updates: int = 60
+    """Updates of a PPO run."""
+    runs: int = 3
+    """PPO runs of each preset."""
+
+
+QUICK = Effort(batches=(4, 8), turn=1e-3, budget=0.0, repeats=(2, 2), updates=2, runs=1)
+
+Clock = Callable[[], tuple[float, float]]
+WALL, CPU = 0, 1
+
+
+def clocks() -> tuple[float, float]:
+    """Wall time and the CPU time of this process, in seconds."""
+    return time.perf_counter(), time.process_time()
+
+
+def alternate(
+    arms: Mapping[str, Callable[[], object]],
+    effort: Effort,
+    *,
+    interval: int = 1,
+    label: str = "",
+    clock: Clock = clocks,
+) -> dict[str, np.ndarray]:
+    """Time functions in turns, after a warm-up and without the garbage collector.
+
+    Args:
+        arms: the functions, by name; the first is the one by which the number of calls is chosen.
+        effort: how long to measure.
+        interval: a measurement is a multiple of this number of calls, so that what happens at every
+            `interval`-th call has its share.
+        label: of the progress bar.
+        clock: wall and CPU time.
+
+    Returns:
+        Seconds of one call, by name: (repeats, 2), wall and CPU.
+    """
+
+    def timed(arm: Callable[[], object], calls: int) -> np.ndarray:
+        start = clock()
+        for _ in range(calls):
+            arm()
+        return np.subtract(clock(), start)
+
+    with _no_garbage_collection():
+        for arm in arms.values():
+            arm()
+        first = next(iter(arms.values()))
+        tried = 1
+        while (seconds := timed(first, tried)[WALL]) < effort.turn / 2:
+            tried *= 2
+        calls = interval * math.ceil(effort.turn * tried / seconds / interval)
+        # Slow calls change turns one by one: the closer in time, the more alike the machine.
+        turn = 1 if seconds / tried >= effort.turn / 2 else calls
+        one_repeat = len(arms) * calls * seconds / tried
+        repeats = round(min(max(effort.budget / one_repeat, effort.repeats[0]), effort.repeats[1]))
+        total = {name: np.zeros((repeats, 2)) for name in arms}
+        for repeat in tqdm(range(repeats), desc=label, leave=False):
+            for _ in range(calls // turn):
+                for name, arm in arms.items():
+                    total[name][repeat] += timed(arm, turn)
+    return {name: seconds / calls for name, seconds in total.items()}
+
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    low, median, high = np.quantile(values, (0.25, 0.5, 0.75)).tolist()
+    return median, low, high
+
+
+def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
+    """Median and quartiles as the cell of a table."""
+    median, low, high = (format(value, form) for value in quartiles(values))
+    return f"{median} ({low} to {high})"
+
+
+def overhead(seconds: Mapping[str, np.ndarray], arm: str, clock: int = CPU) -> np.ndarray:
+    """Percent by which an arm is slower than the first, in each repeat: (repeats,)."""
+    reference = next(iter(seconds.values()))
+    return 100 * (seconds[arm][:, clock] / reference[:, clock] - 1)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in (header, *rows)]
+    lines.insert(1, ["-" * width for width in widths])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def verdict(what: str, percent: float, target: float) -> str:
+    """Whether a target holds, in one line."""
+    return f"{'holds ' if percent <= target else 'MISSED'}  {what}: {percent:.2f} %, target {target:g} %"
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """A network and something to train it on."""
+
+    name: str
+    network: nn.Module
+    heads: tuple[str, ...]
+    """Submodules that AdamO leaves alone."""
+    parts: Mapping[str, nn.Module]
+    """What the probes measure."""
+    shape: tuple[int, ...]
+    """Shape of an observation."""
+    loss: Callable[[int], Callable[[nn.Module], Tensor]]
+    """Batch size -> a loss on random data of that size, which stays the same from call to call."""
+
+
+def problems() -> list[Problem]:
+    """A small, a wide and a convolutional network."""
+    stream: gym.vector.VectorEnv = gym.vector.VectorEnv()
+    stream.single_observation_space = gym.spaces.Box(-1, 1, (17,))
+    stream.single_action_space = gym.spaces.Discrete(6)
+    agent = ppo.ActorCritic(stream, NetworkConfig())
+    heads, parts = ("actor.head", "critic.head"), {"actor": agent.actor, "critic": agent.critic}
+    pixels = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    return [
+        Problem("PPO MLP 64x64, actor and critic", agent, heads, parts, (17,), ppo_batch),
+        _classifier("MLP 64-512x4-10", gym.spaces.Box(-1, 1, (64,)), (512, 512, 512, 512), 10),
+        _classifier("NatureCNN 4x84x84", pixels, (512,), 6),
+    ]
+
+
+def _classifier(name: str, space: gym.spaces.Box, hidden: tuple[int, ...], classes: int) -> Problem:
+    config = NetworkConfig(hidden)
+    network = torso(encoder(space), space, config)
+    network.add_module("head", head(config, classes, gain=1.0))
+
+    def batch(size: int) -> Callable[[nn.Module], Tensor]:
+        inputs, labels = torch.randn(size, *space.shape), torch.randint(classes, (size,))
+        return lambda network: F.cross_entropy(network(inputs), labels)
+
+    return Problem(name, network, ("head",), {"network": network}, space.shape, batch)
+
+
+def ppo_batch(size: int) -> Callable[[nn.Module], Tensor]:
+    """PPO's loss on a random minibatch for 17 observations and 6 actions."""
+    args = ppo.Args()
+    observations, actions = torch.randn(size, 17), torch.randint(6, (size,))
+    advantages, returns = torch.randn(size), torch.randn(size)
+    old_log_probs = torch.full((size,), -math.log(6))
+
+    def loss(network: nn.Module) -> Tensor:
+        logits, values = network(observations)
+        return ppo.ppo_loss(
+            logits, values, actions, old_log_probs, advantages, returns,
+            args.clip, args.ent_coef, args.vf_coef,
+        )[0]  # fmt: skip
+
+    return loss
+
+
+def updater(problem: Problem, config: OptimConfig, loss: Callable[[nn.Module], Tensor]) -> Callable[[], None]:
+    """One whole update of a copy of the problem's network, as a function."""
+    network = copy.deepcopy(problem.network)
+    # Hardly a step at all: otherwise each optimizer would soon have another network, with other numbers of
+    # units that died and of subnormal moments, which are slow.
+    optimizer = config.build(network, lr=1e-6, exclude=problem.heads)
+
+    def update() -> None:
+        optimizer.zero_grad()
+        loss(network).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        optimizer.step()
+
+    return update
+
+
+INTERVALS = (1, 10)
+# Percent of an update by which AdamO may be slower than AdamW, at the smaller batch and the longest interval.
+OPTIM_TARGETS = (5.0, 10.0, 2.0)
+PROBED_PRESETS = ("cartpole-rotations", "grid-layouts-small")
+# Percent of the time of a PPO run.
+PROBE_TARGET = 2.0
+
+
+def optim(bench: Bench, effort: Effort) -> str:
+    """AdamO against fused AdamW, as a share of the whole update."""
+    configs: dict[str, OptimConfig] = {"AdamW": AdamWConfig()}
+    configs |= {f"k={k}": AdamOConfig(iso=0.1, iso_scale=2.0, iso_every=k) for k in INTERVALS}
+    rows, verdicts = [], []
+    for problem, target in zip(problems(), OPTIM_TARGETS):
+        parameters = sum(p.numel() for p in problem.network.parameters())
+        for batch in effort.batches:
+            loss = problem.loss(batch)
+            updates = {name: updater(problem, config, loss) for name, config in configs.items()}
+            label = f"{problem.name}, batch {batch}"
+            seconds = alternate(updates, effort, interval=math.lcm(*INTERVALS), label=label)
+            row = [problem.name, f"{parameters:,}", str(batch), str(len(seconds["AdamW"]))]
+            row += [f"{1e3 * np.median(seconds['AdamW'][:, clock]):.3g}" for clock in (CPU, WALL)]
+            row += [spread(overhead(seconds, f"k={k}"), "+.1f") for k in INTERVALS]
+            row.append(" / ".join(f"{np.median(overhead(seconds, f'k={k}', WALL)):+.1f}" for k in INTERVALS))
+            rows.append(row)
+            if batch == effort.batches[0]:
+                what = f"{label}, k={INTERVALS[-1]}"
+                verdicts.append(verdict(what, np.median(overhead(seconds, f"k={INTERVALS[-1]}")), target))
+    header = ["network", "parameters", "batch", "repeats", "AdamW, ms CPU", "ms wall"]
+    header += [*(f"AdamO k={k}, +% CPU" for k in INTERVALS), "k=1 / k=10, +% wall"]
+    return (
+        "An update is forward, backward, clip_grad_norm_, step and zero_grad. AdamW is fused; AdamO pulls\n"
+        "the weights of all hidden layers at every k-th step. Medians and quartiles over the repeats, in\n"
+        "percent of AdamW's update.\n\n" + "\n".join([table(header, rows), "", *verdicts])
+    )
+
+
+def probes(bench: Bench, effort: Effort) -> str:
+    """The probes' share of PPO runs at the default frequency, and the cost of one measurement."""
+    rows, verdicts = [], []
+    every = ppo.Args().probe_every
+    runs = list(itertools.product(PROBED_PRESETS, range(effort.runs)))
+    costs = [probe_and_update(*run, bench, effort) for run in tqdm(runs, desc="PPO runs", leave=False)]
+    for preset, cost in zip(PROBED_PRESETS, np.array(costs).reshape(-1, effort.runs, 2)):
+        shares = 100 * cost[:, 0] / (every * cost[:, 1])
+        ms = [spread(1e3 * column, ".3g") for column in cost.T]
+        rows.append([preset, str(effort.runs), str(effort.updates), *ms, spread(shares, ".2f")])
+        verdicts.append(verdict(f"probes in {preset}", float(np.median(shares)), PROBE_TARGET))
+    header = ["preset", "runs", "updates", "one probe, ms wall", "one update, ms wall", "share, %"]
+    lines = [
+        f"Share of the probes in PPO runs: one probe over the {every} updates to the next, these without it.",
+        "",
+        *(table(header, rows), "", *verdicts, "", *_one_measurement(effort)),
+    ]
+    return "\n".join(lines)
+
+
+def probe_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float]:
+    """Train PPO for a few updates; returns the wall seconds of one probe, and of one update without it."""
+    args = override(ppo.Args(), PRESETS[preset])
+    if bench.quick:
+        args = dataclasses.replace(args, num_envs=4, num_steps=8)
+    steps = effort.updates * args.num_envs * args.num_steps
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        args = dataclasses.replace(
+            args, total_steps=steps, seed=seed, threads=bench.threads, runs_dir=Path(folder)
+        )
+        with contextlib.redirect_stderr(io.StringIO()):  # the run's own progress bar
+            seconds = ppo.main(args)["seconds"]
+    # Setting a run up and finishing it are no part of an update, and so not of the sum. The first is probed.
+    updating = sum(spent for section, spent in seconds.items() if section not in ("probe", "total"))
+    probed = {1, *range(args.probe_every, effort.updates + 1, args.probe_every)}
+    return seconds["probe"] / len(probed), updating / effort.updates
+
+
+def _one_measurement(effort: Effort) -> list[str]:
+    samples = effort.batches[0]
+    rows = []
+    for problem in problems():
+        inputs = torch.randn(samples, *problem.shape)
+
+        def whole(problem: Problem = problem, inputs: Tensor = inputs) -> None:
+            measure(problem.parts, inputs)
+
+        def without(problem: Problem = problem, inputs: Tensor = inputs) -> None:
+            measure(problem.parts, inputs, jacobian_samples=0)
+
+        shorter = dataclasses.replace(effort, budget=effort.budget / 4)
+        seconds = alternate({"whole": whole, "without": without}, shorter, label=problem.name)
+        ms = [spread(1e3 * seconds[arm][:, CPU], ".3g") for arm in ("whole", "without")]
+        wall = " / ".join(f"{1e3 * np.median(seconds[arm][:, WALL]):.3g}" for arm in ("whole", "without"))
+        rows.append([problem.name, str(len(seconds["whole"])), *ms, wall])
+    header = ["network", "repeats", "measure(), ms CPU", "without Jacobians, ms CPU", "both, ms wall"]
+    return [f"One measure() on {samples} samples.", "", table(header, rows)]
+
+
+BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {"optim": optim, "probes": probes}
+
+
+def machine() -> str:
+    """Processor, load and versions, in one line."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        model = names[0].partition(":")[2].strip() if names else model
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return (
+        f"{model}, {os.cpu_count()} cores{load}; {torch.backends.cpu.get_cpu_capability()}, "
+        f"torch {torch.__version__}, {torch.get_num_threads()} thread(s), Python {platform.python_version()}"
+    )
+
+
+def main(bench: Bench) -> int:
+    """Run one benchmark and print its tables."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(bench.threads)
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    quick = " --quick" if bench.quick else ""
+    print(f"$ python scripts/bench.py {bench.name} --threads {bench.threads}{quick}\n{machine()}\n")
+    if bench.quick:
+        print("A smoke run: the numbers mean nothing.\n")
+    print(BENCHMARKS[bench.name](bench, QUICK if bench.quick else Effort()))
+    print(f"\n{time.perf_counter() - started:.0f} s")
+    torch.set_num_threads(threads_before)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Bench)))

@@ -1,0 +1,168 @@
+"""The benchmarks run and the core counts right; how fast anything is, no test says."""
+
+import gc
+import importlib.util
+import math
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+PATH = Path(__file__).resolve().parent.parent / "scripts" / "bench.py"
+spec = importlib.util.spec_from_file_location("bench", PATH)
+bench = importlib.util.module_from_spec(spec)
+sys.modules["bench"] = bench  # dataclasses look up their module there
+spec.loader.exec_module(bench)
+
+
+class Machine:
+    """Two clocks that move only when an arm is called: wall time by its cost, CPU time by half of it."""
+
+    def __init__(self):
+        self.now = 0.0
+        self.calls = []
+
+    def clock(self):
+        return self.now, self.now / 2
+
+    def arm(self, name, *costs):
+        """Costs of successive calls, in cycles; the first call costs an hour more."""
+
+        def call():
+            assert not gc.isenabled()
+            made = self.calls.count(name)
+            self.calls.append(name)
+            self.now += costs[made % len(costs)] + (3600 if made == 0 else 0)
+
+        return call
+
+
+def alternate(machine, arms, interval=1, **effort):
+    options = {"turn": 1.0, "budget": 0.0, "repeats": (3, 5), **effort}
+    return bench.alternate(arms, bench.Effort(**options), interval=interval, clock=machine.clock)
+
+
+def test_warm_up_is_not_timed_and_each_clock_is_its_own():
+    machine = Machine()
+    seconds = alternate(machine, {"a": machine.arm("a", 0.25), "b": machine.arm("b", 0.5)})
+    assert seconds["a"] == pytest.approx(np.tile([0.25, 0.125], (3, 1)))
+    assert seconds["b"] == pytest.approx(np.tile([0.5, 0.25], (3, 1)))
+
+
+def test_fast_arms_take_turns_in_measurements_that_last_long_enough():
+    machine = Machine()
+    alternate(machine, {"a": machine.arm("a", 0.125), "b": machine.arm("b", 0.125)}, repeats=(2, 2))
+    assert "".join(machine.calls[-4 * 8 :]) == 2 * (8 * "a" + 8 * "b")
+
+
+def test_slow_arms_take_turns_call_by_call():
+    machine = Machine()
+    arms = {name: machine.arm(name, 7.0) for name in "abc"}
+    alternate(machine, arms, interval=4, repeats=(2, 2))
+    assert "".join(machine.calls[-2 * 4 * 3 :]) == 2 * 4 * "abc"
+
+
+@pytest.mark.parametrize("cost", [0.01, 0.3, 4.0])
+def test_a_measurement_holds_whole_intervals(cost):
+    machine = Machine()
+    every_tenth = [cost] * 9 + [11 * cost]
+    arms = {"plain": machine.arm("plain", cost), "tenth": machine.arm("tenth", *every_tenth)}
+    seconds = alternate(machine, arms, interval=10)
+    assert bench.overhead(seconds, "tenth") == pytest.approx([100.0] * 3)
+
+
+def test_repeats_follow_the_budget():
+    for budget, repeats in ((0.0, 3), (8.1, 4), (1e6, 5)):
+        machine = Machine()
+        arms = {name: machine.arm(name, 0.5) for name in "ab"}
+        assert alternate(machine, arms, budget=budget)["a"].shape == (repeats, 2)
+
+
+def test_the_garbage_collector_is_on_again_even_after_an_error():
+    def broken():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        bench.alternate({"a": broken}, bench.QUICK)
+    assert gc.isenabled()
+
+
+def test_ratios_are_paired_by_repeat():
+    # The machine becomes twice as slow: each arm's median moves, their ratio does not.
+    reference = np.array([[1.0, 1.0], [1.0, 1.0], [2.0, 2.0]])
+    seconds = {"a": reference, "b": reference * (1.5, 1.1)}
+    assert bench.overhead(seconds, "b", bench.CPU) == pytest.approx([10, 10, 10])
+    assert bench.overhead(seconds, "b", bench.WALL) == pytest.approx([50, 50, 50])
+
+
+def test_a_cell_is_the_median_and_the_quartiles():
+    assert bench.spread([9.0, 1.0, 3.0, 5.0, 7.0], "+.1f") == "+5.0 (+3.0 to +7.0)"
+
+
+def test_verdicts():
+    assert bench.verdict("probes", 1.5, 2.0) == "holds   probes: 1.50 %, target 2 %"
+    assert bench.verdict("probes", 2.5, 2.0) == "MISSED  probes: 2.50 %, target 2 %"
+    assert bench.verdict("probes", math.nan, 2.0).startswith("MISSED")
+
+
+def test_table_is_markdown():
+    assert bench.table(["a", "bc"], [["1", "2"]]) == "| a | bc |\n| - | -- |\n| 1 | 2  |"
+
+
+def test_the_networks_are_the_ones_of_the_claims():
+    sizes = [sum(p.numel() for p in problem.network.parameters()) for problem in bench.problems()]
+    assert sizes == [11_079, 826_378, 1_687_206]
+
+
+def test_every_arm_trains_its_own_copy_of_the_network():
+    problem = bench.problems()[0]
+    loss = problem.loss(4)
+    before = loss(problem.network).item()
+    bench.updater(problem, bench.AdamOConfig(iso=0.1), loss)()
+    assert loss(problem.network).item() == before
+
+
+def smoke(name, capsys):
+    """Cells of the tables that a quick run prints."""
+    assert bench.main(tyro.cli(bench.Bench, args=[name, "--quick"])) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"$ python scripts/bench.py {name} --threads 1 --quick\n")
+    assert "torch" in printed.splitlines()[1]
+    rows = [line.strip("| ").split("|") for line in printed.splitlines() if line.startswith("| ")]
+    return printed, [[cell.strip() for cell in row] for row in rows if not row[0].startswith("-")]
+
+
+def numbers(cell):
+    return [float(number) for number in re.findall(r"[-+]?\d[\d.]*(?:e[-+]\d+)?", cell.replace(",", ""))]
+
+
+def assert_positive(cells):
+    values = [value for cell in cells for value in numbers(cell)]
+    assert len(values) >= len(cells)
+    assert all(0 < value < math.inf for value in values)
+
+
+def test_optim_smoke(capsys):
+    printed, (header, *rows) = smoke("optim", capsys)
+    names = [problem.name for problem in bench.problems()]
+    assert [(row[0], row[2]) for row in rows] == [(name, batch) for name in names for batch in ("4", "8")]
+    assert all(len(row) == len(header) for row in rows)
+    for row in rows:
+        assert_positive(row[1:6])
+        assert [len(numbers(cell)) for cell in row[6:]] == [3, 3, 2]
+    for name in names:
+        assert re.search(rf"(holds |MISSED)  {re.escape(name)}, batch 4, k=10: ", printed)
+
+
+def test_probes_smoke(capsys):
+    printed, rows = smoke("probes", capsys)
+    names = [*bench.PROBED_PRESETS, *(problem.name for problem in bench.problems())]
+    assert [row[0] for row in rows] == ["preset", *names[:2], "network", *names[2:]]
+    for row in rows:
+        if row[0] in names:
+            assert_positive(row[1:])
+    for preset in bench.PROBED_PRESETS:
+        assert re.search(rf"(holds |MISSED)  probes in {preset}: ", printed)
