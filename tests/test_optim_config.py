@@ -164,10 +164,14 @@ def test_closures_are_evaluated_once(config: OptimConfig) -> None:
 
 
 def test_adam_and_adamw_are_torchs() -> None:
-    for config, reference in ((AdamConfig(), torch.optim.Adam), (AdamWConfig(), torch.optim.AdamW)):
+    moments = {"betas": (0.8, 0.9), "eps": 1e-5}
+    for config, reference, options in (
+        (AdamConfig(**moments), torch.optim.Adam, moments),
+        (AdamWConfig(**moments, weight_decay=0.1), torch.optim.AdamW, {**moments, "weight_decay": 0.1}),
+    ):
         ours, theirs = network(), network()
         train(ours, config.build(ours, 1e-2, "7"), range(5))
-        train(theirs, reference(theirs.parameters(), lr=1e-2, fused=True), range(5))
+        train(theirs, reference(theirs.parameters(), lr=1e-2, fused=True, **options), range(5))
         assert_same_weights(ours, theirs)
 
 
@@ -184,11 +188,11 @@ def test_adamo_pulls_all_but_heads_with_its_options() -> None:
 
 def test_muon_steps_hidden_matrices_and_adamw_the_rest() -> None:
     ours, theirs = network(), network()
-    train(ours, MuonConfig().build(ours, 1e-2, "7"), range(5))
+    train(ours, MuonConfig(weight_decay=0.1).build(ours, 1e-2, "7"), range(5))
     matrices = [theirs[3].weight, theirs[5].weight]
     others = [p for p in theirs.parameters() if not any(p is matrix for matrix in matrices)]
-    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(others, lr=1e-2, weight_decay=0.01, fused=True)
+    muon = torch.optim.Muon(matrices, lr=1e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW(others, lr=1e-2, weight_decay=0.1, fused=True)
     for step in range(5):
         theirs.zero_grad()
         backward(theirs, step)
