@@ -6,6 +6,7 @@ python agents/ppo.py grid-layouts optim:adamo --optim.iso 1e-2 --seed 4
 from __future__ import annotations
 
 import dataclasses
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ class Args:
     """Where the networks and the rollouts live: cpu, cuda, cuda:1, ..."""
     threads: int = 1
     """Threads of PyTorch on the CPU; small networks are fastest with one."""
+    shared_torso: bool = False
+    """One torso for policy and value function instead of one each."""
     probe_every: int = 20
     """Updates between two measurements by the plasticity probes; 0 for none."""
     runs_dir: Path = Path("runs")
@@ -88,22 +91,25 @@ class Args:
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value function with separate networks over the same encoded observations."""
+    """A policy and a value function over encoded observations, with a torso each or one for both."""
 
-    def __init__(self, stream: gym.vector.VectorEnv, network: NetworkConfig) -> None:
+    def __init__(
+        self, stream: gym.vector.VectorEnv, network: NetworkConfig, shared_torso: bool = False
+    ) -> None:
         super().__init__()
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
         self.encode = encoder(space)
-        self.actor = torso(self.encode, space, network)
+        self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
+        self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)
+        self.critic = nn.Sequential() if shared_torso else torso(self.encode, space, network)
         self.actor.add_module("head", head(network, int(actions.n), gain=0.01))
-        self.critic = torso(self.encode, space, network)
         self.critic.add_module("head", head(network, 1, gain=1.0))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (B, ...) -> logits (B, A) and values (B,)."""
-        features = self.encode(observations)
+        features = self.shared(self.encode(observations))
         return self.actor(features), self.critic(features).squeeze(1)
 
     def act(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,7 +121,15 @@ class ActorCritic(nn.Module):
 
     def value(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
-        return self.critic(self.encode(observations)).squeeze(1)
+        return self.critic(self.shared(self.encode(observations))).squeeze(1)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Actor and critic, each whole, from encoded observations (B, ...) to outputs."""
+        shared = list(self.shared.named_children())
+        return {
+            "actor": nn.Sequential(OrderedDict([*shared, *self.actor.named_children()])),
+            "critic": nn.Sequential(OrderedDict([*shared, *self.critic.named_children()])),
+        }
 
 
 def gae(
@@ -193,14 +207,8 @@ def ppo_loss(
     return policy_loss - ent_coef * entropy + vf_coef * value_loss, stats
 
 
-STATS = (
-    "losses/policy_loss",
-    "losses/value_loss",
-    "losses/entropy",
-    "losses/approx_kl",
-    "losses/clipfrac",
-    "update/grad_norm",
-)
+LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
+STATS = (*(f"losses/{name}" for name in LOSSES), "update/grad_norm")
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -209,7 +217,7 @@ def main(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     stream = args.stream.make(args.num_envs, args.seed, device)
-    agent = ActorCritic(stream, args.network).to(device)
+    agent = ActorCritic(stream, args.network, args.shared_torso).to(device)
     optimizer = args.optim.build(agent, args.lr, exclude=("actor.head", "critic.head"))
 
     batch = args.num_steps * args.num_envs
@@ -277,7 +285,7 @@ def main(args: Args) -> dict[str, Any]:
         if before is not None:
             metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}
             probe_set = agent.encode(b_observations[:: max(1, batch // 256)])
-            metrics |= measure({"actor": agent.actor, "critic": agent.critic}, probe_set)
+            metrics |= measure(agent.parts(), probe_set)
             run.lap("probe")
         run.log_update(stream.steps, metrics)
 

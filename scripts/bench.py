@@ -2,9 +2,9 @@
 
 Example: python scripts/bench.py optim
 
-What is compared is run in one process and in turns (A B C A B C ...), so that a machine that slows down slows
-all of it down. Ratios are taken within each repeat; a table shows their median and, in brackets, the
-quartiles. CPU time is the time that this process was computing: other jobs on the machine lengthen it far
+What is compared is run in one process and in short turns (A B C, C A B, ...), so that a machine that slows
+down slows all of it down. Ratios are taken within each repeat; a table shows their median and, in brackets,
+the quartiles. CPU time is the time that this process was computing: other jobs on the machine lengthen it far
 less than they lengthen wall time.
 """
 
@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import platform
+import random
 import sys
 import tempfile
 import time
@@ -60,11 +61,13 @@ class Effort:
 
     batches: tuple[int, ...] = (256, 1024)
     """Batch sizes of an update; the first is the number of samples of a probe."""
-    turn: float = 0.1
-    """Seconds that a measurement lasts at least."""
-    budget: float = 40.0
+    turn: float = 0.02
+    """Seconds that a turn lasts at least: an arm is called so often that it does."""
+    measurement: float = 0.5
+    """Seconds that all turns of an arm in a repeat last at least."""
+    budget: float = 30.0
     """Seconds for all repeats of a comparison, warm-up apart, as far as `repeats` allows."""
-    repeats: tuple[int, int] = (3, 50)
+    repeats: tuple[int, int] = (2, 50)
     """Fewest and most repeats of a comparison."""
     updates: int = 60
     """Updates of a PPO run."""
@@ -72,10 +75,10 @@ class Effort:
     """PPO runs of each preset."""
 
 
-QUICK = Effort(batches=(4, 8), turn=1e-3, budget=0.0, repeats=(2, 2), updates=2, runs=1)
+QUICK = Effort(batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1)
 
-Clock = Callable[[], tuple[float, float]]
-WALL, CPU = 0, 1
+Clock = Callable[[], tuple[float, ...]]
+WALL, CPU, STEP = 0, 1, 2
 
 
 def clocks() -> tuple[float, float]:
@@ -93,16 +96,18 @@ def alternate(
 ) -> dict[str, np.ndarray]:
     """Time functions in turns, after a warm-up and without the garbage collector.
 
+    The order of the arms is drawn anew for every turn: an arm finds the caches as its predecessor left them.
+
     Args:
         arms: the functions, by name; the first is the one by which the number of calls is chosen.
         effort: how long to measure.
         interval: a measurement is a multiple of this number of calls, so that what happens at every
             `interval`-th call has its share.
         label: of the progress bar.
-        clock: wall and CPU time.
+        clock: wall time, CPU time and what else is to be read.
 
     Returns:
-        Seconds of one call, by name: (repeats, 2), wall and CPU.
+        Seconds of one call, by name: (repeats, clocks).
     """
 
     def timed(arm: Callable[[], object], calls: int) -> np.ndarray:
@@ -115,20 +120,19 @@ def alternate(
         for arm in arms.values():
             arm()
         first = next(iter(arms.values()))
-        tried = 1
-        while (seconds := timed(first, tried)[WALL]) < effort.turn / 2:
-            tried *= 2
-        calls = interval * math.ceil(effort.turn * tried / seconds / interval)
-        # Slow calls change turns one by one: the closer in time, the more alike the machine.
-        turn = 1 if seconds / tried >= effort.turn / 2 else calls
-        one_repeat = len(arms) * calls * seconds / tried
+        turn = 1
+        while (seconds := timed(first, turn)[WALL]) < effort.turn:
+            turn *= 2
+        turns = interval * max(1, math.ceil(effort.measurement / seconds / interval))
+        one_repeat = len(arms) * turns * seconds
         repeats = round(min(max(effort.budget / one_repeat, effort.repeats[0]), effort.repeats[1]))
-        total = {name: np.zeros((repeats, 2)) for name in arms}
+        total = {name: np.zeros((repeats, len(clock()))) for name in arms}
+        order = random.Random(0)
         for repeat in tqdm(range(repeats), desc=label, leave=False):
-            for _ in range(calls // turn):
-                for name, arm in arms.items():
-                    total[name][repeat] += timed(arm, turn)
-    return {name: seconds / calls for name, seconds in total.items()}
+            for _ in range(turns):
+                for name in order.sample(list(arms), len(arms)):
+                    total[name][repeat] += timed(arms[name], turn)
+    return {name: seconds / (turns * turn) for name, seconds in total.items()}
 
 
 @contextlib.contextmanager
@@ -234,8 +238,21 @@ def ppo_batch(size: int) -> Callable[[nn.Module], Tensor]:
     return loss
 
 
-def updater(problem: Problem, config: OptimConfig, loss: Callable[[nn.Module], Tensor]) -> Callable[[], None]:
-    """One whole update of a copy of the problem's network, as a function."""
+@dataclasses.dataclass
+class Stopwatch:
+    """CPU time spent in some part of a program."""
+
+    seconds: float = 0.0
+
+    def clocks(self) -> tuple[float, ...]:
+        """Wall time, CPU time, and the CPU time spent in the part."""
+        return *clocks(), self.seconds
+
+
+def updater(
+    problem: Problem, config: OptimConfig, loss: Callable[[nn.Module], Tensor], stepping: Stopwatch
+) -> Callable[[], None]:
+    """One whole update of a copy of the problem's network, as a function; `stepping` is told its `step`."""
     network = copy.deepcopy(problem.network)
     # Hardly a step at all: otherwise each optimizer would soon have another network, with other numbers of
     # units that died and of subnormal moments, which are slow.
@@ -245,7 +262,9 @@ def updater(problem: Problem, config: OptimConfig, loss: Callable[[nn.Module], T
         optimizer.zero_grad()
         loss(network).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 0.5)
+        start = time.process_time()
         optimizer.step()
+        stepping.seconds += time.process_time() - start
 
     return update
 
@@ -260,31 +279,44 @@ PROBE_TARGET = 2.0
 
 def optim(bench: Bench, effort: Effort) -> str:
     """AdamO against fused AdamW, as a share of the whole update."""
-    configs: dict[str, OptimConfig] = {"AdamW": AdamWConfig()}
-    configs |= {f"k={k}": AdamOConfig(iso=0.1, iso_scale=2.0, iso_every=k) for k in INTERVALS}
+    arms = [f"k={k}" for k in INTERVALS]
     rows, verdicts = [], []
     for problem, target in zip(problems(), OPTIM_TARGETS):
         parameters = sum(p.numel() for p in problem.network.parameters())
         for batch in effort.batches:
-            loss = problem.loss(batch)
-            updates = {name: updater(problem, config, loss) for name, config in configs.items()}
             label = f"{problem.name}, batch {batch}"
-            seconds = alternate(updates, effort, interval=math.lcm(*INTERVALS), label=label)
-            row = [problem.name, f"{parameters:,}", str(batch), str(len(seconds["AdamW"]))]
-            row += [f"{1e3 * np.median(seconds['AdamW'][:, clock]):.3g}" for clock in (CPU, WALL)]
-            row += [spread(overhead(seconds, f"k={k}"), "+.1f") for k in INTERVALS]
-            row.append(" / ".join(f"{np.median(overhead(seconds, f'k={k}', WALL)):+.1f}" for k in INTERVALS))
+            seconds = time_updates(problem, batch, effort, label)
+            adamw = seconds["AdamW"]
+            steps = {arm: 100 * (seconds[arm] - adamw)[:, STEP] / adamw[:, CPU] for arm in arms}
+            row = [problem.name, f"{parameters:,}", str(batch), str(len(adamw))]
+            row += [f"{1e3 * np.median(adamw[:, clock]):.3g}" for clock in (CPU, WALL)]
+            row += [spread(steps[arm], "+.1f") for arm in arms]
+            row += [spread(overhead(seconds, arm), "+.1f") for arm in (*arms, "AdamW again")]
+            row.append(" / ".join(f"{np.median(overhead(seconds, arm, WALL)):+.1f}" for arm in arms))
             rows.append(row)
             if batch == effort.batches[0]:
-                what = f"{label}, k={INTERVALS[-1]}"
-                verdicts.append(verdict(what, np.median(overhead(seconds, f"k={INTERVALS[-1]}")), target))
+                verdicts.append(verdict(f"{label}, {arms[-1]}", float(np.median(steps[arms[-1]])), target))
     header = ["network", "parameters", "batch", "repeats", "AdamW, ms CPU", "ms wall"]
-    header += [*(f"AdamO k={k}, +% CPU" for k in INTERVALS), "k=1 / k=10, +% wall"]
-    return (
-        "An update is forward, backward, clip_grad_norm_, step and zero_grad. AdamW is fused; AdamO pulls\n"
-        "the weights of all hidden layers at every k-th step. Medians and quartiles over the repeats, in\n"
-        "percent of AdamW's update.\n\n" + "\n".join([table(header, rows), "", *verdicts])
-    )
+    header += [f"{arm}, step()" for arm in arms]
+    header += [f"{arm}, whole" for arm in arms] + ["AdamW again", f"{' / '.join(arms)}, wall"]
+    return "\n".join([OPTIM_EXPLAINED, "", table(header, rows), "", *verdicts])
+
+
+OPTIM_EXPLAINED = """\
+An update is forward, backward, clip_grad_norm_, step and zero_grad. AdamW is fused; AdamO pulls the weights
+of all hidden layers at every k-th step. All other columns are percent of AdamW's update, in CPU time but for
+the last: by how much AdamO's step() is longer, timed inside the updates; by how much whole updates are
+longer, where the machine's noise in forward and backward counts, too; and by how much those of a second AdamW
+are, which would be 0 without noise. Targets are for step()."""
+
+
+def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> dict[str, np.ndarray]:
+    """Seconds of an update with AdamW twice and AdamO: (repeats, 3), wall, CPU and CPU within `step`."""
+    configs: dict[str, OptimConfig] = {"AdamW": AdamWConfig(), "AdamW again": AdamWConfig()}
+    configs |= {f"k={k}": AdamOConfig(iso=0.1, iso_scale=2.0, iso_every=k) for k in INTERVALS}
+    loss, stepping = problem.loss(batch), Stopwatch()
+    updates = {name: updater(problem, config, loss, stepping) for name, config in configs.items()}
+    return alternate(updates, effort, interval=math.lcm(*INTERVALS), label=label, clock=stepping.clocks)
 
 
 def probes(bench: Bench, effort: Effort) -> str:

@@ -41,7 +41,7 @@ class Machine:
 
 
 def alternate(machine, arms, interval=1, **effort):
-    options = {"turn": 1.0, "budget": 0.0, "repeats": (3, 5), **effort}
+    options = {"turn": 1.0, "measurement": 0.0, "budget": 0.0, "repeats": (3, 5), **effort}
     return bench.alternate(arms, bench.Effort(**options), interval=interval, clock=machine.clock)
 
 
@@ -52,17 +52,22 @@ def test_warm_up_is_not_timed_and_each_clock_is_its_own():
     assert seconds["b"] == pytest.approx(np.tile([0.5, 0.25], (3, 1)))
 
 
-def test_fast_arms_take_turns_in_measurements_that_last_long_enough():
+@pytest.mark.parametrize(("cost", "calls"), [(0.125, 8), (1.0, 1), (7.0, 1)])
+def test_every_arm_has_one_turn_a_round_and_a_turn_lasts_long_enough(cost, calls):
     machine = Machine()
-    alternate(machine, {"a": machine.arm("a", 0.125), "b": machine.arm("b", 0.125)}, repeats=(2, 2))
-    assert "".join(machine.calls[-4 * 8 :]) == 2 * (8 * "a" + 8 * "b")
+    arms = {name: machine.arm(name, cost) for name in "abc"}
+    alternate(machine, arms, interval=20, repeats=(2, 2))
+    measured = "".join(machine.calls[-2 * 20 * 3 * calls :])
+    turns = [measured[i : i + calls] for i in range(0, len(measured), calls)]
+    assert all(len(set(turn)) == 1 for turn in turns)
+    rounds = {"".join(turn[0] for turn in turns[i : i + 3]) for i in range(0, len(turns), 3)}
+    assert rounds == {"abc", "acb", "bac", "bca", "cab", "cba"}
 
 
-def test_slow_arms_take_turns_call_by_call():
+def test_a_measurement_lasts_long_enough():
     machine = Machine()
-    arms = {name: machine.arm(name, 7.0) for name in "abc"}
-    alternate(machine, arms, interval=4, repeats=(2, 2))
-    assert "".join(machine.calls[-2 * 4 * 3 :]) == 2 * 4 * "abc"
+    alternate(machine, {"a": machine.arm("a", 1.0)}, interval=4, measurement=9.0, repeats=(1, 1))
+    assert len(machine.calls) == 1 + 1 + 12  # warm-up, calibration, three whole intervals
 
 
 @pytest.mark.parametrize("cost", [0.01, 0.3, 4.0])
@@ -121,8 +126,11 @@ def test_every_arm_trains_its_own_copy_of_the_network():
     problem = bench.problems()[0]
     loss = problem.loss(4)
     before = loss(problem.network).item()
-    bench.updater(problem, bench.AdamOConfig(iso=0.1), loss)()
+    stepping = bench.Stopwatch()
+    bench.updater(problem, bench.AdamOConfig(iso=0.1), loss, stepping)()
     assert loss(problem.network).item() == before
+    assert 0 < stepping.seconds < 10
+    assert stepping.clocks()[bench.STEP] == stepping.seconds
 
 
 def smoke(name, capsys):
@@ -152,7 +160,7 @@ def test_optim_smoke(capsys):
     assert all(len(row) == len(header) for row in rows)
     for row in rows:
         assert_positive(row[1:6])
-        assert [len(numbers(cell)) for cell in row[6:]] == [3, 3, 2]
+        assert [len(numbers(cell)) for cell in row[6:]] == [3, 3, 3, 3, 3, 2]
     for name in names:
         assert re.search(rf"(holds |MISSED)  {re.escape(name)}, batch 4, k=10: ", printed)
 

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.registration import register
+from safetensors.torch import load_file
 
 from neoteny.agents import ppo
 from neoteny.agents.ppo import Args, gae, ppo_loss
@@ -145,6 +146,19 @@ def test_every_optimizer_runs_and_anneals_every_group(tmp_path, optim):
     rates = [value for _, value in events["charts/learning_rate"]]
     assert rates == pytest.approx([0.00075, 0.0005, 0.00025, 0.0])
     assert "plasticity/dormant_0.025/max" in events
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_torsos_are_separate_or_shared(tmp_path, shared):
+    ppo.main(small(tmp_path, "grid-layouts", total_steps=256, probe_every=1, shared_torso=shared))
+    (weights,) = tmp_path.glob("**/weights.safetensors")
+    names = load_file(weights).keys()
+    assert ("shared.conv1.weight" in names) == shared
+    assert ("critic.conv1.weight" in names) != shared
+    events = scalars(weights.parent.parent)
+    assert "isometry/jacobian_distance/actor.input_output/median" in events
+    assert "isometry/jacobian_distance/critic.input_output/median" in events
+    assert ("isometry/sigma_max/critic.conv1" in events) != shared
 
 
 @pytest.mark.parametrize("preset", PRESETS)
