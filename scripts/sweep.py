@@ -48,8 +48,8 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
         words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *flags]
         # Parsed here too, so that a bad flag is told before the first run starts.
-        folder = run_folder(sweep.agent, cli(module.Args, module.PRESETS, words))
-        if (folder / "summary.json").exists():
+        args = cli(module.Args, module.PRESETS, words)
+        if (run_folder(sweep.agent, args) / "summary.json").exists() and not args.overwrite:
             finished += 1
         else:
             commands.append([sys.executable, str(ROOT / "agents" / f"{sweep.agent}.py"), *words])
