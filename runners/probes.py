@@ -367,16 +367,6 @@ def quantile(values: Tensor, q: float) -> Tensor:
     return values.kthvalue(max(1, math.ceil(q * len(values)))).values
 
 
-def grad_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, a scalar; call it before clipping."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def weight_norm(parameters: Iterable[Tensor]) -> Tensor:
-    """Euclidean norm of all parameters together, a scalar."""
-    return nn.utils.get_total_norm([p.detach() for p in parameters])
-
-
 def snapshot(module: nn.Module) -> list[Tensor]:
     """Copies of the module's parameters, for `update_norms` after the next update."""
     return [parameter.detach().clone() for parameter in module.parameters()]
@@ -390,7 +380,7 @@ def update_norms(module: nn.Module, before: Sequence[Tensor]) -> dict[str, float
     """
     now = [parameter.detach() for parameter in module.parameters()]
     step = [after - start for after, start in zip(now, before, strict=True)]
-    norms = torch.stack([weight_norm(step), weight_norm(now)]).tolist()
+    norms = torch.stack([nn.utils.get_total_norm(step), nn.utils.get_total_norm(now)]).tolist()
     return dict(zip(("update/step_norm", "update/weight_norm"), norms))
 
 

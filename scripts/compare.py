@@ -114,7 +114,7 @@ def draw(runs: pd.DataFrame, path: Path, title: str) -> None:
         several = points["seed"].nunique() > 1
         sns.lineplot(
             points, x="step", y="value", hue="optimizer", hue_order=order, ax=axis,
-            errorbar=("ci", 95) if several else None, seed=0, legend=tag == "charts/episodic_return",
+            errorbar=("ci", 95) if several else None, seed=0, legend=tag == "isometry/log10_cond/max",
         )  # fmt: skip
         axis.set(title=label, ylabel="", xlabel="visit" if tag.startswith("task/") else "environment steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
