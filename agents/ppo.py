@@ -248,7 +248,7 @@ def main(args: Args) -> dict[str, Any]:
             done[t] = terminated | truncated
             if "final_obs" in info:
                 with torch.no_grad():
-                    final_values[t] = agent.value(info["final_obs"]) * truncated
+                    final_values[t] = agent.value(info["final_obs"]) * (truncated & ~terminated)
             run.record_episodes(stream.steps, info)
             run.lap("env")
 

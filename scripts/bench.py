@@ -69,7 +69,7 @@ class Effort:
     """Seconds for all repeats of a comparison, warm-up apart, as far as `repeats` allows."""
     repeats: tuple[int, int] = (2, 50)
     """Fewest and most repeats of a comparison."""
-    updates: int = 60
+    updates: int = 40
     """Updates of a PPO run."""
     runs: int = 3
     """PPO runs of each preset."""
@@ -153,9 +153,15 @@ def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float
     return median, low, high
 
 
-def spread(values: Sequence[float] | np.ndarray, form: str) -> str:
-    """Median and quartiles as the cell of a table."""
+def percent(values: Sequence[float] | np.ndarray, form: str = "+.1f") -> str:
+    """Median and quartiles of percentages as the cell of a table."""
     median, low, high = (format(value, form) for value in quartiles(values))
+    return f"{median} ({low} to {high})"
+
+
+def ms(seconds: Sequence[float] | np.ndarray) -> str:
+    """Median and quartiles in milliseconds, three digits of each, as the cell of a table."""
+    median, low, high = (f"{float(f'{1e3 * value:.3g}'):g}" for value in quartiles(seconds))
     return f"{median} ({low} to {high})"
 
 
@@ -173,9 +179,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def verdict(what: str, percent: float, target: float) -> str:
-    """Whether a target holds, in one line."""
-    return f"{'holds ' if percent <= target else 'MISSED'}  {what}: {percent:.2f} %, target {target:g} %"
+def verdict(what: str, share: float, target: float) -> str:
+    """Whether a target holds, both in percent, in one line."""
+    return f"{'holds ' if share <= target else 'MISSED'}  {what}: {share:.2f} %, target {target:g} %"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -289,14 +295,14 @@ def optim(bench: Bench, effort: Effort) -> str:
             adamw = seconds["AdamW"]
             steps = {arm: 100 * (seconds[arm] - adamw)[:, STEP] / adamw[:, CPU] for arm in arms}
             row = [problem.name, f"{parameters:,}", str(batch), str(len(adamw))]
-            row += [f"{1e3 * np.median(adamw[:, clock]):.3g}" for clock in (CPU, WALL)]
-            row += [spread(steps[arm], "+.1f") for arm in arms]
-            row += [spread(overhead(seconds, arm), "+.1f") for arm in (*arms, "AdamW again")]
+            row += [ms(adamw[:, CPU]), ms(adamw[:, WALL])]
+            row += [percent(steps[arm]) for arm in arms]
+            row += [percent(overhead(seconds, arm)) for arm in (*arms, "AdamW again")]
             row.append(" / ".join(f"{np.median(overhead(seconds, arm, WALL)):+.1f}" for arm in arms))
             rows.append(row)
             if batch == effort.batches[0]:
                 verdicts.append(verdict(f"{label}, {arms[-1]}", float(np.median(steps[arms[-1]])), target))
-    header = ["network", "parameters", "batch", "repeats", "AdamW, ms CPU", "ms wall"]
+    header = ["network", "parameters", "batch", "repeats", "AdamW, ms CPU", "AdamW, ms wall"]
     header += [f"{arm}, step()" for arm in arms]
     header += [f"{arm}, whole" for arm in arms] + ["AdamW again", f"{' / '.join(arms)}, wall"]
     return "\n".join([OPTIM_EXPLAINED, "", table(header, rows), "", *verdicts])
@@ -327,8 +333,8 @@ def probes(bench: Bench, effort: Effort) -> str:
     costs = [probe_and_update(*run, bench, effort) for run in tqdm(runs, desc="PPO runs", leave=False)]
     for preset, cost in zip(PROBED_PRESETS, np.array(costs).reshape(-1, effort.runs, 2)):
         shares = 100 * cost[:, 0] / (every * cost[:, 1])
-        ms = [spread(1e3 * column, ".3g") for column in cost.T]
-        rows.append([preset, str(effort.runs), str(effort.updates), *ms, spread(shares, ".2f")])
+        row = [preset, str(effort.runs), str(effort.updates), *(ms(column) for column in cost.T)]
+        rows.append([*row, percent(shares, ".2f")])
         verdicts.append(verdict(f"probes in {preset}", float(np.median(shares)), PROBE_TARGET))
     header = ["preset", "runs", "updates", "one probe, ms wall", "one update, ms wall", "share, %"]
     lines = [
@@ -371,10 +377,9 @@ def _one_measurement(effort: Effort) -> list[str]:
 
         shorter = dataclasses.replace(effort, budget=effort.budget / 4)
         seconds = alternate({"whole": whole, "without": without}, shorter, label=problem.name)
-        ms = [spread(1e3 * seconds[arm][:, CPU], ".3g") for arm in ("whole", "without")]
-        wall = " / ".join(f"{1e3 * np.median(seconds[arm][:, WALL]):.3g}" for arm in ("whole", "without"))
-        rows.append([problem.name, str(len(seconds["whole"])), *ms, wall])
-    header = ["network", "repeats", "measure(), ms CPU", "without Jacobians, ms CPU", "both, ms wall"]
+        cells = [ms(seconds[arm][:, clock]) for clock in (CPU, WALL) for arm in ("whole", "without")]
+        rows.append([problem.name, str(len(seconds["whole"])), *cells])
+    header = ["network", "repeats", "ms CPU", "without Jacobians, ms CPU", "ms wall", "without, ms wall"]
     return [f"One measure() on {samples} samples.", "", table(header, rows)]
 
 

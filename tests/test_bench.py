@@ -104,7 +104,9 @@ def test_ratios_are_paired_by_repeat():
 
 
 def test_a_cell_is_the_median_and_the_quartiles():
-    assert bench.spread([9.0, 1.0, 3.0, 5.0, 7.0], "+.1f") == "+5.0 (+3.0 to +7.0)"
+    assert bench.percent([9.0, 1.0, 3.0, 5.0, 7.0]) == "+5.0 (+3.0 to +7.0)"
+    assert bench.ms([0.0012345, 1.2345]) == "618 (310 to 926)"
+    assert bench.ms([1.2345]) == "1230 (1230 to 1230)"
 
 
 def test_verdicts():

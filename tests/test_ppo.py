@@ -29,6 +29,18 @@ class Constant(gym.Env):
         return np.ones(2, np.float32), 1.0, False, False, {}
 
 
+class Ending(Constant):
+    """The same, but over at the fifth step, where the time is up too."""
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return super().reset()
+
+    def step(self, action):
+        self.steps += 1
+        return np.ones(2, np.float32), 1.0, self.steps == 5, False, {}
+
+
 class Identity(gym.Env):
     """Name the hot unit of the observation."""
 
@@ -49,6 +61,7 @@ class Identity(gym.Env):
 
 
 register("Constant-v0", Constant, max_episode_steps=5)
+register("Ending-v0", Ending, max_episode_steps=5)
 register("Identity-v0", Identity, max_episode_steps=10)
 
 
@@ -108,17 +121,23 @@ def test_ppo_loss_by_hand():
     assert loss.item() == pytest.approx(policy - 0.1 * entropy + 0.5 * value)
 
 
-def trained_value(monkeypatch, tmp_path, **changes):
-    """The value of the only observation of Constant-v0, gamma = 0.9, after training."""
+FIVE_STEPS = 2.63  # on average (1 - 0.9^j) / 0.1 over the j = 1..5 steps that are left
+
+
+def trained_value(monkeypatch, tmp_path, id):
+    """The value of the only observation, gamma = 0.9, after training."""
     critics = []
     monkeypatch.setattr(ppo.Run, "finish", lambda self, agent: critics.append(agent))
-    args = small(tmp_path, "Constant-v0", total_steps=24_576, gamma=0.9, lr=3e-3, **changes)
-    ppo.main(args)
+    ppo.main(small(tmp_path, id, total_steps=20_480, gamma=0.9, lr=3e-3))
     return critics[0].value(torch.ones(1, 2)).item()
 
 
 def test_value_of_an_endless_task_is_reached_through_time_limits(monkeypatch, tmp_path):
-    assert trained_value(monkeypatch, tmp_path) == pytest.approx(10.0, abs=0.3)
+    assert trained_value(monkeypatch, tmp_path, "Constant-v0") == pytest.approx(10.0, abs=0.3)
+
+
+def test_value_of_an_ending_task_counts_nothing_after_its_end(monkeypatch, tmp_path):
+    assert trained_value(monkeypatch, tmp_path, "Ending-v0") == pytest.approx(FIVE_STEPS, abs=0.4)
 
 
 def test_value_is_missed_if_truncation_is_taken_for_termination(monkeypatch, tmp_path):
@@ -126,8 +145,7 @@ def test_value_is_missed_if_truncation_is_taken_for_termination(monkeypatch, tmp
         return gae(rewards, values, done, torch.zeros_like(final_values), *rest)
 
     monkeypatch.setattr(ppo, "gae", no_bootstrap)
-    # Five steps a time: on average (1 - 0.9^j) / 0.1 over j = 1..5.
-    assert trained_value(monkeypatch, tmp_path) == pytest.approx(2.63, abs=0.4)
+    assert trained_value(monkeypatch, tmp_path, "Constant-v0") == pytest.approx(FIVE_STEPS, abs=0.4)
 
 
 def test_identity_is_learnt(tmp_path):
