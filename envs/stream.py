@@ -284,7 +284,8 @@ class StreamConfig:
         if spec.entry_point is not None:
             return Stream(lambda k, seed: gym.make(spec), Stationary(), num_envs, seed, device)
         made = gym.make_vec(spec, num_envs=num_envs, period=self.period, seed=seed, device=device)
-        assert isinstance(made, Stream)
+        if not isinstance(made, Stream):
+            raise ValueError(f"{self.id} is registered as a vector environment that is no stream")
         return made
 
 
