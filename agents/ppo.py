@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, torso
-from neoteny.configs.cli import cli
+from neoteny.configs.cli import check_numbers, cli
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
 from neoteny.runners.probes import measure, snapshot, update_norms
-from neoteny.runners.run import Run, check_device
+from neoteny.runners.run import Run, check_run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,16 +78,18 @@ class Args:
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "num_envs", "num_steps", "epochs", "minibatches", "lr", "threads"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be positive, not {getattr(self, name)}")
+        sizes = ("total_steps", "num_envs", "num_steps", "epochs", "minibatches", "threads")
+        check_numbers(self, (*sizes, "lr", "clip", "max_grad_norm"), above=0)
+        check_numbers(self, ("ent_coef", "vf_coef", "probe_every"), at_least=0)
+        check_numbers(self, ("gamma", "gae_lambda"), at_least=0, at_most=1)
+        check_numbers(self, ("reward_scale",))
         if self.num_envs * self.num_steps % self.minibatches:
             raise ValueError(
                 f"--minibatches {self.minibatches} must divide num_envs * num_steps, "
                 f"{self.num_envs * self.num_steps}"
             )
         self.stream.check(self.num_envs)
-        check_device(self.device)
+        check_run(self)
 
 
 class ActorCritic(nn.Module):

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import re
 import shutil
 import sys
 import time
@@ -69,16 +70,21 @@ class RunArgs(Protocol):
     def overwrite(self) -> bool: ...  # noqa: D102
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that is not there, instead of falling back to another.
+def check_run(args: RunArgs) -> None:
+    """Refuse what would fail, or be put in the wrong place, once the run has begun.
 
     Raises:
-        ValueError: the name is no device, or no such device is present.
+        ValueError: the device is not there (another is never taken instead), the seed is negative, or the
+            note cannot be part of a folder's name.
     """
     try:
-        torch.empty(0, device=device)
+        torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
+    if args.seed < 0:
+        raise ValueError(f"--seed must be at least 0, not {args.seed}")
+    if not re.fullmatch(r"[\w.-]*", args.note):
+        raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {args.note!r}")
 
 
 def run_folder(agent: str, args: RunArgs) -> Path:

@@ -10,7 +10,7 @@ from torch import nn
 
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamConfig
-from neoteny.runners.run import Run, check_device, run_folder, write_json
+from neoteny.runners.run import Run, check_run, run_folder, write_json
 from tests.events import scalars
 
 
@@ -113,6 +113,13 @@ def test_json_is_strict(tmp_path):
 
 
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
-def test_a_device_that_is_not_there_is_refused(device):
+def test_a_device_that_is_not_there_is_refused(tmp_path, device):
     with pytest.raises(ValueError, match=f"--device {device} cannot be used"):
-        check_device(device)
+        check_run(Args(tmp_path, device=device))
+
+
+@pytest.mark.parametrize("bad", [{"seed": -1}, {"note": "../up"}, {"note": "two words"}])
+def test_what_cannot_name_a_run_is_refused(tmp_path, bad):
+    with pytest.raises(ValueError, match="must be"):
+        check_run(Args(tmp_path, **bad))
+    check_run(Args(tmp_path, note="wide-2.0_b"))
