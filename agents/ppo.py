@@ -225,7 +225,8 @@ def main(args: Args) -> dict[str, Any]:
     batch = args.num_steps * args.num_envs
     updates = max(1, args.total_steps // batch)
     run = Run("ppo", args, total_steps=updates * batch)
-    run.say(isometry_report(optimizer, updates * args.epochs * args.minibatches))
+    report = isometry_report(optimizer, updates * args.epochs * args.minibatches)
+    run.say(f"{args.stream.id}: {stream.schedule}\n{report}")
     annealing = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda update: 1 - update / updates if args.anneal_lr else 1.0
     )
@@ -286,8 +287,7 @@ def main(args: Args) -> dict[str, Any]:
         metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         if before is not None:
             metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}
-            probe_set = agent.encode(b_observations[:: max(1, batch // 256)])
-            metrics |= measure(agent.parts(), probe_set)
+            metrics |= measure(agent.parts(), agent.encode(b_observations[:: max(1, batch // 256)]))
             run.lap("probe")
         run.log_update(stream.steps, metrics)
 

@@ -13,7 +13,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -22,45 +22,86 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 TaskFunction = Callable[[int, int], gym.Env]
-
-
-class Schedule(Protocol):
-    """Which task is on at which step."""
-
-    def task_at(self, step: int) -> int:
-        """Number of the task at ``step``, in environment steps summed over sub-environments; pure."""
+Order = Literal["cycle", "random"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Periodic:
-    """A new task every ``period`` steps: 0, 1, 2, ... without end, or the same ``tasks`` of them in cycles.
+class Schedule:
+    """When the task changes and which task comes next, as pure functions of the step.
 
-    >>> [Periodic(period=100, tasks=2).task_at(step) for step in (0, 99, 100, 200)]
+    >>> schedule = Schedule(period=100, tasks=2)
+    >>> [schedule.task_at(step) for step in (0, 99, 100, 200)]
     [0, 0, 1, 0]
+    >>> print(schedule)
+    2 tasks in cycles, each for 100 steps
+
+    Args:
+        period: environment steps, summed over sub-environments, of a visit to a task; ``None``: for ever.
+        tasks: how many tasks there are, if they recur; ``None`` for a new task at every visit.
+        order: of recurring tasks: always the same, or drawn anew in every cycle, each task once.
+        jitter: switches come up to this share of half a period early or late, at random; 0 to less than 1.
+            The mean of the periods stays.
+        seed: of what is drawn.
     """
 
-    period: int
+    period: int | None = None
     tasks: int | None = None
+    order: Order = "cycle"
+    jitter: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.period < 1:
+        if self.period is not None and self.period < 1:
             raise ValueError(f"the period of a stream must be at least 1 step, not {self.period}")
         if self.tasks is not None and self.tasks < 1:
             raise ValueError(f"a stream needs at least 1 task, not {self.tasks}")
+        if not 0 <= self.jitter < 1:
+            raise ValueError(f"the jitter of a stream must be at least 0 and below 1, not {self.jitter}")
+        if self.order == "random" and self.tasks is None:
+            raise ValueError("tasks that never recur cannot come in random order")
+
+    def __str__(self) -> str:
+        """One line."""
+        if self.period is None:
+            return "one task for ever"
+        order = {"cycle": "in cycles", "random": "in random order"}[self.order]
+        which = "ever new tasks" if self.tasks is None else f"{self.tasks} tasks {order}"
+        jitter = f", give or take {50 * self.jitter:g} % at each end" if self.jitter else ""
+        return f"{which}, each for {self.period:,} steps{jitter}"
+
+    def start_of(self, visit: int) -> int:
+        """The step at which visit 0, 1, 2, ... begins."""
+        if self.period is None or visit <= 0:
+            return 0
+        early = self.jitter * (_uniform(self.seed, visit) - 0.5) if self.jitter else 0.0
+        return round(self.period * (visit + early))
+
+    def visit_at(self, step: int) -> int:
+        """How many visits to tasks have ended before ``step``."""
+        if self.period is None:
+            return 0
+        visit = step // self.period
+        # With jitter the visit may be over already, or not have begun.
+        return visit + (self.start_of(visit + 1) <= step) - (self.start_of(visit) > step)
 
     def task_at(self, step: int) -> int:
         """Number of the task at ``step``."""
-        visit = step // self.period
-        return visit if self.tasks is None else visit % self.tasks
+        visit = self.visit_at(step)
+        if self.tasks is None:
+            return visit
+        cycle, place = divmod(visit, self.tasks)
+        return place if self.order == "cycle" else _permutation(self.seed, cycle, self.tasks)[place]
 
 
-@dataclasses.dataclass(frozen=True)
-class Stationary:
-    """Task 0 for ever."""
+# Asked at every step: drawing them anew would cost as much as a step of a simple environment.
+@functools.lru_cache
+def _uniform(seed: int, visit: int) -> float:
+    return float(np.random.default_rng([seed, visit]).random())
 
-    def task_at(self, step: int) -> int:
-        """Always 0."""
-        return 0
+
+@functools.lru_cache
+def _permutation(seed: int, cycle: int, tasks: int) -> list[int]:
+    return np.random.default_rng([seed, cycle]).permutation(tasks).tolist()
 
 
 class Stream(VectorEnv):
@@ -104,13 +145,13 @@ class Stream(VectorEnv):
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
         self.make_task = task
-        self.schedule = schedule
+        self.schedule = dataclasses.replace(schedule, seed=seed)
         self.num_envs = num_envs
         self.seed = seed
         self.device = device
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
-        self.task = schedule.task_at(0)
+        self.task = self.schedule.task_at(0)
         self.env = self._make_envs(self.task)
         self.single_observation_space = self.env.single_observation_space
         self.single_action_space = self.env.single_action_space
@@ -127,6 +168,7 @@ class Stream(VectorEnv):
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
         if seed is not None:
             self.seed = seed
+            self.schedule = dataclasses.replace(self.schedule, seed=seed)
         self.steps = 0
         self.episodes = np.full(self.num_envs, -1)
         self.returns = np.zeros(self.num_envs)
@@ -223,15 +265,15 @@ def stream(id: str, *, period: int, tasks: int | None = None) -> Callable[[TaskF
     """
 
     def register(task: TaskFunction) -> TaskFunction:
-        def make(num_envs: int, period: int | None = None, **kwargs: Any) -> Stream:
-            return Stream(
-                task, Periodic(default_period if period is None else period, tasks), num_envs, **kwargs
-            )
+        def make(
+            num_envs: int, schedule: Schedule, seed: int = 0, device: torch.device | str | None = None
+        ) -> Stream:
+            return Stream(task, schedule, num_envs, seed, device)
 
-        gym.register(id, vector_entry_point=make)  # type: ignore[arg-type]
+        schedule = Schedule(period, tasks)
+        gym.register(id, vector_entry_point=make, kwargs={"schedule": schedule})  # type: ignore[arg-type]
         return task
 
-    default_period = period
     return register
 
 
@@ -243,6 +285,10 @@ class StreamConfig:
     """A registered stream, module:id for one in your own file, or any Gymnasium id (which never switches)."""
     period: int | None = None
     """Environment steps, summed over sub-environments, that each task lasts (default: the stream's own)."""
+    order: Order = "cycle"
+    """Recurring tasks come always in the same order, or in one that is drawn anew for every cycle."""
+    jitter: float = 0.0
+    """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
 
     def spec(self) -> EnvSpec:
         """What Gymnasium knows of the id, after the import of its module if it names one.
@@ -261,34 +307,43 @@ class StreamConfig:
         except (gym.error.Error, ImportError) as error:
             raise ValueError(f"there is no stream {self.id!r}: {error}") from error
 
+    def schedule(self) -> Schedule:
+        """The stream's own schedule with what the flags change.
+
+        Raises:
+            ValueError: the id is unknown, or a flag is out of range or would be ignored.
+        """
+        own = self.spec().kwargs.get("schedule", Schedule())
+        period = own.period if self.period is None else self.period
+        changed = dataclasses.replace(own, period=period, order=self.order, jitter=self.jitter)
+        if own.period is None and changed != own:
+            raise ValueError(f"{self.id} never switches, so flags of its schedule would be ignored")
+        return changed
+
     def check(self, num_envs: int) -> None:
         """Refuse what cannot run, before anything is made.
 
         Raises:
-            ValueError: the id is unknown, or the period does not suit it or ``num_envs``.
+            ValueError: the id is unknown, or a flag is out of range, would be ignored or does not suit
+                ``num_envs``.
         """
-        spec = self.spec()
-        if self.period is None:
-            return
-        if spec.entry_point is not None:
-            raise ValueError(f"{self.id} never switches, so --stream.period would be ignored")
-        if self.period < num_envs:
+        period = self.schedule().period
+        if period is not None and period < num_envs:
             raise ValueError(
-                f"--stream.period must be at least one step of all {num_envs} environments, not {self.period}"
+                f"--stream.period must be at least one step of all {num_envs} environments, not {period}"
             )
 
     def make(self, num_envs: int, seed: int = 0, device: torch.device | str | None = None) -> Stream:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task."""
         self.check(num_envs)
         spec = self.spec()
-        if spec.entry_point is not None:
-            return Stream(lambda k, seed: gym.make(spec), Stationary(), num_envs, seed, device)
-        made = gym.make_vec(spec, num_envs=num_envs, period=self.period, seed=seed, device=device)
-        if not isinstance(made, Stream):
-            raise ValueError(f"{self.id} is registered as a vector environment that is no stream")
-        return made
+        if "schedule" in spec.kwargs:
+            made = gym.make_vec(spec, num_envs=num_envs, schedule=self.schedule(), seed=seed, device=device)
+            assert isinstance(made, Stream)
+            return made
+        return Stream(lambda k, seed: gym.make(spec), self.schedule(), num_envs, seed, device)
 
 
 def registered_streams() -> list[str]:
     """Ids of all streams that are registered now."""
-    return sorted(id for id, spec in gym.registry.items() if spec.entry_point is None)
+    return sorted(id for id, spec in gym.registry.items() if "schedule" in spec.kwargs)

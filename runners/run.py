@@ -130,9 +130,8 @@ class Run:
 
     def say(self, remark: str) -> None:
         """Print a remark on the run's set-up, and keep it on TensorBoard's text page."""
-        if remark:
-            print(remark, flush=True)
-            self.writer.add_summary(text("setup", remark.replace("\n", "  \n")))
+        print(remark, flush=True)
+        self.writer.add_summary(text("setup", remark.replace("\n", "  \n")))
 
     def lap(self, section: str) -> None:
         """Count the time since the last lap as spent in ``section`` (env, act, learn, probe, ...)."""

@@ -1,11 +1,15 @@
 """The folders at the root are one package, and installing it brings nothing else."""
 
+import doctest
+import importlib
 import itertools
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
@@ -37,6 +41,14 @@ from neoteny.optim import AdamO
 assert "site/neoteny/optim" in neoteny.optim.__file__
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+
+
+MODULES = [f"neoteny.{part}.{path.stem}" for part in PARTS for path in (ROOT / part).glob("[!_]*.py")]
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_the_examples_in_docstrings_are_right(module):
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
 def test_constraints_hold_every_dependency():

@@ -128,7 +128,7 @@ def trained_value(monkeypatch, tmp_path, id):
     """The value of the only observation, gamma = 0.9, after training."""
     critics = []
     monkeypatch.setattr(ppo.Run, "finish", lambda self, agent: critics.append(agent))
-    ppo.main(small(tmp_path, id, total_steps=20_480, gamma=0.9, lr=3e-3))
+    ppo.main(small(tmp_path, id, total_steps=10_240, gamma=0.9, lr=5e-3))
     return critics[0].value(torch.ones(1, 2)).item()
 
 

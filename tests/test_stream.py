@@ -1,5 +1,7 @@
 """Streams against a slow reference that steps each sub-environment by itself."""
 
+import itertools
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoteny.envs import Periodic, Stationary, Stream, StreamConfig, stream
+from neoteny.envs import Schedule, Stream, StreamConfig, stream
 from neoteny.envs.stream import episode_seed, registered_streams
 
 PERIOD, STEPS = 50, 30
@@ -135,24 +137,97 @@ def test_reset_starts_the_stream_over():
         np.testing.assert_array_equal(stream.step(action)[0], step[0])
 
 
-@given(st.integers(1, 1000), st.none() | st.integers(1, 7), st.integers(0, 10**6))
-def test_periodic_visits_tasks_in_order_and_in_balance(period, tasks, step):
-    schedule = Periodic(period, tasks)
-    visit = step // period
-    task = visit if tasks is None else visit % tasks
-    assert [schedule.task_at(at) for at in (visit * period, step, visit * period + period - 1)] == [task] * 3
+SCHEDULES = st.builds(
+    Schedule,
+    period=st.integers(1, 60),
+    tasks=st.integers(1, 7),
+    order=st.sampled_from(["cycle", "random"]),
+    jitter=st.sampled_from([0.0, 0.3, 0.9]),
+    seed=st.integers(0, 5),
+)
 
 
-@pytest.mark.parametrize(("period", "tasks"), [(0, None), (-5, None), (5, 0)])
-def test_bad_schedules_are_refused(period, tasks):
-    with pytest.raises(ValueError, match="at least 1"):
-        Periodic(period, tasks)
+@given(SCHEDULES)
+def test_schedules_agree_with_stepping_and_visit_every_task_once_a_cycle(schedule):
+    visits = 3 * schedule.tasks
+    starts = [schedule.start_of(visit) for visit in range(visits + 1)]
+    assert starts[0] == 0
+    assert all(abs(start - i * schedule.period) <= schedule.period / 2 for i, start in enumerate(starts))
+    tasks = []
+    for visit, (start, end) in enumerate(itertools.pairwise(starts)):
+        assert start <= end
+        assert {schedule.visit_at(step) for step in range(start, end)} <= {visit}
+        tasks.append({schedule.task_at(step) for step in range(start, end)})
+    if schedule.jitter == 0:
+        cycles = zip(*[iter(tasks)] * schedule.tasks)
+        assert all(sorted(cycle, key=min) == [{task} for task in range(schedule.tasks)] for cycle in cycles)
+    if schedule.order == "cycle":
+        assert all(task <= {i % schedule.tasks} for i, task in enumerate(tasks))
+
+
+def test_random_orders_and_jitter_depend_on_the_seed_and_vary():
+    orders = {
+        tuple(Schedule(10, 5, "random", seed=seed).task_at(10 * (5 * cycle + i)) for i in range(5))
+        for seed in range(3)
+        for cycle in range(3)
+    }
+    assert len(orders) > 6
+    starts = [Schedule(1000, jitter=0.5, seed=1).start_of(visit) - 1000 * visit for visit in range(1, 200)]
+    assert -250 <= min(starts) < -200
+    assert 200 < max(starts) <= 250
+    assert abs(np.mean(starts)) < 40
+
+
+@pytest.mark.parametrize(
+    ("schedule", "line"),
+    [
+        (Schedule(), "one task for ever"),
+        (Schedule(20_000), "ever new tasks, each for 20,000 steps"),
+        (
+            Schedule(50, 3, "random", 0.5),
+            "3 tasks in random order, each for 50 steps, give or take 25 % at each end",
+        ),
+    ],
+)
+def test_a_schedule_is_one_line(schedule, line):
+    assert str(schedule) == line
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"period": 0},
+        {"period": 5, "tasks": 0},
+        {"period": 5, "jitter": 1.0},
+        {"period": 5, "order": "random"},
+    ],
+)
+def test_bad_schedules_are_refused(bad):
+    with pytest.raises(ValueError, match=r"at least|never recur"):
+        Schedule(**bad)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 8])
+def test_a_stream_follows_jitter_and_random_order(num_envs):
+    config = StreamConfig("grid-layouts", period=40, order="random", jitter=0.6)
+    stream = config.make(num_envs, seed=2)
+    stream.reset()
+    tasks = [stream.task]
+    for step in range(0, 400, num_envs):
+        before = stream.schedule.task_at(step)
+        *_, truncated, info = stream.step(np.zeros(num_envs, dtype=int))
+        assert info["task"] == before
+        assert (stream.task != before) == (stream.schedule.task_at(step + num_envs) != before)
+        if stream.task != before:
+            assert truncated.all()
+            tasks.append(stream.task)
+    assert set(tasks) == set(range(5))
 
 
 def test_an_ordinary_environment_is_a_stream_that_never_switches():
     stream = StreamConfig("CartPole-v1").make(2, seed=0)
     assert isinstance(stream, Stream)
-    assert isinstance(stream.schedule, Stationary)
+    assert stream.schedule == Schedule()
     with pytest.raises(ValueError, match="never switches"):
         StreamConfig("CartPole-v1", period=10).make(2)
 
