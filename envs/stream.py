@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib
 import os
 import sys
@@ -107,7 +108,7 @@ def _permutation(seed: int, cycle: int, tasks: int) -> list[int]:
 class Stream(VectorEnv):
     """A Gymnasium vector environment whose sub-environments change task together.
 
-    Autoreset is SAME_STEP. Three kinds of step end an episode:
+    Autoreset is SAME_STEP. Two kinds of step end an episode:
 
     * the environment's own end: ``terminated`` or ``truncated``, as it says itself;
     * the last step of a task: every episode that still runs is ``truncated``.
@@ -122,6 +123,10 @@ class Stream(VectorEnv):
     The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
     is a pure function of (run seed, k, i, j). No two runs share an episode.
 
+    The audit: at every switch a separate copy of the new task is rolled out under fixed seeds and actions,
+    and ``info["fingerprint"]``, the hash of what it did, must differ from the old task's. Training is not
+    touched.
+
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
         schedule: which task is on at which step.
@@ -129,9 +134,11 @@ class Stream(VectorEnv):
         seed: the run's seed.
         device: where observations, rewards and ends of episodes are returned as tensors (observations in
             their own dtype, rewards as float32); ``None`` returns NumPy arrays, as Gymnasium does.
+        audit: whether switches are audited.
 
     Raises:
-        ValueError: at a switch, if the new task's spaces differ from the first task's.
+        ValueError: at a switch, if the new task's spaces differ from the first task's, if it does just what
+            the old task did, or if a task that recurs is not what it was.
     """
 
     def __init__(
@@ -141,6 +148,7 @@ class Stream(VectorEnv):
         num_envs: int,
         seed: int = 0,
         device: torch.device | str | None = None,
+        audit: bool = True,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
@@ -149,10 +157,12 @@ class Stream(VectorEnv):
         self.num_envs = num_envs
         self.seed = seed
         self.device = device
+        self.audit = audit and schedule.period is not None
+        self.fingerprints: dict[int, str] = {}
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self.task = self.schedule.task_at(0)
-        self.env = self._make_envs(self.task)
+        self.env = self._make_envs()
         self.single_observation_space = self.env.single_observation_space
         self.single_action_space = self.env.single_action_space
         self.observation_space = self.env.observation_space
@@ -166,14 +176,19 @@ class Stream(VectorEnv):
         """
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
-        if seed is not None:
+        if seed is not None and seed != self.seed:
             self.seed = seed
             self.schedule = dataclasses.replace(self.schedule, seed=seed)
+            self.fingerprints.clear()
+            self._enter(self.schedule.task_at(0))
         self.steps = 0
         self.episodes = np.full(self.num_envs, -1)
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self._enter(self.schedule.task_at(0))
+        if self.task != self.schedule.task_at(0):
+            self._enter(self.schedule.task_at(0))
+        if self.audit:
+            self._audit()
         return self._out(self._reset_envs(np.ones(self.num_envs, dtype=bool))), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
@@ -192,6 +207,8 @@ class Stream(VectorEnv):
         self.returns += rewards
         self.lengths += 1
         info["task"] = self.task
+        if self.audit:
+            info["fingerprint"] = self.fingerprints[self.task]
 
         next_task = self.schedule.task_at(self.steps)
         done = terminated | truncated
@@ -203,7 +220,8 @@ class Stream(VectorEnv):
             done = np.ones_like(done)
         if done.any():
             info |= {"final_obs": self._out(observations), "_final_obs": done}
-            self._enter(next_task)
+            if next_task != self.task:
+                self._switch(next_task)
             observations = self._reset_envs(done)
         if self.device is not None:
             rewards = rewards.astype(np.float32)
@@ -213,21 +231,36 @@ class Stream(VectorEnv):
         """Close the sub-environments."""
         self.env.close()
 
-    def _enter(self, task: int) -> None:
-        if task != self.task:
-            self.env.close()
-            self.env = self._make_envs(task)
-            self.task = task
-            for kind in ("single_observation_space", "single_action_space"):
-                if getattr(self.env, kind) != getattr(self, kind):
-                    raise ValueError(
-                        f"all tasks of a stream share their spaces, but {kind} of task {task} is "
-                        f"{getattr(self.env, kind)} and was {getattr(self, kind)}"
-                    )
+    def _switch(self, task: int) -> None:
+        old = self.task
+        self._enter(task)
+        if self.audit:
+            self._audit()
+            if self.fingerprints[task] == self.fingerprints[old]:
+                raise ValueError(f"the switch changed nothing: task {task} does just what task {old} did")
+            if self.schedule.tasks is None:
+                del self.fingerprints[old]
 
-    def _make_envs(self, task: int) -> SyncVectorEnv:
-        make = functools.partial(self.make_task, task, self.seed)
+    def _enter(self, task: int) -> None:
+        self.env.close()
+        self.task = task
+        self.env = self._make_envs()
+        for kind in ("single_observation_space", "single_action_space"):
+            if getattr(self.env, kind) != getattr(self, kind):
+                raise ValueError(
+                    f"all tasks of a stream share their spaces, but {kind} of task {task} is "
+                    f"{getattr(self.env, kind)} and was {getattr(self, kind)}"
+                )
+
+    def _make_envs(self) -> SyncVectorEnv:
+        make = functools.partial(self.make_task, self.task, self.seed)
         return SyncVectorEnv([make] * self.num_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+    def _audit(self) -> None:
+        """Take the fingerprint of the task that is on; it must be what it was if the task was on before."""
+        now = fingerprint(self.make_task(self.task, self.seed))
+        if self.fingerprints.setdefault(self.task, now) != now:
+            raise ValueError(f"task {self.task} is not what it was: it must be a function of (k, seed) alone")
 
     def _reset_envs(self, mask: np.ndarray) -> np.ndarray:
         """Start the next episode where ``mask`` is set; returns all observations, (N, ...)."""
@@ -243,6 +276,40 @@ class Stream(VectorEnv):
     def _out(self, array: np.ndarray) -> Any:
         """The one place where NumPy becomes a tensor on the agent's device."""
         return array if self.device is None else torch.as_tensor(array, device=self.device)
+
+
+def fingerprint(env: gym.Env, steps: int = 256) -> str:
+    """What an environment does, as a hash: its spaces and a rollout under fixed seeds and actions.
+
+    Args:
+        env: an environment of its own for this, which is closed.
+        steps: length of the rollout, over as many episodes as end in it.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256(f"{env.observation_space} {env.action_space}".encode())
+    env.action_space.seed(0)
+    ended, episode = True, 0
+    for _ in range(steps):
+        if ended:
+            _digest(digest, env.reset(seed=episode)[0])
+            episode += 1
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        _digest(digest, (observation, reward, terminated, truncated))
+        ended = terminated or truncated
+    env.close()
+    return digest.hexdigest()
+
+
+def _digest(digest: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, dict):
+        value = [item for pair in sorted(value.items()) for item in pair]
+    if isinstance(value, list | tuple):
+        for item in value:
+            _digest(digest, item)
+    else:
+        digest.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
 
 
 def episode_seed(run: int, task: int, env: int, episode: int) -> int:
@@ -265,10 +332,8 @@ def stream(id: str, *, period: int, tasks: int | None = None) -> Callable[[TaskF
     """
 
     def register(task: TaskFunction) -> TaskFunction:
-        def make(
-            num_envs: int, schedule: Schedule, seed: int = 0, device: torch.device | str | None = None
-        ) -> Stream:
-            return Stream(task, schedule, num_envs, seed, device)
+        def make(num_envs: int, **options: Any) -> Stream:
+            return Stream(task, num_envs=num_envs, **options)
 
         schedule = Schedule(period, tasks)
         gym.register(id, vector_entry_point=make, kwargs={"schedule": schedule})  # type: ignore[arg-type]
@@ -289,6 +354,8 @@ class StreamConfig:
     """Recurring tasks come always in the same order, or in one that is drawn anew for every cycle."""
     jitter: float = 0.0
     """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
+    audit: bool = True
+    """Prove at every switch, on a separate copy, that the new task does what the old one did not."""
 
     def spec(self) -> EnvSpec:
         """What Gymnasium knows of the id, after the import of its module if it names one.
@@ -337,11 +404,17 @@ class StreamConfig:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task."""
         self.check(num_envs)
         spec = self.spec()
-        if "schedule" in spec.kwargs:
-            made = gym.make_vec(spec, num_envs=num_envs, schedule=self.schedule(), seed=seed, device=device)
-            assert isinstance(made, Stream)
-            return made
-        return Stream(lambda k, seed: gym.make(spec), self.schedule(), num_envs, seed, device)
+        options: dict[str, Any] = {
+            "schedule": self.schedule(),
+            "seed": seed,
+            "device": device,
+            "audit": self.audit,
+        }
+        if "schedule" not in spec.kwargs:
+            return Stream(lambda k, seed: gym.make(spec), num_envs=num_envs, **options)
+        made = gym.make_vec(spec, num_envs=num_envs, **options)
+        assert isinstance(made, Stream)
+        return made
 
 
 def registered_streams() -> list[str]:

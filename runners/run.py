@@ -1,7 +1,8 @@
 """A run: its folder, its TensorBoard events, its progress bar, its episode returns.
 
 A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/`` and nowhere else: ``args.json``,
-``meta.json``, one event file, ``checkpoint/weights.safetensors`` and, once it is finished, ``summary.json``.
+``meta.json``, ``stream.json`` (which task began when), one event file and, once it is finished,
+``checkpoint/weights.safetensors`` and ``summary.json``.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Run:
         self.bar = tqdm(total=total_steps, unit="step", unit_scale=True, desc=name)
         # Also called if the run ends by an error, so that what was measured is kept.
         self.close = weakref.finalize(self, _close, self.writer, self.bar)
-        self.visits = [Visit(task=0, start=0)]
+        self.visits: list[Visit] = []
         self.seconds: dict[str, float] = {}
         self._returns: list[float] = []
         self._lengths: list[int] = []
@@ -141,9 +142,8 @@ class Run:
 
     def record_episodes(self, step: int, info: Mapping[str, Any]) -> None:
         """Take the returns of ended episodes, and the task they belong to, from a stream's ``info``."""
-        if info["task"] != self.visits[-1].task:
-            self._end_visit()
-            self.visits.append(Visit(task=info["task"], start=self._step))
+        if not self.visits or info["task"] != self.visits[-1].task:
+            self._begin_visit(Visit(info["task"], start=self._step, fingerprint=info.get("fingerprint", "")))
         self._step = step
         if "episode_return" in info:
             ended = info["_episode_return"]
@@ -202,6 +202,16 @@ class Run:
         self.close()
         write_json(self.folder / "summary.json", summary)
         return summary
+
+    def _begin_visit(self, visit: Visit) -> None:
+        if self.visits:
+            self._end_visit()
+            if visit.fingerprint:
+                changed = visit.fingerprint != self.visits[-1].fingerprint
+                self.log(self._step, {"stream/fingerprint_changed": changed})
+        self.visits.append(visit)
+        rows = [{"task": v.task, "start": v.start, "fingerprint": v.fingerprint} for v in self.visits]
+        write_json(self.folder / "stream.json", {"visits": rows})
 
     def _end_visit(self) -> None:
         visit = self.visits[-1]

@@ -16,6 +16,7 @@ class Visit:
 
     task: int
     start: int
+    fingerprint: str = ""
     returns: list[float] = dataclasses.field(default_factory=list)
     lengths: list[int] = dataclasses.field(default_factory=list)
 

@@ -30,6 +30,7 @@ def episode(task, value):
     values = torch.tensor([value, -99.0]).numpy()
     return {
         "task": task,
+        "fingerprint": f"print of {task}",
         "episode_return": values,
         "_episode_return": ended,
         "episode_length": values.astype(int),
@@ -58,6 +59,8 @@ def test_a_run_leaves_what_it_measured(tmp_path):
     assert [visit["task"] for visit in summary["visits"]] == [0, 5]
     assert [visit["start"] for visit in summary["visits"]] == [0, 30]
     assert summary["score/late_return"] == pytest.approx((4 * 4 + 6 * 6) / 10)
+    visits = json.loads((run.folder / "stream.json").read_text())["visits"]
+    assert visits[1] == {"task": 5, "start": 30, "fingerprint": "print of 5"}
     assert json.loads((run.folder / "args.json").read_text())["optim"]["name"] == "adam"
     assert json.loads((run.folder / "meta.json").read_text())["versions"]["torch"]
     assert load_file(run.folder / "checkpoint" / "weights.safetensors").keys() == {"weight", "bias"}
@@ -66,6 +69,7 @@ def test_a_run_leaves_what_it_measured(tmp_path):
     assert events["charts/episodic_return"] == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0), (50, 6.0)]
     assert events["task/return_at_end"] == [(0, 2.0), (1, 5.0)]
     assert events["stream/task"] == [(10, 0), (20, 0), (30, 0), (40, 5), (50, 5)]
+    assert events["stream/fingerprint_changed"] == [(30, 1.0)]
     assert {"charts/SPS", "time/env", "score/early_return", "losses/entropy"} <= events.keys()
 
 

@@ -1,5 +1,6 @@
 """Streams against a slow reference that steps each sub-environment by itself."""
 
+import copy
 import itertools
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neoteny.envs import Schedule, Stream, StreamConfig, stream
-from neoteny.envs.stream import episode_seed, registered_streams
+from neoteny.envs.stream import episode_seed, fingerprint, registered_streams
 
 PERIOD, STEPS = 50, 30
 STREAMS = registered_streams()
@@ -250,6 +251,89 @@ def test_a_task_with_other_spaces_is_refused():
     with pytest.raises(ValueError, match=r"share their spaces.*observation_space of task 1"):
         mixed_stream.step(np.zeros(2, dtype=int))
     del gym.registry["Mixed-v0"]
+
+
+class Audited:
+    """Streams of two tasks that each hide a mistake."""
+
+    @staticmethod
+    def ignores_k(k, seed):
+        return gym.make("CartPole-v1")
+
+    @staticmethod
+    def identity_permutation(k, seed):
+        order = [0, 1, 2, 3]
+        env = gym.make("CartPole-v1")
+        return gym.wrappers.TransformObservation(env, lambda obs: obs[order], env.observation_space)
+
+    @staticmethod
+    def physics_of_a_copy(k, seed):
+        env = gym.make("CartPole-v1")
+        copy.copy(env.unwrapped).gravity = 9.8 * (k + 1)
+        return env
+
+    @staticmethod
+    def changes_at_random(k, seed):
+        env = gym.make("CartPole-v1")
+        env.unwrapped.gravity = float(np.random.default_rng().uniform(5, 50))
+        return env
+
+
+def two_switches(task, **options):
+    stream = Stream(task, Schedule(period=8, tasks=2), num_envs=2, **options)
+    stream.reset()
+    for _ in range(8):
+        *_, info = stream.step(np.zeros(2, dtype=int))
+    return info
+
+
+@pytest.mark.parametrize("mistake", ["ignores_k", "identity_permutation", "physics_of_a_copy"])
+def test_the_audit_catches_a_switch_that_changes_nothing(mistake):
+    with pytest.raises(ValueError, match="changed nothing: task 1 does just what task 0 did"):
+        two_switches(getattr(Audited, mistake))
+    assert "fingerprint" not in two_switches(getattr(Audited, mistake), audit=False)
+
+
+def test_the_audit_catches_a_task_that_does_not_recur_as_it_was():
+    with pytest.raises(ValueError, match="task 0 is not what it was"):
+        two_switches(Audited.changes_at_random)
+
+
+@pytest.mark.parametrize("id", STREAMS)
+def test_fingerprints_tell_tasks_apart_and_are_reproducible(id):
+    stream = StreamConfig(id).make(1, seed=5)
+    tasks = range(getattr(stream.schedule, "tasks", None) or 5)
+    prints = [[fingerprint(stream.make_task(k, 5)) for k in tasks] for _ in range(2)]
+    assert prints[0] == prints[1]
+    assert len(set(prints[0])) == len(tasks)
+
+
+@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
+def test_the_audit_does_not_disturb_the_stream(id):
+    with_audit, without = (StreamConfig(id, PERIOD, audit=audit).make(2, seed=1) for audit in (True, False))
+    np.testing.assert_array_equal(with_audit.reset()[0], without.reset()[0])
+    for _ in range(STEPS):
+        for a, b in zip(with_audit.step(np.ones(2, dtype=int))[:4], without.step(np.ones(2, dtype=int))[:4]):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_memory_does_not_grow_with_switches():
+    stream = StreamConfig("cartpole-gravity", period=2).make(2, seed=0)
+    stream.reset()
+    for _ in range(50):
+        stream.step(np.zeros(2, dtype=int))
+    assert stream.task == 50
+    assert len(stream.fingerprints) == 1
+
+
+def test_reset_with_another_seed_is_another_stream():
+    stream = StreamConfig("cartpole-rotations", PERIOD).make(2, seed=1)
+    other = StreamConfig("cartpole-rotations", PERIOD).make(2, seed=2)
+    stream.reset()
+    np.testing.assert_array_equal(stream.reset(seed=2)[0], other.reset()[0])
+    for _ in range(STEPS):
+        action = np.ones(2, dtype=int)
+        np.testing.assert_array_equal(stream.step(action)[0], other.step(action)[0])
 
 
 def test_runs_share_no_episode_seed():

@@ -1,0 +1,411 @@
+"""Each change against its definition, alone and on vector environments."""
+
+import doctest
+import functools
+import math
+
+import gymnasium as gym
+import minigrid  # noqa: F401  (registers the environments)
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from hypothesis import given
+from hypothesis import strategies as st
+from minigrid.wrappers import ImgObsWrapper
+
+from neoteny.envs import wrappers
+from neoteny.envs.wrappers import (
+    Bounded,
+    Increment,
+    OrnsteinUhlenbeck,
+    Oscillation,
+    RandomWalk,
+    Sigmoid,
+    drift,
+    fail_actions,
+    noisy_observations,
+    offset_observations,
+    permute_actions,
+    permute_observations,
+    scale_rewards,
+)
+
+MODES = list(AutoresetMode)
+CHANGES = {
+    "permute_observations": functools.partial(permute_observations, seed=(1, 2)),
+    "permute_actions": functools.partial(permute_actions, seed=1),
+    "scale_rewards": functools.partial(scale_rewards, scale=-2.5),
+    "offset_observations": functools.partial(offset_observations, seed=1),
+    "noisy_observations": functools.partial(noisy_observations, std=0.3),
+    "sticky": functools.partial(fail_actions, probability=0.4),
+    "dropped": functools.partial(fail_actions, probability=0.4, noop=1),
+    "drift": functools.partial(
+        drift, rules={"gravity": RandomWalk(2.0), "masscart": Bounded(Increment(0.1), high=3.0)}, seed=1
+    ),
+}
+ON_IMAGES = ["permute_observations", "permute_actions", "scale_rewards", "sticky", "dropped"]
+CASES = [("cartpole", name) for name in CHANGES] + [("grid", name) for name in ON_IMAGES]
+
+
+def cartpole():
+    """Episodes of at most 12 steps, of which some end earlier."""
+    return gym.make("CartPole-v1", max_episode_steps=12)
+
+
+def grid():
+    return ImgObsWrapper(gym.make("MiniGrid-DoorKey-5x5-v0", max_steps=12))
+
+
+BASES = {"cartpole": cartpole, "grid": grid}
+
+
+class Echo(gym.Env):
+    """Returns what was done as its reward; the observation is always the same."""
+
+    def __init__(self, seen=(0.0,), dtype=np.float32, actions=None):
+        self.seen = np.asarray(seen, dtype)
+        self.observation_space = Box(-10, 10, self.seen.shape, dtype)
+        self.action_space = actions or Discrete(5)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.seen.copy(), {}
+
+    def step(self, action):
+        return self.seen.copy(), action, False, False, {}
+
+
+def rollout(env, seed, steps=60):
+    """Everything that an environment or vector environment returns under fixed random actions, flat."""
+    rng = np.random.default_rng(seed)
+    single = not isinstance(env, gym.vector.VectorEnv)
+    actions = (env.action_space if single else env.single_action_space).n
+    disabled = not single and env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    out = [env.reset(seed=seed)[0]]
+    for t in range(steps):
+        action = int(rng.integers(actions)) if single else rng.integers(actions, size=env.num_envs)
+        observation, reward, terminated, truncated, info = env.step(action)
+        out += [observation, reward, terminated, truncated]
+        if "final_obs" in info:
+            out += [info["_final_obs"], *info["final_obs"][info["_final_obs"]]]
+        done = np.asarray(terminated | truncated)
+        if single and done:
+            out.append(env.reset()[0])
+        elif disabled and done.any():
+            seeds = [seed + 1000 * t + i if done[i] else None for i in range(env.num_envs)]
+            out.append(env.reset(seed=seeds, options={"reset_mask": done})[0])
+    return out
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b):
+        assert np.asarray(x).dtype == np.asarray(y).dtype
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:.*(is infinity|is -infinity|unwrapped version)")
+@pytest.mark.parametrize(("base", "name"), CASES)
+def test_gymnasium_accepts_it(base, name):
+    env = CHANGES[name](BASES[base]())
+    assert env.observation_space.dtype == BASES[base]().observation_space.dtype
+    # MiniGrid's own wrapper cannot be made again from a spec, ours can
+    check_env(env, skip_render_check=True, skip_close_check=base == "grid")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("base", "name"), CASES)
+def test_a_wrapped_vector_is_a_vector_of_wrapped(base, name, mode):
+    change, make = CHANGES[name], BASES[base]
+    inside = SyncVectorEnv([lambda: change(make())] * 3, autoreset_mode=mode)
+    outside = change(SyncVectorEnv([make] * 3, autoreset_mode=mode))
+    for kind in ("single_observation_space", "observation_space", "single_action_space", "action_space"):
+        assert getattr(inside, kind) == getattr(outside, kind)
+    # in this mode the sub-environments' own clocks pause while they reset, a vector's does not
+    steps = 10 if name == "drift" and mode == AutoresetMode.NEXT_STEP else 60
+    if steps == 10:
+        make = functools.partial(gym.make, "CartPole-v1", max_episode_steps=11)
+    assert_same(rollout(inside, 3, steps), rollout(outside, 3, steps))
+    assert_same(rollout(inside, 4, 3), rollout(outside, 4, 3))  # what went before leaves nothing behind
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_native_vector_environments(name):
+    env = CHANGES[name](gym.make_vec("CartPole-v1", 3, vectorization_mode="vector_entry_point"))
+    out = rollout(env, 0, 100)
+    assert out[0] in env.observation_space
+    assert out[0].dtype == np.float32
+    if name == "drift":
+        assert env.unwrapped.gravity != 9.8
+        assert env.unwrapped.total_mass == pytest.approx(3.0 + 0.1)
+
+
+@pytest.mark.parametrize(("base", "name"), CASES)
+def test_a_seeded_reset_and_the_actions_fix_everything(base, name):
+    used, fresh = CHANGES[name](BASES[base]()), CHANGES[name](BASES[base]())
+    if name == "drift":
+        rollout(used, 7)
+        fresh.drift_state = used.drift_state
+    else:
+        rollout(used, 7)
+    assert_same(rollout(used, 3), rollout(fresh, 3))
+
+
+@pytest.mark.parametrize(("base", "name"), CASES)
+def test_something_changes(base, name):
+    changed, plain = rollout(CHANGES[name](BASES[base]()), 3), rollout(BASES[base](), 3)
+    assert len(changed) != len(plain) or any((np.asarray(x) != y).any() for x, y in zip(changed, plain))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        functools.partial(permute_observations, order=range(4)),
+        functools.partial(permute_actions, order=[0, 1]),
+        functools.partial(scale_rewards, scale=1.0),
+        functools.partial(offset_observations, seed=0, std=0.0),
+        functools.partial(noisy_observations, std=0.0),
+        functools.partial(fail_actions, probability=0.0),
+        functools.partial(drift, rules={"gravity": Increment(0.0)}, seed=0),
+    ],
+)
+def test_a_change_of_size_zero_changes_nothing(change):
+    assert_same(rollout(change(cartpole()), 3), rollout(cartpole(), 3))
+
+
+def test_permuted_observations_by_hand():
+    env = permute_observations(Echo([5.0, 6.0, 7.0]), order=[2, 0, 1])
+    assert env.reset()[0].tolist() == [7.0, 5.0, 6.0]
+    box = permute_observations(gym.make("CartPole-v1"), order=[2, 3, 0, 1]).observation_space
+    np.testing.assert_allclose(box.high, [0.41887903, np.inf, 4.8, np.inf], rtol=1e-6)
+    assert (box.low == -box.high).all()
+
+
+@pytest.mark.parametrize("axis", [0, -3])
+def test_channels_of_an_image_are_permuted(axis):
+    image = np.arange(3 * 2 * 2).reshape(3, 2, 2) % 10
+    first = permute_observations(Echo(image, np.uint8), order=[2, 0, 1], axis=axis)
+    np.testing.assert_array_equal(first.reset()[0], image[[2, 0, 1]])
+    last = permute_observations(Echo(image.T, np.uint8), order=[2, 0, 1])
+    np.testing.assert_array_equal(last.reset()[0], image[[2, 0, 1]].T)
+    assert last.reset()[0].dtype == np.uint8
+
+
+def test_permuted_actions_by_hand():
+    env = permute_actions(Echo(), order=[4, 3, 2, 0, 1])
+    assert [env.step(action)[1] for action in range(5)] == [4, 3, 2, 0, 1]
+    shifted = permute_actions(Echo(actions=Discrete(3, start=-1)), order=[1, 2, 0])
+    assert [shifted.step(action)[1] for action in (-1, 0, 1)] == [0, 1, -1]
+
+
+@given(st.integers(2, 6), st.integers(0, 2**63), st.integers(0, 100))
+def test_drawn_permutations_always_move_something(entries, seed, task):
+    for draw in (wrappers._order(entries, "permute_actions", seed=s, order=None) for s in (seed, (seed, task))):
+        assert sorted(draw) == list(range(entries))
+        assert list(draw) != list(range(entries))
+
+
+def test_every_permutation_but_the_identity_is_drawn_equally_often():
+    draws = [tuple(wrappers._order(3, "permute_actions", seed, None)) for seed in range(1000)]
+    counts = [draws.count(order) for order in set(draws)]
+    assert len(counts) == 5
+    assert max(abs(count - 200) for count in counts) < 4 * math.sqrt(1000 * 0.2 * 0.8)
+
+
+def test_purposes_and_tasks_draw_apart():
+    first = {
+        wrappers._rng(seed, purpose).random()
+        for seed in (0, 1, (1, 1), (1, 2))
+        for purpose in ("drift", "fail_actions")
+    }
+    assert len(first) == 8
+
+
+def test_rewards_are_scaled():
+    env = scale_rewards(Echo(), -0.5)
+    assert [env.step(action)[1] for action in (0, 1, 4)] == [0.0, -0.5, -2.0]
+
+
+def test_the_offset_is_one_for_all_and_has_the_given_size():
+    env = offset_observations(Echo(np.zeros(2000)), seed=0)
+    offset = env.reset()[0]
+    assert offset.std() == pytest.approx(2.0, rel=0.05)
+    assert abs(offset.mean()) < 0.15
+    np.testing.assert_array_equal(env.step(0)[0], offset)
+    np.testing.assert_array_equal(env.reset(seed=3)[0], offset)
+    np.testing.assert_array_equal(env.observation_space.high, 10 + offset)
+    np.testing.assert_array_equal(env.observation_space.low, -10 + offset)
+    assert (offset_observations(Echo(np.zeros(2000)), seed=1).reset()[0] != offset).all()
+
+
+def test_noise_is_new_at_each_step_and_leaves_the_dynamics_alone():
+    noisy, plain = noisy_observations(cartpole(), 0.5), cartpole()
+    noise = [noisy.reset(seed=0)[0] - plain.reset(seed=0)[0]]
+    for episode in range(300):
+        done = False
+        while not done:
+            action = episode % 2
+            (a, *_, done, _, _), (b, *_, ended, _, _) = noisy.step(action), plain.step(action)
+            assert done == ended
+            noise.append(a - b)
+        noise.append(noisy.reset()[0] - plain.reset()[0])
+    noise = np.array(noise)
+    assert noise.std(axis=0) == pytest.approx(0.5, rel=0.06)
+    assert np.abs(noise.mean(axis=0)).max() < 0.06
+    assert len(np.unique(noise[:, 0])) > 0.99 * len(noise)
+
+
+def test_sub_environments_have_noise_of_their_own():
+    first = noisy_observations(SyncVectorEnv([Echo] * 4), 1.0).reset(seed=0)[0]
+    assert len(np.unique(first)) == 4
+
+
+@pytest.mark.parametrize("noop", [None, 0])
+def test_failures_follow_their_generator(noop):
+    env = fail_actions(Echo(actions=Discrete(10_000)), 0.25, noop)
+    env.reset(seed=11)
+    failures = wrappers._rng(0, "fail_actions", 11).random(5000) < 0.25
+    last, failed = None, 0
+    for action, fails in enumerate(failures, start=1):
+        instead = last if noop is None else noop
+        expected = instead if fails and instead is not None else action
+        last = env.step(action)[1]
+        assert last == expected
+        failed += last != action
+    assert failed / 5000 == pytest.approx(0.25, abs=0.02)
+
+
+def test_the_last_action_is_not_carried_into_the_next_episode():
+    env = fail_actions(Echo(), 1.0)
+    for first in (3, 1):
+        env.reset()
+        assert [env.step(action)[1] for action in (first, 4, 0)] == [first] * 3
+
+
+def test_continuous_actions_stick_too():
+    env = fail_actions(Echo(actions=Box(-1, 1, (2,))), 1.0)
+    env.reset()
+    action = np.array([0.5, -0.5], np.float32)
+    env.step(action)
+    action[:] = 0.0  # the caller's own array
+    assert env.step(action)[1].tolist() == [0.5, -0.5]
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        (Increment(0.5), [10.5, 11.0, 11.5, 12.0]),
+        (Oscillation(2.0, period=4), [12.0, 10.0, 8.0, 10.0]),
+        (Oscillation(2.0, period=4, phase=math.pi / 2), [10.0, 8.0, 10.0, 12.0]),
+        (RandomWalk(0.5), [10.5, 9.5, 9.5, 11.0]),
+        (OrnsteinUhlenbeck(0.5, 1.0), [11.0, 8.5, 9.25, 12.625]),
+        (OrnsteinUhlenbeck(1.0, 0.0, mean=3.0), [3.0, 3.0, 3.0, 3.0]),
+        (Sigmoid(14.0, midpoint=2, width=1 / math.log(3)), [11.0, 12.0, 13.0, 10 + 4 * 0.9]),
+        (Bounded(Increment(0.5), high=11.2), [10.5, 11.0, 11.2, 11.2]),
+        (Bounded(RandomWalk(0.5), low=10.0), [10.5, 10.0, 10.0, 11.5]),
+    ],
+)
+def test_rules_by_hand(rule, expected):
+    value, values = 10.0, []
+    for step, normal in enumerate([1.0, -2.0, 0.0, 3.0], start=1):
+        value = rule(10.0, value, step, normal)
+        values.append(value)
+    assert values == pytest.approx(expected)
+
+
+def test_a_sigmoid_far_from_its_midpoint_is_finite():
+    rule = Sigmoid(1.0, midpoint=1e6, width=1e-3)
+    assert [rule(0.0, 0.0, step, 0.0) for step in (1, 10**6, 10**9)] == [0.0, 0.5, 1.0]
+
+
+def test_drift_moves_the_simulator_and_goes_on_across_resets():
+    env = drift(cartpole(), {"gravity": Increment(1.0), "length": Increment(0.5)}, seed=0)
+    env.reset(seed=0)
+    plain = cartpole()
+    plain.reset(seed=0)
+    for step in range(3):
+        physics = env.unwrapped
+        assert physics.gravity == pytest.approx(9.8 + step)
+        assert physics.polemass_length == pytest.approx(0.1 * (0.5 + 0.5 * step))
+        plain.unwrapped.gravity, plain.unwrapped.length = physics.gravity, physics.length
+        plain.unwrapped.polemass_length = physics.masspole * physics.length
+        np.testing.assert_array_equal(env.step(1)[0], plain.step(1)[0])
+    env.reset(seed=0)
+    assert env.drift_state == {"step": 3, "gravity": pytest.approx(12.8), "length": 2.0}
+    assert env.unwrapped.gravity == pytest.approx(12.8)
+
+
+def test_drift_survives_a_reset_that_puts_the_physics_back():
+    class Forgetful(Echo):
+        friction = 1
+
+        def reset(self, *, seed=None, options=None):
+            self.friction = 1
+            return super().reset(seed=seed)
+
+    env = drift(Forgetful(), {"friction": Increment(1.0)}, seed=0)
+    for expected in (1, 2, 3):
+        env.reset()
+        assert env.unwrapped.friction == expected
+        env.step(0)
+
+
+@pytest.mark.parametrize("at", [3, wrappers.Parameters.block - 1, wrappers.Parameters.block])
+def test_a_restored_drift_goes_on_as_if_never_stopped(at):
+    def make():
+        return drift(Echo(), {"gravity": RandomWalk(1.0), "wind": OrnsteinUhlenbeck(0.1, 1.0)}, seed=(5, 6))
+
+    Echo.gravity, Echo.wind = 10.0, 0.0
+    try:
+        one, two = make(), make()
+        for _ in range(at):
+            one.step(0)
+        two.drift_state = one.drift_state
+        for _ in range(10):
+            one.step(0)
+            two.step(0)
+        assert one.drift_state == two.drift_state
+        assert one.drift_state["step"] == at + 10
+        assert one.unwrapped.wind == two.unwrapped.wind == one.drift_state["wind"] != 0.0
+        with pytest.raises(ValueError, match="no state"):
+            two.drift_state = {"step": 1, "gravity": 1.0}
+    finally:
+        del Echo.gravity, Echo.wind
+
+
+def test_random_drift_has_the_given_size_and_its_own_path_for_each_seed():
+    ends = []
+    for seed in range(50):
+        env = drift(gym.make("CartPole-v1"), {"gravity": RandomWalk(0.1), "tau": RandomWalk(0.1)}, seed)
+        for _ in range(400):
+            env.parameters.advance()
+        ends.append([env.unwrapped.gravity - 9.8, env.unwrapped.tau - 0.02])
+    ends = np.array(ends)
+    assert ends.std() == pytest.approx(0.1 * math.sqrt(400), rel=0.25)
+    assert abs(np.corrcoef(ends.T)[0, 1]) < 0.45
+
+
+def test_derived_attributes_of_the_users_own():
+    class Derived(Echo):
+        mass, weight = 1.0, 10.0
+
+    env = drift(Derived(), {"mass": Increment(1.0)}, seed=0, derived={"weight": lambda env: 10 * env.mass})
+    env.step(0)
+    assert env.unwrapped.weight == 20.0
+
+
+def test_the_last_observation_given_by_the_environment_is_left_alone():
+    plain = SyncVectorEnv([cartpole] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
+    seen = []
+    step = plain.step
+    plain.step = lambda actions: seen.append(step(actions)) or seen[-1]
+    env = offset_observations(plain, seed=0)
+    env.reset(seed=0)
+    for _ in range(12):
+        info = env.step(np.zeros(2, dtype=np.int64))[-1]
+        for i in np.flatnonzero(info.get("_final_obs", [])):
+            assert (info["final_obs"][i] in env.single_observation_space) and (seen[-1][-1] is info)
+
+
