@@ -12,13 +12,13 @@ EPISODES_AT_END = 20
 
 @dataclasses.dataclass
 class Visit:
-    """One stay at a task: what it was, when it began and which episodes ended in it."""
+    """One stay at a task: when it began, which episodes ended in it, and what the audit saw of it."""
 
     task: int
     start: int
-    fingerprint: str = ""
     returns: list[float] = dataclasses.field(default_factory=list)
     lengths: list[int] = dataclasses.field(default_factory=list)
+    fingerprint: str = ""
 
     @property
     def return_at_end(self) -> float:
