@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neoteny.envs.stream import channel_axis
+
 MINIGRID_CODES = (11, 6, 4)  # how many objects, colours and states a MiniGrid cell can hold
 
 
@@ -72,7 +74,10 @@ class Pixels(nn.Module):
 
 
 class OneHotGrid(nn.Module):
-    """MiniGrid images (B, H, W, 3) of uint8 codes as one-hot channels (B, 21, H, W)."""
+    """MiniGrid images (B, H, W, 3) of uint8 codes as one-hot channels (B, 21, H, W).
+
+    Further channels (a stream's task id, 0 or 255) are scaled to 0 and 1.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,9 +87,9 @@ class OneHotGrid(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """One-hot."""
-        channels = observations.long() + self.offsets
-        one_hot = torch.zeros(*channels.shape[:3], sum(MINIGRID_CODES), device=observations.device)
-        return one_hot.scatter_(3, channels, 1.0).permute(0, 3, 1, 2)
+        codes, flags = observations[..., :3].long() + self.offsets, observations[..., 3:].float() / 255.0
+        one_hot = torch.zeros(*codes.shape[:3], sum(MINIGRID_CODES), device=observations.device)
+        return torch.cat((one_hot.scatter_(3, codes, 1.0), flags), dim=3).permute(0, 3, 1, 2)
 
 
 def encoder(space: gym.Space) -> nn.Module:
@@ -98,7 +103,7 @@ def encoder(space: gym.Space) -> nn.Module:
             f"observations must be a Box, not {space}; gymnasium.wrappers has FlattenObservation"
         )
     if space.dtype == np.uint8 and len(space.shape) == 3:
-        return OneHotGrid() if space.shape[2] == 3 and space.shape[0] < 36 else Pixels()
+        return OneHotGrid() if channel_axis(space.shape) == -1 else Pixels()
     return Flat()
 
 

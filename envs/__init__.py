@@ -1,6 +1,7 @@
 """Streams of tasks: what changes, and when."""
 
 from neoteny.envs import control, grid  # noqa: F401  (registers their streams)
-from neoteny.envs.stream import Schedule, Stream, StreamConfig, stream
+from neoteny.envs.schedule import Schedule
+from neoteny.envs.stream import Stream, StreamConfig, stream
 
 __all__ = ["Schedule", "Stream", "StreamConfig", "stream"]

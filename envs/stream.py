@@ -7,102 +7,126 @@ the current task and replaces all of them, at one and the same step, when the sc
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
-import hashlib
 import importlib
 import os
 import sys
-from collections.abc import Callable
-from typing import Any, Literal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
+import tyro
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.spaces import Box
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from neoteny.envs.audit import Fingerprint, fingerprint, parameters, set_parameters
+from neoteny.envs.normalizer import Normalizer
+from neoteny.envs.schedule import Order, Schedule
 
 TaskFunction = Callable[[int, int], gym.Env]
-Order = Literal["cycle", "random"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Schedule:
-    """When the task changes and which task comes next, as pure functions of the step.
+class TaskEnv(gym.Env):
+    """One sub-environment of a stream: the environment of whichever task is on.
 
-    >>> schedule = Schedule(period=100, tasks=2)
-    >>> [schedule.task_at(step) for step in (0, 99, 100, 200)]
-    [0, 0, 1, 0]
-    >>> print(schedule)
-    2 tasks in cycles, each for 100 steps
+    It keeps the seed and the actions of the running episode, so that reset and replay restore it. What an
+    environment or a wrapper carries from one episode to the next must be offered as ``lifelong_state``.
 
     Args:
-        period: environment steps, summed over sub-environments, of a visit to a task; ``None``: for ever.
-        tasks: how many tasks there are, if they recur; ``None`` for a new task at every visit.
-        order: of recurring tasks: always the same, or drawn anew in every cycle, each task once.
-        jitter: switches come up to this share of half a period early or late, at random; 0 to less than 1.
-            The mean of the periods stays.
-        seed: of what is drawn.
+        task: makes task ``k`` from ``(k, seed)``.
+        schedule: which task is on at which step; its seed is the run's.
+        num_envs: by how much one step here moves the stream on.
     """
 
-    period: int | None = None
-    tasks: int | None = None
-    order: Order = "cycle"
-    jitter: float = 0.0
-    seed: int = 0
+    def __init__(self, task: TaskFunction, schedule: Schedule, num_envs: int) -> None:
+        self.make_task = task
+        self.num_envs = num_envs
+        self.env: Any = None
+        self.enter(schedule, 0)
 
-    def __post_init__(self) -> None:
-        if self.period is not None and self.period < 1:
-            raise ValueError(f"the period of a stream must be at least 1 step, not {self.period}")
-        if self.tasks is not None and self.tasks < 1:
-            raise ValueError(f"a stream needs at least 1 task, not {self.tasks}")
-        if not 0 <= self.jitter < 1:
-            raise ValueError(f"the jitter of a stream must be at least 0 and below 1, not {self.jitter}")
-        if self.order == "random" and self.tasks is None:
-            raise ValueError("tasks that never recur cannot come in random order")
+    def enter(self, schedule: Schedule, steps: int) -> None:
+        """Make the environment of the task that is on at step ``steps`` of the stream."""
+        self.close()
+        self.schedule, self.steps = schedule, steps
+        visit = schedule.visit_at(steps)
+        task = schedule.task_of(visit)
+        self.env = self.make_task(task, schedule.seed)
+        for kind in ("observation_space", "action_space"):
+            if getattr(self.env, kind) != self.__dict__.setdefault(kind, getattr(self.env, kind)):
+                raise ValueError(
+                    f"all tasks of a stream share their spaces, but {kind} of task {task} is "
+                    f"{getattr(self.env, kind)} and was {getattr(self, kind)}"
+                )
+        self.path: dict[str, tuple[float, float]] = {}
+        if schedule.span and visit:
+            before = self.make_task(schedule.task_of(visit - 1), schedule.seed)
+            old, new = parameters(before), parameters(self.env)
+            before.close()
+            self.path = {name: (old[name], new[name]) for name in new if name in old}
 
-    def __str__(self) -> str:
-        """One line."""
-        if self.period is None:
-            return "one task for ever"
-        order = {"cycle": "in cycles", "random": "in random order"}[self.order]
-        which = "ever new tasks" if self.tasks is None else f"{self.tasks} tasks {order}"
-        jitter = f", give or take {50 * self.jitter:g} % at each end" if self.jitter else ""
-        return f"{which}, each for {self.period:,} steps{jitter}"
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start an episode."""
+        self._move()
+        lifelong = [copy.deepcopy(layer.lifelong_state) for layer in self._layers()]
+        self.episode: dict[str, Any] = {
+            "began": self.steps, "seed": seed, "lifelong": lifelong, "actions": []
+        }  # fmt: skip
+        return self.env.reset(seed=seed)
 
-    def start_of(self, visit: int) -> int:
-        """The step at which visit 0, 1, 2, ... begins."""
-        if self.period is None or visit <= 0:
-            return 0
-        early = self.jitter * (_uniform(self.seed, visit) - 0.5) if self.jitter else 0.0
-        return round(self.period * (visit + early))
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the task's environment."""
+        self._move()
+        self.episode["actions"].append(np.copy(action))
+        self.steps += self.num_envs
+        return self.env.step(action)
 
-    def visit_at(self, step: int) -> int:
-        """How many visits to tasks have ended before ``step``."""
-        if self.period is None:
-            return 0
-        visit = step // self.period
-        # With jitter the visit may be over already, or not have begun.
-        return visit + (self.start_of(visit + 1) <= step) - (self.start_of(visit) > step)
+    @property
+    def progress(self) -> dict[str, Any]:
+        """The running episode, as far as it came: all that it takes to play it again."""
+        return copy.deepcopy(self.episode)
 
-    def task_at(self, step: int) -> int:
-        """Number of the task at ``step``."""
-        visit = self.visit_at(step)
-        if self.tasks is None:
-            return visit
-        cycle, place = divmod(visit, self.tasks)
-        return place if self.order == "cycle" else _permutation(self.seed, cycle, self.tasks)[place]
+    @progress.setter
+    def progress(self, episode: dict[str, Any]) -> None:
+        self.enter(self.schedule, episode["began"])
+        for layer, state in zip(self._layers(), episode["lifelong"], strict=True):
+            layer.lifelong_state = copy.deepcopy(state)
+        self.observation = self.reset(seed=episode["seed"])[0]
+        for action in episode["actions"]:
+            self.observation = self.step(action)[0]
+
+    def close(self) -> None:
+        """Close the task's environment."""
+        if self.env is not None:
+            self.env.close()
+
+    def _move(self) -> None:
+        """Where tasks turn into one another gradually: set the parameters of this very step."""
+        if self.path:
+            progress = self.schedule.progress_at(self.steps)
+            set_parameters(self.env, {name: _between(*ends, progress) for name, ends in self.path.items()})
+
+    def _layers(self) -> Iterator[Any]:
+        """What carries anything from one episode to the next."""
+        env = self.env
+        while True:
+            if hasattr(env, "lifelong_state"):
+                yield env
+            if not isinstance(env, gym.Wrapper):
+                return
+            env = env.env
 
 
-# Asked at every step: drawing them anew would cost as much as a step of a simple environment.
-@functools.lru_cache
-def _uniform(seed: int, visit: int) -> float:
-    return float(np.random.default_rng([seed, visit]).random())
-
-
-@functools.lru_cache
-def _permutation(seed: int, cycle: int, tasks: int) -> list[int]:
-    return np.random.default_rng([seed, cycle]).permutation(tasks).tolist()
+def _between(old: float, new: float, progress: float) -> float:
+    """The value at 0 to 1 of the way; whole numbers stay whole."""
+    value = new if progress == 1 else old + progress * (new - old)
+    return round(value) if isinstance(old, int) and isinstance(new, int) else value
 
 
 class Stream(VectorEnv):
@@ -121,11 +145,13 @@ class Stream(VectorEnv):
     left out, since the return of half an episode says nothing about the agent.
 
     The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
-    is a pure function of (run seed, k, i, j). No two runs share an episode.
+    is a pure function of (run seed, k, i, j). No two runs share an episode, and any stream is restored where
+    it was (:meth:`state_dict`) by playing the running episodes again.
 
     The audit: at every switch a separate copy of the new task is rolled out under fixed seeds and actions,
-    and ``info["fingerprint"]``, the hash of what it did, must differ from the old task's. Training is not
-    touched.
+    and ``info["fingerprint"]``, what it did, must differ from the old task's. If the schedule lets tasks turn
+    gradually into one another, a copy of the new task with the old one's parameters must do just what the old
+    one did, so that nothing jumps. Training is not touched. ``info["audit_seconds"]`` is what it cost so far.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
@@ -135,10 +161,15 @@ class Stream(VectorEnv):
         device: where observations, rewards and ends of episodes are returned as tensors (observations in
             their own dtype, rewards as float32); ``None`` returns NumPy arrays, as Gymnasium does.
         audit: whether switches are audited.
+        normalizer: observations as they are; or normalized by a running mean and variance that are kept
+            through switches; or by ones that start anew at each.
+        task_id: "onehot" appends the task to each observation, as numbers to a vector, as channels that are
+            0 or 255 to an image. Tasks must recur.
+        spawn: step each sub-environment in a process of its own, for slow environments.
 
     Raises:
         ValueError: at a switch, if the new task's spaces differ from the first task's, if it does just what
-            the old task did, or if a task that recurs is not what it was.
+            the old task did, if a task that recurs is not what it was, or if a gradual change would jump.
     """
 
     def __init__(
@@ -149,24 +180,46 @@ class Stream(VectorEnv):
         seed: int = 0,
         device: torch.device | str | None = None,
         audit: bool = True,
+        normalizer: Literal["none", "keep", "reset"] = "none",
+        task_id: Literal["none", "onehot"] = "none",
+        spawn: bool = False,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
         self.make_task = task
         self.schedule = dataclasses.replace(schedule, seed=seed)
         self.num_envs = num_envs
-        self.seed = seed
         self.device = device
         self.audit = audit and schedule.period is not None
-        self.fingerprints: dict[int, str] = {}
+        self.audit_seconds = 0.0
+        self.fingerprints: dict[int, Fingerprint] = {}
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self.task = self.schedule.task_at(0)
-        self.env = self._make_envs()
-        self.single_observation_space = self.env.single_observation_space
-        self.single_action_space = self.env.single_action_space
-        self.observation_space = self.env.observation_space
-        self.action_space = self.env.action_space
+        make = [functools.partial(TaskEnv, task, self.schedule, num_envs)] * num_envs
+        self.envs: SyncVectorEnv | AsyncVectorEnv = (
+            AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
+            if spawn
+            else SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
+        )
+        self.single_action_space, self.action_space = self.envs.single_action_space, self.envs.action_space
+        space = self.envs.single_observation_space
+        self.normalizer: Normalizer | None = None
+        self.forgetful = normalizer == "reset"
+        if normalizer != "none":
+            space = _normalized(space)
+            self.normalizer = Normalizer(space.shape, device or "cpu")
+        self.marked_tasks: list[int] = []
+        if task_id == "onehot":
+            self.marked_tasks = _recurring(schedule)
+            space = _marked(space, len(self.marked_tasks))
+        self.single_observation_space = space
+        self.observation_space = batch_space(space, num_envs)
+
+    @property
+    def seed(self) -> int:
+        """The run's."""
+        return self.schedule.seed
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Go back to step 0 of the stream; ``seed`` replaces the run's seed.
@@ -176,20 +229,19 @@ class Stream(VectorEnv):
         """
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
-        if seed is not None and seed != self.seed:
-            self.seed = seed
-            self.schedule = dataclasses.replace(self.schedule, seed=seed)
+        if self.steps or seed not in (None, self.seed):
             self.fingerprints.clear()
-            self._enter(self.schedule.task_at(0))
-        self.steps = 0
+            self.schedule = dataclasses.replace(self.schedule, seed=self.seed if seed is None else seed)
+            self.steps = 0
+            self._enter()
         self.episodes = np.full(self.num_envs, -1)
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, dtype=np.int64)
-        if self.task != self.schedule.task_at(0):
-            self._enter(self.schedule.task_at(0))
+        if self.normalizer is not None:
+            self.normalizer.reset()
         if self.audit:
             self._audit()
-        return self._out(self._reset_envs(np.ones(self.num_envs, dtype=bool))), {"task": self.task}
+        return self._reset_envs(np.ones(self.num_envs, dtype=bool)), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step every sub-environment once; switch the task if its last step was made.
@@ -202,13 +254,13 @@ class Stream(VectorEnv):
         """
         if isinstance(actions, torch.Tensor):
             actions = actions.cpu().numpy()
-        observations, rewards, terminated, truncated, info = self.env.step(actions)
+        self.raw, rewards, terminated, truncated, info = self.envs.step(actions)
         self.steps += self.num_envs
         self.returns += rewards
         self.lengths += 1
         info["task"] = self.task
         if self.audit:
-            info["fingerprint"] = self.fingerprints[self.task]
+            info |= {"fingerprint": self.fingerprints[self.task], "audit_seconds": self.audit_seconds}
 
         next_task = self.schedule.task_at(self.steps)
         done = terminated | truncated
@@ -219,50 +271,104 @@ class Stream(VectorEnv):
             truncated = truncated | ~terminated
             done = np.ones_like(done)
         if done.any():
-            info |= {"final_obs": self._out(observations), "_final_obs": done}
+            info |= {"final_obs": self._seen(self.raw), "_final_obs": done}
             if next_task != self.task:
-                self._switch(next_task)
+                self._switch()
             observations = self._reset_envs(done)
+        else:
+            observations = self._seen(self.raw, learn=True)
         if self.device is not None:
             rewards = rewards.astype(np.float32)
-        return self._out(observations), self._out(rewards), self._out(terminated), self._out(truncated), info
+        return observations, self._out(rewards), self._out(terminated), self._out(truncated), info
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream is: numbers, texts and arrays in dicts and lists."""
+        return {
+            "seed": self.seed,
+            "steps": self.steps,
+            "raw": self.raw.copy(),
+            "episodes": self.episodes.copy(),
+            "returns": self.returns.copy(),
+            "lengths": self.lengths.copy(),
+            "running": list(self.envs.get_attr("progress")),
+            "fingerprints": {str(k): dataclasses.asdict(print) for k, print in self.fingerprints.items()},
+            "audit_seconds": self.audit_seconds,
+            "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any:
+        """Go to where another stream of the same id and flags was, by playing the running episodes again.
+
+        Returns:
+            Observations, shape (N, ...), as that stream returned them last.
+
+        Raises:
+            ValueError: the episodes come out otherwise, since an environment is no function of seed and
+                actions.
+        """
+        self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
+        self.steps = state["steps"]
+        self._enter()
+        self.envs.set_attr("progress", list(state["running"]))
+        self.raw = np.stack(self.envs.get_attr("observation"))
+        if not np.array_equal(self.raw, state["raw"], equal_nan=self.raw.dtype.kind == "f"):
+            raise ValueError(
+                f"task {self.task} is no function of seeds and actions: its replay went elsewhere"
+            )
+        self.episodes, self.returns, self.lengths = (
+            state[name].copy() for name in ("episodes", "returns", "lengths")
+        )
+        self.fingerprints = {int(k): Fingerprint(**print) for k, print in state["fingerprints"].items()}
+        self.audit_seconds = state["audit_seconds"]
+        if self.normalizer is not None:
+            self.normalizer.load_state_dict(state["normalizer"])
+        return self._seen(self.raw)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
-        self.env.close()
+        self.envs.close(**kwargs)
 
-    def _switch(self, task: int) -> None:
+    def _switch(self) -> None:
         old = self.task
-        self._enter(task)
+        self._enter()
+        if self.normalizer is not None and self.forgetful:
+            self.normalizer.reset()
         if self.audit:
-            self._audit()
-            if self.fingerprints[task] == self.fingerprints[old]:
-                raise ValueError(f"the switch changed nothing: task {task} does just what task {old} did")
+            self._audit(old)
             if self.schedule.tasks is None:
                 del self.fingerprints[old]
 
-    def _enter(self, task: int) -> None:
-        self.env.close()
-        self.task = task
-        self.env = self._make_envs()
-        for kind in ("single_observation_space", "single_action_space"):
-            if getattr(self.env, kind) != getattr(self, kind):
-                raise ValueError(
-                    f"all tasks of a stream share their spaces, but {kind} of task {task} is "
-                    f"{getattr(self.env, kind)} and was {getattr(self, kind)}"
-                )
+    def _enter(self) -> None:
+        """Go over to the task that is on now."""
+        self.task = self.schedule.task_at(self.steps)
+        self.envs.call("enter", self.schedule, self.steps)
 
-    def _make_envs(self) -> SyncVectorEnv:
-        make = functools.partial(self.make_task, self.task, self.seed)
-        return SyncVectorEnv([make] * self.num_envs, autoreset_mode=AutoresetMode.DISABLED)
-
-    def _audit(self) -> None:
-        """Take the fingerprint of the task that is on; it must be what it was if the task was on before."""
-        now = fingerprint(self.make_task(self.task, self.seed))
-        if self.fingerprints.setdefault(self.task, now) != now:
+    def _audit(self, old: int | None = None) -> None:
+        """Take the fingerprint of the task that is on; compare it with the ``old`` task's and its own."""
+        started = time.perf_counter()
+        now = fingerprint(self._copy())
+        if not self.fingerprints.setdefault(self.task, now).same_as(now):
             raise ValueError(f"task {self.task} is not what it was: it must be a function of (k, seed) alone")
+        if old is not None:
+            before = self.fingerprints[old]
+            if now.same_as(before):
+                raise ValueError(
+                    f"the switch changed nothing: task {self.task} does just what task {old} did"
+                )
+            if self.schedule.span and not fingerprint(self._copy(before.parameters)).same_as(before):
+                raise ValueError(
+                    f"task {old} cannot turn gradually into task {self.task}, which differs in more than "
+                    f"numeric attributes of the environment"
+                )
+        self.audit_seconds += time.perf_counter() - started
 
-    def _reset_envs(self, mask: np.ndarray) -> np.ndarray:
+    def _copy(self, changed: dict[str, float] | None = None) -> gym.Env:
+        """The task that is on, made once more, with parameters ``changed``."""
+        env = self.make_task(self.task, self.seed)
+        set_parameters(env, changed or {})
+        return env
+
+    def _reset_envs(self, mask: np.ndarray) -> Any:
         """Start the next episode where ``mask`` is set; returns all observations, (N, ...)."""
         self.episodes[mask] += 1
         self.returns[mask] = 0.0
@@ -271,45 +377,66 @@ class Stream(VectorEnv):
             episode_seed(self.seed, self.task, env, int(self.episodes[env])) if mask[env] else None
             for env in range(self.num_envs)
         ]
-        return self.env.reset(seed=seeds, options={"reset_mask": mask})[0]
+        self.raw = self.envs.reset(seed=seeds, options={"reset_mask": mask})[0]
+        return self._seen(self.raw, learn=True)
+
+    def _seen(self, raw: np.ndarray, learn: bool = False) -> Any:
+        """What the agent sees of observations (N, ...) of the task that is on."""
+        if self.normalizer is None and not self.marked_tasks:
+            return self._out(raw)
+        seen = torch.as_tensor(raw, device=self.device or "cpu")
+        if self.normalizer is not None:
+            if learn:
+                self.normalizer.update(seen)
+            seen = self.normalizer(seen)
+        if self.marked_tasks:
+            axis = channel_axis(seen.shape[1:])
+            shape = list(seen.shape)
+            shape[axis] = len(self.marked_tasks)
+            mark = torch.zeros(shape, dtype=seen.dtype, device=seen.device)
+            mark.select(axis, self.marked_tasks.index(self.task)).fill_(_MARK[len(shape) - 1])
+            seen = torch.cat((seen, mark), dim=axis)
+        return seen.numpy() if self.device is None else seen
 
     def _out(self, array: np.ndarray) -> Any:
-        """The one place where NumPy becomes a tensor on the agent's device."""
+        """NumPy as a tensor on the agent's device, if it has one."""
         return array if self.device is None else torch.as_tensor(array, device=self.device)
 
 
-def fingerprint(env: gym.Env, steps: int = 256) -> str:
-    """What an environment does, as a hash: its spaces and a rollout under fixed seeds and actions.
+def channel_axis(shape: Sequence[int]) -> int:
+    """Which axis of an observation, counted from its end, holds its features or channels.
 
-    Args:
-        env: an environment of its own for this, which is closed.
-        steps: length of the rollout, over as many episodes as end in it.
-
-    Returns:
-        SHA-256 in hexadecimal.
+    The last of a vector and of MiniGrid's codes (H, W, 3); the first of an image (C, H, W).
     """
-    digest = hashlib.sha256(f"{env.observation_space} {env.action_space}".encode())
-    env.action_space.seed(0)
-    ended, episode = True, 0
-    for _ in range(steps):
-        if ended:
-            _digest(digest, env.reset(seed=episode)[0])
-            episode += 1
-        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-        _digest(digest, (observation, reward, terminated, truncated))
-        ended = terminated or truncated
-    env.close()
-    return digest.hexdigest()
+    return -3 if len(shape) == 3 and max(shape[:2]) >= 36 else -1
 
 
-def _digest(digest: hashlib._Hash, value: Any) -> None:
-    if isinstance(value, dict):
-        value = [item for pair in sorted(value.items()) for item in pair]
-    if isinstance(value, list | tuple):
-        for item in value:
-            _digest(digest, item)
-    else:
-        digest.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())
+_MARK = {1: 1, 3: 255}  # what marks the task in a vector and in an image
+
+
+def _normalized(space: gym.Space) -> Box:
+    if not isinstance(space, Box) or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"a normalizer needs observations of floating-point numbers, not {space}")
+    return Box(-Normalizer.clip, Normalizer.clip, space.shape, np.float32)
+
+
+def _recurring(schedule: Schedule) -> list[int]:
+    """Numbers of the recurring tasks."""
+    if not schedule.cycle:
+        raise ValueError("a one-hot task id needs tasks that recur: name some, --stream.tasks 0 1 2")
+    return sorted(set(schedule.cycle))
+
+
+def _marked(space: gym.Space, tasks: int) -> Box:
+    """The space of observations to which a one-hot number of so many tasks is appended."""
+    if not isinstance(space, Box) or len(space.shape) not in _MARK:
+        raise ValueError(f"a task id is appended to vectors and images, not to {space}")
+    axis = channel_axis(space.shape)
+    shape = list(space.shape)
+    shape[axis] = tasks
+    low, high = np.zeros(shape, space.dtype), np.full(shape, _MARK[len(shape)], space.dtype)
+    low, high = np.concatenate((space.low, low), axis), np.concatenate((space.high, high), axis)
+    return Box(low, high, dtype=space.dtype.type)
 
 
 def episode_seed(run: int, task: int, env: int, episode: int) -> int:
@@ -322,56 +449,100 @@ def task_rng(seed: int, task: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, task]))
 
 
-def stream(id: str, *, period: int, tasks: int | None = None) -> Callable[[TaskFunction], TaskFunction]:
+def stream(
+    id: str, *, period: int, tasks: int | None = None, span: float = 0.0
+) -> Callable[[TaskFunction], TaskFunction]:
     """Register ``task(k, seed) -> env`` with Gymnasium as the stream ``id``.
 
     Args:
         id: a Gymnasium id; ``module:id`` on a command line imports the module first.
         period: environment steps, summed over sub-environments, that each task lasts by default.
         tasks: how many different tasks there are, if they come in cycles.
+        span: share of each visit over which the old task turns gradually into the new.
     """
 
     def register(task: TaskFunction) -> TaskFunction:
         def make(num_envs: int, **options: Any) -> Stream:
             return Stream(task, num_envs=num_envs, **options)
 
-        schedule = Schedule(period, tasks)
+        schedule = Schedule(period, tasks, span=span)
         gym.register(id, vector_entry_point=make, kwargs={"schedule": schedule})  # type: ignore[arg-type]
         return task
 
     return register
 
 
+def import_typed(id: str) -> str:
+    """Import the module of a ``module:id`` that somebody typed; returns the id.
+
+    Names that come from a file never get here, since an import runs whatever the module holds.
+
+    Raises:
+        ValueError: the module cannot be imported.
+    """
+    module = id.rpartition(":")[0]
+    if module:
+        # A script's own folder is on the path, the folder it is called from is not.
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ValueError(f"there is no stream {id!r}: {error}") from error
+    return id
+
+
+TypedId = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="ID",
+        instance_from_str=lambda words: import_typed(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda id: [id],
+    ),
+]
+
+
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
     """Which stream the agent lives on."""
 
-    id: str = "cartpole-rotations"
+    id: TypedId = "cartpole-rotations"
     """A registered stream, module:id for one in your own file, or any Gymnasium id (which never switches)."""
     period: int | None = None
     """Environment steps, summed over sub-environments, that each task lasts (default: the stream's own)."""
+    tasks: tuple[int, ...] | None = None
+    """Numbers of the tasks to visit, in this order, again and again (default: the stream's own)."""
     order: Order = "cycle"
     """Recurring tasks come always in the same order, or in one that is drawn anew for every cycle."""
     jitter: float = 0.0
     """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
+    span: float | None = None
+    """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""
     audit: bool = True
     """Prove at every switch, on a separate copy, that the new task does what the old one did not."""
+    normalizer: Literal["none", "keep", "reset"] = "none"
+    """Normalize observations by a running mean and variance; keep them at a switch, or start them anew."""
+    task_id: Literal["none", "onehot"] = "none"
+    """Tell the agent which of the recurring tasks is on, as numbers or channels of its observation."""
+    spawn: bool = False
+    """Step each sub-environment in a process of its own: for environments that take milliseconds a step."""
 
     def spec(self) -> EnvSpec:
-        """What Gymnasium knows of the id, after the import of its module if it names one.
+        """What Gymnasium knows of the id.
 
         Raises:
-            ValueError: the id is unknown or its module cannot be imported.
+            ValueError: the id is unknown, or its module was not imported.
         """
         module, _, name = self.id.rpartition(":")
+        if module and module not in sys.modules:
+            raise ValueError(
+                f"there is no stream {self.id!r}: import {module} first, only a command line does"
+            )
         try:
-            if module:
-                # A script's own folder is on the path, the folder it is called from is not.
-                if os.getcwd() not in sys.path:
-                    sys.path.append(os.getcwd())
-                importlib.import_module(module)
             return gym.spec(name)
-        except (gym.error.Error, ImportError) as error:
+        except gym.error.Error as error:
             raise ValueError(f"there is no stream {self.id!r}: {error}") from error
 
     def schedule(self) -> Schedule:
@@ -381,10 +552,13 @@ class StreamConfig:
             ValueError: the id is unknown, or a flag is out of range or would be ignored.
         """
         own = self.spec().kwargs.get("schedule", Schedule())
-        period = own.period if self.period is None else self.period
-        changed = dataclasses.replace(own, period=period, order=self.order, jitter=self.jitter)
+        flags = {"period": self.period, "tasks": self.tasks, "span": self.span}
+        given = {name: value for name, value in flags.items() if value is not None}
+        changed = dataclasses.replace(own, order=self.order, jitter=self.jitter, **given)
         if own.period is None and changed != own:
             raise ValueError(f"{self.id} never switches, so flags of its schedule would be ignored")
+        if unknown := set(changed.cycle) - set(own.cycle or changed.cycle):
+            raise ValueError(f"{self.id} has tasks 0 to {len(own.cycle) - 1}, not {sorted(unknown)}")
         return changed
 
     def check(self, num_envs: int) -> None:
@@ -399,22 +573,25 @@ class StreamConfig:
             raise ValueError(
                 f"--stream.period must be at least one step of all {num_envs} environments, not {period}"
             )
+        if self.task_id == "onehot":
+            _recurring(self.schedule())
 
     def make(self, num_envs: int, seed: int = 0, device: torch.device | str | None = None) -> Stream:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task."""
         self.check(num_envs)
         spec = self.spec()
-        options: dict[str, Any] = {
-            "schedule": self.schedule(),
-            "seed": seed,
-            "device": device,
-            "audit": self.audit,
-        }
+        options: dict[str, Any] = {"schedule": self.schedule(), "seed": seed, "device": device}
+        for name in ("audit", "normalizer", "task_id", "spawn"):
+            options[name] = getattr(self, name)
         if "schedule" not in spec.kwargs:
-            return Stream(lambda k, seed: gym.make(spec), num_envs=num_envs, **options)
+            return Stream(functools.partial(_ordinary, spec), num_envs=num_envs, **options)
         made = gym.make_vec(spec, num_envs=num_envs, **options)
         assert isinstance(made, Stream)
         return made
+
+
+def _ordinary(spec: EnvSpec, k: int, seed: int) -> gym.Env:
+    return gym.make(spec)
 
 
 def registered_streams() -> list[str]:

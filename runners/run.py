@@ -30,7 +30,7 @@ from torch.utils.tensorboard import FileWriter
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 from tqdm import tqdm
 
-from neoteny.runners.scores import Visit, run_scores
+from neoteny.runners.scores import Visit, recovery, run_scores
 
 # One chart each on TensorBoard's custom-scalars page, all runs over one another.
 CHARTS = {
@@ -38,6 +38,7 @@ CHARTS = {
         "return": ["Multiline", ["charts/episodic_return"]],
         "return at the end of each task": ["Multiline", ["task/return_at_end"]],
         "area under the return curve of each task": ["Multiline", ["task/return_auc"]],
+        "steps to be as good as before": ["Multiline", ["task/recovery_steps"]],
     },
     "plasticity": {
         "dormant units (0.025), worst layer": ["Multiline", ["plasticity/dormant_0.025/max"]],
@@ -143,8 +144,10 @@ class Run:
     def record_episodes(self, step: int, info: Mapping[str, Any]) -> None:
         """Take the returns of ended episodes, and the task they belong to, from a stream's ``info``."""
         if not self.visits or info["task"] != self.visits[-1].task:
-            self._begin_visit(Visit(info["task"], start=self._step, fingerprint=info.get("fingerprint", "")))
-        self._step = step
+            self._begin_visit(Visit(info["task"], start=self._step, fingerprint=info.get("fingerprint")))
+        self._step = self.visits[-1].end = step
+        if "audit_seconds" in info:
+            self.seconds["audit"] = info["audit_seconds"]
         if "episode_return" in info:
             ended = info["_episode_return"]
             returns, lengths = (info[key][ended].tolist() for key in ("episode_return", "episode_length"))
@@ -152,6 +155,7 @@ class Run:
             self._lengths += lengths
             self.visits[-1].returns += returns
             self.visits[-1].lengths += lengths
+            self.visits[-1].ends += [step] * len(returns)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars at ``step``, all of them in one event."""
@@ -187,16 +191,7 @@ class Run:
         self.writer.add_summary(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
         summary = {
             **scores,
-            "visits": [
-                {
-                    "task": visit.task,
-                    "start": visit.start,
-                    "episodes": len(visit.returns),
-                    "return_at_end": visit.return_at_end,
-                    "return_auc": visit.return_auc,
-                }
-                for visit in self.visits
-            ],
+            "visits": [self._row(i) for i in range(len(self.visits))],
             "seconds": {**self.seconds, "total": time.perf_counter() - self._start},
         }
         self.close()
@@ -206,18 +201,39 @@ class Run:
     def _begin_visit(self, visit: Visit) -> None:
         if self.visits:
             self._end_visit()
-            if visit.fingerprint:
-                changed = visit.fingerprint != self.visits[-1].fingerprint
-                self.log(self._step, {"stream/fingerprint_changed": changed})
+            old, new = self.visits[-1].fingerprint, visit.fingerprint
+            if old and new:
+                self.log(self._step, {"stream/fingerprint_changed": not new.same_as(old)})
+                change = f"task {self.visits[-1].task} -> {visit.task}: {new.changes(old)}"
+                self.writer.add_summary(text("stream/switch", change), self._step)
         self.visits.append(visit)
-        rows = [{"task": v.task, "start": v.start, "fingerprint": v.fingerprint} for v in self.visits]
+        rows = [
+            {"task": v.task, "start": v.start}
+            | ({"fingerprint": dataclasses.asdict(v.fingerprint)} if v.fingerprint else {})
+            for v in self.visits
+        ]
         write_json(self.folder / "stream.json", {"visits": rows})
 
     def _end_visit(self) -> None:
-        visit = self.visits[-1]
-        if visit.returns:
-            scores = {"task/return_at_end": visit.return_at_end, "task/return_auc": visit.return_auc}
-            self.log(len(self.visits) - 1, scores)
+        row = self._row(len(self.visits) - 1)
+        tags = ("return_at_end", "return_auc", "recovery_steps", "recovered")
+        scores = {f"task/{tag}": row[tag] for tag in tags if row[tag] is not None}
+        self.log(len(self.visits) - 1, {tag: score for tag, score in scores.items() if math.isfinite(score)})
+
+    def _row(self, index: int) -> dict[str, Any]:
+        """What there is to say of a visit that is over."""
+        visit = self.visits[index]
+        steps, recovered = recovery(self.visits[: index + 1])
+        return {
+            "task": visit.task,
+            "start": visit.start,
+            "end": visit.end,
+            "episodes": len(visit.returns),
+            "return_at_end": visit.return_at_end,
+            "return_auc": visit.return_auc,
+            "recovery_steps": None if math.isnan(steps) else steps,
+            "recovered": None if math.isnan(steps) else recovered,
+        }
 
     def _clear_folder(self, overwrite: bool) -> None:
         if (self.folder / "summary.json").exists() and not overwrite:

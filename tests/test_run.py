@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from neoteny.envs import StreamConfig
+from neoteny.envs.audit import Fingerprint
 from neoteny.optim import AdamConfig
 from neoteny.runners.run import Run, check_run, run_folder, write_json
 from tests.events import scalars
@@ -30,7 +31,8 @@ def episode(task, value):
     values = torch.tensor([value, -99.0]).numpy()
     return {
         "task": task,
-        "fingerprint": f"print of {task}",
+        "fingerprint": Fingerprint("spaces", {"gravity": 9.8 + task}, f"print of {task}"),
+        "audit_seconds": 0.5,
         "episode_return": values,
         "_episode_return": ended,
         "episode_length": values.astype(int),
@@ -60,7 +62,10 @@ def test_a_run_leaves_what_it_measured(tmp_path):
     assert [visit["start"] for visit in summary["visits"]] == [0, 30]
     assert summary["score/late_return"] == pytest.approx((4 * 4 + 6 * 6) / 10)
     visits = json.loads((run.folder / "stream.json").read_text())["visits"]
-    assert visits[1] == {"task": 5, "start": 30, "fingerprint": "print of 5"}
+    print_of_5 = {"spaces": "spaces", "parameters": {"gravity": 14.8}, "rollout": "print of 5"}
+    assert visits[1] == {"task": 5, "start": 30, "fingerprint": print_of_5}
+    assert summary["seconds"]["audit"] == 0.5
+    assert [visit["recovered"] for visit in summary["visits"]] == [None, False]
     assert json.loads((run.folder / "args.json").read_text())["optim"]["name"] == "adam"
     assert json.loads((run.folder / "meta.json").read_text())["versions"]["torch"]
     assert load_file(run.folder / "checkpoint" / "weights.safetensors").keys() == {"weight", "bias"}
@@ -70,6 +75,8 @@ def test_a_run_leaves_what_it_measured(tmp_path):
     assert events["task/return_at_end"] == [(0, 2.0), (1, 5.0)]
     assert events["stream/task"] == [(10, 0), (20, 0), (30, 0), (40, 5), (50, 5)]
     assert events["stream/fingerprint_changed"] == [(30, 1.0)]
+    assert events["task/recovery_steps"] == [(1, 20.0)]
+    assert events["task/recovered"] == [(1, 0.0)]
     assert {"charts/SPS", "time/env", "score/early_return", "losses/entropy"} <= events.keys()
 
 
