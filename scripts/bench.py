@@ -20,6 +20,7 @@ import math
 import os
 import platform
 import random
+import resource
 import sys
 import tempfile
 import time
@@ -47,8 +48,9 @@ from neoteny.runners.probes import measure
 class Bench:
     """Measure what the parts of neoteny cost on this machine."""
 
-    name: tyro.conf.Positional[Literal["optim", "probes"]]
-    """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes."""
+    name: tyro.conf.Positional[Literal["optim", "probes", "streams"]]
+    """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes.
+    streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes."""
     threads: int = 1
     """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
     quick: bool = False
@@ -73,9 +75,13 @@ class Effort:
     """Updates of a PPO run."""
     runs: int = 3
     """PPO runs of each preset."""
+    switches: int = 1000
+    """Switches over which memory is watched."""
 
 
-QUICK = Effort(batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1)
+QUICK = Effort(
+    batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1, switches=10
+)
 
 Clock = Callable[[], tuple[float, ...]]
 WALL, CPU, STEP = 0, 1, 2
@@ -383,7 +389,80 @@ def _one_measurement(effort: Effort) -> list[str]:
     return [f"One measure() on {samples} samples.", "", table(header, rows)]
 
 
-BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {"optim": optim, "probes": probes}
+SWITCHED_PRESETS = ("cartpole-rotations", "cartpole-gravity", "grid-layouts-small")
+# Percent of the time of a PPO run.
+SWITCH_TARGET = 1.0
+
+
+def streams(bench: Bench, effort: Effort) -> str:
+    """The share of switches in PPO runs, and whether memory grows with them."""
+    rows, verdicts = [], []
+    for preset in tqdm(SWITCHED_PRESETS, desc="streams", leave=False):
+        args = override(ppo.Args(), PRESETS[preset])
+        period = args.stream.schedule().period
+        assert period is not None
+        cost = np.array(
+            [switch_and_period(preset, seed, period, bench, effort) for seed in range(effort.runs)]
+        )
+        shares = 100 * cost[:, 0] / (cost[:, 0] + cost[:, 2])
+        rows.append([preset, f"{period:,}", str(effort.runs), *(ms(column) for column in cost.T)])
+        rows[-1].append(percent(shares, ".2f"))
+        verdicts.append(verdict(f"a switch in {preset}", float(np.median(shares)), SWITCH_TARGET))
+    header = ["preset", "period", "runs", "one switch, ms", "of it audit, ms", "one period, ms", "share, %"]
+    few, many = effort.switches // 5, effort.switches
+    grown = memory_of_switches(few, many)
+    return "\n".join(
+        [
+            "One switch (wall time: environments made anew, audit, resets) over one period of training.",
+            "",
+            table(header, rows),
+            "",
+            *verdicts,
+            f"Memory: {grown:+.1f} MiB from switch {few:,} to switch {many:,}, audit included.",
+        ]
+    )
+
+
+def switch_and_period(
+    preset: str, seed: int, period: int, bench: Bench, effort: Effort
+) -> tuple[float, float, float]:
+    """Wall seconds of one switch, of the audit in it, and of a period of training without a switch."""
+    args = override(ppo.Args(), PRESETS[preset])
+    if bench.quick:
+        args = dataclasses.replace(args, num_envs=4, num_steps=8)
+    num_envs, batch = args.num_envs, args.num_envs * args.num_steps
+    _, updating = probe_and_update(preset, seed, bench, effort)
+    stream = dataclasses.replace(args.stream, period=num_envs).make(num_envs, seed, args.device)
+    stream.reset()
+    actions = np.zeros(num_envs, dtype=np.int64)
+    stream.step(actions)
+    audited, start = stream.audit_seconds, time.perf_counter()
+    switches = max(4, effort.updates // 2)
+    for _ in range(switches):
+        stream.step(actions)
+    spent = (time.perf_counter() - start) / switches
+    stream.close()
+    return spent, (stream.audit_seconds - audited) / switches, updating * period / batch
+
+
+def memory_of_switches(few: int, many: int) -> float:
+    """MiB by which the process's peak grows between two numbers of switches."""
+    stream = dataclasses.replace(ppo.Args().stream, id="cartpole-gravity", period=2).make(2)
+    stream.reset()
+    peaks = []
+    for switch in range(1, many + 1):
+        stream.step(np.zeros(2, dtype=np.int64))
+        if switch in (few, many):
+            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    stream.close()
+    return peaks[1] - peaks[0]
+
+
+BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
+    "optim": optim,
+    "probes": probes,
+    "streams": streams,
+}
 
 
 def machine() -> str:

@@ -1,7 +1,9 @@
 """Streams against a slow reference that steps each sub-environment by itself."""
 
 import copy
+import dataclasses
 import itertools
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -10,7 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoteny.envs import Schedule, Stream, StreamConfig, stream
+from neoteny.agents.ppo import Args
+from neoteny.configs.cli import cli, override
+from neoteny.configs.ppo import PRESETS
+from neoteny.envs import Schedule, Stream, StreamConfig, stream, wrappers
 from neoteny.envs.audit import fingerprint
 from neoteny.envs.stream import episode_seed, registered_streams
 
@@ -142,29 +147,50 @@ def test_reset_starts_the_stream_over():
 SCHEDULES = st.builds(
     Schedule,
     period=st.integers(1, 60),
-    tasks=st.integers(1, 7),
+    tasks=st.integers(1, 7) | st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True).map(tuple),
     order=st.sampled_from(["cycle", "random"]),
     jitter=st.sampled_from([0.0, 0.3, 0.9]),
+    span=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 5),
 )
 
 
 @given(SCHEDULES)
 def test_schedules_agree_with_stepping_and_visit_every_task_once_a_cycle(schedule):
-    visits = 3 * schedule.tasks
+    length = len(schedule.cycle)
+    visits = 3 * length
     starts = [schedule.start_of(visit) for visit in range(visits + 1)]
     assert starts[0] == 0
     assert all(abs(start - i * schedule.period) <= schedule.period / 2 for i, start in enumerate(starts))
-    tasks = []
+    tasks = [schedule.task_of(visit) for visit in range(visits)]
+    for cycle in zip(*[iter(tasks)] * length):
+        assert sorted(cycle) == sorted(schedule.cycle)
+    if schedule.order == "cycle":
+        assert tuple(tasks) == 3 * schedule.cycle
     for visit, (start, end) in enumerate(itertools.pairwise(starts)):
         assert start <= end
-        assert {schedule.visit_at(step) for step in range(start, end)} <= {visit}
-        tasks.append({schedule.task_at(step) for step in range(start, end)})
-    if schedule.jitter == 0:
-        cycles = zip(*[iter(tasks)] * schedule.tasks)
-        assert all(sorted(cycle, key=min) == [{task} for task in range(schedule.tasks)] for cycle in cycles)
-    if schedule.order == "cycle":
-        assert all(task <= {i % schedule.tasks} for i, task in enumerate(tasks))
+        progress = [schedule.progress_at(step) for step in range(start, end)]
+        assert progress == sorted(progress)
+        assert all(0 <= p <= 1 for p in progress)
+        if visit and schedule.span and progress:
+            assert progress[0] == 0
+        else:
+            assert set(progress) <= {1.0}
+        for step in range(start, end):
+            assert (schedule.visit_at(step), schedule.task_at(step)) == (visit, tasks[visit])
+
+
+@given(SCHEDULES, st.lists(st.integers(1, 8), min_size=2, max_size=3, unique=True))
+def test_the_task_at_a_step_does_not_depend_on_the_number_of_environments(schedule, nums):
+    common = int(np.lcm.reduce(nums))
+    by_stepping = []
+    for num_envs in nums:
+        steps, seen = 0, {}
+        while steps < 200:
+            seen[steps] = schedule.task_at(steps)
+            steps += num_envs
+        by_stepping.append([seen[step] for step in range(0, 200, common)])
+    assert all(tasks == by_stepping[0] for tasks in by_stepping)
 
 
 def test_random_orders_and_jitter_depend_on_the_seed_and_vary():
@@ -189,6 +215,10 @@ def test_random_orders_and_jitter_depend_on_the_seed_and_vary():
             Schedule(50, 3, "random", 0.5),
             "3 tasks in random order, each for 50 steps, give or take 25 % at each end",
         ),
+        (
+            Schedule(50, (4, 1), span=0.5),
+            "tasks 4, 1 in cycles, each for 50 steps, the change gradual over the first 50 %",
+        ),
     ],
 )
 def test_a_schedule_is_one_line(schedule, line):
@@ -202,10 +232,13 @@ def test_a_schedule_is_one_line(schedule, line):
         {"period": 5, "tasks": 0},
         {"period": 5, "jitter": 1.0},
         {"period": 5, "order": "random"},
+        {"period": 5, "tasks": ()},
+        {"period": 5, "tasks": (0, -1)},
+        {"period": 5, "span": 1.5},
     ],
 )
 def test_bad_schedules_are_refused(bad):
-    with pytest.raises(ValueError, match=r"at least|never recur"):
+    with pytest.raises(ValueError, match=r"at least|never recur|from 0"):
         Schedule(**bad)
 
 
@@ -340,3 +373,191 @@ def test_reset_with_another_seed_is_another_stream():
 def test_runs_share_no_episode_seed():
     seeds = [episode_seed(run, 0, env, 0) for run in range(100) for env in range(64)]
     assert len(set(seeds)) == len(seeds)
+
+
+def advance(stream, steps, seed=0):
+    """What the stream returns under random actions, a list over steps."""
+    rng = np.random.default_rng(seed)
+    return [
+        stream.step(rng.integers(stream.single_action_space.n, size=stream.num_envs)) for _ in range(steps)
+    ]
+
+
+def assert_same_steps(one, two):
+    for (*arrays, info), (*others, other_info) in zip(one, two, strict=True):
+        for a, b in zip(arrays, others):
+            np.testing.assert_array_equal(a, b)
+        assert info.keys() == other_info.keys()
+        for key in ("final_obs", "episode_return", "episode_length", "task"):
+            if key in info:
+                np.testing.assert_array_equal(info[key], other_info[key])
+
+
+SCHEDULE_FLAGS = [
+    {},
+    {"jitter": 0.6, "seed": 4},
+    {"tasks": (2, 0), "order": "random"},
+    {"tasks": (0, 1), "task_id": "onehot"},
+]
+
+
+@pytest.mark.parametrize("flags", SCHEDULE_FLAGS, ids=lambda flags: "-".join(flags) or "plain")
+@pytest.mark.parametrize("id", STREAMS)
+def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
+    seed = flags.get("seed", 1)
+    config = StreamConfig(id, PERIOD, **{name: flags[name] for name in flags if name != "seed"})
+    stream, restored = config.make(3, seed), config.make(3, seed + 7)
+    stream.reset()
+    for steps in (1, 16, 10):
+        last = advance(stream, steps, seed=steps)[-1][0]
+        np.testing.assert_array_equal(restored.load_state_dict(stream.state_dict()), last)
+        assert (restored.steps, restored.task, restored.seed) == (stream.steps, stream.task, seed)
+        assert_same_steps(advance(stream, 20), advance(restored, 20))
+
+
+def test_what_replay_cannot_restore_is_not_restored():
+    @stream("Forgetful-v0", period=100)
+    def forgetful(k, seed):
+        env = gym.make("CartPole-v1")
+        env.unwrapped.gravity = next(gravities)
+        return env
+
+    gravities = itertools.count(10.0)
+    config = StreamConfig("Forgetful-v0", audit=False)
+    one = config.make(1)
+    one.reset()
+    advance(one, 5)
+    with pytest.raises(ValueError, match="its replay went elsewhere"):
+        config.make(1).load_state_dict(one.state_dict())
+    del gym.registry["Forgetful-v0"]
+
+
+def test_what_episodes_share_is_restored():
+    def walk(k, seed):
+        return wrappers.drift(gym.make("CartPole-v1"), {"gravity": wrappers.RandomWalk(0.5)}, seed=seed)
+
+    one, two = (Stream(walk, Schedule(), num_envs=2, seed=3) for _ in range(2))
+    one.reset()
+    advance(one, 100)
+    two.load_state_dict(one.state_dict())
+    gravities = [env.env.unwrapped.gravity for env in two.envs.envs]
+    assert gravities == [env.env.unwrapped.gravity for env in one.envs.envs]
+    assert gravities[0] != 9.8
+    assert_same_steps(advance(one, 40), advance(two, 40))
+
+
+class Gradual:
+    """CartPole whose gravity is 10, 20, 30, ..."""
+
+    @staticmethod
+    def task(k, seed):
+        env = gym.make("CartPole-v1")
+        env.unwrapped.gravity = 10.0 * (k + 1)
+        return env
+
+
+@pytest.mark.parametrize("num_envs", [1, 2])
+def test_a_gradual_change_moves_the_simulator_step_by_step(num_envs):
+    one = Stream(Gradual.task, Schedule(period=8, span=0.5), num_envs)
+    one.reset()
+    seen = []
+    for _ in range(24 // num_envs):
+        one.step(np.zeros(num_envs, dtype=int))
+        if one.steps % 8:  # else the environment has just been replaced
+            seen += [{env.env.unwrapped.gravity for env in one.envs.envs}]
+    path = [10] * 7 + [10, 12.5, 15, 17.5, 20, 20, 20] + [20, 22.5, 25, 27.5, 30, 30, 30]
+    by_step = {
+        1: path,
+        2: [g for i in range(0, 24, 8) for g in ([10] * 3, [10, 15, 20], [20, 25, 30])[i // 8]],
+    }
+    assert seen == [{gravity} for gravity in by_step[num_envs]]
+
+
+def test_a_gradual_change_is_audited_at_its_ends():
+    rotations = StreamConfig("cartpole-rotations", period=8, span=1.0).make(2)
+    rotations.reset()
+    with pytest.raises(ValueError, match="task 0 cannot turn gradually into task 1"):
+        advance(rotations, 4)
+    gravity = StreamConfig("cartpole-gravity", period=8, span=1.0).make(2)
+    gravity.reset()
+    *_, info = advance(gravity, 5)[-1]
+    assert info["fingerprint"].parameters["gravity"] != 9.8
+    assert info["audit_seconds"] > 0
+
+
+@pytest.mark.parametrize("flags", [{}, {"span": 1.0}, {"normalizer": "keep"}])
+def test_spawned_workers_give_the_same_bits(flags):
+    config = StreamConfig("cartpole-gravity", period=40, **flags)
+    here, there = config.make(2, seed=1), dataclasses.replace(config, spawn=True).make(2, seed=1)
+    np.testing.assert_array_equal(here.reset()[0], there.reset()[0])
+    assert_same_steps(advance(here, 45), advance(there, 45))
+    state = there.state_dict()
+    there.load_state_dict(here.state_dict())
+    here.load_state_dict(state)
+    assert_same_steps(advance(here, 10), advance(there, 10))
+    there.close()
+
+
+@pytest.mark.parametrize("policy", ["keep", "reset"])
+def test_the_normalizer_knows_what_was_seen(policy):
+    plain = StreamConfig("cartpole-gravity", period=30).make(3, seed=1)
+    normal = StreamConfig("cartpole-gravity", period=30, normalizer=policy).make(3, seed=1, device="cpu")
+
+    def expected(observations):
+        so_far = np.concatenate(seen).astype(np.float64)
+        return np.clip((observations - so_far.mean(0)) / np.maximum(so_far.std(0), 1e-4), -10, 10)
+
+    seen = [plain.reset()[0]]
+    np.testing.assert_allclose(normal.reset()[0], expected(seen[0]), rtol=1e-4, atol=1e-5)
+    for step, (one, two) in enumerate(zip(advance(plain, 25), advance(normal, 25)), start=1):
+        if "final_obs" in one[4]:  # by the statistics of the task that ended
+            last = expected(one[4]["final_obs"])
+            np.testing.assert_allclose(two[4]["final_obs"], last, rtol=1e-4, atol=1e-5)
+        if step % 10 == 0 and policy == "reset":
+            seen.clear()
+        seen.append(one[0])
+        np.testing.assert_allclose(two[0], expected(one[0]), rtol=1e-4, atol=1e-5)
+        assert two[0].dtype == torch.float32
+        assert normal.observation_space.contains(two[0].numpy())
+
+
+def test_the_agent_is_told_the_task_if_asked():
+    told = StreamConfig("cartpole-gravity", period=6, tasks=(3, 1), task_id="onehot").make(2)
+    assert told.single_observation_space.shape == (6,)
+    np.testing.assert_array_equal(told.reset()[0][:, 4:], [[0, 1]] * 2)  # task 3, the second of two in order
+    for step, (observation, *_, info) in enumerate(advance(told, 6), start=1):
+        mark = [[0, 1]] if step // 3 % 2 == 0 else [[1, 0]]
+        np.testing.assert_array_equal(observation[:, 4:], mark * 2)
+        assert told.observation_space.contains(observation)
+        if step % 3 == 0:  # the old task's
+            np.testing.assert_array_equal(info["final_obs"][:, 4:], [mark[0][::-1]] * 2)
+    grid = StreamConfig("grid-layouts", period=6, task_id="onehot").make(2, device="cpu")
+    observation = grid.reset()[0]
+    assert observation.shape == (2, 7, 7, 3 + 5)
+    assert (observation[..., 3] == 255).all()
+    assert (observation[..., 4:] == 0).all()
+    with pytest.raises(ValueError, match="needs tasks that recur"):
+        StreamConfig("cartpole-gravity", task_id="onehot").make(2)
+    with pytest.raises(ValueError, match="floating-point"):
+        StreamConfig("grid-layouts", normalizer="keep").make(2)
+    with pytest.raises(ValueError, match="has tasks 0 to 4"):
+        StreamConfig("grid-layouts", tasks=(0, 5)).make(2)
+
+
+def test_only_what_was_typed_is_imported(tmp_path, monkeypatch):
+    (tmp_path / "typed_streams.py").write_text(
+        "import gymnasium as gym\nfrom neoteny.envs import stream\n\n"
+        "@stream('Typed-v0', period=20)\n"
+        "def typed(k, seed):\n    return gym.make('CartPole-v1')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="import typed_streams first, only a command line does"):
+        StreamConfig("typed_streams:Typed-v0").make(2)
+    from_a_file = {"stream": {"id": "typed_streams:Typed-v0"}}
+    with pytest.raises(ValueError, match="import typed_streams first"):
+        override(Args(), from_a_file)
+    assert "typed_streams" not in sys.modules
+    args = cli(Args, PRESETS, ["--stream.id", "typed_streams:Typed-v0"])
+    assert args.stream.make(2).schedule.period == 20
+    assert override(Args(), from_a_file).stream == args.stream
+    del gym.registry["Typed-v0"]
