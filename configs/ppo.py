@@ -3,8 +3,20 @@
 ``iso`` is chosen by the isometry budget, learning rate x iso x optimizer steps of the run: 0.5 to 1 here.
 """
 
+import importlib.util
+from typing import Any
+
 # MiniGrid: sparse rewards. At twice the learning rate a policy that has just solved its task can collapse.
 GRID = {"num_steps": 128, "epochs": 4, "lr": 5e-4, "network": {"hidden": (128,)}, "optim": {"iso": 0.2}}
+
+# Four times the updates: faster where rewards are found at once, but exploration ends sooner.
+QUICK_GRID = {**GRID, "num_steps": 32}
+
+
+def preset(shared: dict[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
+    """What a stream needs beyond what others need too."""
+    return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
+
 
 PRESETS: dict[str, dict] = {
     # CartPole behind a new rotation of its observations and a new order of its actions every 16k steps.
@@ -22,6 +34,32 @@ PRESETS: dict[str, dict] = {
     },
     # DoorKey rooms of three sizes in four cycles.
     "grid-doorkey": {**GRID, "stream": {"id": "grid-doorkey"}, "total_steps": 1_200_000},
-    # A new fixed maze of one family every 40k steps.
-    "grid-crossings": {**GRID, "stream": {"id": "grid-crossings"}, "total_steps": 800_000},
+    # Kessler et al.: DoorKey, lava and walls once, and in two cycles with a smaller DoorKey.
+    "grid-kessler": preset(GRID, "grid-kessler", 2_250_000, iso=0.08),
+    "grid-kessler-small": preset(GRID, "grid-kessler-small", 368_640, iso=0.5),
+    # Meyer et al.: ten layouts.
+    "grid-resampled-crossings": preset(QUICK_GRID, "grid-resampled-crossings", 400_000, iso=0.12),
+    "grid-resampled-crossings-small": preset(QUICK_GRID, "grid-resampled-crossings-small", 204_800, iso=0.25),
+    "grid-resampled-doorkeys": preset(QUICK_GRID, "grid-resampled-doorkeys", 1_000_000, iso=0.05),
+    "grid-resampled-doorkeys-small": preset(QUICK_GRID, "grid-resampled-doorkeys-small", 409_600, iso=0.12),
+    # Chung et al.: twenty goals, ten in the small rooms. The observation is a vector.
+    "grid-goals": preset({"num_steps": 32, "epochs": 4}, "grid-goals", 800_000, iso=0.03),
+    "grid-goals-small": preset({"num_steps": 32, "epochs": 4}, "grid-goals-small", 307_200, iso=0.08),
+    # Juliani and Ash: ten orders of the view's cells, of the actions.
+    "grid-permuted-observations": preset(GRID, "grid-permuted-observations", 51_200_000, iso=0.004),
+    "grid-permuted-observations-small": preset(
+        QUICK_GRID, "grid-permuted-observations-small", 409_600, iso=0.12
+    ),
+    "grid-permuted-actions": preset(GRID, "grid-permuted-actions", 51_200_000, iso=0.004),
+    "grid-permuted-actions-small": preset(GRID, "grid-permuted-actions-small", 409_600, iso=0.5),
 }
+
+# Physics that jump or drift, in twenty tasks, and ten to sixteen small ones. Observations are normalized, as
+# those of Chung et al. are: MountainCar is not learned without.
+PHYSICS = {"cartpole": (393_216, 0.1), "acrobot": (409_600, 0.1), "mountaincar": (245_760, 0.15)}
+if importlib.util.find_spec("Box2D"):
+    PHYSICS["lunarlander"] = (614_400, 0.06)
+for name, (small, iso) in PHYSICS.items():
+    for id in (f"{name}-jumps", f"{name}-drift"):
+        PRESETS[id] = preset({}, id, 10_000_000, iso=0.003, normalizer="keep")
+        PRESETS[f"{id}-small"] = preset({}, f"{id}-small", small, iso=iso, normalizer="keep")

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import TransformAction, TransformObservation
 
-from neoteny.envs.stream import stream, task_rng
+from neoteny.envs.stream import TaskFunction, stream, task_rng
 
 
 @stream("cartpole-rotations", period=16_384)
@@ -35,3 +39,107 @@ def cartpole_gravity(k: int, seed: int) -> gym.Env:
     if k > 0:
         env.unwrapped.gravity = float(np.exp(task_rng(seed, k).uniform(np.log(2), np.log(50))))  # type: ignore[attr-defined]
     return env
+
+
+def physics(name: str, small: int) -> Callable[[TaskFunction], TaskFunction]:
+    """Register a task as ``<name>-jumps`` and ``<name>-drift``, and as ``-small`` forms of both.
+
+    In the first the physics are new at each switch; in the second they are always on the way from those of
+    the last task to those of this one. Full-size tasks last the 500,000 of 10,000,000 steps of LunarLander in
+    Chung et al. (2024), "Parseval Regularization for Continual Reinforcement Learning" (github.com/wechu/
+    parseval_reg), which also draws physics for CartPole and Acrobot. Drifting is ours.
+
+    Args:
+        name: of the environment.
+        small: steps of a task of the ``-small`` forms, which are ours.
+    """
+
+    def register(task: TaskFunction) -> TaskFunction:
+        for suffix, period in (("", 500_000), ("-small", small)):
+            stream(f"{name}-jumps{suffix}", period=period)(task)
+            stream(f"{name}-drift{suffix}", period=period, span=1.0)(task)
+        return task
+
+    return register
+
+
+def draw(env: gym.Env, k: int, seed: int, **ranges: tuple[float, float]) -> gym.Env:
+    """Draw attributes of the simulator log-uniformly from their ranges; task 0 keeps the default physics."""
+    if k > 0:
+        rng = task_rng(seed, k)
+        for name, (low, high) in ranges.items():
+            setattr(env.unwrapped, name, low * (high / low) ** rng.random())
+    return env
+
+
+@physics("cartpole", small=24_576)
+def cartpole_physics(k: int, seed: int) -> gym.Env:
+    """CartPole whose gravity, pole length and force are 10^-0.5 to 10^0.5 times the default, log-uniformly.
+
+    Parameters and ranges are those of Chung et al.; that the first task has the default physics and that
+    episodes last at most 200 steps is ours, and no draw is rejected for being near the last one.
+    """
+    env = gym.make("CartPole-v1", max_episode_steps=200, disable_env_checker=True)
+    draw(env, k, seed, gravity=(3.1, 31.0), length=(0.16, 1.6), force_mag=(3.2, 32.0))
+    pole = env.unwrapped
+    pole.polemass_length = pole.masspole * pole.length  # type: ignore[attr-defined]  # the simulator's cache
+    return env
+
+
+@physics("acrobot", small=40_960)
+def acrobot_physics(k: int, seed: int) -> gym.Env:
+    """Acrobot whose first link is 0.5 to 1.5 m long and whose links weigh 0.5 to 1.5 kg each, log-uniformly.
+
+    Chung et al. vary the same and also LINK_LENGTH_2, which the simulator draws but never reads, from 0.1 to
+    3.16 times the default. The narrower range, which leaves every task solvable within an episode's 500
+    steps, and the default first are ours.
+    """
+    env = gym.make("Acrobot-v1", disable_env_checker=True)
+    link = (0.5, 1.5)
+    return draw(env, k, seed, LINK_LENGTH_1=link, LINK_MASS_1=link, LINK_MASS_2=link)
+
+
+class Repeat(gym.Wrapper):
+    """Carry out each action a number of times; rewards add up."""
+
+    def __init__(self, env: gym.Env, times: int) -> None:
+        super().__init__(env)
+        self.times = times
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step up to ``times`` times, until the episode ends."""
+        total = 0.0
+        for _ in range(self.times):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return observation, total, terminated, truncated, info
+
+
+@physics("mountaincar", small=20_480)
+def mountaincar_physics(k: int, seed: int) -> gym.Env:
+    """MountainCar whose gravity and force are 0.7 to 1.4 times the default, log-uniformly.
+
+    All but the length of the full-size tasks is ours. Nothing tells an agent to leave the valley before it
+    has been on the hill, where single random actions never take it: each is carried out 8 times, and
+    episodes last at most 1000 of the simulator's steps, 125 of the agent's, instead of 200.
+    """
+    env = gym.make("MountainCar-v0", max_episode_steps=1000, disable_env_checker=True)
+    return Repeat(draw(env, k, seed, gravity=(0.00175, 0.0035), force=(0.0007, 0.0014)), times=8)
+
+
+def lunarlander_physics(k: int, seed: int) -> gym.Env:
+    """LunarLander with gravity of 2 to 12 and wind of power 1 to 20, log-uniformly, after a calm first task.
+
+    Chung et al. vary gravity, down- and sidewards, the power of the engines and the first push. Of these
+    Gymnasium's simulator has gravity as a parameter, which it reads when an episode starts; wind, and its
+    largest recommended values as bounds, are ours.
+    """
+    env = gym.make("LunarLander-v3", enable_wind=True, disable_env_checker=True)
+    env.unwrapped.wind_power = env.unwrapped.turbulence_power = 0.0  # type: ignore[attr-defined]
+    return draw(env, k, seed, gravity=(-2.0, -12.0), wind_power=(1.0, 20.0))
+
+
+if importlib.util.find_spec("Box2D"):  # the extra "box2d"
+    physics("lunarlander", small=61_440)(lunarlander_physics)

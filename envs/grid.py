@@ -1,39 +1,38 @@
 """MiniGrid streams: the layout changes, the rules stay.
 
 Observations are MiniGrid's egocentric image (7, 7, 3) of object, colour and state codes as uint8; all seven
-actions are kept, so every task has the same spaces.
+actions are kept, so every task has the same spaces. Streams that show or allow something else say so.
 """
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import gymnasium as gym
-import minigrid  # noqa: F401  (registers the environments)
-from minigrid.wrappers import ImgObsWrapper
+import numpy as np
+from gymnasium.wrappers import ReshapeObservation, TransformAction
+from minigrid.core.actions import Actions
+from minigrid.core.grid import Grid
+from minigrid.core.mission import MissionSpace
+from minigrid.core.world_object import Goal, Wall
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 
 from neoteny.envs.stream import stream, task_rng
+from neoteny.envs.wrappers import permute_actions, permute_observations
 
 LAYOUTS = ("Empty-8x8", "SimpleCrossingS9N1", "LavaCrossingS9N1", "DoorKey-5x5", "FourRooms")
 LAYOUTS_SMALL = ("Empty-8x8", "DoorKey-5x5", "LavaCrossingS9N1")
 DOORKEY_SIZES = ("DoorKey-5x5", "DoorKey-6x6", "DoorKey-8x8")
+MOVES = (Actions.left, Actions.right, Actions.forward)
+ALL_BUT_DROP = tuple(action for action in Actions if action != Actions.drop)
 
 
-def make_grid(name: str) -> gym.Env:
-    """``MiniGrid-<name>-v0`` with the image alone as its observation."""
-    return ImgObsWrapper(gym.make(f"MiniGrid-{name}-v0", disable_env_checker=True))
-
-
-class FixedLayout(gym.Wrapper):
-    """Every episode starts from the layout that ``layout`` seeds, whatever seed the reset is given."""
-
-    def __init__(self, env: gym.Env, layout: int) -> None:
-        super().__init__(env)
-        self.layout = layout
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Start an episode in the layout."""
-        return self.env.reset(seed=self.layout, options=options)
+def make_grid(name: str, whole: bool = False, **options: Any) -> gym.Env:
+    """``MiniGrid-<name>-v0`` with the image alone as its observation: the agent's view or the whole grid."""
+    env = gym.make(f"MiniGrid-{name}-v0", disable_env_checker=True, **options)
+    return ImgObsWrapper(FullyObsWrapper(env) if whole else env)
 
 
 @stream("grid-layouts", period=100_000, tasks=len(LAYOUTS))
@@ -54,7 +53,197 @@ def grid_doorkey(k: int, seed: int) -> gym.Env:
     return make_grid(DOORKEY_SIZES[k])
 
 
-@stream("grid-crossings", period=40_000)
-def grid_crossings(k: int, seed: int) -> gym.Env:
-    """One family (SimpleCrossingS9N2), one fixed layout a task: a new maze at each switch."""
-    return FixedLayout(make_grid("SimpleCrossingS9N2"), layout=int(task_rng(seed, k).integers(2**31)))
+KESSLER = ("DoorKey-8x8", "LavaCrossingS9N1", "SimpleCrossingS9N1")
+
+
+@stream("grid-kessler", period=750_000, tasks=len(KESSLER))
+def grid_kessler(k: int, seed: int) -> gym.Env:
+    """DoorKey-9x9, LavaCrossingS9N1, SimpleCrossingS9N1, in this order; episodes last at most 100 steps.
+
+    Kessler et al. (2023), "The Effectiveness of World Models for Continual Reinforcement Learning"
+    (github.com/skezle/continual-dreamer): tasks of 750,000 steps, and a cap from outside, so that the reward
+    still counts steps on each environment's own scale. They see pictures of the same view; that the three
+    come again is ours.
+    """
+    return kessler(k, size=9)
+
+
+@stream("grid-kessler-small", period=61_440, tasks=len(KESSLER))
+def grid_kessler_small(k: int, seed: int) -> gym.Env:
+    """The same with DoorKey-5x5 and shorter tasks: ours."""
+    return kessler(k, size=5)
+
+
+def kessler(k: int, size: int) -> gym.Env:
+    """The three environments, DoorKey of any size, since 9x9 is not registered."""
+    if k == 0:
+        return make_grid(KESSLER[0], max_episode_steps=100, size=size)
+    return make_grid(KESSLER[k], max_episode_steps=100)
+
+
+def with_actions(env: gym.Env, actions: tuple[int, ...]) -> gym.Env:
+    """Leave the agent these of MiniGrid's actions."""
+    return TransformAction(env, lambda action: actions[action], gym.spaces.Discrete(len(actions)))
+
+
+class FixedLayout(gym.Wrapper):
+    """Every episode starts from the layout that ``layout`` seeds, whatever seed the reset is given."""
+
+    def __init__(self, env: gym.Env, layout: int) -> None:
+        super().__init__(env)
+        self.layout = layout
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start an episode in the layout."""
+        return self.env.reset(seed=self.layout, options=options)
+
+
+def resampled(name: str, actions: tuple[int, ...], k: int, seed: int, **options: Any) -> gym.Env:
+    """A layout that is seen whole and the same in all episodes of a task, but not in the task before."""
+    env = with_actions(make_grid(name, whole=True, **options), actions)
+    rng = task_rng(seed, k)
+    while True:
+        layout = int(rng.integers(2**31))
+        # Even tasks draw from one half of all layouts and odd ones from the other: neighbours always differ.
+        if zlib.crc32(env.reset(seed=layout)[0].tobytes()) % 2 == k % 2:
+            return FixedLayout(env, layout)
+
+
+@stream("grid-resampled-crossings-small", period=20_480)
+@stream("grid-resampled-crossings", period=40_000)
+def grid_resampled_crossings(k: int, seed: int) -> gym.Env:
+    """One fixed SimpleCrossingS9N1 a task, seen whole; episodes last at most 400 steps; three actions.
+
+    Meyer, White and Machado (2024), "Harnessing Discrete Representations for Continual Reinforcement
+    Learning" (github.com/ejmejm/discrete-representations-for-continual-rl): a new layout every 40,000 of
+    400,000 steps. They see pictures, one action in ten is replaced by another, and the same layout may come
+    twice in a row. The small period is ours.
+    """
+    return resampled("SimpleCrossingS9N1", MOVES, k, seed, max_steps=400)
+
+
+@stream("grid-resampled-doorkeys", period=100_000)
+def grid_resampled_doorkeys(k: int, seed: int) -> gym.Env:
+    """One fixed DoorKey-8x8 a task, seen whole; episodes last at most 1000 steps; all actions but "drop".
+
+    From the same paper, with a new layout every 100,000 of 1,000,000 steps; it differs from theirs as
+    :func:`grid_resampled_crossings` does.
+    """
+    return resampled("DoorKey-8x8", ALL_BUT_DROP, k, seed, max_steps=1000)
+
+
+@stream("grid-resampled-doorkeys-small", period=40_960)
+def grid_resampled_doorkeys_small(k: int, seed: int) -> gym.Env:
+    """One fixed DoorKey-5x5 a task, seen whole; episodes last at most 250 steps. Size and period are ours."""
+    return resampled("DoorKey-5x5", ALL_BUT_DROP, k, seed)
+
+
+class NineRooms(MiniGridEnv):
+    """Three by three rooms; the agent starts in the middle one and is drawn to a goal that it cannot see.
+
+    Doors join all neighbouring rooms but the middle one and those at its sides. Each step costs 0.01 for
+    every cell of the shortest way that is left; the goal gives 3. Episodes last at most 100 steps. The
+    observation is a single 1 among zeros, one entry for each direction and cell.
+
+    Args:
+        goal: x and y of its cell.
+        room: cells along a side of a room, odd.
+    """
+
+    def __init__(self, goal: tuple[int, int], room: int) -> None:
+        side, middle = room + 1, (room + 1) // 2
+        self.walls = np.zeros((3 * side + 1, 3 * side + 1), bool)
+        self.walls[::side] = self.walls[:, ::side] = True
+        self.walls[middle::side, (side, 2 * side)] = False  # doors up and down
+        self.walls[side : 3 * side : side, (middle, middle + 2 * side)] = False  # and sideways
+        self.goal = goal
+        self.way = {goal: 0}
+        for x, y in (cells := [goal]):  # which grows, ever farther from the goal
+            for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
+                if not self.walls[cell] and cell not in self.way:
+                    self.way[cell] = self.way[x, y] + 1
+                    cells.append(cell)
+        super().__init__(MissionSpace(lambda: "find it"), grid_size=len(self.walls))
+        self.observation_space = gym.spaces.Box(0, 1, (4 * self.walls.size,), np.float32)
+
+    def _gen_grid(self, width: int, height: int) -> None:
+        self.grid = Grid(width, height)
+        for x, y in np.argwhere(self.walls).tolist():
+            self.grid.set(x, y, Wall())
+        self.put_obj(Goal(), *self.goal)
+        self.agent_pos, self.agent_dir = (width // 2, height // 2), self._rand_int(0, 4)
+
+    def gen_obs(self) -> np.ndarray:
+        """Where the agent is and where it looks."""
+        place = np.zeros((4, *self.walls.shape), np.float32)
+        place[self.agent_dir, *self.agent_pos] = 1.0
+        return place.ravel()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step the grid."""
+        observation, _, terminated, truncated, info = super().step(action)
+        x, y = self.agent_pos
+        return observation, 3.0 * terminated - 0.01 * self.way[x, y], terminated, truncated, info
+
+
+@stream("grid-goals", period=40_000)
+def grid_goals(k: int, seed: int) -> gym.Env:
+    """:class:`NineRooms` of 5x5 cells with a new goal in each task, in a side room or one of the lower three.
+
+    Chung et al. (2024), "Parseval Regularization for Continual Reinforcement Learning"
+    (github.com/wechu/parseval_reg): 20 goals of 40,000 steps each, with the same rooms, doors and reward and
+    100 steps to an episode; the agent sees its own place, not the goal. There it moves in four directions
+    between walls without thickness. That it turns and goes forward and starts in a random direction is ours,
+    and that no goal comes again before all have had their turn.
+    """
+    return nine_rooms(k, seed, room=5)
+
+
+@stream("grid-goals-small", period=30_720)
+def grid_goals_small(k: int, seed: int) -> gym.Env:
+    """The same with rooms of 3x3 cells and shorter tasks: ours."""
+    return nine_rooms(k, seed, room=3)
+
+
+def nine_rooms(k: int, seed: int, room: int) -> gym.Env:
+    """The rooms with the goal of task k."""
+    side = room + 1
+    inside = [i for i in range(3 * side) if i % side]
+    goals = [(x, y) for x in inside for y in inside if y > 2 * side or (y > side and x // side != 1)]
+    goal = goals[task_rng(seed, 0).permutation(len(goals))[k % len(goals)]]
+    return with_actions(NineRooms(goal, room), MOVES)
+
+
+def reordered(k: int, seed: int, size: int) -> list[int]:
+    """The order of ``size`` entries in task k: theirs in task 0, then every one is moved by each task."""
+    order = np.arange(size)
+    for task in range(1, k + 1):
+        circle = task_rng(seed, task).permutation(size)
+        order[circle] = order[np.roll(circle, 1)]
+    return order.tolist()
+
+
+@stream("grid-permuted-observations-small", period=40_960)
+@stream("grid-permuted-observations", period=5_120_000)
+def grid_permuted_observations(k: int, seed: int) -> gym.Env:
+    """DoorKey-5x5 with the 49 cells of the view in another order in each task.
+
+    Juliani and Ash (2024), "A Study of Plasticity Loss in On-Policy Deep Reinforcement Learning"
+    (github.com/awjuliani/deep-rl-plasticity): ten rounds of 5,000 updates with 1,024 steps each. Theirs is
+    another grid world. That no cell stays where it was in the task before, and the small period, are ours.
+    """
+    cells = permute_observations(
+        ReshapeObservation(make_grid("DoorKey-5x5"), (49, 3)), order=reordered(k, seed, 49), axis=-2
+    )
+    return ReshapeObservation(cells, (7, 7, 3))
+
+
+@stream("grid-permuted-actions-small", period=40_960)
+@stream("grid-permuted-actions", period=5_120_000)
+def grid_permuted_actions(k: int, seed: int) -> gym.Env:
+    """DoorKey-5x5 with its seven actions in another order in each task.
+
+    From the same paper, with the same rounds. That no action keeps its meaning, and the small period, are
+    ours.
+    """
+    return permute_actions(make_grid("DoorKey-5x5"), order=reordered(k, seed, 7))

@@ -6,7 +6,11 @@ environment that behaves, sub-environment by sub-environment, as if each had bee
 What a wrapper draws once (a permutation, an offset) is drawn from its ``seed`` alone. What it draws at every
 step (noise, failures) is drawn from its ``seed`` and the seed of the last ``reset``, one generator for each
 sub-environment: after ``reset(seed)`` the same actions give the same bits, and the environment's own random
-numbers are left as they are. Only :func:`drift` carries anything from one episode to the next, and says what.
+numbers are left as they are.
+
+Any environment or wrapper, yours included, that carries something from one episode to the next offers it as
+``lifelong_state``, readable and settable, made of plain numbers, lists and dicts: a stream saves and restores
+it. Here only :func:`drift` does.
 
 In a task function, ``(seed, k)`` is a good seed of what is drawn once: another change in each task, another
 life in each run.
@@ -98,12 +102,7 @@ def permute_actions(env: E, seed: Seed | None = None, *, order: Sequence[int] | 
     def permute(actions: Any) -> Any:
         return meaning[np.asarray(actions) - start]
 
-    wrapped: Any = (
-        VectorTransformAction(env, permute)
-        if isinstance(env, VectorEnv)
-        else TransformAction(env, permute, env.action_space)
-    )
-    return wrapped
+    return _wrap(env, TransformAction, VectorTransformAction, permute, None)
 
 
 def scale_rewards(env: E, scale: float) -> E:
@@ -126,13 +125,58 @@ def scale_rewards(env: E, scale: float) -> E:
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"the scale of the reward must be finite and not 0, not {scale}")
 
-    def multiply(rewards: Any) -> Any:
-        return rewards * scale
+    return _wrap(env, TransformReward, VectorTransformReward, lambda rewards: rewards * scale)
 
-    wrapped: Any = (
-        VectorTransformReward(env, multiply) if isinstance(env, VectorEnv) else TransformReward(env, multiply)
-    )
-    return wrapped
+
+def target_rewards(
+    env: E,
+    target: Sequence[float],
+    *,
+    features: Sequence[int] | None = None,
+    radius: float | None = None,
+) -> E:
+    """Reward nearness to a target, and nothing else: a new target changes what is good, not what happens.
+
+    The two usual rewards of reaching tasks, dense and sparse; to switch the target between tasks is ours. The
+    dense one is never positive, so an environment that can end an episode early rewards ending it: there, use
+    ``radius``.
+
+    Args:
+        env: observations in a flat Box.
+        target: the point to be at, one number for each of the features.
+        features: the entries of the observation that count, in the order of ``target``; all if ``None``.
+        radius: without it the reward is minus the Euclidean distance between the features and the target
+            after the step; with it, 1.0 at a distance of at most this and 0.0 beyond.
+
+    Raises:
+        ValueError: features that are none of the observation's; a target of another length or not finite; a
+            radius that is not positive and finite.
+        TypeError: the observations are in no flat Box.
+
+    >>> env = target_rewards(gym.make("CartPole-v1"), [0.5], features=[0])  # half a metre to the right
+    >>> _ = env.reset(seed=0)
+    >>> observation, reward, *_ = env.step(1)
+    >>> round(float(observation[0]), 3), round(reward, 3)
+    (0.013, -0.487)
+    """
+    space = _box(env)
+    if len(space.shape) != 1:
+        raise TypeError(f"a target needs observations in a flat Box, not {space}")
+    entries = space.shape[0]
+    chosen = list(range(entries) if features is None else features)
+    if not chosen or not set(chosen) <= set(range(entries)):
+        raise ValueError(f"features must be some of 0 to {entries - 1}, not {chosen}")
+    point = np.asarray(target, np.float64)
+    if point.shape != (len(chosen),) or not np.isfinite(point).all():
+        raise ValueError(f"a target for {len(chosen)} features has as many finite numbers, not {target}")
+    if radius is not None and not (math.isfinite(radius) and radius > 0):
+        raise ValueError(f"the radius of a target must be positive and finite, not {radius}")
+
+    def nearness(observations: np.ndarray) -> np.ndarray:
+        distances = np.linalg.norm(np.take(observations, chosen, axis=-1) - point, axis=-1)
+        return -distances if radius is None else np.where(distances <= radius, 1.0, 0.0)
+
+    return _wrap(env, Nearness, VectorNearness, nearness)
 
 
 def offset_observations(env: E, seed: Seed, std: float = 2.0) -> E:
@@ -181,10 +225,7 @@ def noisy_observations(env: E, std: float, seed: Seed = 0) -> E:
     True
     """
     _box(env, np.floating)
-    wrapped: Any = (
-        VectorNoise(env, _size(std), seed) if isinstance(env, VectorEnv) else Noise(env, _size(std), seed)
-    )
-    return wrapped
+    return _wrap(env, Noise, VectorNoise, _size(std), seed)
 
 
 def fail_actions(env: E, probability: float = 0.25, noop: Any = None, seed: Seed = 0) -> E:
@@ -217,8 +258,7 @@ def fail_actions(env: E, probability: float = 0.25, noop: Any = None, seed: Seed
         raise ValueError(f"the probability of a failure must be within [0, 1], not {probability}")
     if noop is not None and not space.contains(noop):
         raise ValueError(f"{noop!r} is no action of {space}")
-    wrapper: Any = VectorFailure if isinstance(env, VectorEnv) else Failure
-    return wrapper(env, probability, noop, seed)
+    return _wrap(env, Failure, VectorFailure, probability, noop, seed)
 
 
 class Rule(Protocol):
@@ -372,10 +412,10 @@ def drift(
     the parameters as they are, and each step is followed by one update. A vector environment has one clock
     for all its sub-environments, which moves by 1 at each of its steps.
 
-    The returned wrapper's ``drift_state`` (the clock and the values, plain numbers) is all that episodes
-    share: read it, and set it on a new environment before the reset, to go on from there. Random rules draw
-    from the seed and the clock alone. Since the same reset does not give the same episode later, the
-    wrapper's ``spec`` says ``nondeterministic``.
+    The returned wrapper's ``lifelong_state`` (the clock and the values) is all that episodes share: read it,
+    and set it on a new environment before the reset, to go on from there. Random rules draw from the seed and
+    the clock alone. Since the same reset does not give the same episode later, the wrapper's ``spec`` says
+    ``nondeterministic``.
 
     Args:
         env: an environment, or a vector environment that lives in this process (for one that does not, wrap
@@ -394,13 +434,12 @@ def drift(
     >>> _ = env.reset(seed=0)
     >>> _ = env.step(0)
     >>> _ = env.reset(seed=0)
-    >>> env.drift_state
+    >>> env.lifelong_state
     {'step': 1, 'gravity': 10.3, 'masspole': 0.2}
     >>> env.unwrapped.total_mass
     1.2
     """
-    wrapper: Any = VectorDrift if isinstance(env, VectorEnv) else Drift
-    return wrapper(env, rules, seed, derived)
+    return _wrap(env, Drift, VectorDrift, rules, seed, derived)
 
 
 class Parameters:
@@ -464,12 +503,12 @@ class Drifting:
     parameters: Parameters
 
     @property
-    def drift_state(self) -> dict[str, float]:
+    def lifelong_state(self) -> dict[str, float]:
         """The clock, in steps, and the value of each parameter: readable, and restorable."""
         return {"step": self.parameters.step, **self.parameters.values}
 
-    @drift_state.setter
-    def drift_state(self, state: Mapping[str, float]) -> None:
+    @lifelong_state.setter
+    def lifelong_state(self, state: Mapping[str, float]) -> None:
         if state.keys() != {"step", *self.parameters.rules}:
             raise ValueError(f"a drift of {sorted(self.parameters.rules)} has no state {dict(state)}")
         self.parameters.step = int(state["step"])
@@ -517,6 +556,45 @@ class VectorDrift(Drifting, VectorWrapper):
     ) -> None:
         VectorWrapper.__init__(self, env)
         self.parameters = Parameters(env, rules, seed, derived)
+
+
+class Nearness(gym.Wrapper, RecordConstructorArgs):
+    """What :func:`target_rewards` makes of an environment."""
+
+    def __init__(self, env: gym.Env, nearness: Callable[[np.ndarray], np.ndarray]) -> None:
+        RecordConstructorArgs.__init__(self, nearness=nearness)
+        gym.Wrapper.__init__(self, env)
+        self.nearness = nearness
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
+        """Step, for another reward."""
+        observation, _, terminated, truncated, info = self.env.step(action)
+        return observation, float(self.nearness(observation)), terminated, truncated, info
+
+
+class VectorNearness(VectorWrapper):
+    """What :func:`target_rewards` makes of a vector environment."""
+
+    def __init__(self, env: VectorEnv, nearness: Callable[[np.ndarray], np.ndarray]) -> None:
+        super().__init__(env)
+        self.nearness = nearness
+        self.ended = np.zeros(env.num_envs, dtype=bool)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start episodes."""
+        self.ended[_begun(self.num_envs, seed, options)[0]] = False
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict]:
+        """Step all sub-environments, for other rewards."""
+        observations, _, terminated, truncated, info = self.env.step(actions)
+        rewards = self.nearness(observations)
+        for index in np.flatnonzero(info.get("_final_obs", ())):
+            rewards[index] = self.nearness(info["final_obs"][index])
+        if self.metadata.get("autoreset_mode") == AutoresetMode.NEXT_STEP:
+            rewards[self.ended] = 0.0  # this step reset them
+        self.ended = np.asarray(terminated | truncated)
+        return observations, rewards, terminated, truncated, info
 
 
 class NoiseSource:
@@ -705,14 +783,16 @@ def _order(entries: int, purpose: str, seed: Seed | None, order: Sequence[int] |
     return drawn
 
 
-def _map_observations(env: E, function: Callable[[Any], Any], space: Box) -> E:
+def _wrap(env: Any, single: Callable[..., Any], vector: Callable[..., Any], *arguments: Any) -> Any:
+    """The environment in the wrapper of its kind."""
+    return (vector if isinstance(env, VectorEnv) else single)(env, *arguments)
+
+
+def _map_observations(env: Any, function: Callable[[Any], Any], space: Box) -> Any:
     """Apply to observations a function that takes one of them or a batch of them."""
-    wrapped: Any = (
-        VectorObservations(env, lambda observations, _: function(observations), space)
-        if isinstance(env, VectorEnv)
-        else TransformObservation(env, function, space)
-    )
-    return wrapped
+    if isinstance(env, VectorEnv):
+        return VectorObservations(env, lambda observations, _: function(observations), space)
+    return TransformObservation(env, function, space)
 
 
 def _single(env: gym.Env | VectorEnv, kind: str) -> gym.Space:

@@ -11,7 +11,7 @@ from neoteny.agents import ppo
 from neoteny.agents.ppo import Args, gae, ppo_loss
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
-from neoteny.envs import StreamConfig
+from neoteny.envs import Stream, StreamConfig, stream
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from tests.events import scalars
 
@@ -39,6 +39,19 @@ class Ending(Constant):
     def step(self, action):
         self.steps += 1
         return np.ones(2, np.float32), 1.0, self.steps == 5, False, {}
+
+
+class PayOrToil(Constant):
+    """Task 0 pays 1 for ever, task 1 nothing; the observation says which of them is on."""
+
+    def __init__(self, task, seed):
+        self.task = task
+
+    def reset(self, *, seed=None, options=None):
+        return np.eye(2, dtype=np.float32)[self.task], {}
+
+    def step(self, action):
+        return np.eye(2, dtype=np.float32)[self.task], 1.0 - self.task, False, False, {}
 
 
 class Identity(gym.Env):
@@ -124,12 +137,23 @@ def test_ppo_loss_by_hand():
 FIVE_STEPS = 2.63  # on average (1 - 0.9^j) / 0.1 over the j = 1..5 steps that are left
 
 
-def trained_value(monkeypatch, tmp_path, id):
-    """The value of the only observation, gamma = 0.9, after training."""
+def trained_values(monkeypatch, tmp_path, id, observations):
+    """The values of observations, gamma = 0.9, after training."""
     critics = []
     monkeypatch.setattr(ppo.Run, "finish", lambda self, agent: critics.append(agent))
-    ppo.main(small(tmp_path, id, total_steps=10_240, gamma=0.9, lr=5e-3))
-    return critics[0].value(torch.ones(1, 2)).item()
+    # rollouts of 40 steps hold each of the five, of each of two tasks, equally often
+    ppo.main(small(tmp_path, id, total_steps=3200, num_steps=40, gamma=0.9, lr=5e-3))
+    return critics[0].value(observations).tolist()
+
+
+def trained_value(monkeypatch, tmp_path, id):
+    """The value of the only observation."""
+    return trained_values(monkeypatch, tmp_path, id, torch.ones(1, 2))[0]
+
+
+def no_bootstrap(rewards, values, done, final_values, *rest):
+    """Take every truncation for a termination."""
+    return gae(rewards, values, done, torch.zeros_like(final_values), *rest)
 
 
 def test_value_of_an_endless_task_is_reached_through_time_limits(monkeypatch, tmp_path):
@@ -141,11 +165,45 @@ def test_value_of_an_ending_task_counts_nothing_after_its_end(monkeypatch, tmp_p
 
 
 def test_value_is_missed_if_truncation_is_taken_for_termination(monkeypatch, tmp_path):
-    def no_bootstrap(rewards, values, done, final_values, *rest):
-        return gae(rewards, values, done, torch.zeros_like(final_values), *rest)
-
     monkeypatch.setattr(ppo, "gae", no_bootstrap)
     assert trained_value(monkeypatch, tmp_path, "Constant-v0") == pytest.approx(FIVE_STEPS, abs=0.4)
+
+
+@pytest.fixture
+def pay_and_toil():
+    """A stream that changes between two endless tasks after every fifth step of four sub-environments."""
+    stream("PayAndToil-v0", period=4 * 5, tasks=2)(PayOrToil)
+    yield "PayAndToil-v0"
+    del gym.registry["PayAndToil-v0"]
+
+
+def test_values_of_two_tasks_do_not_leak_through_their_boundary(monkeypatch, tmp_path, pay_and_toil):
+    values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2))
+    assert values == pytest.approx([10.0, 0.0], abs=0.4)
+
+
+def test_values_at_a_boundary_are_missed_if_the_switch_is_taken_for_termination(
+    monkeypatch, tmp_path, pay_and_toil
+):
+    monkeypatch.setattr(ppo, "gae", no_bootstrap)
+    values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2))
+    assert values == pytest.approx([FIVE_STEPS, 0.0], abs=0.4)
+
+
+def test_values_at_a_boundary_leak_if_bootstrapped_from_the_next_task(monkeypatch, tmp_path, pay_and_toil):
+    def step(self, actions, step=Stream.step):
+        observation, *rest, info = step(self, actions)
+        if "final_obs" in info:
+            info["final_obs"] = observation
+        return observation, *rest, info
+
+    monkeypatch.setattr(Stream, "step", step)
+    pay, toil = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2))
+    # What is left of a task counts FIVE_STEPS * reward, what follows it the share 1 - 0.1 * FIVE_STEPS of
+    # the other task's value: pay = FIVE_STEPS + share * toil, toil = share * pay.
+    share = 1 - 0.1 * FIVE_STEPS
+    wrong = FIVE_STEPS / (1 - share**2)
+    assert (pay, toil) == pytest.approx((wrong, share * wrong), abs=0.4)  # 5.75 and 4.24
 
 
 def test_identity_is_learnt(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 from neoteny.configs.ppo import PRESETS
@@ -81,11 +82,15 @@ loss = model(torch.ones(2, 3)).sum()
     exec(setup + snippet + "loss.backward()\noptimizer.step()", {})
 
 
-def test_the_tables_name_every_stream_and_preset():
+def test_the_table_names_every_stream_with_its_periods_and_every_stream_has_a_preset():
+    rows = {name: row.split("|") for row, name in re.findall(r"^(\| `([\w-]+)` \|.*)$", README, flags=re.M)}
     for name in registered_streams():
         if "-v" not in name:  # those are made by tests
-            assert f"| `{name}` |" in README
-            assert name in PRESETS
+            whole, small = name.removesuffix("-small"), f"{name.removesuffix('-small')}-small"
+            for id, cell in zip((whole, small), rows[whole][3:]):
+                period = f"{gym.spec(id).kwargs['schedule'].period:,}" if id in registered_streams() else ""
+                assert cell.strip() == period
+            assert PRESETS[name].get("stream", {}).get("id", name) == name
 
 
 def test_the_file_tree_is_complete():

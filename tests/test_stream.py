@@ -33,15 +33,32 @@ class Reference:
     def enter(self, task):
         self.task = task
         self.env = self.stream.make_task(task, self.stream.seed)
+        self.path = {}
+        if self.steps and self.stream.schedule.span:
+            before = self.stream.make_task(task - 1, self.stream.seed).unwrapped
+            self.path = {
+                name: (getattr(before, name), value)
+                for name, value in vars(self.env.unwrapped).items()
+                if type(value) in (int, float)
+            }
         self.observation = self.reset()
+
+    def move(self):
+        """Where the change is gradual, set what is on its way from the old task to the new."""
+        progress = self.stream.schedule.progress_at(self.steps)
+        for name, (old, new) in self.path.items():
+            if old != new:
+                setattr(self.env.unwrapped, name, new if progress == 1 else old + progress * (new - old))
 
     def reset(self):
         self.episode += 1
         self.total, self.length = 0.0, 0
+        self.move()
         return self.env.reset(seed=episode_seed(self.stream.seed, self.task, self.index, self.episode))[0]
 
     def step(self, action):
         """Observation, reward, terminated, truncated, final observation, (return, length) or None."""
+        self.move()
         self.steps += self.stream.num_envs
         final, reward, terminated, truncated, _ = self.env.step(action)
         self.total, self.length = self.total + reward, self.length + 1

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from minigrid.wrappers import ImgObsWrapper
 
-from neoteny.envs import wrappers
+from neoteny.envs import Schedule, Stream, wrappers
 from neoteny.envs.wrappers import (
     Bounded,
     Increment,
@@ -30,6 +30,7 @@ from neoteny.envs.wrappers import (
     permute_actions,
     permute_observations,
     scale_rewards,
+    target_rewards,
 )
 
 MODES = list(AutoresetMode)
@@ -37,6 +38,8 @@ CHANGES = {
     "permute_observations": functools.partial(permute_observations, seed=(1, 2)),
     "permute_actions": functools.partial(permute_actions, seed=1),
     "scale_rewards": functools.partial(scale_rewards, scale=-2.5),
+    "target_rewards": functools.partial(target_rewards, target=[0.1, 0.2, 0.3, 0.4]),
+    "sparse": functools.partial(target_rewards, target=[0.3, 0.0], features=[1, 0], radius=0.3),
     "offset_observations": functools.partial(offset_observations, seed=1),
     "noisy_observations": functools.partial(noisy_observations, std=0.3),
     "sticky": functools.partial(fail_actions, probability=0.4),
@@ -143,11 +146,9 @@ def test_native_vector_environments(name):
 @pytest.mark.parametrize(("base", "name"), CASES)
 def test_a_seeded_reset_and_the_actions_fix_everything(base, name):
     used, fresh = CHANGES[name](BASES[base]()), CHANGES[name](BASES[base]())
+    rollout(used, 7)
     if name == "drift":
-        rollout(used, 7)
-        fresh.drift_state = used.drift_state
-    else:
-        rollout(used, 7)
+        fresh.lifelong_state = used.lifelong_state
     assert_same(rollout(used, 3), rollout(fresh, 3))
 
 
@@ -228,6 +229,82 @@ def test_purposes_and_tasks_draw_apart():
 def test_rewards_are_scaled():
     env = scale_rewards(Echo(), -0.5)
     assert [env.step(action)[1] for action in (0, 1, 4)] == [0.0, -0.5, -2.0]
+
+
+class Walk(gym.Env):
+    """A walker on the plane, one step to the east or to the north at a time, until ``east`` of the former."""
+
+    observation_space = Box(-10, 10, (2,), np.float32)
+    action_space = Discrete(2)
+
+    def __init__(self, east):
+        self.east = east
+
+    def reset(self, *, seed=None, options=None):
+        self.place = np.zeros(2, np.float32)
+        return self.place.copy(), {}
+
+    def step(self, action):
+        self.place[action] += 1
+        return self.place.copy(), 7.0, bool(self.place[0] == self.east), False, {}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"target": [3, 4]}, [-math.sqrt(20), -math.sqrt(13), -math.sqrt(10)]),
+        ({"target": [3], "features": [0]}, [-2.0, -2.0, -1.0]),
+        ({"target": [2, 1], "features": [1, 0], "radius": 1.0}, [0.0, 1.0, 0.0]),
+        ({"target": [0], "features": [1], "radius": 0.5}, [1.0, 0.0, 0.0]),
+    ],
+)
+def test_nearness_by_hand(change, expected):
+    env = target_rewards(Walk(5), **change)
+    env.reset()
+    assert [env.step(action)[1] for action in (0, 1, 0)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # where an episode ended, its last observation counts, not the first of the next
+        (AutoresetMode.SAME_STEP, [[-2, -2], [-1, -1], [-2, 0], [-1, -2]]),
+        # the step that only resets is worth nothing
+        (AutoresetMode.NEXT_STEP, [[-2, -2], [-1, -1], [0, 0], [-2, 0]]),
+    ],
+)
+def test_nearness_where_episodes_end(mode, expected):
+    makers = [lambda: Walk(2), lambda: Walk(3)]
+    env = target_rewards(SyncVectorEnv(makers, autoreset_mode=mode), target=[3, 0])
+    env.reset()
+    assert [env.step(np.zeros(2, int))[1].tolist() for _ in range(4)] == expected
+
+
+def test_a_vector_reset_right_after_an_end_starts_an_episode_that_is_rewarded():
+    env = target_rewards(SyncVectorEnv([lambda: Walk(1)] * 2), target=[3, 0])
+    for _ in range(2):
+        env.reset()
+        assert env.step(np.zeros(2, int))[1].tolist() == [-2.0, -2.0]
+
+
+def test_a_stream_of_targets_changes_rewards_alone():
+    targets = [-0.1, 0.1]
+
+    def task(k, seed):
+        return target_rewards(cartpole(), [targets[k]], features=[0])
+
+    here, there = (rollout(task(k, 0), 3, steps=10) for k in range(2))
+    same = [np.array_equal(x, y) for x, y in zip(here, there)]
+    assert same == [True, *[True, False, True, True] * 10]
+
+    stream = Stream(task, Schedule(period=24), num_envs=2)  # the audit sees the switch
+    stream.reset()
+    for step in range(20):
+        last, rewards, *_, info = stream.step(np.ones(2, int))
+        assert info["task"] == step // 12
+        if "final_obs" in info:
+            last = np.where(info["_final_obs"][:, None], info["final_obs"], last)
+        np.testing.assert_allclose(rewards, -np.abs(last[:, 0] - targets[info["task"]]), rtol=1e-6)
 
 
 def test_the_offset_is_one_for_all_and_has_the_given_size():
@@ -346,7 +423,7 @@ def test_drift_moves_the_simulator_and_goes_on_across_resets():
         plain.unwrapped.polemass_length = physics.masspole * physics.length
         np.testing.assert_array_equal(env.step(1)[0], plain.step(1)[0])
     env.reset(seed=0)
-    assert env.drift_state == {"step": 3, "gravity": pytest.approx(12.8), "length": 2.0}
+    assert env.lifelong_state == {"step": 3, "gravity": pytest.approx(12.8), "length": 2.0}
     assert env.unwrapped.gravity == pytest.approx(12.8)
 
 
@@ -375,15 +452,15 @@ def test_a_restored_drift_goes_on_as_if_never_stopped(at):
         one, two = make(), make()
         for _ in range(at):
             one.step(0)
-        two.drift_state = one.drift_state
+        two.lifelong_state = one.lifelong_state
         for _ in range(10):
             one.step(0)
             two.step(0)
-        assert one.drift_state == two.drift_state
-        assert one.drift_state["step"] == at + 10
-        assert one.unwrapped.wind == two.unwrapped.wind == one.drift_state["wind"] != 0.0
+        assert one.lifelong_state == two.lifelong_state
+        assert one.lifelong_state["step"] == at + 10
+        assert one.unwrapped.wind == two.unwrapped.wind == one.lifelong_state["wind"] != 0.0
         with pytest.raises(ValueError, match="no state"):
-            two.drift_state = {"step": 1, "gravity": 1.0}
+            two.lifelong_state = {"step": 1, "gravity": 1.0}
     finally:
         del Echo.gravity, Echo.wind
 
@@ -433,6 +510,13 @@ ATARI_LIKE = functools.partial(Echo, np.zeros((2, 2, 3)), np.uint8)
         (lambda: permute_actions(Echo(actions=Box(-1, 1, (2,))), seed=0), TypeError, "Discrete"),
         (lambda: scale_rewards(Echo(), 0.0), ValueError, "not 0"),
         (lambda: scale_rewards(Echo(), math.nan), ValueError, "finite"),
+        (lambda: target_rewards(ATARI_LIKE(), [0.0]), TypeError, "flat Box"),
+        (lambda: target_rewards(gym.make("MiniGrid-Empty-5x5-v0"), [0.0]), TypeError, "a Box"),
+        (lambda: target_rewards(cartpole(), [0.0]), ValueError, "4 features has as many"),
+        (lambda: target_rewards(cartpole(), [0.0, math.nan], features=[0, 1]), ValueError, "finite numbers"),
+        (lambda: target_rewards(cartpole(), [0.0], features=[4]), ValueError, "some of 0 to 3"),
+        (lambda: target_rewards(cartpole(), [], features=[]), ValueError, "some of 0 to 3"),
+        (lambda: target_rewards(cartpole(), [0.0], features=[0], radius=0.0), ValueError, "radius"),
         (lambda: offset_observations(ATARI_LIKE(), seed=0), TypeError, "floating-point"),
         (lambda: offset_observations(Echo(), seed=0, std=-1.0), ValueError, "not negative"),
         (lambda: noisy_observations(ATARI_LIKE(), 1.0), TypeError, "floating-point"),
