@@ -20,8 +20,9 @@ from neoteny.configs.cli import check_numbers, cli
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.runners.folder import check_run
 from neoteny.runners.probes import measure, snapshot, update_norms
-from neoteny.runners.run import Run, check_run
+from neoteny.runners.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,11 @@ class Args:
     note: str = ""
     """A word that tells this run's folder from others of the same optimizer."""
     overwrite: bool = False
-    """Replace a finished run."""
+    """Replace a finished run (an unfinished one goes on)."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
+    allow_device_change: bool = False
+    """Let an unfinished run go on on another kind of device; its bits will differ."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
@@ -232,14 +237,16 @@ def main(args: Args) -> dict[str, Any]:
     )
 
     shape = (args.num_steps, args.num_envs)
-    observation, _ = stream.reset()
+    stream.reset()
+    updates_made = run.resume(agent=agent, optimizer=optimizer, annealing=annealing, stream=stream)
+    observation = stream.observation
     observations = torch.empty(*shape, *observation.shape[1:], dtype=observation.dtype, device=device)
     actions = torch.empty(shape, dtype=torch.long, device=device)
     log_probs, values, rewards = (torch.empty(shape, device=device) for _ in range(3))
     done = torch.empty(shape, dtype=torch.bool, device=device)
     final_values = torch.empty(shape, device=device)
 
-    for update in range(1, updates + 1):
+    for update in range(updates_made + 1, updates + 1):
         final_values.zero_()
         for t in range(args.num_steps):
             observations[t] = observation
@@ -281,6 +288,7 @@ def main(args: Args) -> dict[str, Any]:
         annealing.step()
         run.lap("learn")
 
+        run.check_finite(observations=observations, rewards=rewards, losses=torch.stack(stats), weights=agent)
         explained_variance = 1 - (returns - values).var() / returns.var()
         *means, explained = torch.cat((torch.stack(stats).mean(0), explained_variance[None])).tolist()
         metrics = dict(zip(STATS, means)) | {"losses/explained_variance": explained}
@@ -290,6 +298,7 @@ def main(args: Args) -> dict[str, Any]:
             metrics |= measure(agent.parts(), agent.encode(b_observations[:: max(1, batch // 256)]))
             run.lap("probe")
         run.log_update(stream.steps, metrics)
+        run.checkpoint(update)
 
     stream.close()
     return run.finish(agent)

@@ -221,6 +221,11 @@ class Stream(VectorEnv):
         """The run's."""
         return self.schedule.seed
 
+    @property
+    def observation(self) -> Any:
+        """Observations, (N, ...), as they were returned last."""
+        return self._seen(self.raw)
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Go back to step 0 of the stream; ``seed`` replaces the run's seed.
 

@@ -1,18 +1,9 @@
-"""A run: its folder, its TensorBoard events, its progress bar, its episode returns.
-
-A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/`` and nowhere else: ``args.json``,
-``meta.json``, ``stream.json`` (which task began when), one event file and, once it is finished,
-``checkpoint/weights.safetensors`` and ``summary.json``.
-"""
+"""A run: its folder, its checkpoints, its TensorBoard events, its progress bar, its episode returns."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import json
 import math
-import platform
-import re
 import shutil
 import sys
 import time
@@ -22,15 +13,31 @@ from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import nn
-from torch.utils.tensorboard import FileWriter
+from torch import Tensor, nn
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 from tqdm import tqdm
 
-from neoteny.runners.scores import Visit, recovery, run_scores
+from neoteny.envs.audit import Fingerprint
+from neoteny.runners.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_bytes
+from neoteny.runners.events import EventWriter, cut_event_files
+from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.runners.folder import (
+    FREE,
+    RunArgs,
+    begin_attempt,
+    changed_arguments,
+    check_folder,
+    clear_folder,
+    flatten,
+    latest_attempt,
+    machine,
+    run_folder,
+    write_json,
+)
+from neoteny.runners.preemption import Preemption
+from neoteny.runners.scores import Visit, level_to_recover, run_scores
 
 # One chart each on TensorBoard's custom-scalars page, all runs over one another.
 CHARTS = {
@@ -52,52 +59,23 @@ CHARTS = {
     },
 }
 
-
-class RunArgs(Protocol):
-    """What a run needs of an agent's ``Args``, a dataclass."""
-
-    @property
-    def stream(self) -> Any: ...  # noqa: D102
-    @property
-    def optim(self) -> Any: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def device(self) -> str: ...  # noqa: D102
-    @property
-    def runs_dir(self) -> Path: ...  # noqa: D102
-    @property
-    def note(self) -> str: ...  # noqa: D102
-    @property
-    def overwrite(self) -> bool: ...  # noqa: D102
+FAILED_SAVES = 3
+"""A run ends when so many checkpoints in a row could not be written."""
 
 
-def check_run(args: RunArgs) -> None:
-    """Refuse what would fail, or be put in the wrong place, once the run has begun.
+class Part(Protocol):
+    """A part of a run's state: a network, an optimizer, a schedule, a stream, a replay memory.
 
-    Raises:
-        ValueError: the device is not there (another is never taken instead), the seed is negative, or the
-            note cannot be part of a folder's name.
+    One that keeps data in files of its own offers ``flush()``, called before each checkpoint. One that could
+    not be restored exactly says ``exact = False``.
     """
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    if args.seed < 0:
-        raise ValueError(f"--seed must be at least 0, not {args.seed}")
-    if not re.fullmatch(r"[\w.-]*", args.note):
-        raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {args.note!r}")
 
-
-def run_folder(agent: str, args: RunArgs) -> Path:
-    """Where the run of these arguments lives."""
-    stream = args.stream.id.rpartition(":")[2].replace("/", "-")
-    optimizer = "-".join(filter(None, (args.optim.name, args.note)))
-    return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"
+    def state_dict(self) -> Any: ...  # noqa: D102
+    def load_state_dict(self, state: Any) -> Any: ...  # noqa: D102
 
 
 class Run:
-    """One run on disk and on the board.
+    """One run on disk and on the board, from its beginning or from its last checkpoint.
 
     Args:
         agent: name of the algorithm.
@@ -105,35 +83,125 @@ class Run:
         total_steps: environment steps that will be made.
 
     Raises:
-        SystemExit: code 2 and one sentence, if a finished run is there and ``--overwrite`` is not given.
+        SystemExit: code 2 and one sentence, if a finished run is there and ``--overwrite`` is not given, if
+            an unfinished one has other arguments, or if none of its checkpoints is whole.
     """
 
     def __init__(self, agent: str, args: RunArgs, total_steps: int) -> None:
         self.folder = run_folder(agent, args)
-        self._clear_folder(args.overwrite)
-        config = {"agent": agent, **dataclasses.asdict(args)}  # type: ignore[call-overload]
-        config["optim"]["name"] = args.optim.name
-        write_json(self.folder / "args.json", config)
-        write_json(self.folder / "meta.json", _environment(args.device))
-
-        self.writer = FileWriter(str(self.folder), flush_secs=5)
-        self.writer.add_summary(custom_scalars(CHARTS))
-        self._log_hparams(config)
-        name = "/".join(self.folder.parts[-2:])
-        self.bar = tqdm(total=total_steps, unit="step", unit_scale=True, desc=name)
-        # Also called if the run ends by an error, so that what was measured is kept.
-        self.close = weakref.finalize(self, _close, self.writer, self.bar)
+        self.config = {"agent": agent, **dataclasses.asdict(args)}  # type: ignore[call-overload]
+        self.config["optim"]["name"] = args.optim.name
+        self.checkpoint_every = args.checkpoint_every
+        self.machine = machine(args.device)
+        self.inexact = [] if self.machine["device"] == "cpu" else ["bits are promised on the CPU only"]
         self.visits: list[Visit] = []
         self.seconds: dict[str, float] = {}
+        self.parts: dict[str, Part] = {}
         self._returns: list[float] = []
         self._lengths: list[int] = []
-        self._step = 0
+        self._step = self._saved = self._failed_saves = 0
+
+        try:
+            self.restored = self._open(args)
+            self.writer = self._open_events(total_steps)
+        except OSError as error:
+            stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
+        name = "/".join(self.folder.parts[-2:])
+        first = self.restored["step"] if self.restored else 0
+        self.bar = tqdm(total=total_steps, initial=first, unit="step", unit_scale=True, desc=name)
+        self.preemption = Preemption()
+        # Also called if the run ends by an error, so that what was measured is kept.
+        self.close = weakref.finalize(self, _close, self.writer, self.bar, self.preemption)
+        self._first = first
         self._start = self._lap = time.perf_counter()
 
     def say(self, remark: str) -> None:
         """Print a remark on the run's set-up, and keep it on TensorBoard's text page."""
         print(remark, flush=True)
-        self.writer.add_summary(text("setup", remark.replace("\n", "  \n")))
+        if self.restored is None:
+            self.writer.add(text("setup", remark.replace("\n", "  \n")))
+
+    def resume(self, **parts: Part) -> int:
+        """Name the parts of the run's state, and put them where the last checkpoint left them.
+
+        Returns:
+            How many updates were made: 0 if the run begins here.
+        """
+        self.parts = parts
+        if self.restored is None:
+            write_json(self.folder / "meta.json", self._meta())
+            return 0
+        state = self.restored
+        for name, part in parts.items():
+            try:
+                part.load_state_dict(state["parts"][name])
+            except (KeyError, RuntimeError, ValueError) as error:
+                stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
+            if not getattr(part, "exact", True):
+                self.inexact.append(f"{name} could not be restored exactly")
+        torch.set_rng_state(state["rng"]["cpu"])
+        if self.machine["device"] == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+        self.visits = [_visit(row) for row in state["visits"]]
+        self.seconds = state["seconds"]
+        self._step = self._saved = state["step"]
+        self._write_stream()
+        self.inexact = list(dict.fromkeys((*state["inexact"], *self.inexact)))
+        write_json(self.folder / "meta.json", self._meta())
+        exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
+        print(f"{self.folder} goes on at step {self._step:,}, {exactly}", flush=True)
+        self._lap = time.perf_counter()
+        return int(state["update"])
+
+    def checkpoint(self, update: int) -> None:
+        """Save the run's state after ``update`` updates, if it is time to or a signal asks the run to stop.
+
+        Raises:
+            SystemExit: code 75 after a signal, 73 if another process has taken the run over, 74 if
+                checkpoints could not be written three times in a row.
+        """
+        every = self.checkpoint_every
+        due = every > 0 and self._step // every > self._saved // every
+        if not due and not self.preemption.signal:
+            return
+        self._check_attempt()
+        for part in self.parts.values():
+            if hasattr(part, "flush"):
+                part.flush()
+        try:
+            save_checkpoint(self.folder / "checkpoint", self._step, self._state(update))
+        except OSError as error:
+            self._failed_saves += 1
+            told = f"checkpoint at step {self._step:,} could not be written ({error.strerror})"
+            if self._failed_saves == FAILED_SAVES or self.preemption.signal:
+                stop(ExitCode.IO, f"{told}; the last one is whole")
+            print(f"warning: {told}; the next one is tried", file=sys.stderr)
+        else:
+            self._failed_saves = 0
+        self._saved = self._step
+        self.lap("save")
+        if self.preemption.signal:
+            reason = f"stopped by {self.preemption.signal} at step {self._step:,}; the same command goes on"
+            stop(ExitCode.PREEMPTED, reason)
+
+    def check_finite(self, **values: Tensor | nn.Module) -> None:
+        """End the run if a NaN or an infinity is anywhere in tensors or networks.
+
+        The folder ``crash`` then holds all of them, and the checkpoint from which ``scripts/replay_crash.py``
+        comes to the same end. Call it before :meth:`checkpoint`, which must not save them.
+
+        Raises:
+            SystemExit: code 70, naming what is not finite.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, value in values.items():
+            items = value.state_dict().items() if isinstance(value, nn.Module) else [("", value)]
+            tensors |= {f"{name}.{item}".rstrip("."): tensor for item, tensor in items}
+        floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+        finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()])
+        if not finite.all():
+            bad = [name for name, fine in zip(floats, finite.tolist()) if not fine]
+            self._crash(bad, tensors)
 
     def lap(self, section: str) -> None:
         """Count the time since the last lap as spent in ``section`` (env, act, learn, probe, ...)."""
@@ -144,27 +212,24 @@ class Run:
     def record_episodes(self, step: int, info: Mapping[str, Any]) -> None:
         """Take the returns of ended episodes, and the task they belong to, from a stream's ``info``."""
         if not self.visits or info["task"] != self.visits[-1].task:
-            self._begin_visit(Visit(info["task"], start=self._step, fingerprint=info.get("fingerprint")))
+            self._begin_visit(info["task"], info.get("fingerprint"))
         self._step = self.visits[-1].end = step
         if "audit_seconds" in info:
             self.seconds["audit"] = info["audit_seconds"]
         if "episode_return" in info:
             ended = info["_episode_return"]
-            returns, lengths = (info[key][ended].tolist() for key in ("episode_return", "episode_length"))
-            self._returns += returns
-            self._lengths += lengths
-            self.visits[-1].returns += returns
-            self.visits[-1].lengths += lengths
-            self.visits[-1].ends += [step] * len(returns)
+            for total, length in zip(info["episode_return"][ended], info["episode_length"][ended]):
+                self._returns.append(float(total))
+                self._lengths.append(int(length))
+                self.visits[-1].add(float(total), int(length), step)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars at ``step``, all of them in one event."""
-        values = [Summary.Value(tag=tag, simple_value=float(value)) for tag, value in metrics.items()]
-        self.writer.add_summary(Summary(value=values), step)
+        self.writer.scalars(metrics, step)
 
     def log_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
-        charts = {"charts/SPS": step / (time.perf_counter() - self._start)}
+        charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         if self._returns:
             charts["charts/episodic_return"] = float(np.mean(self._returns))
             charts["charts/episodic_length"] = float(np.mean(self._lengths))
@@ -181,122 +246,178 @@ class Run:
 
         Returns:
             The summary: scores, one row a visit, seconds by section.
+
+        Raises:
+            SystemExit: code 73 if another process has taken the run over.
         """
+        self._check_attempt()
         self._end_visit()
-        (self.folder / "checkpoint").mkdir(exist_ok=True)
         weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
-        save_file(weights, self.folder / "checkpoint" / "weights.safetensors")
+        (self.folder / "checkpoint").mkdir(exist_ok=True)
+        write_bytes(self.folder / "checkpoint" / "weights.safetensors", safetensors.torch.save(weights))
         scores = run_scores(self.visits)
         self.log(self._step, {tag: score for tag, score in scores.items() if math.isfinite(score)})
-        self.writer.add_summary(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
+        self.writer.add(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
+        sections = {name: seconds for name, seconds in self.seconds.items() if name != "audit"}
         summary = {
             **scores,
-            "visits": [self._row(i) for i in range(len(self.visits))],
-            "seconds": {**self.seconds, "total": time.perf_counter() - self._start},
+            "visits": [_row(visit) for visit in self.visits],
+            "seconds": {**self.seconds, "total": sum(sections.values())},  # audit is part of env
         }
         self.close()
         write_json(self.folder / "summary.json", summary)
         return summary
 
-    def _begin_visit(self, visit: Visit) -> None:
+    def _open(self, args: RunArgs) -> dict[str, Any] | None:
+        """Take the folder; returns the last checkpoint's state, if the run goes on from one."""
+        check_folder(self.folder, args.overwrite)
+        if not (self.folder / "summary.json").exists():
+            self._load(args)  # what is refused must not disturb a process that is at work here
+        attempt = begin_attempt(self.folder)
+        finished = (self.folder / "summary.json").exists()
+        restored = None if finished else self._load(args)
+        if restored is None:
+            if (self.folder / "args.json").exists() and not finished:
+                print(f"{self.folder} holds no checkpoint yet: it starts again", file=sys.stderr)
+            clear_folder(self.folder)
+        self.attempt = attempt
+        write_json(self.folder / "args.json", self.config)
+        return restored
+
+    def _load(self, args: RunArgs) -> dict[str, Any] | None:
+        """The last checkpoint's state, if there is one and it is of this run."""
+        try:
+            state = load_checkpoint(self.folder / "checkpoint")
+        except CheckpointError as error:
+            stop(ExitCode.BAD_INPUT, str(error))
+        if state is None:
+            return None
+        changed = changed_arguments(state["config"], self.config)
+        for name, (before, now) in changed.items():
+            if name not in FREE:
+                stop(
+                    ExitCode.BAD_INPUT,
+                    f"{self.folder} holds an unfinished run with {name} {before}, not {now}; "
+                    "--note names another run, removing the folder starts this one over",
+                )
+        for name, now in flatten(self.machine).items():
+            before = flatten(state["machine"]).get(name)
+            if before != now and name == "device" and not args.allow_device_change:
+                reason = f"{self.folder} was on {before}, not on {now}; --allow-device-change moves it"
+                stop(ExitCode.BAD_INPUT, reason)
+            if before != now and name != "platform":
+                self.inexact.append(f"{name} was {before} and is {now}")
+        self.inexact = list(dict.fromkeys(self.inexact))
+        return state
+
+    def _open_events(self, total_steps: int) -> EventWriter:
+        step = self.restored["step"] if self.restored else -1
+        cut_event_files(self.folder, self.restored["event_files"] if self.restored else {})
+        writer = EventWriter(self.folder, self.attempt, purge_step=step + 1)
+        if self.restored is None:
+            writer.add(custom_scalars(CHARTS))
+            # SummaryWriter.add_hparams would open a second run for these.
+            flat = {
+                name: value if isinstance(value, bool | int | float) else str(value)
+                for name, value in flatten(self.config).items()
+            }
+            for summary in hparams(flat, dict.fromkeys(run_scores([]), 0.0))[:2]:
+                writer.add(summary)
+        return writer
+
+    def _state(self, update: int) -> dict[str, Any]:
+        """All that the rest of the run depends on."""
+        rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
+        if self.machine["device"] == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state_all()
+        before = self.restored["event_files"] if self.restored else {}
+        return {
+            "step": self._step,
+            "update": update,
+            "config": {name: _text(value) for name, value in self.config.items()},
+            "machine": self.machine,
+            "inexact": self.inexact,
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+            "rng": rng,
+            "visits": [dataclasses.asdict(visit) for visit in self.visits],
+            "seconds": self.seconds,
+            "event_files": {**before, self.writer.path.name: self.writer.flush()},
+        }
+
+    def _meta(self) -> dict[str, Any]:
+        return {"resume_exact": self.inexact or True, **self.machine}
+
+    def _check_attempt(self) -> None:
+        if latest_attempt(self.folder) != self.attempt:
+            stop(ExitCode.TAKEN, f"{self.folder} was taken over by another process")
+
+    def _crash(self, bad: list[str], tensors: dict[str, Tensor]) -> NoReturn:
+        crash = self.folder / "crash"
+        shutil.rmtree(crash, ignore_errors=True)
+        crash.mkdir()
+        kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        write_bytes(crash / "tensors.safetensors", safetensors.torch.save(kept))
+        shutil.copy(self.folder / "args.json", crash)
+        for newest in sorted((self.folder / "checkpoint").glob("step_*"))[-1:]:
+            shutil.copytree(newest, crash / "checkpoint" / newest.name)
+        write_json(crash / "crash.json", {"step": self._step, "not_finite": bad})
+        self.close()
+        told = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        again = f"python scripts/replay_crash.py {crash} shows it again"
+        stop(ExitCode.NOT_FINITE, f"not finite at step {self._step:,}: {told}; {again}")
+
+    def _begin_visit(self, task: int, fingerprint: Fingerprint | None) -> None:
         if self.visits:
             self._end_visit()
-            old, new = self.visits[-1].fingerprint, visit.fingerprint
-            if old and new:
-                self.log(self._step, {"stream/fingerprint_changed": not new.same_as(old)})
-                change = f"task {self.visits[-1].task} -> {visit.task}: {new.changes(old)}"
-                self.writer.add_summary(text("stream/switch", change), self._step)
-        self.visits.append(visit)
-        rows = [
-            {"task": v.task, "start": v.start}
-            | ({"fingerprint": dataclasses.asdict(v.fingerprint)} if v.fingerprint else {})
-            for v in self.visits
-        ]
-        write_json(self.folder / "stream.json", {"visits": rows})
+            old = self.visits[-1].fingerprint
+            if old and fingerprint:
+                self.log(self._step, {"stream/fingerprint_changed": not fingerprint.same_as(old)})
+                change = f"task {self.visits[-1].task} -> {task}: {fingerprint.changes(old)}"
+                self.writer.add(text("stream/switch", change), self._step)
+        self.visits.append(Visit(task, self._step, level_to_recover(self.visits, task), fingerprint))
+        self._write_stream()
 
     def _end_visit(self) -> None:
-        row = self._row(len(self.visits) - 1)
+        row = _row(self.visits[-1])
         tags = ("return_at_end", "return_auc", "recovery_steps", "recovered")
         scores = {f"task/{tag}": row[tag] for tag in tags if row[tag] is not None}
         self.log(len(self.visits) - 1, {tag: score for tag, score in scores.items() if math.isfinite(score)})
 
-    def _row(self, index: int) -> dict[str, Any]:
-        """What there is to say of a visit that is over."""
-        visit = self.visits[index]
-        steps, recovered = recovery(self.visits[: index + 1])
-        return {
-            "task": visit.task,
-            "start": visit.start,
-            "end": visit.end,
-            "episodes": len(visit.returns),
-            "return_at_end": visit.return_at_end,
-            "return_auc": visit.return_auc,
-            "recovery_steps": None if math.isnan(steps) else steps,
-            "recovered": None if math.isnan(steps) else recovered,
-        }
-
-    def _clear_folder(self, overwrite: bool) -> None:
-        if (self.folder / "summary.json").exists() and not overwrite:
-            refuse(f"{self.folder} holds a finished run; --overwrite replaces it, --note names another")
-        if (self.folder / "args.json").exists():
-            if not overwrite:
-                print(f"{self.folder} holds an unfinished run, which starts again", file=sys.stderr)
-            shutil.rmtree(self.folder)
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            refuse(f"{self.folder} is not empty and holds no run")
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    def _log_hparams(self, config: dict[str, Any]) -> None:
-        # SummaryWriter.add_hparams would open a second run for these.
-        flat = {
-            name: value if isinstance(value, bool | int | float) else str(value)
-            for name, value in _flatten(config).items()
-        }
-        for summary in hparams(flat, dict.fromkeys(run_scores([]), 0.0))[:2]:
-            self.writer.add_summary(summary)
+    def _write_stream(self) -> None:
+        rows = [
+            {"task": visit.task, "start": visit.start}
+            | ({"fingerprint": dataclasses.asdict(visit.fingerprint)} if visit.fingerprint else {})
+            for visit in self.visits
+        ]
+        write_json(self.folder / "stream.json", {"visits": rows})
 
 
-def refuse(reason: str) -> NoReturn:
-    """Say in one sentence why a run cannot start, and exit with code 2, as argparse does."""
-    print(f"error: {reason}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write strict JSON: paths as text, numbers that are not finite as null."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        if isinstance(value, Path):
-            return str(value)
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    path.write_text(json.dumps(plain(data), indent=2, allow_nan=False) + "\n")
-
-
-def _environment(device: str) -> dict[str, Any]:
-    packages = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
+def _row(visit: Visit) -> dict[str, Any]:
+    """What there is to say of a visit that is over."""
+    level = visit.level is not None
     return {
-        "resume_exact": False,
-        "device": device,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "task": visit.task,
+        "start": visit.start,
+        "end": visit.end,
+        "episodes": visit.episodes,
+        "return_at_end": visit.return_at_end,
+        "return_auc": visit.return_auc,
+        "recovery_steps": visit.recovery_steps if level else None,
+        "recovered": visit.recovered_at is not None if level else None,
     }
 
 
-def _flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in config.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
+def _visit(row: dict[str, Any]) -> Visit:
+    """A visit as a checkpoint holds it."""
+    fingerprint = row["fingerprint"]
+    return Visit(**{**row, "fingerprint": Fingerprint(**fingerprint) if fingerprint else None})
 
 
-def _close(writer: FileWriter, bar: tqdm) -> None:
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _close(writer: EventWriter, bar: tqdm, preemption: Preemption) -> None:
     writer.close()
     bar.close()
+    preemption.restore()

@@ -1,4 +1,4 @@
-"""Continual-learning scores: pure functions of the episodes of a run."""
+"""Continual-learning scores of a run, from the episodes of each visit to a task."""
 
 from __future__ import annotations
 
@@ -13,27 +13,71 @@ EPISODES_AT_END = 20
 
 @dataclasses.dataclass
 class Visit:
-    """One stay at a task: when it began, which episodes ended in it, and what the audit saw of it."""
+    """One stay at a task: when it began, what its episodes returned, and what the audit saw of it.
+
+    Its memory does not grow with its episodes.
+    """
 
     task: int
     start: int
-    returns: list[float] = dataclasses.field(default_factory=list)
-    lengths: list[int] = dataclasses.field(default_factory=list)
-    ends: list[int] = dataclasses.field(default_factory=list)
-    """Step of the run at which each episode ended."""
-    end: int = 0
-    """Step of the run at which the visit ended."""
+    """Step of the run at which it began."""
+    level: float | None = None
+    """Return that counts as being as good as before, see :func:`level_to_recover`; ``None`` for none."""
     fingerprint: Any = None
+    end: int = 0
+    """Step of the run at which it ended."""
+    episodes: int = 0
+    """Episodes that ended."""
+    steps: int = 0
+    """Steps of those episodes."""
+    weighted_return: float = 0.0
+    """Sum over episodes of return times steps."""
+    last_returns: list[float] = dataclasses.field(default_factory=list)
+    """Returns of the last 20 episodes."""
+    recovered_at: int | None = None
+    """Step of the run at which the level was first reached."""
+
+    def add(self, episode_return: float, length: int, step: int) -> None:
+        """Take in an episode of ``length`` steps that ended at ``step`` of the run."""
+        self.episodes += 1
+        self.steps += length
+        self.weighted_return += episode_return * length
+        self.last_returns = [*self.last_returns, episode_return][-EPISODES_AT_END:]
+        enough = self.level is not None and self.episodes >= EPISODES_AT_END
+        if enough and self.recovered_at is None and self.return_at_end >= self.level:
+            self.recovered_at = step
 
     @property
     def return_at_end(self) -> float:
         """Mean return of the last 20 episodes; NaN if none ended."""
-        return float(np.mean(self.returns[-EPISODES_AT_END:])) if self.returns else float("nan")
+        return sum(self.last_returns) / len(self.last_returns) if self.last_returns else float("nan")
 
     @property
     def return_auc(self) -> float:
         """Area under the return curve per step: episodes weighted by their steps; NaN if none ended."""
-        return float(np.average(self.returns, weights=self.lengths)) if self.returns else float("nan")
+        return self.weighted_return / self.steps if self.steps else float("nan")
+
+    @property
+    def recovery_steps(self) -> float:
+        """Steps from the start until the mean return of the last 20 episodes was not below the level.
+
+        The first 20 episodes must have ended. If the level was not reached, all of the visit's steps: a
+        lower bound (censored). NaN if there was nothing to recover.
+        """
+        if self.level is None:
+            return float("nan")
+        return (self.end if self.recovered_at is None else self.recovered_at) - self.start
+
+
+def level_to_recover(visits: Sequence[Visit], task: int) -> float | None:
+    """The return that a new visit to ``task`` must reach to be as good as before.
+
+    It is the ``return_at_end`` of the last earlier visit to the same task or, if there was none, of the visit
+    before; ``None`` if no episode has ended yet.
+    """
+    known = [visit for visit in visits if visit.episodes]
+    same = [visit for visit in known if visit.task == task]
+    return (same or known)[-1].return_at_end if known else None
 
 
 def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
@@ -53,48 +97,25 @@ def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
     return list(visits[:quarter]), list(visits[-quarter:])
 
 
-def recovery(visits: Sequence[Visit]) -> tuple[float, bool]:
-    """How many steps the last of the visits took to be as good again as before.
-
-    "As good as before" is the ``return_at_end`` of the last earlier visit to the same task or, if there was
-    none, of the visit before. It is reached where the mean return of the visit's last 20 episodes is not
-    below it; the first 20 must have ended.
-
-    Returns:
-        Steps since the visit began, and whether the level was reached: where it was not, the steps are all
-        of the visit's, a lower bound (censored). NaN steps if there was nothing before.
-    """
-    *earlier, visit = visits
-    known = [other for other in earlier if other.returns]
-    same = [other for other in known if other.task == visit.task]
-    if not known:
-        return float("nan"), False
-    level = (same or known)[-1].return_at_end
-    for i in range(EPISODES_AT_END, len(visit.returns) + 1):
-        if np.mean(visit.returns[i - EPISODES_AT_END : i]) >= level:
-            return visit.ends[i - 1] - visit.start, True
-    return visit.end - visit.start, False
-
-
 def run_scores(visits: Sequence[Visit]) -> dict[str, float]:
     """The ``score/`` tags of a run; NaN where no episode ended.
 
     Returns:
         ``score/return_auc`` and ``score/return_at_end``, means over all visits;
         ``score/early_return`` and ``score/late_return``, means of ``return_auc`` over :func:`early_and_late`;
-        ``score/recovery_steps``, the mean of :func:`recovery` over all visits that had something to recover,
+        ``score/recovery_steps``, the mean over all visits that had something to recover,
         and ``score/recovered``, the share of those that did (1 unless some are censored).
     """
     early, late = early_and_late(visits)
-    recoveries = [recovery(visits[:i]) for i in range(1, len(visits) + 1)]
-    recovered = [float(done) for steps, done in recoveries if not np.isnan(steps)]
     return {
         "score/return_auc": _mean([visit.return_auc for visit in visits]),
         "score/return_at_end": _mean([visit.return_at_end for visit in visits]),
         "score/early_return": _mean([visit.return_auc for visit in early]),
         "score/late_return": _mean([visit.return_auc for visit in late]),
-        "score/recovery_steps": _mean([steps for steps, _ in recoveries]),
-        "score/recovered": _mean(recovered),
+        "score/recovery_steps": _mean([visit.recovery_steps for visit in visits]),
+        "score/recovered": _mean(
+            [float(visit.recovered_at is not None) for visit in visits if visit.level is not None]
+        ),
     }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from neoteny.configs.cli import cli
-from neoteny.runners.run import run_folder
+from neoteny.runners.folder import run_folder
 from neoteny.runners.sweep import run_all
 
 ROOT = Path(__file__).resolve().parent.parent

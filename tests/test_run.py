@@ -11,7 +11,8 @@ from torch import nn
 from neoteny.envs import StreamConfig
 from neoteny.envs.audit import Fingerprint
 from neoteny.optim import AdamConfig
-from neoteny.runners.run import Run, check_run, run_folder, write_json
+from neoteny.runners.folder import check_run, run_folder, write_json
+from neoteny.runners.run import Run
 from tests.events import scalars
 
 

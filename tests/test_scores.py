@@ -1,15 +1,25 @@
-import dataclasses
 import math
 
 import pytest
 
-from neoteny.runners.scores import Visit, early_and_late, recovery, run_scores
+from neoteny.runners.scores import Visit, early_and_late, level_to_recover, run_scores
+
+
+def visited(*visits):
+    """Visits of 1000 steps, each as (task, returns); episodes last 10 steps, or as long as told."""
+    made = []
+    for i, (task, returns, *lengths) in enumerate(visits):
+        made.append(Visit(task, 1000 * i, level_to_recover(made, task), end=1000 * (i + 1)))
+        for j, (total, length) in enumerate(zip(returns, lengths[0] if lengths else [10] * len(returns))):
+            made[-1].add(total, length, step=1000 * i + 10 * (j + 1))
+    return made
 
 
 def test_visit_scores_by_hand():
-    visit = Visit(0, 0, returns=[1.0] * 30 + [3.0] * 10, lengths=[1] * 30 + [3] * 10)
+    (visit,) = visited((0, [1.0] * 30 + [3.0] * 10, [1] * 30 + [3] * 10))
     assert visit.return_at_end == 2.0  # ten ones, ten threes
     assert visit.return_auc == (30 * 1 * 1 + 10 * 3 * 3) / 60
+    assert len(visit.last_returns) == 20
     assert math.isnan(Visit(0, 0).return_at_end)
     assert math.isnan(Visit(0, 0).return_auc)
 
@@ -28,34 +38,36 @@ def test_new_tasks_are_compared_by_quarters(n, early, late):
 
 
 def test_run_scores_leave_out_visits_without_episodes():
-    visits = [Visit(0, 0, [2.0], [4]), Visit(1, 10, end=20), Visit(2, 20, [4.0], [4], end=30)]
+    visits = visited((0, [2.0]), (1, []), (2, [4.0]))
     assert run_scores(visits) == {
         "score/return_auc": 3.0,
         "score/return_at_end": 3.0,
         "score/early_return": 2.0,
         "score/late_return": 4.0,
-        "score/recovery_steps": 10.0,
+        "score/recovery_steps": 1000.0,
         "score/recovered": 0.0,
     }
     assert all(math.isnan(value) for value in run_scores([Visit(0, 0)]).values())
     assert run_scores([]).keys() == run_scores(visits).keys()
 
 
-def visit(task, start, returns):
-    """Episodes of 10 steps."""
-    steps = range(start + 10, start + 10 * len(returns) + 1, 10)
-    return Visit(task, start, returns, [10] * len(returns), list(steps), end=start + 1000)
-
-
 def test_recovery_by_hand():
-    good, bad = visit(0, 0, [5.0] * 20), visit(1, 1000, [1.0] * 20)
+    good, bad = (0, [5.0] * 20), (1, [1.0] * 20)
     # After 20 zeros, the mean of the last 20 is 5 once all 20 are fives: with the 40th episode.
-    back = visit(0, 2000, [0.0] * 20 + [5.0] * 30)
-    assert recovery([good, bad, back]) == (400, True)
+    back = [0.0] * 20 + [5.0] * 30
+    first, second, third = visited(good, bad, (0, back))
+    assert math.isnan(first.recovery_steps)
+    assert (second.recovery_steps, second.recovered_at) == (1000, None)
+    assert (third.recovery_steps, third.recovered_at) == (400, 2400)
     # A new task is held against the visit before it: here 1, four fives among twenty.
-    assert recovery([good, bad, dataclasses.replace(back, task=2)]) == (240, True)
-    assert recovery([good, bad]) == (1000, False)
-    assert recovery([good, bad, visit(0, 2000, [9.0] * 19)]) == (1000, False)  # too few episodes to say
-    assert math.isnan(recovery([good])[0])
-    scores = run_scores([good, bad, back])
+    assert visited(good, bad, (2, back))[-1].recovery_steps == 240
+    too_few = visited(good, bad, (0, [9.0] * 19))[-1]
+    assert (too_few.recovery_steps, too_few.recovered_at) == (1000, None)
+    scores = run_scores([first, second, third])
     assert (scores["score/recovery_steps"], scores["score/recovered"]) == (700, 0.5)
+
+
+def test_a_visit_without_episodes_sets_no_level():
+    assert level_to_recover([], 0) is None
+    assert level_to_recover(visited((0, [])), 0) is None
+    assert level_to_recover(visited((0, [3.0]), (0, [])), 0) == 3.0

@@ -1,0 +1,229 @@
+"""Checkpoints: the state of a run on disk, whole or not at all, and free of pickle.
+
+A checkpoint is a folder ``step_<steps>`` of three files: ``tensors.safetensors``, ``state.json`` (all else,
+with references to the tensors) and ``manifest.json`` (format, step, sizes and SHA-256 of the other two). It
+is written into a temporary folder, each file forced to disk, the manifest last, and then renamed: whoever
+looks sees the old checkpoint or the new one, at whatever moment the process is killed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT = 1
+"""Version of the layout. Older ones are read for ever, newer ones are refused."""
+
+KEEP = 2
+"""Checkpoints that are kept: the newest, and one to fall back on if it is damaged."""
+
+TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+LARGEST_MANIFEST = 65_536  # bytes
+
+
+class CheckpointError(Exception):
+    """A run cannot go on from what is in its folder; the message is one sentence for the user."""
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint is not what was written: truncated, changed or incomplete."""
+
+
+def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+    """Write a checkpoint and remove the oldest.
+
+    Args:
+        folder: of the run's checkpoints; made if it is not there.
+        step: environment steps so far, from which the checkpoint has its name.
+        state: dicts, lists and tuples of tensors, arrays, numbers, texts and ``None``.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        OSError: it could not be written; older checkpoints are as they were.
+        TypeError: the state holds something else.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _encode(state, "", tensors)
+    files = {TENSORS: safetensors.torch.save(tensors), STATE: json.dumps(tree).encode()}
+    listed = {
+        name: {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()
+    }
+    files[MANIFEST] = json.dumps({"format": FORMAT, "step": step, "files": listed}, indent=2).encode()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(map(len, files.values()))
+    if shutil.disk_usage(folder).free < needed + LARGEST_MANIFEST:
+        raise OSError(errno.ENOSPC, f"{needed:,} bytes are needed", str(folder))
+    temporary = folder / f".tmp_{uuid.uuid4().hex}"
+    try:
+        temporary.mkdir()
+        for name, data in files.items():
+            write_bytes(temporary / name, data)
+        sync_folder(temporary)
+        checkpoint = folder / f"step_{step:012d}"
+        if checkpoint.exists():
+            _remove(checkpoint)
+        temporary.rename(checkpoint)
+        sync_folder(folder)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    for old in _checkpoints(folder)[:-KEEP]:
+        _remove(old)
+    return checkpoint
+
+
+def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+    """Read the newest checkpoint that is whole; what is damaged is named, and set aside as ``.corrupt_*``.
+
+    Returns:
+        The state, tensors on the CPU; ``None`` if there never was a checkpoint.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is whole, or one is of a newer format.
+    """
+    for pattern in (".tmp_*", ".old_*"):  # left behind by a process that was killed
+        for rest in folder.glob(pattern):
+            shutil.rmtree(rest, ignore_errors=True)
+    for checkpoint in reversed(_checkpoints(folder)):
+        try:
+            return read_checkpoint(checkpoint)
+        except DamagedError as damage:
+            print(f"warning: {damage}; it is set aside", file=sys.stderr)
+            checkpoint.rename(folder / f".corrupt_{checkpoint.name}_{uuid.uuid4().hex[:8]}")
+    if any(folder.glob(".corrupt_*")):
+        raise CheckpointError(
+            f"all checkpoints in {folder} are damaged; remove the run's folder to start over"
+        )
+    return None
+
+
+def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
+    """The state in one checkpoint.
+
+    Raises:
+        DamagedError: it is not what was written.
+        CheckpointError: it is of a newer format.
+    """
+    try:
+        with open(checkpoint / MANIFEST, "rb") as file:
+            manifest = json.loads(file.read(LARGEST_MANIFEST))
+        if manifest["format"] > FORMAT:
+            raise CheckpointError(
+                f"{checkpoint} was made by a newer version: format {manifest['format']} instead of {FORMAT}"
+            )
+        if manifest["files"].keys() != {TENSORS, STATE}:
+            raise DamagedError(f"{checkpoint} lists other files than a checkpoint has")
+        contents = {name: _read(checkpoint / name, listed) for name, listed in manifest["files"].items()}
+        tensors = safetensors.torch.load(contents[TENSORS])
+        state = _decode(json.loads(contents[STATE]), tensors)
+        assert isinstance(state, dict)
+        return state
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise DamagedError(f"{checkpoint} lacks {Path(error.filename).name}") from error
+    except Exception as error:
+        raise DamagedError(f"{checkpoint} is damaged ({error})") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file and force it to disk."""
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that readers, and a process that is killed, find the old contents or the new."""
+    temporary = path.with_name(f".tmp_{path.name}")
+    try:
+        write_bytes(temporary, data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Force the names in a folder to disk."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step_*"))
+
+
+def _remove(checkpoint: Path) -> None:
+    """Remove a checkpoint so that at no moment half of one has its name."""
+    old = checkpoint.with_name(f".old_{uuid.uuid4().hex}")
+    checkpoint.rename(old)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _read(path: Path, listed: Mapping[str, Any]) -> bytes:
+    """A file as the manifest lists it; the size is looked at before anything is read."""
+    if path.stat().st_size != listed["size"]:
+        raise DamagedError(f"{path} has {path.stat().st_size:,} bytes instead of {listed['size']:,}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != listed["sha256"]:
+        raise DamagedError(f"{path} was changed: its SHA-256 differs")
+    return data
+
+
+def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for a value; what is a tensor or an array goes into ``tensors`` under its ``path``."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        tensors[path] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": path}
+    if isinstance(value, np.ndarray | np.generic):
+        tensors[path] = torch.from_numpy(np.array(value))
+        return {"array": path}
+    if isinstance(value, Mapping):
+        items = [[key, _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
+        if all(isinstance(key, str) for key in value):
+            return {"dict": dict(items)}  # type: ignore[arg-type]
+        return {"items": items}
+    if isinstance(value, list | tuple):
+        encoded = [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]
+        return encoded if isinstance(value, list) else {"tuple": encoded}
+    raise TypeError(f"a checkpoint cannot hold {path}, a {type(value).__name__}")
+
+
+def _decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`_encode` was given."""
+    if isinstance(tree, list):
+        return [_decode(item, tensors) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "array":
+        return tensors[content].numpy().copy()
+    if kind == "tuple":
+        return tuple(_decode(item, tensors) for item in content)
+    return {key: _decode(item, tensors) for key, item in (content if kind == "items" else content.items())}

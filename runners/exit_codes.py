@@ -1,0 +1,28 @@
+"""How a run ends: the exit codes of every agent (sysexits.h), and the one sentence that goes with them."""
+
+from __future__ import annotations
+
+import enum
+import sys
+from typing import NoReturn
+
+
+class ExitCode(enum.IntEnum):
+    """0 is success; any other says whether the same command, given again, can help."""
+
+    BAD_INPUT = 2
+    """Flags, environment or folder cannot be used; nothing was written."""
+    NOT_FINITE = 70
+    """A NaN or an infinity appeared; the run's folder holds a crash bundle. Again, it would appear again."""
+    TAKEN = 73
+    """Another process has taken the run over."""
+    IO = 74
+    """The disk does not take what is written; the last checkpoint is whole."""
+    PREEMPTED = 75
+    """Stopped by a signal, with everything saved: the same command goes on."""
+
+
+def stop(code: ExitCode, reason: str) -> NoReturn:
+    """Say in one sentence why the run cannot start or go on, and exit."""
+    print(f"error: {reason}", file=sys.stderr, flush=True)
+    raise SystemExit(int(code))

@@ -1,0 +1,171 @@
+"""The folder of a run: where it is, who writes to it, and whether a run may go on from what it holds.
+
+A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/``:
+
+* ``args.json``, ``meta.json``: the arguments and the machine;
+* ``stream.json``: which task began when;
+* ``events.out.tfevents.*``: TensorBoard's, one file for each attempt;
+* ``checkpoint/step_*``: the newest two checkpoints, and ``checkpoint/weights.safetensors`` at the end;
+* ``attempts/``: one file for each process that has worked on the run;
+* ``crash/``: what led to a value that is not finite;
+* ``summary.json``: there if, and only if, the run is finished.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+import shutil
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from neoteny.runners.checkpoint import replace_file
+from neoteny.runners.exit_codes import ExitCode, stop
+
+# What may differ when a run goes on: how long, how it is watched and kept, and by how many processes.
+FREE = {
+    "total_steps", "probe_every", "checkpoint_every", "runs_dir", "overwrite", "threads", "device",
+    "allow_device_change", "stream.workers", "stream.worker_timeout", "stream.replay",
+}  # fmt: skip
+
+
+class RunArgs(Protocol):
+    """What a run needs of an agent's ``Args``, a dataclass."""
+
+    @property
+    def stream(self) -> Any: ...  # noqa: D102
+    @property
+    def optim(self) -> Any: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+    @property
+    def device(self) -> str: ...  # noqa: D102
+    @property
+    def allow_device_change(self) -> bool: ...  # noqa: D102
+    @property
+    def runs_dir(self) -> Path: ...  # noqa: D102
+    @property
+    def note(self) -> str: ...  # noqa: D102
+    @property
+    def overwrite(self) -> bool: ...  # noqa: D102
+    @property
+    def checkpoint_every(self) -> int: ...  # noqa: D102
+
+
+def check_run(args: RunArgs) -> None:
+    """Refuse what would fail, or be put in the wrong place, once the run has begun.
+
+    Raises:
+        ValueError: the device is not there (another is never taken instead), the seed or the interval of
+            checkpoints is negative, or the note cannot be part of a folder's name.
+    """
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
+    for name in ("seed", "checkpoint_every"):
+        if getattr(args, name) < 0:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag} must be at least 0, not {getattr(args, name)}")
+    if not re.fullmatch(r"[\w.-]*", args.note):
+        raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {args.note!r}")
+
+
+def run_folder(agent: str, args: RunArgs) -> Path:
+    """Where the run of these arguments lives."""
+    stream = args.stream.id.rpartition(":")[2].replace("/", "-")
+    optimizer = "-".join(filter(None, (args.optim.name, args.note)))
+    return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"
+
+
+def check_folder(folder: Path, overwrite: bool) -> None:
+    """Exit with code 2 if a run cannot begin or go on there."""
+    if (folder / "summary.json").exists() and not overwrite:
+        reason = f"{folder} holds a finished run; --overwrite replaces it, --note names another"
+        stop(ExitCode.BAD_INPUT, reason)
+    ours = any((folder / name).exists() for name in ("args.json", "attempts"))
+    if folder.exists() and not ours and any(folder.iterdir()):
+        stop(ExitCode.BAD_INPUT, f"{folder} is not empty and holds no run")
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove a run, all but the count of its attempts."""
+    # The summary goes first: without it, what is left is an unfinished run at every moment.
+    for path in sorted(folder.iterdir(), key=lambda path: path.name != "summary.json"):
+        if path.is_dir() and path.name != "attempts":
+            shutil.rmtree(path)
+        elif path.is_file():
+            path.unlink()
+
+
+def begin_attempt(folder: Path) -> int:
+    """Make this process the one that works on the run; returns how many have, it included."""
+    attempts = folder / "attempts"
+    attempts.mkdir(parents=True, exist_ok=True)
+    who = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+    while True:
+        number = latest_attempt(folder) + 1
+        try:
+            with open(attempts / f"{number:06d}.json", "xb") as file:  # fails if another was faster
+                file.write(who)
+            return number
+        except FileExistsError:
+            continue
+
+
+def latest_attempt(folder: Path) -> int:
+    """Number of the process that works on the run."""
+    return max((int(path.stem) for path in (folder / "attempts").glob("*.json")), default=0)
+
+
+def changed_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Which arguments differ from those of a checkpoint: name -> (before, now).
+
+    Names that only one of them has, since a version added or removed them, do not count.
+    """
+    old, new = flatten(_plain(before)), flatten(_plain(now))
+    return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the bits of a result depend on, besides the arguments."""
+    packages = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
+    return {
+        "device": torch.device(device).type,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write strict JSON, whole or not at all: paths as text, numbers that are not finite as null."""
+    replace_file(path, (json.dumps(_plain(data), indent=2, allow_nan=False) + "\n").encode())
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with names such as ``stream.id``."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,410 @@
+"""Kill runs in every way, let them go on, and compare them bit for bit with runs that were left in peace.
+
+python scripts/faults.py --kills 200
+
+Each run is killed several times: by SIGKILL at a random step, by SIGKILL inside the writer of checkpoints, by
+SIGTERM. What it has become at the end (weights, optimizer, random numbers, episodes, every TensorBoard point)
+must be what an undisturbed run of the same arguments has. The table is printed as Markdown.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tqdm import tqdm
+
+from neoteny.configs.cli import cli
+from neoteny.envs import stream, wrappers
+from neoteny.runners import checkpoint, run
+from neoteny.runners.events import event_files
+from neoteny.runners.folder import run_folder
+
+TOTAL, INTERVAL, BATCH = 4096, 512, 128  # steps of a run, between checkpoints, of an update
+
+# Steps of the writer of checkpoints at which a process is killed.
+POINTS = (
+    "begin", "inside tensors", "inside state", "before manifest", "inside manifest", "before rename",
+    "after rename", "inside pruning",
+)  # fmt: skip
+
+
+@stream("FaultyWrappers-v0", period=700, tasks=3)
+def faulty_wrappers(k: int, seed: int) -> gym.Env:
+    """CartPole with everything that draws or remembers: drifting gravity, noise, failing actions."""
+    env = gym.make("CartPole-v1", disable_env_checker=True)
+    rules = {"gravity": wrappers.RandomWalk(0.05)}
+    env = wrappers.drift(env, rules, seed=(seed, k))
+    env = wrappers.noisy_observations(env, 0.01 * (k + 1), seed=seed)
+    return wrappers.fail_actions(env, 0.1 * (k + 1), seed=seed)
+
+
+# What is killed: an agent's stream and the flags that go with it.
+STREAMS = {
+    "cartpole-rotations": "",
+    "cartpole-drift": "--stream.normalizer keep",
+    "acrobot-jumps": "--stream.normalizer reset --stream.jitter 0.5",
+    "mountaincar-drift": "--anneal-lr",
+    "FaultyWrappers-v0": "--stream.task-id onehot --stream.order random",
+    "grid-layouts": "--stream.order random --stream.jitter 0.5",
+    "grid-goals": "--shared-torso",
+    "grid-resampled-crossings": "",
+    "grid-permuted-actions": "--network.activation maxmin",
+}
+OPTIMIZERS = ("adamo", "adam", "muon", "adamw")
+
+
+@dataclasses.dataclass(frozen=True)
+class Faults:
+    """Kill runs in every way and compare what becomes of them."""
+
+    kills: int = 200
+    """Kills in all, of every kind."""
+    agents: tuple[str, ...] = ("ppo",)
+    """Files in agents/."""
+    streams: tuple[str, ...] = tuple(STREAMS)
+    """Ids of streams."""
+    jobs: int = os.cpu_count() or 1
+    """Runs at a time."""
+    seed: int = 1
+    """Of the moments at which processes are killed."""
+    keep: Path | None = None
+    """Where to keep the run folders."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A run and the faults that it meets, one after the other."""
+
+    agent: str
+    stream: str
+    optimizer: str
+    seed: int
+    faults: tuple[str, ...]
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of a case."""
+
+    case: Case
+    met: list[str] = dataclasses.field(default_factory=list)
+    """Faults that hit a living process."""
+    recomputed: list[int] = dataclasses.field(default_factory=list)
+    """Steps that had to be made again, for each fault."""
+    latency: list[float] = dataclasses.field(default_factory=list)
+    """Seconds from each SIGTERM to the end of the process."""
+    lost: str = ""
+    different: list[str] = dataclasses.field(default_factory=list)
+    duplicated: int = 0
+    missing: int = 0
+
+
+def arguments(case: Case, runs_dir: Path) -> Any:
+    """A short run with many switches, checkpoints and probes."""
+    module = importlib.import_module(f"neoteny.agents.{case.agent}")
+    words = (
+        f"--stream.id {case.stream} optim:{case.optimizer} --seed {case.seed} --runs-dir {runs_dir} "
+        f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --num-steps 32 --epochs 2 "
+        f"--minibatches 2 --probe-every 5 --network.hidden 32 32 --stream.period 700 "
+        f"{STREAMS.get(case.stream, '')}"
+    )
+    return cli(module.Args, {}, words.split())
+
+
+class Process:
+    """One attempt at a run, forked from here so that it starts at once."""
+
+    def __init__(self, case: Case, args: Any, log: Path, point: str = "", nth: int = 1) -> None:
+        self.progress = multiprocessing.get_context("fork").RawValue("q", -1)
+        sys.stdout.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
+                os.dup2(1, 2)
+                self._watch()
+                kill_at(point, nth)
+                importlib.import_module(f"neoteny.agents.{case.agent}").main(args)
+                code = 0
+            except SystemExit as exit:
+                code = int(exit.code or 0)
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+
+    def _watch(self) -> None:
+        """Let the parent see how many steps were made."""
+        record = run.Run.record_episodes
+
+        def recorded(self: run.Run, step: int, info: Any, progress: Any = self.progress) -> None:
+            progress.value = step
+            record(self, step, info)
+
+        run.Run.record_episodes = recorded  # type: ignore[method-assign]
+
+    def wait(self, until: int = 2**62) -> int | None:
+        """Wait until it has made so many steps (``None``) or has ended (exit code, negative if killed)."""
+        while self.progress.value < until:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                return os.waitstatus_to_exitcode(status)
+            time.sleep(0.001)
+        return None
+
+    def send(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+def kill_at(point: str, nth: int) -> None:
+    """Let this process kill itself when it comes to a point of the writer of checkpoints the nth time."""
+    if not point:
+        return
+    count = 0
+
+    def reached() -> bool:
+        nonlocal count
+        count += 1
+        return count == nth
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    write, sync, remove = checkpoint.write_bytes, checkpoint.sync_folder, checkpoint._remove
+    file = {"tensors": checkpoint.TENSORS, "state": checkpoint.STATE, "manifest": checkpoint.MANIFEST}
+    where, _, what = point.partition(" ")
+    before = {"begin": checkpoint.TENSORS, "before manifest": checkpoint.MANIFEST}.get(point)
+    inside = file.get(what) if where == "inside" else None
+
+    def write_bytes(path: Path, data: bytes) -> None:
+        if path.name == before and reached():
+            die()
+        if path.name == inside and reached():
+            write(path, data[: len(data) // 2])
+            die()
+        write(path, data)
+
+    def sync_folder(folder: Path) -> None:
+        sync(folder)
+        is_temporary = folder.name.startswith(".tmp_")
+        if point == ("before rename" if is_temporary else "after rename") and reached():
+            die()
+
+    def remove_checkpoint(path: Path) -> None:
+        if point == "inside pruning" and reached():
+            old = path.with_name(".old_half")
+            path.rename(old)
+            (old / checkpoint.STATE).unlink()
+            die()
+        remove(path)
+
+    checkpoint.write_bytes, checkpoint.sync_folder = write_bytes, sync_folder
+    checkpoint._remove = remove_checkpoint
+
+
+def resume_step(folder: Path) -> int:
+    """The step at which a run would go on."""
+    state = checkpoint.load_checkpoint(folder / "checkpoint")
+    return state["step"] if state else 0
+
+
+def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
+    """Run a case through its faults to its end, and compare it with the undisturbed run."""
+    outcome = Outcome(case)
+    rng = random.Random(f"{case}")
+    args = arguments(case, runs_dir)
+    folder = run_folder(case.agent, args)
+    log = runs_dir / "log.txt"
+    for fault in case.faults:
+        begun = resume_step(folder)
+        point = fault if fault in POINTS else ""
+        process = Process(case, args, log, point, nth=rng.choice((1, 3)))
+        code = process.wait(2**62 if point else rng.randrange(begun, TOTAL))
+        if code is None:
+            time.sleep(rng.uniform(0, 0.06))
+            sent = time.perf_counter()
+            with contextlib.suppress(ProcessLookupError):
+                process.send(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+            code = process.wait()
+            if fault == "SIGTERM":
+                outcome.latency.append(time.perf_counter() - sent)
+        if code not in (0, 75 if fault == "SIGTERM" else -signal.SIGKILL):
+            outcome.lost = f"exit code {code} after {fault}; see {log}"
+            return outcome
+        if code == 0:
+            break  # it was faster
+        outcome.met.append(fault)
+        outcome.recomputed.append(max(0, process.progress.value - resume_step(folder)))
+    code = Process(case, args, log).wait() if not (folder / "summary.json").exists() else 0
+    if code != 0:
+        outcome.lost = f"exit code {code} at last; see {log}"
+        return outcome
+    compare(folder, reference, outcome)
+    return outcome
+
+
+def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
+    """Note whatever differs between two finished runs."""
+    ours, theirs = (dict(contents(path)) for path in (folder, reference))
+    outcome.different = sorted(name for name in ours.keys() | theirs if ours.get(name) != theirs.get(name))
+    points, expected = (collections.Counter(all_points(path)) for path in (folder, reference))
+    counts, known = (
+        collections.Counter((tag, step) for tag, step, _ in c.elements()) for c in (points, expected)
+    )
+    outcome.duplicated = (counts - known).total()
+    outcome.missing = (known - counts).total()
+    outcome.different += sorted({tag for tag, *_ in (points - expected) + (expected - points)})
+
+
+def contents(folder: Path) -> Iterator[tuple[str, Any]]:
+    """All that a finished run holds, but for times: name -> bytes or number."""
+    yield "weights", (folder / "checkpoint" / "weights.safetensors").read_bytes()
+    yield "stream.json", (folder / "stream.json").read_bytes()
+    state = checkpoint.load_checkpoint(folder / "checkpoint")
+    assert state is not None
+    yield from leaves({name: state[name] for name in ("step", "update", "parts", "rng", "visits")}, "state")
+
+
+def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The leaves of a state, by their paths."""
+    if isinstance(tree, dict | list | tuple):
+        for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            if key != "audit_seconds":
+                yield from leaves(item, f"{path}/{key}")
+    elif isinstance(tree, torch.Tensor | np.ndarray):
+        yield path, (str(tree.dtype), tuple(tree.shape), np.asarray(tree).tobytes())
+    else:
+        yield path, repr(tree)
+
+
+def all_points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
+    """Every point in the event files, superseded ones included, but for times: tag, step, value."""
+    for path in event_files(folder):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                tag = value.tag
+                if not tag.startswith(("time/", "_hparams_")) and tag != "charts/SPS":
+                    yield tag, event.step, value.tensor.SerializeToString(deterministic=True)
+
+
+def cases(faults: Faults) -> list[Case]:
+    """As many kills as asked for, over all agents, streams, optimizers and kinds of faults."""
+    rng = random.Random(faults.seed)
+    planned: list[Case] = []
+    points = iter(POINTS * faults.kills)
+    kinds = [(agent, id) for agent in faults.agents for id in faults.streams]
+    left = faults.kills
+    while left > 0:
+        agent, id = kinds[len(planned) % len(kinds)]
+        chosen = ["SIGKILL", next(points), "SIGTERM", next(points)]
+        rng.shuffle(chosen)
+        chosen = chosen[:left]
+        left -= len(chosen)
+        optimizer = OPTIMIZERS[len(planned) // len(kinds) % len(OPTIMIZERS)]
+        planned.append(Case(agent, id, optimizer, 1 + len(planned), tuple(chosen)))
+    return planned
+
+
+def run_case(case: Case, folder: Path) -> Outcome:
+    """One case, with the undisturbed run that it is compared with."""
+    torch.set_num_threads(1)
+    calm, wild = (folder / f"{case.seed}-{name}" for name in ("undisturbed", "killed"))
+    for runs_dir in (calm, wild):
+        runs_dir.mkdir(parents=True)
+    reference = arguments(case, calm)
+    code = Process(case, reference, calm / "log.txt").wait()
+    if code != 0:
+        return Outcome(case, lost=f"exit code {code} of the undisturbed run; see {calm / 'log.txt'}")
+    outcome = torment(case, wild, run_folder(case.agent, reference))
+    if not (outcome.lost or outcome.different):
+        shutil.rmtree(calm)
+        shutil.rmtree(wild)
+    return outcome
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The figures, as Markdown."""
+    kinds: dict[str, Callable[[str], bool]] = {
+        "SIGKILL at a random step": lambda fault: fault == "SIGKILL",
+        "SIGKILL inside the writer of checkpoints": lambda fault: fault in POINTS,
+        "SIGTERM": lambda fault: fault == "SIGTERM",
+    }
+    rows = [["fault", "times", "steps made again: median, most", "seconds to save and end: median, most"]]
+    for name, of_kind in kinds.items():
+        again = [
+            steps
+            for outcome in outcomes
+            for fault, steps in zip(outcome.met, outcome.recomputed)
+            if of_kind(fault)
+        ]
+        latency = (
+            [seconds for outcome in outcomes for seconds in outcome.latency] if name == "SIGTERM" else []
+        )
+        rows.append(
+            [
+                name,
+                str(len(again)),
+                f"{statistics.median(again):.0f}, {max(again)}" if again else "-",
+                f"{statistics.median(latency):.2f}, {max(latency):.2f}" if latency else "-",
+            ]
+        )
+    rows.insert(1, ["---"] * len(rows[0]))
+    lost = sum(bool(outcome.lost) for outcome in outcomes)
+    different = sum(bool(outcome.different) for outcome in outcomes)
+    total = sum(len(outcome.met) for outcome in outcomes)
+    return "\n".join(
+        [
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+            f"{total} faults in {len(outcomes)} runs over {len({o.case.stream for o in outcomes})} streams: "
+            f"runs lost {lost}, runs different {different}, points duplicated "
+            f"{sum(o.duplicated for o in outcomes)}, points missing {sum(o.missing for o in outcomes)}. "
+            f"A run has {TOTAL:,} steps and a checkpoint every {INTERVAL}.",
+        ]
+    )
+
+
+def main(faults: Faults) -> int:
+    """Run all cases; returns 1 if any run was lost or came out different."""
+    planned = cases(faults)
+    outcomes: list[Outcome] = []
+    with contextlib.ExitStack() as stack:
+        folder = faults.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        context = multiprocessing.get_context("fork")
+        pool = stack.enter_context(ProcessPoolExecutor(faults.jobs, mp_context=context))
+        bar = stack.enter_context(tqdm(total=faults.kills, unit="kill"))
+        for outcome in pool.map(run_case, planned, [folder] * len(planned)):
+            outcomes.append(outcome)
+            bar.update(len(outcome.case.faults))
+            if outcome.lost or outcome.different:
+                bar.write(f"{outcome.case}: lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}")
+    print(table(outcomes))
+    return int(any(outcome.lost or outcome.different for outcome in outcomes))
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Faults)))
