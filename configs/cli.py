@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
@@ -72,3 +74,43 @@ def cli(
         description=f"{args_type.__doc__}\n\nPresets, as the first word: {', '.join(presets)}",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+
+
+def read_args(args_type: type[Config], path: Path) -> Config:
+    """The arguments that a run's ``args.json`` holds, checked as if they had been typed.
+
+    A file never makes a module imported: that of a stream in a user's own file must have been before.
+
+    Raises:
+        SystemExit: code 2 and a sentence, if the file holds no such arguments.
+    """
+    try:
+        config = json.loads(path.read_text())
+        stream, optimizer = config["stream"]["id"], config["optim"].pop("name")
+        if not (isinstance(stream, str) and isinstance(optimizer, str)):
+            raise TypeError("stream.id and optim.name must be texts")
+        module = stream.rpartition(":")[0]
+        if module and module not in sys.modules:
+            raise ValueError(f"import {module} first, no file makes it imported")
+        config.pop("agent", None)
+        words = [f"optim:{optimizer}", *_words(config)]
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        print(f"error: {path} holds no arguments of a run: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    return cli(args_type, {}, words)
+
+
+def _words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The flags that say what a nested dict says."""
+    for name, value in config.items():
+        if not name.isidentifier() or name in ("help", "h"):
+            raise ValueError(f"{name!r} is no argument")
+        flag = name.replace("_", "-")
+        if isinstance(value, Mapping):
+            yield from _words(value, f"{prefix}{flag}.")
+        elif isinstance(value, bool):
+            yield f"--{prefix}{'' if value else 'no-'}{flag}"
+        elif isinstance(value, list):
+            yield from (f"--{prefix}{flag}", *map(str, value))
+        else:
+            yield from (f"--{prefix}{flag}", str(value))

@@ -205,7 +205,7 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         items = [[key, _encode(item, f"{path}/{key}", tensors)] for key, item in value.items()]
         if all(isinstance(key, str) for key in value):
-            return {"dict": dict(items)}  # type: ignore[arg-type]
+            return {"dict": dict(items)}
         return {"items": items}
     if isinstance(value, list | tuple):
         encoded = [_encode(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]

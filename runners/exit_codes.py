@@ -24,5 +24,6 @@ class ExitCode(enum.IntEnum):
 
 def stop(code: ExitCode, reason: str) -> NoReturn:
     """Say in one sentence why the run cannot start or go on, and exit."""
-    print(f"error: {reason}", file=sys.stderr, flush=True)
+    prefix = "" if code == ExitCode.PREEMPTED else "error: "
+    print(f"{prefix}{reason}", file=sys.stderr, flush=True)
     raise SystemExit(int(code))

@@ -43,8 +43,9 @@ class Visit:
         self.steps += length
         self.weighted_return += episode_return * length
         self.last_returns = [*self.last_returns, episode_return][-EPISODES_AT_END:]
-        enough = self.level is not None and self.episodes >= EPISODES_AT_END
-        if enough and self.recovered_at is None and self.return_at_end >= self.level:
+        if self.level is None or self.recovered_at is not None or self.episodes < EPISODES_AT_END:
+            return
+        if self.return_at_end >= self.level:
             self.recovered_at = step
 
     @property

@@ -37,6 +37,7 @@ from tqdm import tqdm
 from neoteny.configs.cli import cli
 from neoteny.envs import stream, wrappers
 from neoteny.runners import checkpoint, run
+from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.events import event_files
 from neoteny.runners.folder import run_folder
 
@@ -195,9 +196,9 @@ def kill_at(point: str, nth: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     write, sync, remove = checkpoint.write_bytes, checkpoint.sync_folder, checkpoint._remove
-    file = {"tensors": checkpoint.TENSORS, "state": checkpoint.STATE, "manifest": checkpoint.MANIFEST}
+    file = {"tensors": TENSORS, "state": STATE, "manifest": MANIFEST}
     where, _, what = point.partition(" ")
-    before = {"begin": checkpoint.TENSORS, "before manifest": checkpoint.MANIFEST}.get(point)
+    before = {"begin": TENSORS, "before manifest": MANIFEST}.get(point)
     inside = file.get(what) if where == "inside" else None
 
     def write_bytes(path: Path, data: bytes) -> None:
@@ -214,13 +215,13 @@ def kill_at(point: str, nth: int) -> None:
         if point == ("before rename" if is_temporary else "after rename") and reached():
             die()
 
-    def remove_checkpoint(path: Path) -> None:
+    def remove_checkpoint(checkpoint: Path) -> None:
         if point == "inside pruning" and reached():
-            old = path.with_name(".old_half")
-            path.rename(old)
-            (old / checkpoint.STATE).unlink()
+            old = checkpoint.with_name(".old_half")
+            checkpoint.rename(old)
+            (old / STATE).unlink()
             die()
-        remove(path)
+        remove(checkpoint)
 
     checkpoint.write_bytes, checkpoint.sync_folder = write_bytes, sync_folder
     checkpoint._remove = remove_checkpoint

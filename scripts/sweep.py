@@ -19,6 +19,7 @@ from pathlib import Path
 import tyro
 
 from neoteny.configs.cli import cli
+from neoteny.runners.exit_codes import ExitCode
 from neoteny.runners.folder import run_folder
 from neoteny.runners.sweep import run_all
 
@@ -53,7 +54,11 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
             finished += 1
         else:
             commands.append([sys.executable, str(ROOT / "agents" / f"{sweep.agent}.py"), *words])
-    codes = run_all(commands, sweep.jobs)
+    try:
+        codes = run_all(commands, sweep.jobs)
+    except KeyboardInterrupt:
+        print("\n" * min(sweep.jobs, len(commands)) + "stopped; the same command goes on")
+        return int(ExitCode.PREEMPTED)
     failed = [shlex.join(command) for command, code in zip(commands, codes) if code]
     print("\n" * min(sweep.jobs, len(commands)), end="")
     print(f"{len(commands) - len(failed)} runs done, {finished} were finished before, {len(failed)} failed")

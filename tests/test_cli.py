@@ -1,5 +1,8 @@
 """The command line: what it takes, and that bad input is one message, exit code 2 and nothing written."""
 
+import copy
+import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -8,10 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from neoteny.agents.ppo import Args
-from neoteny.configs.cli import cli, override
+from neoteny.configs.cli import cli, override, read_args
 from neoteny.configs.ppo import PRESETS
+from neoteny.runners.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -108,3 +114,91 @@ def test_help_shows_the_optimizers_and_presets(capsys):
     shown = capsys.readouterr().out
     for word in ("optim:adamo", "grid-layouts", "--stream.period", "--optim.iso"):
         assert word in shown
+
+
+def written(folder, line):
+    """The args.json of a run with these flags."""
+    run = Run("ppo", parse(f"{line} --runs-dir {folder}"), total_steps=1)
+    run.close()
+    return run.folder / "args.json"
+
+
+@pytest.mark.parametrize("optim", ["adam", "adamw", "adamo", "muon"])
+@pytest.mark.parametrize("preset", ["cartpole-rotations", "grid-layouts-small", "mountaincar-drift-small"])
+def test_the_arguments_of_a_run_are_read_back(preset, optim, tmp_path):
+    line = f"{preset} optim:{optim} --stream.no-audit --network.hidden 8 16 --stream.period 700 --note x"
+    assert read_args(Args, written(tmp_path, line)) == parse(f"{line} --runs-dir {tmp_path}")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = [field.name for field in dataclasses.fields(Args)]
+NESTED = [f"{part}.{field.name}" for part in ("stream", "network", "optim") for field in
+          dataclasses.fields(getattr(Args(), part))]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return json.loads(written(tmp_path_factory.mktemp("good"), "cartpole-rotations").read_text())
+
+
+def refused(parse_it, folder, capsys):
+    """Whether this does not parse; if so, it must be told in words, with exit code 2."""
+    code = 0
+    try:
+        parse_it()
+    except SystemExit as exit:
+        code = exit.code
+    told = capsys.readouterr().err
+    assert not list(folder.iterdir())
+    assert "Traceback" not in told
+    assert code in (0, 2)
+    assert bool(told) == (code == 2)
+    return code == 2
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(data=st.data())
+def test_a_malformed_args_json_is_told(data, good, tmp_path_factory, capsys):
+    config, path = copy.deepcopy(good), tmp_path_factory.mktemp("args") / "args.json"
+    kind = data.draw(st.sampled_from(["text", "json", "field", "new"]))
+    name = data.draw(st.sampled_from(FIELDS + NESTED))
+    if kind == "text":
+        path.write_bytes(data.draw(st.binary(max_size=40)))
+    elif kind == "json":
+        path.write_text(json.dumps(data.draw(JSON)))
+    else:
+        part, _, field = name.rpartition(".")
+        inside = config[part] if part else config
+        inside[field if kind == "field" else data.draw(st.text(max_size=8))] = data.draw(JSON)
+        path.write_text(json.dumps(config))
+    folder = tmp_path_factory.mktemp("cwd")
+    was_refused = refused(lambda: read_args(Args, path), folder, capsys)
+    assert was_refused or kind in ("field", "new")
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(
+        st.sampled_from([f"--{name.replace('_', '-')}" for name in FIELDS + NESTED])
+        | st.sampled_from(["-1", "0", "1", "nan", "inf", "1e400", "None", "", "optim:adam", "optim:", "True"])
+        | st.text(max_size=6).filter(lambda word: word not in ("-h", "--help")),
+        max_size=5,
+    )
+)
+def test_a_malformed_command_line_is_told(tmp_path_factory, capsys, words):
+    refused(lambda: cli(Args, PRESETS, words), tmp_path_factory.mktemp("cwd"), capsys)
+
+
+def test_no_args_json_imports_a_module(tmp_path, capsys):
+    path = written(tmp_path, "cartpole-rotations")
+    config = json.loads(path.read_text())
+    config["stream"]["id"] = "antigravity:Stream-v0"
+    path.write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        read_args(Args, path)
+    assert "import antigravity first" in capsys.readouterr().err
+    assert "antigravity" not in sys.modules

@@ -23,6 +23,8 @@ class Args:
     note: str = ""
     overwrite: bool = False
     device: str = "cpu"
+    allow_device_change: bool = False
+    checkpoint_every: int = 0
     stream: StreamConfig = dataclasses.field(default_factory=lambda: StreamConfig("my.module:space/Name-v0"))
     optim: AdamConfig = dataclasses.field(default_factory=AdamConfig)
 
@@ -43,6 +45,7 @@ def episode(task, value):
 
 def live(run):
     """Two tasks of three and two updates."""
+    assert run.resume() == 0
     for step, (task, value) in enumerate([(0, 1.0), (0, 2.0), (0, 3.0), (5, 4.0), (5, 6.0)], start=1):
         run.record_episodes(10 * step, episode(task, value))
         run.lap("env")
@@ -68,7 +71,9 @@ def test_a_run_leaves_what_it_measured(tmp_path):
     assert summary["seconds"]["audit"] == 0.5
     assert [visit["recovered"] for visit in summary["visits"]] == [None, False]
     assert json.loads((run.folder / "args.json").read_text())["optim"]["name"] == "adam"
-    assert json.loads((run.folder / "meta.json").read_text())["versions"]["torch"]
+    meta = json.loads((run.folder / "meta.json").read_text())
+    assert meta["versions"]["torch"]
+    assert meta["resume_exact"] is True
     assert load_file(run.folder / "checkpoint" / "weights.safetensors").keys() == {"weight", "bias"}
 
     events = scalars(run.folder)
@@ -98,7 +103,7 @@ def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, 
     unfinished.log(1, {"losses/entropy": 1.0})
     unfinished.close()
     again = Run("ppo", Args(tmp_path), total_steps=50)
-    assert "unfinished" in capsys.readouterr().err
+    assert "holds no checkpoint yet: it starts again" in capsys.readouterr().err
     live(again)
     before = sorted(path.read_bytes() for path in again.folder.rglob("*.json"))
     with pytest.raises(SystemExit) as exit:

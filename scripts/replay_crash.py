@@ -1,0 +1,74 @@
+"""Let a run that ended by a value that is not finite come to that end again, where one can look on.
+
+python scripts/replay_crash.py runs/cartpole-rotations/ppo/adamo/s1/crash
+
+It starts from the last checkpoint before the crash, in a folder of its own. On the CPU, with the same build
+of PyTorch, it ends at the same step by the same values.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import pkgutil
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import tyro
+
+import neoteny.agents
+from neoteny.configs.cli import read_args
+from neoteny.envs.stream import import_typed
+from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.runners.folder import run_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplayCrash:
+    """Let a run that ended by a value that is not finite come to that end again."""
+
+    crash: tyro.conf.Positional[Path]
+    """The folder crash/ of the run."""
+    module: str = ""
+    """Module that defines the run's stream, if it is one of your own: no file's word makes it imported."""
+
+
+def main(replay: ReplayCrash) -> int:
+    """Run it again; returns 0 if it ended as it did before."""
+    try:
+        before = json.loads((replay.crash / "crash.json").read_text())
+        agent = json.loads((replay.crash / "args.json").read_text())["agent"]
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        stop(ExitCode.BAD_INPUT, f"{replay.crash} is no crash bundle: {error}")
+    if agent not in {module.name for module in pkgutil.iter_modules(neoteny.agents.__path__)}:
+        stop(ExitCode.BAD_INPUT, f"there is no agent {agent!r}")
+    if replay.module:
+        import_typed(f"{replay.module}:")
+    module = importlib.import_module(f"neoteny.agents.{agent}")
+    args = read_args(module.Args, replay.crash / "args.json")
+    with tempfile.TemporaryDirectory() as runs_dir:
+        args = dataclasses.replace(args, runs_dir=Path(runs_dir), checkpoint_every=0)
+        folder = run_folder(agent, args)
+        folder.mkdir(parents=True)
+        shutil.copy(replay.crash / "args.json", folder)
+        if (replay.crash / "checkpoint").exists():
+            shutil.copytree(replay.crash / "checkpoint", folder / "checkpoint")
+        try:
+            module.main(args)
+        except SystemExit as exit:
+            if exit.code == ExitCode.NOT_FINITE:
+                again = json.loads((folder / "crash" / "crash.json").read_text())
+                same = again == before
+                print(f"step {again['step']:,}: {', '.join(again['not_finite'])}")
+                print("as before" if same else f"before: step {before['step']}: {before['not_finite']}")
+                return int(not same)
+            raise
+    print("the run came to its end this time")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(ReplayCrash)))

@@ -1,0 +1,51 @@
+"""Runs that are killed come out as if they had been left in peace: a small part of scripts/faults.py."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def python(*words, **options):
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
+    streams = ("cartpole-rotations", "FaultyWrappers-v0", "mountaincar-drift", "grid-layouts")
+    done = python(
+        ROOT / "scripts" / "faults.py", "--kills", 16, "--jobs", 1, "--streams", *streams, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout
+    assert "4 streams" in done.stdout
+
+
+def test_a_crash_is_reproduced(tmp_path):
+    words = "--stream.id CartPole-v1 --num-envs 2 --num-steps 8 --minibatches 2 --epochs 1 --total-steps 4096"
+    words += " --checkpoint-every 64 --lr 1e25 --max-grad-norm 1e38 optim:adam"  # which soon overflows
+    died = python(ROOT / "agents" / "ppo.py", *words.split(), cwd=tmp_path)
+    assert died.returncode == 70, died.stderr
+    assert "not finite at step" in died.stderr
+    (crash,) = tmp_path.glob("runs/**/crash")
+    again = python(ROOT / "scripts" / "replay_crash.py", crash, cwd=tmp_path)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "as before" in again.stdout
+    told = json.loads((crash / "crash.json").read_text())
+    (crash / "crash.json").write_text(json.dumps(told | {"step": told["step"] + 16}))
+    assert python(ROOT / "scripts" / "replay_crash.py", crash, cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize("bundle", [{}, {"crash.json": "{}", "args.json": "[]"}, {"crash.json": "{}"}])
+def test_what_is_no_crash_bundle_is_told(bundle, tmp_path):
+    for name, text in bundle.items():
+        (tmp_path / name).write_text(text)
+    done = python(ROOT / "scripts" / "replay_crash.py", tmp_path)
+    assert done.returncode == 2
+    assert "is no crash bundle" in done.stderr
+    assert "Traceback" not in done.stderr
