@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -20,13 +19,13 @@ from neoteny.configs.cli import check_numbers, cli
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
-from neoteny.runners.folder import check_run
+from neoteny.runners.folder import RunArgs
 from neoteny.runners.probes import measure, snapshot, update_norms
 from neoteny.runners.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
+class Args(RunArgs):
     """PPO on a stream of tasks."""
 
     total_steps: int = 393_216
@@ -57,35 +56,18 @@ class Args:
     """Norm to which gradients are clipped."""
     reward_scale: float = 1.0
     """Factor on the rewards that are learned from (logged returns stay as they are)."""
-    seed: int = 1
-    """Seed of the network, the actions and the stream."""
-    device: str = "cpu"
-    """Where the networks and the rollouts live: cpu, cuda, cuda:1, ..."""
-    threads: int = 1
-    """Threads of PyTorch on the CPU; small networks are fastest with one."""
     shared_torso: bool = False
     """One torso for policy and value function instead of one each."""
-    probe_every: int = 20
-    """Updates between two measurements by the plasticity probes; 0 for none."""
-    runs_dir: Path = Path("runs")
-    """Where run folders are made."""
-    note: str = ""
-    """A word that tells this run's folder from others of the same optimizer."""
-    overwrite: bool = False
-    """Replace a finished run (an unfinished one goes on)."""
-    checkpoint_every: int = 50_000
-    """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
-    allow_device_change: bool = False
-    """Let an unfinished run go on on another kind of device; its bits will differ."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
     def __post_init__(self) -> None:
-        sizes = ("total_steps", "num_envs", "num_steps", "epochs", "minibatches", "threads")
+        super().__post_init__()
+        sizes = ("total_steps", "num_envs", "num_steps", "epochs", "minibatches")
         check_numbers(self, (*sizes, "lr", "clip", "max_grad_norm"), above=0)
-        check_numbers(self, ("ent_coef", "vf_coef", "probe_every"), at_least=0)
+        check_numbers(self, ("ent_coef", "vf_coef"), at_least=0)
         check_numbers(self, ("gamma", "gae_lambda"), at_least=0, at_most=1)
         check_numbers(self, ("reward_scale",))
         if self.num_envs * self.num_steps % self.minibatches:
@@ -94,7 +76,6 @@ class Args:
                 f"{self.num_envs * self.num_steps}"
             )
         self.stream.check(self.num_envs)
-        check_run(self)
 
 
 class ActorCritic(nn.Module):

@@ -13,6 +13,7 @@ A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/``:
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 import math
@@ -23,7 +24,7 @@ import shutil
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -37,50 +38,50 @@ FREE = {
 }  # fmt: skip
 
 
-class RunArgs(Protocol):
-    """What a run needs of an agent's ``Args``, a dataclass."""
+@dataclasses.dataclass(frozen=True)
+class RunArgs:
+    """The flags that every agent has; an agent's ``Args`` add its own, its ``stream`` and its ``optim``."""
 
-    @property
-    def stream(self) -> Any: ...  # noqa: D102
-    @property
-    def optim(self) -> Any: ...  # noqa: D102
-    @property
-    def seed(self) -> int: ...  # noqa: D102
-    @property
-    def device(self) -> str: ...  # noqa: D102
-    @property
-    def allow_device_change(self) -> bool: ...  # noqa: D102
-    @property
-    def runs_dir(self) -> Path: ...  # noqa: D102
-    @property
-    def note(self) -> str: ...  # noqa: D102
-    @property
-    def overwrite(self) -> bool: ...  # noqa: D102
-    @property
-    def checkpoint_every(self) -> int: ...  # noqa: D102
+    seed: int = 1
+    """Seed of the network, the actions and the stream."""
+    device: str = "cpu"
+    """Where the networks and what they learn from live: cpu, cuda, cuda:1, ..."""
+    threads: int = 1
+    """Threads of PyTorch on the CPU; small networks are fastest with one."""
+    runs_dir: Path = Path("runs")
+    """Where run folders are made."""
+    note: str = ""
+    """A word that tells this run's folder from others of the same optimizer."""
+    overwrite: bool = False
+    """Replace a finished run (an unfinished one goes on)."""
+    probe_every: int = 20
+    """Updates between two measurements by the plasticity probes; 0 for none."""
+    checkpoint_every: int = 50_000
+    """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
+    allow_device_change: bool = False
+    """Let an unfinished run go on on another kind of device; its bits will differ."""
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail, or be put in the wrong place, once the run has begun.
+
+        Raises:
+            ValueError: names the flag. A device that is not there is never replaced by another.
+        """
+        for name, least in (("seed", 0), ("threads", 1), ("probe_every", 0), ("checkpoint_every", 0)):
+            if getattr(self, name) < least:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} must be at least {least}, not {getattr(self, name)}")
+        if not re.fullmatch(r"[\w.-]*", self.note):
+            raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {self.note!r}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"--device {self.device} cannot be used: {reason}") from error
 
 
-def check_run(args: RunArgs) -> None:
-    """Refuse what would fail, or be put in the wrong place, once the run has begun.
-
-    Raises:
-        ValueError: the device is not there (another is never taken instead), the seed or the interval of
-            checkpoints is negative, or the note cannot be part of a folder's name.
-    """
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {args.device} cannot be used: {str(error).splitlines()[0]}") from error
-    for name in ("seed", "checkpoint_every"):
-        if getattr(args, name) < 0:
-            flag = name.replace("_", "-")
-            raise ValueError(f"--{flag} must be at least 0, not {getattr(args, name)}")
-    if not re.fullmatch(r"[\w.-]*", args.note):
-        raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {args.note!r}")
-
-
-def run_folder(agent: str, args: RunArgs) -> Path:
-    """Where the run of these arguments lives."""
+def run_folder(agent: str, args: Any) -> Path:
+    """Where the run of an agent's arguments lives."""
     stream = args.stream.id.rpartition(":")[2].replace("/", "-")
     optimizer = "-".join(filter(None, (args.optim.name, args.note)))
     return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"

@@ -25,7 +25,6 @@ from neoteny.runners.events import EventWriter, cut_event_files
 from neoteny.runners.exit_codes import ExitCode, stop
 from neoteny.runners.folder import (
     FREE,
-    RunArgs,
     begin_attempt,
     changed_arguments,
     check_folder,
@@ -79,7 +78,7 @@ class Run:
 
     Args:
         agent: name of the algorithm.
-        args: the agent's arguments; they name the folder and are kept in it.
+        args: the agent's arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
         total_steps: environment steps that will be made.
 
     Raises:
@@ -87,9 +86,9 @@ class Run:
             an unfinished one has other arguments, or if none of its checkpoints is whole.
     """
 
-    def __init__(self, agent: str, args: RunArgs, total_steps: int) -> None:
+    def __init__(self, agent: str, args: Any, total_steps: int) -> None:
         self.folder = run_folder(agent, args)
-        self.config = {"agent": agent, **dataclasses.asdict(args)}  # type: ignore[call-overload]
+        self.config = {"agent": agent, **dataclasses.asdict(args)}
         self.config["optim"]["name"] = args.optim.name
         self.checkpoint_every = args.checkpoint_every
         self.machine = machine(args.device)
@@ -268,7 +267,7 @@ class Run:
         write_json(self.folder / "summary.json", summary)
         return summary
 
-    def _open(self, args: RunArgs) -> dict[str, Any] | None:
+    def _open(self, args: Any) -> dict[str, Any] | None:
         """Take the folder; returns the last checkpoint's state, if the run goes on from one."""
         check_folder(self.folder, args.overwrite)
         if not (self.folder / "summary.json").exists():
@@ -284,7 +283,7 @@ class Run:
         write_json(self.folder / "args.json", self.config)
         return restored
 
-    def _load(self, args: RunArgs) -> dict[str, Any] | None:
+    def _load(self, args: Any) -> dict[str, Any] | None:
         """The last checkpoint's state, if there is one and it is of this run."""
         try:
             state = load_checkpoint(self.folder / "checkpoint")

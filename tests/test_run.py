@@ -11,20 +11,14 @@ from torch import nn
 from neoteny.envs import StreamConfig
 from neoteny.envs.audit import Fingerprint
 from neoteny.optim import AdamConfig
-from neoteny.runners.folder import check_run, run_folder, write_json
+from neoteny.runners.folder import RunArgs, run_folder, write_json
 from neoteny.runners.run import Run
 from tests.events import scalars
 
 
 @dataclasses.dataclass(frozen=True)
-class Args:
-    runs_dir: object
+class Args(RunArgs):
     seed: int = 3
-    note: str = ""
-    overwrite: bool = False
-    device: str = "cpu"
-    allow_device_change: bool = False
-    checkpoint_every: int = 0
     stream: StreamConfig = dataclasses.field(default_factory=lambda: StreamConfig("my.module:space/Name-v0"))
     optim: AdamConfig = dataclasses.field(default_factory=AdamConfig)
 
@@ -54,12 +48,12 @@ def live(run):
 
 
 def test_the_folder_names_stream_agent_optimizer_and_seed(tmp_path):
-    folder = run_folder("ppo", Args(tmp_path, note="wide"))
+    folder = run_folder("ppo", Args(runs_dir=tmp_path, note="wide"))
     assert folder == tmp_path / "space-Name-v0" / "ppo" / "adam-wide" / "s3"
 
 
 def test_a_run_leaves_what_it_measured(tmp_path):
-    run = Run("ppo", Args(tmp_path), total_steps=50)
+    run = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
     summary = live(run)
     assert json.loads((run.folder / "summary.json").read_text()) == summary
     assert [visit["task"] for visit in summary["visits"]] == [0, 5]
@@ -87,7 +81,7 @@ def test_a_run_leaves_what_it_measured(tmp_path):
 
 
 def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
-    run = Run("ppo", Args(tmp_path), total_steps=50)
+    run = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
     live(run)
     assert len(list(run.folder.glob("**/events*"))) == 1
     accumulator = EventAccumulator(str(run.folder)).Reload()
@@ -99,28 +93,28 @@ def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
 
 
 def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, capsys):
-    unfinished = Run("ppo", Args(tmp_path), total_steps=50)
+    unfinished = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
     unfinished.log(1, {"losses/entropy": 1.0})
     unfinished.close()
-    again = Run("ppo", Args(tmp_path), total_steps=50)
+    again = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
     assert "holds no checkpoint yet: it starts again" in capsys.readouterr().err
     live(again)
     before = sorted(path.read_bytes() for path in again.folder.rglob("*.json"))
     with pytest.raises(SystemExit) as exit:
-        Run("ppo", Args(tmp_path), total_steps=50)
+        Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
     assert exit.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
     assert sorted(path.read_bytes() for path in again.folder.rglob("*.json")) == before
-    assert live(Run("ppo", Args(tmp_path, overwrite=True), total_steps=50))
+    assert live(Run("ppo", Args(runs_dir=tmp_path, overwrite=True), total_steps=50))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
-    folder = run_folder("ppo", Args(tmp_path))
+    folder = run_folder("ppo", Args(runs_dir=tmp_path))
     folder.mkdir(parents=True)
     (folder / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(SystemExit):
-            Run("ppo", Args(tmp_path, overwrite=overwrite), total_steps=50)
+            Run("ppo", Args(runs_dir=tmp_path, overwrite=overwrite), total_steps=50)
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
@@ -132,11 +126,11 @@ def test_json_is_strict(tmp_path):
 @pytest.mark.parametrize("device", ["tpu", "cuda:99", *([] if torch.cuda.is_available() else ["cuda"])])
 def test_a_device_that_is_not_there_is_refused(tmp_path, device):
     with pytest.raises(ValueError, match=f"--device {device} cannot be used"):
-        check_run(Args(tmp_path, device=device))
+        Args(runs_dir=tmp_path, device=device)
 
 
-@pytest.mark.parametrize("bad", [{"seed": -1}, {"note": "../up"}, {"note": "two words"}])
+@pytest.mark.parametrize("bad", [{"seed": -1}, {"note": "../up"}, {"note": "two words"}, {"threads": 0}])
 def test_what_cannot_name_a_run_is_refused(tmp_path, bad):
     with pytest.raises(ValueError, match="must be"):
-        check_run(Args(tmp_path, **bad))
-    check_run(Args(tmp_path, note="wide-2.0_b"))
+        Args(runs_dir=tmp_path, **bad)
+    assert Args(runs_dir=tmp_path, note="wide-2.0_b")
