@@ -41,7 +41,7 @@ from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.events import event_files
 from neoteny.runners.folder import run_folder
 
-TOTAL, INTERVAL, BATCH = 4096, 512, 128  # steps of a run, between checkpoints, of an update
+TOTAL, INTERVAL = 2048, 256  # steps of a run, and between checkpoints
 
 # Steps of the writer of checkpoints at which a process is killed.
 POINTS = (
