@@ -104,7 +104,8 @@ class ActorCritic(nn.Module):
         """Sample actions (B,); with their log-probabilities (B,) and the values (B,)."""
         logits, values = self(observations)
         log_probs = F.log_softmax(logits, dim=1)
-        actions = torch.multinomial(log_probs.exp(), 1)
+        # torch.multinomial, but for its check, which waits for the device and dies of a NaN untold
+        actions = (log_probs.exp() / torch.empty_like(log_probs).exponential_()).argmax(1, keepdim=True)
         return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1), values
 
     def value(self, observations: Tensor) -> Tensor:

@@ -88,8 +88,12 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return checkpoint
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, sweep: bool = True) -> dict[str, Any] | None:
     """Read the newest checkpoint that is whole; what is damaged is named, and set aside as ``.corrupt_*``.
+
+    Args:
+        folder: of the run's checkpoints.
+        sweep: remove what a killed process left half written; another may be at work on it.
 
     Returns:
         The state, tensors on the CPU; ``None`` if there never was a checkpoint.
@@ -97,7 +101,7 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     Raises:
         CheckpointError: there are checkpoints and none is whole, or one is of a newer format.
     """
-    for pattern in (".tmp_*", ".old_*"):  # left behind by a process that was killed
+    for pattern in (".tmp_*", ".old_*") if sweep else ():
         for rest in folder.glob(pattern):
             shutil.rmtree(rest, ignore_errors=True)
     for checkpoint in reversed(_checkpoints(folder)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import sys
 import time
@@ -36,7 +37,7 @@ class EventWriter:
         self._pending = io.BytesIO()
         self._records = RecordWriter(self._pending)
         self._flushed = time.monotonic()
-        self._failing = False
+        self.failing = False
         self._add(Event(file_version="brain.Event:2"))
         if purge_step is not None:
             self._add(Event(session_log=SessionLog(status=SessionLog.START), step=purge_step))
@@ -63,15 +64,16 @@ class EventWriter:
             while written < len(data):
                 written += self._file.write(data[written:])
         except OSError as error:
-            self._file.truncate(size)  # no half of a record
             self._file.seek(size)
-            if not self._failing:
+            with contextlib.suppress(OSError):  # what cannot be cut is written over
+                self._file.truncate()  # no half of a record
+            if not self.failing:
                 print(f"warning: {self.path}: {error.strerror}; points wait in memory", file=sys.stderr)
-            self._failing = True
+            self.failing = True
         else:
             self._pending.seek(0)
             self._pending.truncate()
-            self._failing = False
+            self.failing = False
         return self._file.tell()
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ import platform
 import re
 import shutil
 import socket
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,10 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 def clear_folder(folder: Path) -> None:
     """Remove a run, all but the count of its attempts."""
-    # The summary goes first: without it, what is left is an unfinished run at every moment.
+    # First the checkpoints, at once, so that no process goes on from them where the rest is gone; then the
+    # summary, without which what is left is an unfinished run.
+    if (folder / "checkpoint").exists():
+        (folder / "checkpoint").rename(folder / f".old_{uuid.uuid4().hex}")
     for path in sorted(folder.iterdir(), key=lambda path: path.name != "summary.json"):
         if path.is_dir() and path.name != "attempts":
             shutil.rmtree(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
 import shutil
 import sys
@@ -128,7 +129,7 @@ class Run:
         """
         self.parts = parts
         if self.restored is None:
-            write_json(self.folder / "meta.json", self._meta())
+            self._write("meta.json", self._meta())
             return 0
         state = self.restored
         for name, part in parts.items():
@@ -144,9 +145,9 @@ class Run:
         self.visits = [_visit(row) for row in state["visits"]]
         self.seconds = state["seconds"]
         self._step = self._saved = state["step"]
-        self._write_stream()
+        self._write("stream.json", self._tasks())
         self.inexact = list(dict.fromkeys((*state["inexact"], *self.inexact)))
-        write_json(self.folder / "meta.json", self._meta())
+        self._write("meta.json", self._meta())
         exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
         print(f"{self.folder} goes on at step {self._step:,}, {exactly}", flush=True)
         self._lap = time.perf_counter()
@@ -164,11 +165,14 @@ class Run:
         if not due and not self.preemption.signal:
             return
         self._check_attempt()
-        for part in self.parts.values():
-            if hasattr(part, "flush"):
-                part.flush()
         try:
-            save_checkpoint(self.folder / "checkpoint", self._step, self._state(update))
+            for part in self.parts.values():
+                if hasattr(part, "flush"):
+                    part.flush()
+            state = self._state(update)
+            if self.writer.failing:  # it would not know of the points that wait
+                raise OSError(errno.ENOSPC, "its events could not be")
+            save_checkpoint(self.folder / "checkpoint", self._step, state)
         except OSError as error:
             self._failed_saves += 1
             told = f"checkpoint at step {self._step:,} could not be written ({error.strerror})"
@@ -247,13 +251,13 @@ class Run:
             The summary: scores, one row a visit, seconds by section.
 
         Raises:
-            SystemExit: code 73 if another process has taken the run over.
+            SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
         """
         self._check_attempt()
+        self._write("stream.json", self._tasks())  # once more: the disk may have been full at a switch
         self._end_visit()
         weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
-        (self.folder / "checkpoint").mkdir(exist_ok=True)
-        write_bytes(self.folder / "checkpoint" / "weights.safetensors", safetensors.torch.save(weights))
+        self._write("checkpoint/weights.safetensors", safetensors.torch.save(weights))
         scores = run_scores(self.visits)
         self.log(self._step, {tag: score for tag, score in scores.items() if math.isfinite(score)})
         self.writer.add(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
@@ -263,15 +267,18 @@ class Run:
             "visits": [_row(visit) for visit in self.visits],
             "seconds": {**self.seconds, "total": sum(sections.values())},  # audit is part of env
         }
+        self.writer.flush()
+        if self.writer.failing:
+            stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is whole")
         self.close()
-        write_json(self.folder / "summary.json", summary)
+        self._write("summary.json", summary)
         return summary
 
     def _open(self, args: Any) -> dict[str, Any] | None:
         """Take the folder; returns the last checkpoint's state, if the run goes on from one."""
         check_folder(self.folder, args.overwrite)
         if not (self.folder / "summary.json").exists():
-            self._load(args)  # what is refused must not disturb a process that is at work here
+            self._load(args, sweep=False)  # what is refused must not disturb a process that is at work here
         attempt = begin_attempt(self.folder)
         finished = (self.folder / "summary.json").exists()
         restored = None if finished else self._load(args)
@@ -283,10 +290,10 @@ class Run:
         write_json(self.folder / "args.json", self.config)
         return restored
 
-    def _load(self, args: Any) -> dict[str, Any] | None:
+    def _load(self, args: Any, sweep: bool = True) -> dict[str, Any] | None:
         """The last checkpoint's state, if there is one and it is of this run."""
         try:
-            state = load_checkpoint(self.folder / "checkpoint")
+            state = load_checkpoint(self.folder / "checkpoint", sweep)
         except CheckpointError as error:
             stop(ExitCode.BAD_INPUT, str(error))
         if state is None:
@@ -350,8 +357,31 @@ class Run:
         if latest_attempt(self.folder) != self.attempt:
             stop(ExitCode.TAKEN, f"{self.folder} was taken over by another process")
 
+    def _write(self, name: str, data: bytes | Mapping[str, Any]) -> None:
+        """Write a file that the run cannot do without."""
+        path = self.folder / name
+        try:
+            path.parent.mkdir(exist_ok=True)
+            if isinstance(data, bytes):
+                write_bytes(path, data)
+            else:
+                write_json(path, data)
+        except OSError as error:
+            stop(ExitCode.IO, f"{path} could not be written ({error.strerror}); the last checkpoint is whole")
+
     def _crash(self, bad: list[str], tensors: dict[str, Tensor]) -> NoReturn:
+        self._check_attempt()
         crash = self.folder / "crash"
+        again = f"python scripts/replay_crash.py {crash} shows it again"
+        try:
+            self._write_crash(crash, bad, tensors)
+        except OSError as error:
+            again = f"{crash} could not be written ({error.strerror})"
+        self.close()
+        told = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        stop(ExitCode.NOT_FINITE, f"not finite at step {self._step:,}: {told}; {again}")
+
+    def _write_crash(self, crash: Path, bad: list[str], tensors: dict[str, Tensor]) -> None:
         shutil.rmtree(crash, ignore_errors=True)
         crash.mkdir()
         kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -360,12 +390,9 @@ class Run:
         for newest in sorted((self.folder / "checkpoint").glob("step_*"))[-1:]:
             shutil.copytree(newest, crash / "checkpoint" / newest.name)
         write_json(crash / "crash.json", {"step": self._step, "not_finite": bad})
-        self.close()
-        told = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        again = f"python scripts/replay_crash.py {crash} shows it again"
-        stop(ExitCode.NOT_FINITE, f"not finite at step {self._step:,}: {told}; {again}")
 
     def _begin_visit(self, task: int, fingerprint: Fingerprint | None) -> None:
+        self._check_attempt()
         if self.visits:
             self._end_visit()
             old = self.visits[-1].fingerprint
@@ -374,7 +401,10 @@ class Run:
                 change = f"task {self.visits[-1].task} -> {task}: {fingerprint.changes(old)}"
                 self.writer.add(text("stream/switch", change), self._step)
         self.visits.append(Visit(task, self._step, level_to_recover(self.visits, task), fingerprint))
-        self._write_stream()
+        try:
+            write_json(self.folder / "stream.json", self._tasks())
+        except OSError as error:
+            print(f"warning: stream.json could not be written ({error.strerror})", file=sys.stderr)
 
     def _end_visit(self) -> None:
         row = _row(self.visits[-1])
@@ -382,13 +412,14 @@ class Run:
         scores = {f"task/{tag}": row[tag] for tag in tags if row[tag] is not None}
         self.log(len(self.visits) - 1, {tag: score for tag, score in scores.items() if math.isfinite(score)})
 
-    def _write_stream(self) -> None:
+    def _tasks(self) -> dict[str, Any]:
+        """Which task began when."""
         rows = [
             {"task": visit.task, "start": visit.start}
             | ({"fingerprint": dataclasses.asdict(visit.fingerprint)} if visit.fingerprint else {})
             for visit in self.visits
         ]
-        write_json(self.folder / "stream.json", {"visits": rows})
+        return {"visits": rows}
 
 
 def _row(visit: Visit) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import multiprocessing
 import os
 import random
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ class Faults:
     """Kill runs in every way and compare what becomes of them."""
 
     kills: int = 200
-    """Kills in all, of every kind."""
+    """Kills of every kind, at least, in all."""
     agents: tuple[str, ...] = ("ppo",)
     """Files in agents/."""
     streams: tuple[str, ...] = tuple(STREAMS)
@@ -244,7 +245,7 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
         begun = resume_step(folder)
         point = fault if fault in POINTS else ""
         process = Process(case, args, log, point, nth=rng.choice((1, 3)))
-        code = process.wait(2**62 if point else rng.randrange(begun, TOTAL))
+        code = process.wait(2**62 if point else rng.randrange(min(begun, TOTAL - 1), TOTAL))
         if code is None:
             time.sleep(rng.uniform(0, 0.06))
             sent = time.perf_counter()
@@ -312,22 +313,16 @@ def all_points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
                     yield tag, event.step, value.tensor.SerializeToString(deterministic=True)
 
 
-def cases(faults: Faults) -> list[Case]:
-    """As many kills as asked for, over all agents, streams, optimizers and kinds of faults."""
-    rng = random.Random(faults.seed)
-    planned: list[Case] = []
-    points = iter(POINTS * faults.kills)
-    kinds = [(agent, id) for agent in faults.agents for id in faults.streams]
-    left = faults.kills
-    while left > 0:
-        agent, id = kinds[len(planned) % len(kinds)]
+def cases(faults: Faults) -> Iterator[Case]:
+    """Runs and their faults, without end, over all agents, streams, optimizers and kinds of faults."""
+    rng, points = random.Random(faults.seed), itertools.cycle(POINTS)
+    kinds = list(itertools.product(faults.agents, faults.streams))
+    for number in itertools.count():
+        agent, id = kinds[number % len(kinds)]
+        optimizer = OPTIMIZERS[number // len(kinds) % len(OPTIMIZERS)]
         chosen = ["SIGKILL", next(points), "SIGTERM", next(points)]
         rng.shuffle(chosen)
-        chosen = chosen[:left]
-        left -= len(chosen)
-        optimizer = OPTIMIZERS[len(planned) // len(kinds) % len(OPTIMIZERS)]
-        planned.append(Case(agent, id, optimizer, 1 + len(planned), tuple(chosen)))
-    return planned
+        yield Case(agent, id, optimizer, number + 1, tuple(chosen))
 
 
 def run_case(case: Case, folder: Path) -> Outcome:
@@ -390,19 +385,25 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(faults: Faults) -> int:
-    """Run all cases; returns 1 if any run was lost or came out different."""
-    planned = cases(faults)
-    outcomes: list[Outcome] = []
+    """Run cases until there were enough kills or a run is lost; returns 1 if any was lost or different."""
+    planned, outcomes, running = cases(faults), list[Outcome](), set[Future[Outcome]]()
     with contextlib.ExitStack() as stack:
         folder = faults.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         context = multiprocessing.get_context("fork")
         pool = stack.enter_context(ProcessPoolExecutor(faults.jobs, mp_context=context))
         bar = stack.enter_context(tqdm(total=faults.kills, unit="kill"))
-        for outcome in pool.map(run_case, planned, [folder] * len(planned)):
-            outcomes.append(outcome)
-            bar.update(len(outcome.case.faults))
-            if outcome.lost or outcome.different:
-                bar.write(f"{outcome.case}: lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}")
+        lost = 0
+        while running or (bar.n < faults.kills and not lost):
+            while len(running) < faults.jobs and bar.n < faults.kills and not lost:
+                running.add(pool.submit(run_case, next(planned), folder))
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for outcome in (future.result() for future in done):
+                outcomes.append(outcome)
+                bar.update(len(outcome.met))
+                lost += bool(outcome.lost)
+                if outcome.lost or outcome.different:
+                    told = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
+                    bar.write(f"{outcome.case}: {told}")
     print(table(outcomes))
     return int(any(outcome.lost or outcome.different for outcome in outcomes))
 

@@ -1,0 +1,1134 @@
+"""What a run promises when things go wrong, one row of the promise table after another.
+
+Most of it is tried inside this process, on runs of 16 updates with a checkpoint after every fourth.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import errno
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import typing
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from torch import nn
+
+from neoteny.agents import ppo
+from neoteny.agents.ppo import Args
+from neoteny.configs.cli import cli
+from neoteny.envs import Stream
+from neoteny.envs.stream import episode_seed
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.runners import checkpoint, events, run
+from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint, read_checkpoint
+from neoteny.runners.events import event_files
+from neoteny.runners.folder import FREE, flatten, run_folder
+from neoteny.runners.preemption import NAMES
+from neoteny.runners.run import Run
+from tests.events import scalars
+
+ROOT = Path(__file__).resolve().parent.parent
+BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of a run
+FLAGS = (
+    "--stream.id cartpole-rotations --stream.period 100 --num-envs 2 --num-steps 8 --minibatches 2 "
+    f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probe-every 5 optim:adam"
+)
+BASE = cli(Args, {}, FLAGS.split())
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing saves anything any more."""
+
+
+def small(folder, **changes):
+    """Arguments of a tiny run."""
+    return dataclasses.replace(BASE, runs_dir=folder, **changes)
+
+
+def handlers():
+    return [signal.getsignal(getattr(signal, name)) for name in NAMES if hasattr(signal, name)]
+
+
+def ending(args):
+    """The exit code of a run; signals then do again what they did before."""
+    before, code = handlers(), 0
+    try:
+        ppo.main(args)
+    except SystemExit as exit:
+        code = exit.code
+    except Killed:
+        code = -signal.SIGKILL
+    assert handlers() == before
+    return code
+
+
+def at(monkeypatch, step, act):
+    """Do something, once, when a run has made so many steps."""
+    record, done = Run.record_episodes, []
+
+    def recorded(self, now, info):
+        record(self, now, info)
+        if now == step and not done:
+            done.append(step)
+            act(self)
+
+    monkeypatch.setattr(Run, "record_episodes", recorded)
+
+
+def kill(self):
+    raise Killed
+
+
+def send(name):
+    """Let a run get a signal."""
+    return lambda self: os.kill(os.getpid(), getattr(signal, name))
+
+
+def points(folder):
+    """Every point in the event files, superseded ones too, but for times: (tag, step, value) -> how often."""
+    return collections.Counter(
+        (value.tag, event.step, value.SerializeToString(deterministic=True))
+        for path in event_files(folder)
+        for event in map(Event.FromString, RawEventFileLoader(str(path)).Load())
+        for value in event.summary.value
+        if not value.tag.startswith(("time/", "_hparams_", "charts/SPS"))
+    )
+
+
+def outcome(args):
+    """All that a finished run leaves, but for times."""
+    folder = run_folder("ppo", args)
+    summary = json.loads((folder / "summary.json").read_text())
+    return {
+        "weights": (folder / "checkpoint" / "weights.safetensors").read_bytes(),
+        "stream": (folder / "stream.json").read_bytes(),
+        "summary": {name: value for name, value in summary.items() if name != "seconds"},
+        "points": points(folder),
+        "scalars": {
+            tag: values
+            for tag, values in scalars(folder).items()
+            if not tag.startswith(("time/", "charts/SPS"))
+        },
+    }
+
+
+def tree(folder):
+    """Every file under a folder, and what is in it."""
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def saved(args):
+    """The state in the last checkpoint of a run."""
+    return load_checkpoint(run_folder("ppo", args) / "checkpoint")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The outcome of a run that nothing happened to."""
+    args = small(tmp_path_factory.mktemp("undisturbed"))
+    assert ending(args) == 0
+    made = outcome(args)
+    assert len(made["summary"]["visits"]) == 3
+    assert len(made["scalars"]["losses/entropy"]) == TOTAL // BATCH
+    return made
+
+
+def interrupted(args, step=EVERY):
+    """A run of no agent at all that was left at its first checkpoint; returns its folder."""
+    begun = Run("ppo", args, args.total_steps)
+    begun.resume()
+    begun.record_episodes(step, {"task": 0})
+    begun.checkpoint(step // BATCH)
+    begun.close()
+    return begun.folder
+
+
+# Preemption
+
+
+@pytest.mark.parametrize("step", [1 * 2, 100, TOTAL])
+@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(signal, name)])
+def test_preemption_saves_and_goes_on(name, step, tmp_path, monkeypatch, undisturbed, capsys):
+    if step != 100 and name != "SIGTERM":
+        pytest.skip("once is enough")
+    args = small(tmp_path)
+    at(monkeypatch, step, send(name))
+    assert ending(args) == 75
+    now = -(-step // BATCH) * BATCH  # the update is finished first
+    assert saved(args)["step"] == now
+    assert f"stopped by {name} at step {now}; the same command goes on" in capsys.readouterr().err
+    assert not (run_folder("ppo", args) / "summary.json").exists()
+    assert ending(args) == 0
+    assert f"goes on at step {now}, exactly" in capsys.readouterr().out
+    assert outcome(args) == undisturbed
+
+
+def test_preemption_in_every_update(tmp_path, monkeypatch, undisturbed):
+    args = small(tmp_path, checkpoint_every=0)  # a signal saves even so
+    codes = []
+    while not codes or codes[-1] == 75:
+        with monkeypatch.context() as patch:
+            at(patch, (len(codes) + 1) * BATCH, send("SIGTERM"))
+            codes.append(ending(args))
+    assert codes == [75] * (TOTAL // BATCH) + [0]
+    assert outcome(args) == undisturbed
+
+
+def test_preemption_while_a_checkpoint_is_written(tmp_path, monkeypatch, undisturbed):
+    args, sync = small(tmp_path), checkpoint.sync_folder
+
+    def interrupt(folder):
+        sync(folder)
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.undo()
+
+    monkeypatch.setattr(checkpoint, "sync_folder", interrupt)
+    assert ending(args) == 75
+    assert saved(args)["step"] == EVERY
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
+def test_preemption_of_the_true_command(tmp_path):
+    words = ["--total-steps", "4096", "--checkpoint-every", "256", "--probe-every", "0", "--runs-dir"]
+    killed = dataclasses.replace(
+        BASE, total_steps=4096, checkpoint_every=256, probe_every=0, runs_dir=tmp_path / "killed"
+    )
+    command = [sys.executable, ROOT / "agents" / "ppo.py", *FLAGS.split()[:-1], *words, tmp_path / "killed"]
+    process = subprocess.Popen([*command, "optim:adam"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list(tmp_path.glob("killed/**/step_*")):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 75, told
+    assert "SIGTERM: saving after this update; once more to stop at once" in told
+    assert "Traceback" not in told
+    assert 0 < saved(killed)["step"] < 4096
+    calm = dataclasses.replace(killed, runs_dir=tmp_path / "calm")
+    assert [ending(args) for args in (killed, calm)] == [0, 0]  # what the command began, main finishes
+    assert outcome(killed) == outcome(calm)
+
+
+SIGNALLED_TWICE = """
+import os, signal, sys
+from neoteny.agents import ppo
+from neoteny.configs.cli import cli
+from neoteny.runners import checkpoint
+
+sync, folders = checkpoint.sync_folder, []
+
+def sync_folder(folder):
+    sync(folder)
+    folders.append(folder)
+    if len(folders) == 3:  # the second checkpoint is written but has not got its name yet
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        print("still here")
+
+checkpoint.sync_folder = sync_folder
+ppo.main(cli(ppo.Args, {}, sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
+def test_preemption_by_a_second_signal_is_at_once(tmp_path, undisturbed):
+    command = [sys.executable, "-c", SIGNALLED_TWICE, "--runs-dir", tmp_path, *FLAGS.split()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75, done.stderr
+    assert "still here" not in done.stdout
+    args = small(tmp_path)
+    assert len(list(tmp_path.glob("**/.tmp_*"))) == 1
+    assert saved(args)["step"] == EVERY
+    assert not list(tmp_path.glob("**/.tmp_*"))
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+# Disk full
+
+
+def fail_saves(monkeypatch, which):
+    """Let the disk be full in the middle of these checkpoints, 1 being the first."""
+    write, count = checkpoint.write_bytes, itertools.count(1)
+
+    def write_bytes(path, data):
+        if path.name == STATE and next(count) in which:
+            write(path, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write_bytes", write_bytes)
+
+
+@pytest.mark.parametrize("which", [{1}, {2, 3}, {3, 4}, {1, 2, 4}], ids=str)
+def test_disk_full_for_a_while_is_survived(which, tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path)
+    fail_saves(monkeypatch, which)
+    assert ending(args) == 0
+    told = capsys.readouterr().err
+    for save in range(1, 5):
+        warning = f"checkpoint at step {save * EVERY} could not be written (No space left on device)"
+        assert told.count(warning) == (save in which)
+    assert outcome(args) == undisturbed
+    steps = [int(path.name[5:]) for path in tmp_path.glob("**/step_*")]
+    assert sorted(steps) == [save * EVERY for save in range(1, 5) if save not in which][-2:]
+
+
+@pytest.mark.parametrize("which", [{1, 2, 3}, {2, 3, 4}], ids=str)
+def test_disk_full_three_times_in_a_row_ends_the_run(which, tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path)
+    fail_saves(monkeypatch, which)
+    assert ending(args) == 74
+    assert f"checkpoint at step {max(which) * EVERY} could not be written" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/.tmp_*"))
+    state = saved(args)
+    assert state["step"] == EVERY if which == {2, 3, 4} else state is None
+    monkeypatch.undo()
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+def test_disk_full_when_a_signal_comes_is_told_by_another_exit_code(tmp_path, monkeypatch, undisturbed):
+    args = small(tmp_path)
+    fail_saves(monkeypatch, {2})
+    at(monkeypatch, 100, send("SIGTERM"))
+    assert ending(args) == 74
+    assert saved(args)["step"] == EVERY
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+def full_for(monkeypatch, *names):
+    """Let the disk be full for files of these names; returns those that were refused."""
+    refused = []
+
+    def guard(write):
+        def guarded(path, data):
+            if path.name in names:
+                refused.append(path.name)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            write(path, data)
+
+        return guarded
+
+    monkeypatch.setattr(run, "write_bytes", guard(run.write_bytes))
+    monkeypatch.setattr(run, "write_json", guard(run.write_json))
+    return refused
+
+
+@pytest.mark.parametrize("name", ["meta.json", "weights.safetensors", "summary.json"])
+def test_disk_full_at_the_beginning_or_the_end(name, tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path)
+    refused = full_for(monkeypatch, name)
+    assert ending(args) == 74
+    assert refused == [name]
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.glob("**/summary.json"))
+    monkeypatch.undo()
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+def test_disk_full_at_a_switch_is_survived(tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path)
+    refused = []
+    at(monkeypatch, 90, lambda self: refused.append(full_for(monkeypatch, "stream.json")))
+    at(monkeypatch, 120, lambda self: monkeypatch.undo())
+    assert ending(args) == 0
+    assert refused == [["stream.json"]]
+    assert capsys.readouterr().err.count("warning") == 1
+    assert outcome(args) == undisturbed
+
+
+class Disk(events.io.FileIO):
+    """A file on a disk that takes so many bytes more."""
+
+    room = 2**62
+
+    def write(self, data):
+        if Disk.room <= 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        taken = super().write(data[: Disk.room])
+        Disk.room -= taken
+        return taken
+
+
+@pytest.fixture
+def room(monkeypatch):
+    """Sets how many bytes of events the disk takes; they are written at once."""
+    monkeypatch.setattr(Disk, "room", 2**62)
+    monkeypatch.setattr(events, "FLUSH_SECONDS", 0.0)
+    monkeypatch.setattr(events, "open", lambda path, mode, buffering: Disk(path, "x"), raising=False)
+    return lambda bytes: lambda self: setattr(Disk, "room", bytes)
+
+
+def test_disk_full_for_events_loses_no_point(tmp_path, monkeypatch, undisturbed, capsys, room):
+    args = small(tmp_path)
+    at(monkeypatch, 70, room(1000))
+    at(monkeypatch, 120, room(2**62))
+    assert ending(args) == 0
+    assert capsys.readouterr().err.count("points wait in memory") == 1
+    assert outcome(args) == undisturbed
+
+
+def test_disk_full_for_events_at_the_end_leaves_the_run_unfinished(
+    tmp_path, monkeypatch, undisturbed, capsys, room
+):
+    args = small(tmp_path)
+    at(monkeypatch, 220, room(1000))
+    assert ending(args) == 74
+    assert not list(tmp_path.glob("**/summary.json"))
+    Disk.room = 2**62
+    assert saved(args)["step"] == 3 * EVERY  # a later one would not know of all points
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+# Two processes in one folder
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "last"), [(40, 64, 64), (40, 128, 102), (150, 64, 192), (250, 64, 256), (210, 0, 256)]
+)
+def test_two_processes_the_older_one_ends(step, every, last, tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path, checkpoint_every=every)
+    folder, left, steps = run_folder("ppo", args), [], {}
+
+    def overtake(self):
+        assert ending(args) == 0
+        left.append(tree(folder))
+
+    at(monkeypatch, step, overtake)
+    record = Run.record_episodes
+
+    def recorded(self, now, info):
+        steps[self.attempt] = now
+        record(self, now, info)
+
+    monkeypatch.setattr(Run, "record_episodes", recorded)
+    assert ending(args) == 73
+    assert steps == {1: last, 2: TOTAL}
+    assert "was taken over by another process" in capsys.readouterr().err
+    assert tree(folder) == left[0]
+    assert outcome(args) == undisturbed
+
+
+def test_two_processes_the_older_one_does_no_harm(tmp_path, monkeypatch, undisturbed, capsys):
+    """The older one is a run of no agent, which says other things than the newer one does."""
+    args = small(tmp_path)
+    older = Run("ppo", args, TOTAL)
+    older.resume()
+    older.record_episodes(30, {"task": 7})
+    older.log(30, {"losses/entropy": -1.0})
+    older.writer.flush()
+    codes = []
+
+    def late(self):
+        """Whatever the older process may still do while the newer one is at work."""
+        before = tree(older.folder)
+        older.log(112, {"losses/entropy": -1.0})
+        older.writer.flush()
+        torn = nn.Parameter(torch.full((1,), torch.nan))
+        older.record_episodes(EVERY, {"task": 7})
+        for act in (
+            lambda: older.record_episodes(EVERY, {"task": 8}),
+            lambda: older.checkpoint(4),
+            lambda: older.check_finite(weights=torn),
+            lambda: older.finish(nn.Flatten()),
+        ):
+            with pytest.raises(SystemExit) as exit:
+                act()
+            codes.append(exit.value.code)
+        assert tree(older.folder) == before
+
+    at(monkeypatch, 150, late)
+    assert ending(args) == 0
+    assert codes == [73] * 4
+    older.close()
+    assert outcome(args) == undisturbed
+
+
+def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monkeypatch, undisturbed, capsys):
+    args, sync, codes = small(tmp_path), checkpoint.sync_folder, []
+
+    def start(folder):  # while the other is writing its second checkpoint
+        sync(folder)
+        if folder.name.startswith(".tmp_") and list(folder.parent.glob("step_*")) and not codes:
+            codes.append(0)
+            with torch.random.fork_rng():  # another process has its own
+                codes[0] = ending(dataclasses.replace(args, lr=0.5))
+
+    monkeypatch.setattr(checkpoint, "sync_folder", start)
+    assert ending(args) == 0
+    assert codes == [2]
+    assert "could not be written" not in capsys.readouterr().err
+    assert outcome(args) == undisturbed
+
+
+# Mismatched arguments
+
+OPTIMIZERS = {config.name: config for config in (AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig())}
+FIELDS = [name for name in flatten(dataclasses.asdict(BASE)) if name != "device"]
+CASES = [("adam", name) for name in FIELDS] + [
+    (optim, f"optim.{field.name}")
+    for optim, config in OPTIMIZERS.items()
+    if optim != "adam"
+    for field in dataclasses.fields(config)
+]
+OTHERS = {
+    "stream.id": "cartpole-drift", "stream.tasks": (1, 0, 2), "note": "b", "runs_dir": Path(".")
+}  # fmt: skip
+
+
+def another(config, field):
+    """Another value for a field of arguments."""
+    value, hint = getattr(config, field), typing.get_type_hints(type(config))[field]
+    choices = [word for word in typing.get_args(hint) if isinstance(word, str) and word != value]
+    if choices:
+        return choices[0]
+    if value is None:
+        return 1 if int in typing.get_args(hint) else 0.5
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return tuple(item / 2 if isinstance(item, float) else 2 * item for item in value)
+    if isinstance(value, int):
+        return 2 * value or 1
+    assert isinstance(value, float)
+    return value / 2 or 0.5
+
+
+def changed(args, name):
+    """Arguments of which one has another value."""
+    part, _, field = name.rpartition(".")
+    config = getattr(args, part) if part else args
+    value = OTHERS[name] if name in OTHERS else another(config, field)
+    config = dataclasses.replace(config, **{field: value})
+    return dataclasses.replace(args, **{part: config}) if part else config
+
+
+def value_of(args, name):
+    value = flatten(dataclasses.asdict(args))[name]
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize(("optim", "name"), CASES)
+def test_mismatched_arguments(optim, name, tmp_path, capsys):
+    stream = dataclasses.replace(BASE.stream, tasks=(0, 1, 2))
+    args = small(tmp_path / "before", stream=stream, optim=OPTIMIZERS[optim])
+    other = dataclasses.replace(changed(args, name), runs_dir=tmp_path / "now")
+    folder = run_folder("ppo", other)
+    shutil.copytree(interrupted(args), folder)
+    before = tree(tmp_path)
+    capsys.readouterr()
+    assert value_of(args, name) != value_of(other, name)
+    if name in FREE:
+        again = Run("ppo", other, TOTAL)
+        assert again.resume() == EVERY // BATCH
+        again.close()
+        return
+    with pytest.raises(SystemExit) as exit:
+        Run("ppo", other, TOTAL)
+    assert exit.value.code == 2
+    old, new = value_of(args, name), value_of(other, name)
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {folder} holds an unfinished run with {name} {old}, not {new}; ")
+    assert tree(tmp_path) == before
+
+
+def test_mismatched_arguments_free_ones_are_fields():
+    known = flatten(dataclasses.asdict(BASE))
+    assert {name for name in FREE if "." not in name} <= set(known)
+    assert {name for name in FREE if "." in name} - set(known) <= {
+        "stream.workers", "stream.worker_timeout", "stream.replay"
+    }  # fmt: skip
+
+
+def test_mismatched_optimizer(tmp_path, capsys):
+    folder = interrupted(small(tmp_path))
+    other = small(tmp_path, optim=AdamWConfig())
+    shutil.copytree(folder, run_folder("ppo", other))
+    assert ending(other) == 2
+    assert "optim.name adam, not adamw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [("threads", 7), ("cpu_capability", "Z80"), ("python", "3.99.0"), ("versions", {"torch": "9.0"})],
+)
+def test_mismatched_machine_is_told_in_meta_json(what, value, tmp_path, monkeypatch, capsys):
+    args, real = small(tmp_path), run.machine
+    folder = interrupted(args)
+    assert json.loads((folder / "meta.json").read_text())["resume_exact"] is True
+
+    def other(device):
+        made = real(device)
+        return made | {what: made[what] | value if isinstance(value, dict) else value}
+
+    def go_on():
+        again = Run("ppo", args, TOTAL)
+        again.resume()
+        again.record_episodes(2 * EVERY, {"task": 0})
+        again.checkpoint(2 * EVERY // BATCH)
+        again.close()
+        return json.loads((folder / "meta.json").read_text())["resume_exact"]
+
+    monkeypatch.setattr(run, "machine", other)
+    name, now = ("versions.torch", "9.0") if what == "versions" else (what, value)
+    was = flatten(real("cpu"))[name]
+    assert go_on() == [f"{name} was {was} and is {now}"]
+    assert f"but not bit for bit: {name} was {was} and is {now}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert go_on() == [f"{name} was {was} and is {now}", f"{name} was {now} and is {was}"]
+
+
+@pytest.mark.parametrize(("was", "now"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_mismatched_device_needs_a_flag(was, now, tmp_path, monkeypatch, capsys):
+    args, real = small(tmp_path), run.machine
+    monkeypatch.setattr(run, "machine", lambda device: real(device) | {"device": was})
+    folder = interrupted(args)
+    monkeypatch.setattr(run, "machine", lambda device: real(device) | {"device": now})
+    before = tree(folder)
+    with pytest.raises(SystemExit) as exit:
+        Run("ppo", args, TOTAL)
+    assert exit.value.code == 2
+    assert f"was on {was}, not on {now}; --allow-device-change moves it" in capsys.readouterr().err
+    assert tree(folder) == before
+    again = Run("ppo", dataclasses.replace(args, allow_device_change=True), TOTAL)
+    assert again.resume() == EVERY // BATCH
+    again.close()
+    meta = json.loads((folder / "meta.json").read_text())
+    assert meta["device"] == now
+    assert f"device was {was} and is {now}" in meta["resume_exact"]
+
+
+# Damaged checkpoints
+
+
+def stopped(tmp_path, monkeypatch, step=150):
+    """A run with two checkpoints that was killed: its arguments, and the checkpoints."""
+    args = small(tmp_path)
+    with monkeypatch.context() as patch:
+        at(patch, step, kill)
+        assert ending(args) == -signal.SIGKILL
+    return args, sorted((run_folder("ppo", args) / "checkpoint").glob("step_*"))
+
+
+def damage(path):
+    """Change one bit of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_checkpoint_the_older_one_serves(tmp_path, monkeypatch, undisturbed, capsys):
+    args, (_, newest) = stopped(tmp_path, monkeypatch)
+    damage(newest / TENSORS)
+    capsys.readouterr()
+    assert ending(args) == 0
+    told = capsys.readouterr()
+    assert told.err.count("warning") == 1
+    assert f"{newest / TENSORS} was changed" in told.err
+    assert f"goes on at step {EVERY}, exactly" in told.out
+    assert outcome(args) == undisturbed
+
+
+def test_damaged_checkpoints_all_of_them_are_no_reason_to_start_over(tmp_path, monkeypatch, capsys):
+    args, both = stopped(tmp_path, monkeypatch)
+    for path in both:
+        damage(path / STATE)
+    folder = run_folder("ppo", args)
+    others = {path: data for path, data in tree(folder).items() if path.parts[0] != "checkpoint"}
+    codes, trees = [], []
+    for _ in range(2):
+        codes.append(ending(args))
+        assert f"error: all checkpoints in {folder / 'checkpoint'} are damaged" in capsys.readouterr().err
+        trees.append(tree(folder))
+    assert codes == [2, 2]
+    assert trees[0] == trees[1]
+    assert others.items() <= trees[0].items()
+    assert ending(dataclasses.replace(args, overwrite=True)) == 2
+
+
+def test_damaged_no_less_is_a_checkpoint_of_a_newer_version(tmp_path, monkeypatch, capsys):
+    args, (_, newest) = stopped(tmp_path, monkeypatch)
+    manifest = json.loads((newest / MANIFEST).read_text())
+    (newest / MANIFEST).write_text(json.dumps(manifest | {"format": manifest["format"] + 1}))
+    before = tree(tmp_path)
+    assert ending(args) == 2
+    assert f"error: {newest} was made by a newer version: format" in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def foreign_agent(state):
+    state["config"]["agent"] = "dqn"
+
+
+def foreign_network(state):
+    state["parts"]["agent"]["actor.head.bias"] = torch.zeros(7)
+
+
+def no_optimizer(state):
+    del state["parts"]["optimizer"]
+
+
+def other_groups(state):
+    state["parts"]["optimizer"]["param_groups"] *= 2
+
+
+def foreign_moments(state):
+    for moments in state["parts"]["optimizer"]["state"].values():
+        moments["exp_avg"] = torch.zeros(5)
+
+
+def foreign_stream(state):
+    state["parts"]["stream"]["raw"] += 1
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (foreign_agent, "holds an unfinished run with agent dqn, not ppo"),
+        (foreign_network, "cannot go on: agent: Error(s) in loading state_dict for ActorCritic"),
+        (no_optimizer, "cannot go on: 'optimizer'"),
+        (other_groups, "cannot go on: optimizer: loaded state dict has a different number of"),
+        (foreign_stream, "cannot go on: stream: task 1 is no function of seeds and actions"),
+    ],
+)
+def test_damaged_or_foreign_state_is_refused(change, sentence, tmp_path, monkeypatch, capsys):
+    args, (_, newest) = stopped(tmp_path, monkeypatch)
+    state = read_checkpoint(newest)
+    change(state)
+    checkpoint.save_checkpoint(newest.parent, state["step"], state)
+    before = {path: data for path, data in tree(tmp_path).items() if "checkpoint" in path.parts}
+    assert ending(args) == 2
+    told = capsys.readouterr().err
+    assert sentence.replace("cannot go on: '", "cannot go on: optimizer: '") in told
+    assert "Traceback" not in told
+    assert before.items() <= tree(tmp_path).items()
+
+
+# Clock noise
+
+DAY = 86_400.0
+CLOCKS = {
+    "backwards": lambda now: (now - tick for tick in itertools.count()),
+    "a day behind": lambda now: (now - DAY + tick for tick in itertools.count()),
+    "a day ahead": lambda now: (now + DAY + tick for tick in itertools.count()),
+    "standing still": lambda now: itertools.repeat(now),
+}
+
+
+@pytest.mark.parametrize("clock", CLOCKS)
+def test_clock_noise_changes_nothing(clock, tmp_path, monkeypatch, undisturbed):
+    args, _ = stopped(tmp_path, monkeypatch)
+    ticks = CLOCKS[clock](time.time())
+    monkeypatch.setattr(time, "time", lambda: next(ticks))
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+    names = [path.name for path in event_files(run_folder("ppo", args))]
+    assert names == ["events.out.tfevents.0000000001", "events.out.tfevents.0000000002"]
+
+
+def free_port():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+@contextlib.contextmanager
+def tensorboards(logdir):
+    """Addresses of a TensorBoard with its Python loader and of one with its Rust loader."""
+    processes, addresses = [], []
+    for fast in ("false", "true"):
+        port = free_port()
+        words = ["--logdir", logdir, "--host", "127.0.0.1", "--port", str(port), f"--load_fast={fast}"]
+        command = [sys.executable, "-W", "ignore", "-m", "tensorboard.main", *words]
+        processes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        addresses.append(f"http://127.0.0.1:{port}/data/plugin/scalars")
+    try:
+        yield addresses
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.wait()
+
+
+def shown(address, run_name, tag):
+    """The points of a tag that a TensorBoard shows, or nothing if it does not yet."""
+    query = urllib.parse.urlencode({"run": run_name, "tag": tag})
+    try:
+        with urllib.request.urlopen(f"{address}/scalars?{query}", timeout=10) as reply:
+            return [(step, value) for _, step, value in json.load(reply)]
+    except OSError:
+        return []
+
+
+def test_clock_noise_is_not_seen_in_tensorboard(tmp_path, monkeypatch, undisturbed):
+    server = pytest.importorskip("tensorboard_data_server", reason="TensorBoard has no Rust loader here")
+    if server.server_binary() is None:
+        pytest.skip("TensorBoard has no Rust loader here")
+    args, _ = stopped(tmp_path, monkeypatch)
+    behind = time.time() - DAY
+    monkeypatch.setattr(time, "time", lambda: behind)
+    assert ending(args) == 0
+    name = run_folder("ppo", args).relative_to(tmp_path).as_posix()
+    tags = ("losses/entropy", "charts/episodic_return", "task/return_at_end")
+    with tensorboards(tmp_path) as addresses:
+        for address, tag in itertools.product(addresses, tags):
+            expected, deadline = undisturbed["scalars"][tag], time.monotonic() + 60
+            while len(seen := shown(address, name, tag)) < len(expected) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert seen == [(step, pytest.approx(value)) for step, value in expected]
+
+
+# Non-interference
+
+
+@pytest.mark.parametrize("saving", [0, BATCH, 7 * BATCH])
+@pytest.mark.parametrize("probing", [0, 1, 7])
+def test_noninterference_of_probes_and_checkpoints(probing, saving, tmp_path, undisturbed):
+    args = small(tmp_path, probe_every=probing, checkpoint_every=saving)
+    assert ending(args) == 0
+    assert outcome(args)["weights"] == undisturbed["weights"]
+    assert len(list(tmp_path.glob("**/step_*"))) == (2 if saving else 0)
+
+
+# Seeds
+
+
+def test_seeds_are_shared_by_no_two_episodes_of_a_thousand_runs():
+    seeds = [
+        episode_seed(run, task, env, episode)
+        for run in range(1000)
+        for env in range(64)
+        for task, episode in ((0, 0), (0, 1), (1, 0))
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert max(seeds) < 2**63
+
+
+# Values that are not finite
+
+STEP = 74  # in the fifth update, which ends at step 80
+
+
+def spoil_stream(monkeypatch, spoil):
+    """Change what a stream returns."""
+
+    def step(self, actions, step=Stream.step):
+        observations, rewards, terminated, truncated, info = step(self, actions)
+        spoil(self.steps, observations, rewards, info)
+        return observations, rewards, terminated, truncated, info
+
+    monkeypatch.setattr(Stream, "step", step)
+
+
+def spoil_rewards(monkeypatch, value=torch.nan):
+    def spoil(steps, observations, rewards, info):
+        if steps == STEP:
+            rewards[1] = value
+
+    spoil_stream(monkeypatch, spoil)
+
+
+def spoil_rewards_by_infinity(monkeypatch):
+    spoil_rewards(monkeypatch, torch.inf)
+
+
+def spoil_observations(monkeypatch, step=STEP):
+    def spoil(steps, observations, rewards, info):
+        if steps == step:
+            observations[1, 0] = torch.nan
+
+    spoil_stream(monkeypatch, spoil)
+
+
+def spoil_last_observations(monkeypatch):
+    spoil_observations(monkeypatch, 80)
+
+
+def spoil_final_observations(monkeypatch):
+    def spoil(steps, observations, rewards, info):
+        if 64 < steps <= 80 and "final_obs" in info:
+            info["final_obs"] = info["final_obs"].clone().fill_(torch.nan)
+
+    spoil_stream(monkeypatch, spoil)
+
+
+def spoil_gradients(monkeypatch, call=9):
+    """Each update has two minibatches; the loss that is logged stays as it is."""
+    loss_of, calls = ppo.ppo_loss, itertools.count(1)
+
+    def ppo_loss(*args):
+        loss, stats = loss_of(*args)
+        return loss * (torch.nan if next(calls) == call else 1), stats
+
+    monkeypatch.setattr(ppo, "ppo_loss", ppo_loss)
+
+
+def spoil_last_gradients(monkeypatch):
+    spoil_gradients(monkeypatch, 10)
+
+
+def spoil_weights(monkeypatch, part="critic"):
+    def spoil(self):
+        with torch.no_grad():
+            getattr(self.parts["agent"], part).head.bias[0] = torch.nan
+
+    at(monkeypatch, STEP, spoil)
+
+
+def spoil_policy(monkeypatch):
+    spoil_weights(monkeypatch, "actor")
+
+
+def spoil_moments(monkeypatch):
+    def spoil(self):
+        next(iter(self.parts["optimizer"].state.values()))["exp_avg"].fill_(torch.nan)
+
+    at(monkeypatch, STEP, spoil)
+
+
+NOT_FINITE = {
+    spoil_rewards: "rewards",
+    spoil_rewards_by_infinity: "rewards",
+    spoil_observations: "observations",
+    spoil_last_observations: "losses",
+    spoil_gradients: "losses",
+    spoil_last_gradients: "losses",
+    spoil_weights: "weights.critic.head.bias",
+    spoil_policy: "weights.actor.head.bias",
+    spoil_moments: "weights.actor.linear1.weight",
+}
+
+
+def not_finite(tensors):
+    return sorted(
+        name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()
+    )
+
+
+def assert_only_finite_is_saved(folder):
+    paths = list(folder.glob("checkpoint/**/*.safetensors")) + list(folder.glob("crash/checkpoint/*/*.s*"))
+    assert paths
+    for path in paths:
+        assert not not_finite(load_file(path))
+
+
+@pytest.mark.parametrize("spoil", NOT_FINITE)
+def test_nan_ends_the_run_in_the_same_update(spoil, tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path)
+    spoil(monkeypatch)
+    assert ending(args) == 70
+    told = capsys.readouterr().err
+    assert "error: not finite at step 80: " in told
+    assert "Traceback" not in told
+    folder = run_folder("ppo", args)
+    crash = json.loads((folder / "crash" / "crash.json").read_text())
+    assert crash["step"] == 80
+    assert NOT_FINITE[spoil] in crash["not_finite"]
+    assert not_finite(load_file(folder / "crash" / "tensors.safetensors")) == sorted(crash["not_finite"])
+    name = f"step_{EVERY:012d}"
+    assert [path.name for path in folder.glob("checkpoint/step_*")] == [name]
+    assert tree(folder / "crash" / "checkpoint") == tree(folder / "checkpoint")
+    assert_only_finite_is_saved(folder)
+    for tag in ("losses/entropy", "losses/value_loss", "update/grad_norm"):
+        assert scalars(folder)[tag] == undisturbed["scalars"][tag][:4]
+    monkeypatch.undo()
+    assert ending(args) == 0  # what was no fault of the run's does not come again
+    assert outcome(args) == undisturbed
+
+
+def test_inf_by_a_huge_learning_rate_ends_the_run_in_the_same_update(tmp_path, monkeypatch):
+    args = small(tmp_path, lr=1e25, max_grad_norm=1e38)
+    steps, log_update = [], Run.log_update
+
+    def logged(self, step, metrics):
+        steps.append(step)
+        assert all(weight.isfinite().all() for weight in self.parts["agent"].parameters())
+        log_update(self, step, metrics)
+
+    monkeypatch.setattr(Run, "log_update", logged)
+    assert ending(args) == 70
+    folder = run_folder("ppo", args)
+    crash = json.loads((folder / "crash" / "crash.json").read_text())
+    assert crash["step"] == max(steps, default=0) + BATCH
+    assert crash["not_finite"]
+    assert not list(folder.glob("crash/checkpoint"))  # there was none yet
+
+
+# Security
+
+
+def tracked(*patterns):
+    """Texts of the files that git knows of: name -> text."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no git checkout")
+    listed = subprocess.run(
+        ["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    names = [name for name in listed.stdout.split() if (ROOT / name).exists()]
+    assert names
+    return {name: (ROOT / name).read_text() for name in names}
+
+
+UNSAFE = (
+    r"\b(import|from) (cloudpickle|pickle|dill)\b",
+    r"(?<!safetensors\.)torch\.load\(",
+    r"weights_only",
+    r"allow_pickle\s*=\s*True",
+    r"(?<![\w.])(eval|exec)\(",
+    r"yaml\.(unsafe_|full_)?load\(",
+    r"bind_all",
+    r"shell=True",
+    r"0\.0\.0\.0",
+)
+
+
+@pytest.mark.parametrize("unsafe", UNSAFE)
+def test_security_no_code_runs_what_a_file_holds(unsafe):
+    texts = tracked("*.py", "scripts/*")
+    found = [
+        name for name, text in texts.items() if not name.startswith("tests/") and re.search(unsafe, text)
+    ]
+    assert not found
+
+
+def test_security_tensorboard_is_shown_to_this_machine_only():
+    starts = [
+        line
+        for text in tracked("README.md", "scripts/*", "*.py").values()
+        for line in text.splitlines()
+        if re.search(r"\btensorboard(\.main)?[\"',]* +[\"']?--", line) and "def " not in line
+    ]
+    assert starts
+    for line in starts:
+        hosts = re.findall(r"--host[=\", ]+([\w.]+)", line)
+        assert set(hosts) <= {"127.0.0.1", "localhost"}, line
+        assert "--bind" not in line, line
+
+
+# Finished and unfinished runs
+
+
+def test_overwrite_is_for_finished_runs(tmp_path, monkeypatch, undisturbed, capsys):
+    args = small(tmp_path, overwrite=True)
+    at(monkeypatch, 150, kill)
+    assert ending(args) == -signal.SIGKILL
+    capsys.readouterr()
+    assert ending(args) == 0
+    assert f"goes on at step {2 * EVERY}, exactly" in capsys.readouterr().out
+    assert outcome(args) == undisturbed
+    assert ending(dataclasses.replace(args, overwrite=False)) == 2
+    assert outcome(args) == undisturbed
+    assert ending(args) == 0
+    assert "goes on" not in capsys.readouterr().out
+    assert outcome(args) == undisturbed
+    (file,) = event_files(run_folder("ppo", args))
+    assert file.name == "events.out.tfevents.0000000003"
+
+
+def test_overwrite_that_is_killed_while_it_clears_leaves_no_finished_run(tmp_path, monkeypatch, undisturbed):
+    args = small(tmp_path)
+    assert ending(args) == 0
+    rmtree = shutil.rmtree
+
+    def killed(path, *rest, **options):
+        raise Killed
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    assert ending(dataclasses.replace(args, overwrite=True)) == -signal.SIGKILL
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    assert not list(tmp_path.glob("**/summary.json"))
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+
+
+# Parts of a run's state
+
+
+class Memory:
+    """A part with data in a file of its own."""
+
+    def __init__(self, path, exact=True):
+        self.path, self.exact, self.pending, self.calls = path, exact, 3, []
+
+    def flush(self):
+        self.calls.append("flush")
+        self.path.write_bytes(bytes(self.pending))
+
+    def state_dict(self):
+        self.calls.append("state")
+        return {"size": self.path.stat().st_size}
+
+    def load_state_dict(self, state):
+        self.calls.append(state)
+
+
+def test_part_is_flushed_before_its_state_is_taken(tmp_path):
+    memory = Memory(tmp_path / "memory")
+    begun = Run("ppo", small(tmp_path), TOTAL)
+    begun.resume(memory=memory, bare=nn.Linear(1, 1))
+    begun.record_episodes(EVERY - 2, {"task": 0})
+    begun.checkpoint(1)
+    assert not memory.calls  # it is not time to save
+    begun.record_episodes(EVERY, {"task": 0})
+    begun.checkpoint(2)
+    begun.close()
+    assert memory.calls == ["flush", "state"]
+    assert saved(small(tmp_path))["parts"]["memory"] == {"size": 3}
+
+
+def test_part_that_cannot_be_flushed_is_a_save_that_failed(tmp_path, monkeypatch, capsys):
+    memory = Memory(tmp_path / "memory")
+    begun = Run("ppo", small(tmp_path), TOTAL)
+    begun.resume(memory=memory)
+
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(memory, "flush", full)
+    for save in (1, 2):
+        begun.record_episodes(save * EVERY, {"task": 0})
+        begun.checkpoint(save)
+    assert capsys.readouterr().err.count("could not be written (No space left on device)") == 2
+    begun.record_episodes(3 * EVERY, {"task": 0})
+    with pytest.raises(SystemExit) as exit:
+        begun.checkpoint(3)
+    begun.close()
+    assert exit.value.code == 74
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_part_that_is_not_exact_is_told_in_meta_json(exact, tmp_path):
+    args = small(tmp_path)
+    begun = Run("ppo", args, TOTAL)
+    begun.resume(memory=Memory(tmp_path / "memory"))
+    begun.record_episodes(EVERY, {"task": 0})
+    begun.checkpoint(1)
+    begun.close()
+    again, memory = Run("ppo", args, TOTAL), Memory(tmp_path / "memory", exact)
+    assert again.resume(memory=memory) == 1
+    again.close()
+    assert memory.calls == [{"size": 3}]
+    told = json.loads((again.folder / "meta.json").read_text())["resume_exact"]
+    assert told == (True if exact else ["memory could not be restored exactly"])
