@@ -38,11 +38,12 @@ def test_agent_commands(command, tmp_path):
     assert bool(list(tmp_path.glob("runs/**/summary.json"))) == bool(short)
 
 
-def test_the_ten_line_stream(tmp_path):
+@pytest.mark.parametrize("where", ["", " --stream.spawn --num-envs 4"])
+def test_the_ten_line_stream(where, tmp_path):
     assert len(USER_STREAM.strip().splitlines()) <= 10
     (tmp_path / "my_streams.py").write_text(USER_STREAM)
     (command,) = (line for line in AGENT_COMMANDS if "my_streams" in line)
-    run(command + " --stream.period 1024 --total-steps 3072", tmp_path)
+    run(command + " --stream.period 1024 --total-steps 3072" + where, tmp_path)
     (summary,) = tmp_path.glob("runs/HeavyCartPole-v0/ppo/adamo/s1/summary.json")
     assert '"task": 2' in summary.read_text()
 

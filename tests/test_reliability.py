@@ -47,7 +47,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of a run
 FLAGS = (
     "--stream.id cartpole-rotations --stream.period 100 --num-envs 2 --num-steps 8 --minibatches 2 "
-    f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probe-every 5 optim:adam"
+    f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probe-every 5 "
+    "optim:adam"
 )
 BASE = cli(Args, {}, FLAGS.split())
 
@@ -213,7 +214,8 @@ def test_preemption_of_the_true_command(tmp_path):
     )
     command = [sys.executable, ROOT / "agents" / "ppo.py", *FLAGS.split()[:-1], *words, tmp_path / "killed"]
     process = subprocess.Popen([*command, "optim:adam"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    while process.poll() is None and not list(tmp_path.glob("killed/**/step_*")):
+    checkpoints = run_folder("ppo", killed) / "checkpoint"
+    while process.poll() is None and not list(checkpoints.glob("step_*")):
         time.sleep(0.001)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[1].decode()
@@ -480,6 +482,23 @@ def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monk
     assert codes == [2]
     assert "could not be written" not in capsys.readouterr().err
     assert outcome(args) == undisturbed
+
+
+# Checkpoints of earlier versions
+
+GOLDEN = Path(__file__).parent / "checkpoints"
+
+
+@pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir()))
+def test_checkpoints_of_earlier_versions_are_loaded_for_ever(version, tmp_path):
+    args = small(tmp_path)
+    folder = run_folder("ppo", args)
+    shutil.copytree(GOLDEN / version, folder / "checkpoint")
+    shutil.copy(GOLDEN / version / "args.json", folder)
+    assert ending(args) == 0
+    begun = json.loads((folder / "summary.json").read_text())["visits"]
+    assert [visit["start"] for visit in begun] == [0, 100, 200]
+    assert saved(args)["update"] == TOTAL // BATCH
 
 
 # Mismatched arguments
