@@ -194,7 +194,7 @@ def grid_goals(k: int, seed: int) -> gym.Env:
     (github.com/wechu/parseval_reg): 20 goals of 40,000 steps each, with the same rooms, doors and reward and
     100 steps to an episode; the agent sees its own place, not the goal. There it moves in four directions
     between walls without thickness. That it turns and goes forward and starts in a random direction is ours,
-    and that no goal comes again before all have had their turn.
+    and that goals come in turn from the black and the white cells of a chessboard, each once in a while.
     """
     return nine_rooms(k, seed, room=5)
 
@@ -210,7 +210,10 @@ def nine_rooms(k: int, seed: int, room: int) -> gym.Env:
     side = room + 1
     inside = [i for i in range(3 * side) if i % side]
     goals = [(x, y) for x in inside for y in inside if y > 2 * side or (y > side and x // side != 1)]
-    goal = goals[task_rng(seed, 0).permutation(len(goals))[k % len(goals)]]
+    # In turn from the black and the white cells of a chessboard: from every cell the one goal is an even
+    # number of steps away and the other an odd one, so the audit sees the change wherever it goes.
+    goals = [(x, y) for x, y in goals if (x + y) % 2 == k % 2]
+    goal = goals[task_rng(seed, k % 2).permutation(len(goals))[k // 2 % len(goals)]]
     return with_actions(NineRooms(goal, room), MOVES)
 
 
