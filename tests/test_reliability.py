@@ -163,11 +163,11 @@ def interrupted(args, step=EVERY):
 # Preemption
 
 
-@pytest.mark.parametrize("step", [1 * 2, 100, TOTAL])
-@pytest.mark.parametrize("name", [name for name in NAMES if hasattr(signal, name)])
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [*((name, 100) for name in NAMES if hasattr(signal, name)), ("SIGTERM", 2), ("SIGTERM", TOTAL)],
+)
 def test_preemption_saves_and_goes_on(name, step, tmp_path, monkeypatch, undisturbed, capsys):
-    if step != 100 and name != "SIGTERM":
-        pytest.skip("once is enough")
     args = small(tmp_path)
     at(monkeypatch, step, send(name))
     assert ending(args) == 75
@@ -180,14 +180,14 @@ def test_preemption_saves_and_goes_on(name, step, tmp_path, monkeypatch, undistu
     assert outcome(args) == undisturbed
 
 
-def test_preemption_in_every_update(tmp_path, monkeypatch, undisturbed):
+def test_preemption_again_and_again(tmp_path, monkeypatch, undisturbed):
     args = small(tmp_path, checkpoint_every=0)  # a signal saves even so
     codes = []
     while not codes or codes[-1] == 75:
         with monkeypatch.context() as patch:
-            at(patch, (len(codes) + 1) * BATCH, send("SIGTERM"))
+            at(patch, (len(codes) + 1) * 3 * BATCH, send("SIGTERM"))
             codes.append(ending(args))
-    assert codes == [75] * (TOTAL // BATCH) + [0]
+    assert codes == [75] * (TOTAL // (3 * BATCH)) + [0]
     assert outcome(args) == undisturbed
 
 
@@ -208,22 +208,19 @@ def test_preemption_while_a_checkpoint_is_written(tmp_path, monkeypatch, undistu
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
 def test_preemption_of_the_true_command(tmp_path):
-    words = ["--total-steps", "4096", "--checkpoint-every", "256", "--probe-every", "0", "--runs-dir"]
-    killed = dataclasses.replace(
-        BASE, total_steps=4096, checkpoint_every=256, probe_every=0, runs_dir=tmp_path / "killed"
-    )
-    command = [sys.executable, ROOT / "agents" / "ppo.py", *FLAGS.split()[:-1], *words, tmp_path / "killed"]
-    process = subprocess.Popen([*command, "optim:adam"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    killed, calm = (small(tmp_path / name, total_steps=1024) for name in ("killed", "calm"))
+    words = ["--runs-dir", killed.runs_dir, *FLAGS.replace(f"-steps {TOTAL}", "-steps 1024").split()]
+    command = [sys.executable, ROOT / "agents" / "ppo.py", *words]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     checkpoints = run_folder("ppo", killed) / "checkpoint"
     while process.poll() is None and not list(checkpoints.glob("step_*")):
-        time.sleep(0.001)
+        time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     told = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 75, told
     assert "SIGTERM: saving after this update; once more to stop at once" in told
     assert "Traceback" not in told
-    assert 0 < saved(killed)["step"] < 4096
-    calm = dataclasses.replace(killed, runs_dir=tmp_path / "calm")
+    assert 0 < saved(killed)["step"] < 1024
     assert [ending(args) for args in (killed, calm)] == [0, 0]  # what the command began, main finishes
     assert outcome(killed) == outcome(calm)
 
@@ -839,7 +836,7 @@ def test_seeds_are_shared_by_no_two_episodes_of_a_thousand_runs():
         episode_seed(run, task, env, episode)
         for run in range(1000)
         for env in range(64)
-        for task, episode in ((0, 0), (0, 1), (1, 0))
+        for task, episode in ((0, 0), (1, 1))
     ]
     assert len(set(seeds)) == len(seeds)
     assert max(seeds) < 2**63
