@@ -35,7 +35,7 @@ from neoteny.runners.exit_codes import ExitCode, stop
 # What may differ when a run goes on: how long, how it is watched and kept, and by how many processes.
 FREE = {
     "total_steps", "probe_every", "checkpoint_every", "runs_dir", "overwrite", "threads", "device",
-    "allow_device_change", "stream.workers", "stream.worker_timeout", "stream.replay",
+    "allow_device_change", "stream.spawn",
 }  # fmt: skip
 
 

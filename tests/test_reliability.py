@@ -208,8 +208,8 @@ def test_preemption_while_a_checkpoint_is_written(tmp_path, monkeypatch, undistu
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
 def test_preemption_of_the_true_command(tmp_path):
-    killed, calm = (small(tmp_path / name, total_steps=1024) for name in ("killed", "calm"))
-    words = ["--runs-dir", killed.runs_dir, *FLAGS.replace(f"-steps {TOTAL}", "-steps 1024").split()]
+    killed, calm = (small(tmp_path / name, total_steps=512) for name in ("killed", "calm"))
+    words = ["--runs-dir", killed.runs_dir, *FLAGS.replace(f"-steps {TOTAL}", "-steps 512").split()]
     command = [sys.executable, ROOT / "agents" / "ppo.py", *words]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     checkpoints = run_folder("ppo", killed) / "checkpoint"
@@ -220,7 +220,7 @@ def test_preemption_of_the_true_command(tmp_path):
     assert process.returncode == 75, told
     assert "SIGTERM: saving after this update; once more to stop at once" in told
     assert "Traceback" not in told
-    assert 0 < saved(killed)["step"] < 1024
+    assert 0 < saved(killed)["step"] < 512
     assert [ending(args) for args in (killed, calm)] == [0, 0]  # what the command began, main finishes
     assert outcome(killed) == outcome(calm)
 
@@ -570,11 +570,7 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
 
 
 def test_mismatched_arguments_free_ones_are_fields():
-    known = flatten(dataclasses.asdict(BASE))
-    assert {name for name in FREE if "." not in name} <= set(known)
-    assert {name for name in FREE if "." in name} - set(known) <= {
-        "stream.workers", "stream.worker_timeout", "stream.replay"
-    }  # fmt: skip
+    assert set(flatten(dataclasses.asdict(BASE))) >= FREE
 
 
 def test_mismatched_optimizer(tmp_path, capsys):
