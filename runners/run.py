@@ -135,6 +135,8 @@ class Run:
         for name, part in parts.items():
             try:
                 part.load_state_dict(state["parts"][name])
+                if isinstance(part, torch.optim.Optimizer):
+                    _check_shapes(part)
             except (KeyError, RuntimeError, ValueError) as error:
                 stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
             if not getattr(part, "exact", True):
@@ -420,6 +422,15 @@ class Run:
             for visit in self.visits
         ]
         return {"visits": rows}
+
+
+def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse moments that do not fit their parameters: fused kernels would write beyond their ends."""
+    for param, state in optimizer.state.items():
+        for name, value in state.items():
+            counts = name in ("step", "skipped", "guarded") and value.ndim == 0
+            if not counts and value.shape != param.shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(param.shape)}")
 
 
 def _row(visit: Visit) -> dict[str, Any]:
