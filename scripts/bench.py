@@ -1,4 +1,4 @@
-"""Measure what the parts of neoteny cost on this machine: the optimizer's and the probes' share of training.
+"""Measure what the parts of neoteny cost on this machine: optimizer, probes, switches of task, checkpoints.
 
 Example: python scripts/bench.py optim
 
@@ -42,15 +42,17 @@ from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
 from neoteny.runners.probes import measure
+from neoteny.runners.replay import ReplayMemory
 
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
     """Measure what the parts of neoteny cost on this machine."""
 
-    name: tyro.conf.Positional[Literal["optim", "probes", "streams"]]
+    name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint"]]
     """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes.
-    streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes."""
+    streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
+    checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes."""
     threads: int = 1
     """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
     quick: bool = False
@@ -77,11 +79,14 @@ class Effort:
     """PPO runs of each preset."""
     switches: int = 1000
     """Switches over which memory is watched."""
+    transitions: int = 100_000
+    """Capacity of a replay memory; a tenth of it is added between two checkpoints."""
 
 
 QUICK = Effort(
-    batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1, switches=10
-)
+    batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1, switches=10,
+    transitions=320,
+)  # fmt: skip
 
 Clock = Callable[[], tuple[float, ...]]
 WALL, CPU, STEP = 0, 1, 2
@@ -185,9 +190,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def verdict(what: str, share: float, target: float) -> str:
-    """Whether a target holds, both in percent, in one line."""
-    return f"{'holds ' if share <= target else 'MISSED'}  {what}: {share:.2f} %, target {target:g} %"
+def verdict(what: str, share: float, target: float, unit: str = "%") -> str:
+    """Whether a target holds, both in percent or another unit, in one line."""
+    holds = "holds " if share <= target else "MISSED"
+    return f"{holds}  {what}: {share:.2f} {unit}, target {target:g} {unit}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,20 +359,33 @@ def probes(bench: Bench, effort: Effort) -> str:
 
 def probe_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float]:
     """Train PPO for a few updates; returns the wall seconds of one probe, and of one update without it."""
+    args = preset_args(preset, seed, bench)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = train(args, Path(folder), effort.updates)
+    probed = {1, *range(args.probe_every, effort.updates + 1, args.probe_every)}
+    return seconds["probe"] / len(probed), updating(seconds) / effort.updates
+
+
+def preset_args(preset: str, seed: int, bench: Bench) -> ppo.Args:
+    """Arguments of a preset's runs."""
     args = override(ppo.Args(), PRESETS[preset])
     if bench.quick:
         args = dataclasses.replace(args, num_envs=4, num_steps=8)
-    steps = effort.updates * args.num_envs * args.num_steps
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
-        args = dataclasses.replace(
-            args, total_steps=steps, seed=seed, threads=bench.threads, runs_dir=Path(folder)
-        )
-        with contextlib.redirect_stderr(io.StringIO()):  # the run's own progress bar
-            seconds = ppo.main(args)["seconds"]
-    # Setting a run up and finishing it are no part of an update, and so not of the sum. The first is probed.
-    updating = sum(spent for section, spent in seconds.items() if section not in ("probe", "total"))
-    probed = {1, *range(args.probe_every, effort.updates + 1, args.probe_every)}
-    return seconds["probe"] / len(probed), updating / effort.updates
+    return dataclasses.replace(args, seed=seed, threads=bench.threads)
+
+
+def train(args: ppo.Args, runs_dir: Path, updates: int) -> dict[str, float]:
+    """Train PPO for a few updates; returns the wall seconds of each section."""
+    steps = updates * args.num_envs * args.num_steps
+    args = dataclasses.replace(args, total_steps=steps, runs_dir=runs_dir)
+    # Without the run's own progress bar.
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        return ppo.main(args)["seconds"]
+
+
+def updating(seconds: Mapping[str, float]) -> float:
+    """Wall seconds of a run's updates, without probes and checkpoints, and without its set-up and end."""
+    return sum(seconds[section] for section in ("act", "env", "learn"))
 
 
 def _one_measurement(effort: Effort) -> list[str]:
@@ -427,11 +446,9 @@ def switch_and_period(
     preset: str, seed: int, period: int, bench: Bench, effort: Effort
 ) -> tuple[float, float, float]:
     """Wall seconds of one switch, of the audit in it, and of a period of training without a switch."""
-    args = override(ppo.Args(), PRESETS[preset])
-    if bench.quick:
-        args = dataclasses.replace(args, num_envs=4, num_steps=8)
+    args = preset_args(preset, seed, bench)
     num_envs, batch = args.num_envs, args.num_envs * args.num_steps
-    _, updating = probe_and_update(preset, seed, bench, effort)
+    _, one_update = probe_and_update(preset, seed, bench, effort)
     stream = dataclasses.replace(args.stream, period=num_envs).make(num_envs, seed, args.device)
     stream.reset()
     actions = np.zeros(num_envs, dtype=np.int64)
@@ -442,7 +459,7 @@ def switch_and_period(
         stream.step(actions)
     spent = (time.perf_counter() - start) / switches
     stream.close()
-    return spent, (stream.audit_seconds - audited) / switches, updating * period / batch
+    return spent, (stream.audit_seconds - audited) / switches, one_update * period / batch
 
 
 def memory_of_switches(few: int, many: int) -> float:
@@ -458,10 +475,108 @@ def memory_of_switches(few: int, many: int) -> float:
     return peaks[1] - peaks[0]
 
 
+SAVED_PRESETS = ("cartpole-rotations", "grid-layouts-small")
+# Percent of the time of a PPO run.
+CHECKPOINT_TARGET = 1.0
+# Seconds that the files of a replay memory may add to a checkpoint.
+FLUSH_TARGET = 0.2
+
+
+def checkpoint(bench: Bench, effort: Effort) -> str:
+    """The share of checkpoints in PPO runs at the default frequency, and the flush of a replay memory."""
+    rows, verdicts = [], []
+    every = ppo.Args().checkpoint_every
+    # Presets in turns, so that a machine that slows down slows all of them down.
+    runs = list(itertools.product(range(effort.runs), SAVED_PRESETS))
+    costs = [save_and_update(preset, seed, bench, effort) for seed, preset in tqdm(runs, "PPO", leave=False)]
+    for preset, cost in zip(SAVED_PRESETS, np.array(costs).reshape(effort.runs, -1, 3).swapaxes(0, 1)):
+        args = preset_args(preset, 0, bench)
+        intervals = cost[:, 1] * every / (args.num_envs * args.num_steps)
+        shares = 100 * cost[:, 0] / (cost[:, 0] + intervals)
+        row = [preset, str(effort.runs), f"{np.median(cost[:, 2]) / 1e6:.2f}", ms(cost[:, 0]), ms(intervals)]
+        rows.append([*row, percent(shares, ".2f")])
+        verdicts.append(verdict(f"checkpoints in {preset}", float(np.median(shares)), CHECKPOINT_TARGET))
+    header = ["preset", "runs", "size, MB", "one checkpoint, ms", f"{every:,} steps, ms", "share, %"]
+    lines = [
+        f"Share of the checkpoints in PPO runs, one every {every:,} steps, in wall time: an update's log and",
+        f"its check for NaN count, too, and files are forced to the disk of {tempfile.gettempdir()}.",
+        "",
+        *(table(header, rows), "", *verdicts, "", *_replay_memory(effort)),
+    ]
+    return "\n".join(lines)
+
+
+def save_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float, float]:
+    """Wall seconds of a checkpoint and of an update without it in a PPO run, and the checkpoint's bytes."""
+    args = preset_args(preset, seed, bench)
+    every = max(1, effort.updates // 10)
+    args = dataclasses.replace(args, checkpoint_every=every * args.num_envs * args.num_steps)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = train(args, Path(folder), effort.updates)
+        newest = max(Path(folder).rglob("step_*"))
+        size = sum(path.stat().st_size for path in newest.iterdir())
+    return seconds["save"] / (effort.updates // every), updating(seconds) / effort.updates, size
+
+
+def _replay_memory(effort: Effort) -> list[str]:
+    seconds, size = time_replay_memory(effort.transitions, 5 * effort.repeats[0])
+    seconds["extra"] = seconds["add"] - seconds["add to arrays"] + seconds["flush"]
+    new, repeats = effort.transitions // 10, len(seconds["add"])
+    cells = [[name, ms(lap[:, CPU]), ms(lap[:, WALL])] for name, lap in seconds.items()]
+    flush = float(np.median(seconds["flush"][:, WALL]))
+    return [
+        f"A replay memory of {effort.transitions:,} frames of 84x84 bytes, {size / 1e6:,.0f} MB with slack:",
+        f"{new:,} are added, 16 at once, and flushed for a checkpoint; extra is the cost beyond arrays'.",
+        "",
+        table([f"{repeats} repeats", "ms CPU", "ms wall"], cells),
+        "",
+        verdict(f"flush of {new:,} frames", flush, FLUSH_TARGET, "s"),
+    ]
+
+
+def time_replay_memory(capacity: int, repeats: int) -> tuple[dict[str, np.ndarray], int]:
+    """Seconds of adding a tenth of the capacity, to arrays and on disk, and of the flush; the memory's bytes.
+
+    What is written for the first time, while the system finds room for it, is not timed.
+    """
+    new, at_once = capacity // 10, 16
+    frames = np.random.default_rng(0).integers(0, 256, (64, at_once, 84, 84), dtype=np.uint8)
+    actions = np.zeros(at_once, dtype=np.int64)
+    array_of_frames = np.empty((capacity, 84, 84), dtype=np.uint8)
+    array_of_actions = np.empty(capacity, dtype=np.int64)
+    counter = itertools.count(step=at_once)
+
+    def add_to_arrays() -> None:
+        for step in range(new // at_once):
+            first = next(counter)
+            slots = np.arange(first, first + at_once) % capacity
+            array_of_frames[slots], array_of_actions[slots] = frames[step % 64], actions
+
+    with tempfile.TemporaryDirectory() as folder:
+        fields = {"frames": ((84, 84), np.uint8), "actions": ((), np.int64)}
+        memory = ReplayMemory(Path(folder), capacity, new, fields)
+
+        def add() -> None:
+            for step in range(new // at_once):
+                memory.add(frames=frames[step % 64], actions=actions)
+
+        arms = {"add to arrays": add_to_arrays, "add": add, "flush": memory.flush}
+        first_time = math.ceil(memory.slots / new)
+        total = np.zeros((len(arms), first_time + repeats, 2))
+        for repeat in tqdm(range(first_time + repeats), "replay memory", leave=False):
+            for arm, call in enumerate(arms.values()):
+                start = clocks()
+                call()
+                total[arm, repeat] = np.subtract(clocks(), start)
+        size = sum(path.stat().st_size for path in Path(folder).iterdir())
+    return dict(zip(arms, total[:, first_time:])), size
+
+
 BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
     "optim": optim,
     "probes": probes,
     "streams": streams,
+    "checkpoint": checkpoint,
 }
 
 

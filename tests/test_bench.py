@@ -112,6 +112,7 @@ def test_a_cell_is_the_median_and_the_quartiles():
 def test_verdicts():
     assert bench.verdict("probes", 1.5, 2.0) == "holds   probes: 1.50 %, target 2 %"
     assert bench.verdict("probes", 2.5, 2.0) == "MISSED  probes: 2.50 %, target 2 %"
+    assert bench.verdict("flush", 0.1, 0.2, "s") == "holds   flush: 0.10 s, target 0.2 s"
     assert bench.verdict("probes", math.nan, 2.0).startswith("MISSED")
 
 
@@ -176,3 +177,20 @@ def test_probes_smoke(capsys):
             assert_positive(row[1:])
     for preset in bench.PROBED_PRESETS:
         assert re.search(rf"(holds |MISSED)  probes in {preset}: ", printed)
+
+
+def test_checkpoint_smoke(capsys):
+    printed, rows = smoke("checkpoint", capsys)
+    assert [row[0] for row in rows[:3]] == ["preset", *bench.SAVED_PRESETS]
+    assert [row[0] for row in rows[4:]] == ["add to arrays", "add", "flush", "extra"]
+    assert all(len(row) == len(rows[0]) for row in rows[:3])
+    for row in rows[1:3]:
+        assert_positive(row[1:])
+    for row in rows[4:-1]:
+        assert_positive(row[2:])
+    for what in (
+        "checkpoints in cartpole-rotations",
+        "checkpoints in grid-layouts-small",
+        "flush of 32 frames",
+    ):
+        assert re.search(rf"(holds |MISSED)  {what}: ", printed)
