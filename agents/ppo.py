@@ -270,9 +270,10 @@ def main(args: Args) -> dict[str, Any]:
         annealing.step()
         run.lap("learn")
 
-        run.check_finite(observations=observations, rewards=rewards, losses=torch.stack(stats), weights=agent)
+        losses = torch.stack(stats)
+        run.check_finite(observations=observations, rewards=rewards, losses=losses, weights=agent)
         explained_variance = 1 - (returns - values).var() / returns.var()
-        *means, explained = torch.cat((torch.stack(stats).mean(0), explained_variance[None])).tolist()
+        *means, explained = torch.cat((losses.mean(0), explained_variance[None])).tolist()
         metrics = dict(zip(STATS, means)) | {"losses/explained_variance": explained}
         metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         if before is not None:

@@ -107,9 +107,12 @@ class Schedule:
         return self.task_of(self.visit_at(step))
 
     def progress_at(self, step: int) -> float:
-        """How far the task at ``step`` has come from the one before it: 0 not at all, 1 all the way."""
+        """How far the task at ``step`` has come from the one before it: 0 not at all, 1 all the way.
+
+        A task that comes twice in a row has come all the way the first time.
+        """
         visit = self.visit_at(step)
-        if visit == 0 or not self.span:
+        if visit == 0 or not self.span or self.task_of(visit) == self.task_of(visit - 1):
             return 1.0
         start = self.start_of(visit)
         return min(1.0, (step - start) / (self.span * (self.start_of(visit + 1) - start)))

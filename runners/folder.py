@@ -32,7 +32,8 @@ import torch
 from neoteny.runners.checkpoint import replace_file
 from neoteny.runners.exit_codes import ExitCode, stop
 
-# What may differ when a run goes on: how long, how it is watched and kept, and by how many processes.
+# What may differ when a run goes on: how long, how it is watched and kept, and what computes it. A change of
+# threads or of the device is told as not exact.
 FREE = {
     "total_steps", "probe_every", "checkpoint_every", "runs_dir", "overwrite", "threads", "device",
     "allow_device_change", "stream.spawn",
@@ -136,7 +137,7 @@ def changed_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict
 
     Names that only one of them has, since a version added or removed them, do not count.
     """
-    old, new = flatten(_plain(before)), flatten(_plain(now))
+    old, new = flatten(plain(before)), flatten(plain(now))
     return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
 
 
@@ -155,7 +156,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write strict JSON, whole or not at all: paths as text, numbers that are not finite as null."""
-    replace_file(path, (json.dumps(_plain(data), indent=2, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(plain(data), indent=2, allow_nan=False) + "\n").encode())
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,11 +167,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value as strict JSON can hold it: see :func:`write_json`."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -33,6 +33,7 @@ from neoteny.runners.folder import (
     flatten,
     latest_attempt,
     machine,
+    plain,
     run_folder,
     write_json,
 )
@@ -103,7 +104,7 @@ class Run:
 
         try:
             self.restored = self._open(args)
-            self.writer = self._open_events(total_steps)
+            self.writer = self._open_events()
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         name = "/".join(self.folder.parts[-2:])
@@ -126,6 +127,9 @@ class Run:
 
         Returns:
             How many updates were made: 0 if the run begins here.
+
+        Raises:
+            SystemExit: code 2 if the checkpoint does not fit the parts, 74 if the disk is full.
         """
         self.parts = parts
         if self.restored is None:
@@ -315,10 +319,10 @@ class Run:
                 stop(ExitCode.BAD_INPUT, reason)
             if before != now and name != "platform":
                 self.inexact.append(f"{name} was {before} and is {now}")
-        self.inexact = list(dict.fromkeys(self.inexact))
         return state
 
-    def _open_events(self, total_steps: int) -> EventWriter:
+    def _open_events(self) -> EventWriter:
+        """Cut earlier event files back to the checkpoint, and begin one of this attempt's."""
         step = self.restored["step"] if self.restored else -1
         cut_event_files(self.folder, self.restored["event_files"] if self.restored else {})
         writer = EventWriter(self.folder, self.attempt, purge_step=step + 1)
@@ -342,7 +346,7 @@ class Run:
         return {
             "step": self._step,
             "update": update,
-            "config": {name: _text(value) for name, value in self.config.items()},
+            "config": plain(self.config),
             "machine": self.machine,
             "inexact": self.inexact,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
@@ -452,10 +456,6 @@ def _visit(row: dict[str, Any]) -> Visit:
     """A visit as a checkpoint holds it."""
     fingerprint = row["fingerprint"]
     return Visit(**{**row, "fingerprint": Fingerprint(**fingerprint) if fingerprint else None})
-
-
-def _text(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
 
 
 def _close(writer: EventWriter, bar: tqdm, preemption: Preemption) -> None:

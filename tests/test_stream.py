@@ -31,21 +31,25 @@ class Reference:
         self.enter(stream.schedule.task_at(0))
 
     def enter(self, task):
-        self.task = task
+        schedule = self.stream.schedule
+        self.task, self.visit = task, schedule.visit_at(self.steps)
         self.env = self.stream.make_task(task, self.stream.seed)
         self.path = {}
-        if self.steps and self.stream.schedule.span:
-            before = self.stream.make_task(task - 1, self.stream.seed).unwrapped
+        if self.visit and schedule.span:
+            old = self.stream.make_task(schedule.task_of(self.visit - 1), self.stream.seed).unwrapped
+            new = self.env.unwrapped
             self.path = {
-                name: (getattr(before, name), value)
-                for name, value in vars(self.env.unwrapped).items()
-                if type(value) in (int, float)
+                name: (getattr(old, name), getattr(new, name))
+                for name, value in (vars(old) | vars(new)).items()
+                if type(value) in (int, float) and hasattr(new, name)
             }
         self.observation = self.reset()
 
     def move(self):
         """Where the change is gradual, set what is on its way from the old task to the new."""
-        progress = self.stream.schedule.progress_at(self.steps)
+        schedule = self.stream.schedule
+        begun, end = (schedule.start_of(self.visit + i) for i in (0, 1))
+        progress = min(1.0, (self.steps - begun) / (schedule.span * (end - begun))) if schedule.span else 1.0
         for name, (old, new) in self.path.items():
             if old != new:
                 setattr(self.env.unwrapped, name, new if progress == 1 else old + progress * (new - old))
@@ -82,14 +86,32 @@ def rollout(id, num_envs, seed, steps=STEPS, device=None):
     return stream, actions, out
 
 
+SCHEDULE_FLAGS = [
+    {},
+    {"jitter": 0.6, "seed": 4},
+    {"tasks": (2, 0), "order": "random"},
+    {"tasks": (0, 1), "task_id": "onehot"},
+]
+
+
+def configured(id, flags):
+    """A stream's config and the run's seed."""
+    config = StreamConfig(id, PERIOD, **{name: value for name, value in flags.items() if name != "seed"})
+    return config, flags.get("seed", 3)
+
+
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
+@pytest.mark.parametrize("flags", SCHEDULE_FLAGS[:3], ids=lambda flags: "-".join(flags) or "plain")
 @pytest.mark.parametrize("id", STREAMS)
-def test_stream_equals_the_reference(id, num_envs):
-    steps = 2 * -(-PERIOD // num_envs) + 5
-    stream, actions, out = rollout(id, num_envs, seed=3, steps=steps)
+def test_stream_equals_the_reference(id, flags, num_envs):
+    config, seed = configured(id, flags)
+    stream = config.make(num_envs, seed)
+    steps = 3 * -(-PERIOD // num_envs) + 5
+    actions = np.random.default_rng(0).integers(stream.single_action_space.n, size=(steps, num_envs))
+    out = [stream.reset(), *(stream.step(action) for action in actions)]
     references = [Reference(stream, i) for i in range(num_envs)]
-    switches = [t for t in range(steps) if t * num_envs // PERIOD != (t + 1) * num_envs // PERIOD]
-    assert len(switches) >= 2
+    tasks = [stream.schedule.task_at(t * num_envs) for t in range(steps + 1)]
+    assert len(set(tasks)) > 1
     for i, reference in enumerate(references):
         np.testing.assert_array_equal(out[0][0][i], reference.observation)
     for t in range(steps):
@@ -107,9 +129,9 @@ def test_stream_equals_the_reference(id, num_envs):
                 assert (info["episode_return"][i], info["episode_length"][i]) == pytest.approx(episode)
             elif "_episode_return" in info:
                 assert not info["_episode_return"][i]
-        if t in switches:
+        assert info["task"] == tasks[t]
+        if tasks[t] != tasks[t + 1]:
             assert (terminated | truncated).all()
-            assert info["task"] == switches.index(t)
 
 
 @pytest.mark.parametrize("id", STREAMS)
@@ -189,7 +211,7 @@ def test_schedules_agree_with_stepping_and_visit_every_task_once_a_cycle(schedul
         progress = [schedule.progress_at(step) for step in range(start, end)]
         assert progress == sorted(progress)
         assert all(0 <= p <= 1 for p in progress)
-        if visit and schedule.span and progress:
+        if visit and schedule.span and progress and tasks[visit] != tasks[visit - 1]:
             assert progress[0] == 0
         else:
             assert set(progress) <= {1.0}
@@ -410,19 +432,10 @@ def assert_same_steps(one, two):
                 np.testing.assert_array_equal(info[key], other_info[key])
 
 
-SCHEDULE_FLAGS = [
-    {},
-    {"jitter": 0.6, "seed": 4},
-    {"tasks": (2, 0), "order": "random"},
-    {"tasks": (0, 1), "task_id": "onehot"},
-]
-
-
 @pytest.mark.parametrize("flags", SCHEDULE_FLAGS, ids=lambda flags: "-".join(flags) or "plain")
 @pytest.mark.parametrize("id", STREAMS)
 def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
-    seed = flags.get("seed", 1)
-    config = StreamConfig(id, PERIOD, **{name: flags[name] for name in flags if name != "seed"})
+    config, seed = configured(id, flags)
     stream, restored = config.make(3, seed), config.make(3, seed + 7)
     stream.reset()
     for steps in (1, 16, 10):
