@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, torso
-from neoteny.configs.cli import check_numbers, cli
+from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
@@ -288,4 +288,4 @@ def main(args: Args) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(cli(Args, PRESETS))
+    launch(main, Args, PRESETS)

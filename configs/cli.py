@@ -6,11 +6,14 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
+
+from neoteny.envs.workers import GivenUpError
+from neoteny.runners.exit_codes import ExitCode, stop
 
 Config = TypeVar("Config")
 
@@ -74,6 +77,17 @@ def cli(
         description=f"{args_type.__doc__}\n\nPresets, as the first word: {', '.join(presets)}",
         config=(tyro.conf.CascadeSubcommandArgs,),
     )
+
+
+def launch(
+    main: Callable[[Config], object], args_type: type[Config], presets: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Train an agent from the command line; exits with code 70 if a worker of its stream is given up."""
+    args = cli(args_type, presets)
+    try:
+        main(args)
+    except GivenUpError as error:
+        stop(ExitCode.BROKEN, str(error))
 
 
 def read_args(args_type: type[Config], path: Path) -> Config:

@@ -7,14 +7,13 @@ the current task and replaces all of them, at one and the same step, when the sc
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
@@ -23,110 +22,14 @@ import torch
 import tyro
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from neoteny.envs.audit import Fingerprint, fingerprint, parameters, set_parameters
+from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
 from neoteny.envs.normalizer import Normalizer
 from neoteny.envs.schedule import Order, Schedule
-
-TaskFunction = Callable[[int, int], gym.Env]
-
-
-class TaskEnv(gym.Env):
-    """One sub-environment of a stream: the environment of whichever task is on.
-
-    It keeps the seed and the actions of the running episode, so that reset and replay restore it. What an
-    environment or a wrapper carries from one episode to the next must be offered as ``lifelong_state``.
-
-    Args:
-        task: makes task ``k`` from ``(k, seed)``.
-        schedule: which task is on at which step; its seed is the run's.
-        num_envs: by how much one step here moves the stream on.
-    """
-
-    def __init__(self, task: TaskFunction, schedule: Schedule, num_envs: int) -> None:
-        self.make_task = task
-        self.num_envs = num_envs
-        self.env: Any = None
-        self.enter(schedule, 0)
-
-    def enter(self, schedule: Schedule, steps: int) -> None:
-        """Make the environment of the task that is on at step ``steps`` of the stream."""
-        self.close()
-        self.schedule, self.steps = schedule, steps
-        visit = schedule.visit_at(steps)
-        task = schedule.task_of(visit)
-        self.env = self.make_task(task, schedule.seed)
-        for kind in ("observation_space", "action_space"):
-            if getattr(self.env, kind) != self.__dict__.setdefault(kind, getattr(self.env, kind)):
-                raise ValueError(
-                    f"all tasks of a stream share their spaces, but {kind} of task {task} is "
-                    f"{getattr(self.env, kind)} and was {getattr(self, kind)}"
-                )
-        self.path: dict[str, tuple[float, float]] = {}
-        if schedule.span and visit:
-            before = self.make_task(schedule.task_of(visit - 1), schedule.seed)
-            old, new = parameters(before), parameters(self.env)
-            before.close()
-            self.path = {name: (old[name], new[name]) for name in new if name in old}
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Start an episode."""
-        self._move()
-        lifelong = [copy.deepcopy(layer.lifelong_state) for layer in self._layers()]
-        self.episode: dict[str, Any] = {
-            "began": self.steps, "seed": seed, "lifelong": lifelong, "actions": []
-        }  # fmt: skip
-        return self.env.reset(seed=seed)
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the task's environment."""
-        self._move()
-        self.episode["actions"].append(np.copy(action))
-        self.steps += self.num_envs
-        return self.env.step(action)
-
-    @property
-    def progress(self) -> dict[str, Any]:
-        """The running episode, as far as it came: all that it takes to play it again."""
-        return copy.deepcopy(self.episode)
-
-    @progress.setter
-    def progress(self, episode: dict[str, Any]) -> None:
-        self.enter(self.schedule, episode["began"])
-        for layer, state in zip(self._layers(), episode["lifelong"], strict=True):
-            layer.lifelong_state = copy.deepcopy(state)
-        self.observation = self.reset(seed=episode["seed"])[0]
-        for action in episode["actions"]:
-            self.observation = self.step(action)[0]
-
-    def close(self) -> None:
-        """Close the task's environment."""
-        if self.env is not None:
-            self.env.close()
-
-    def _move(self) -> None:
-        """Where tasks turn into one another gradually: set the parameters of this very step."""
-        if self.path:
-            progress = self.schedule.progress_at(self.steps)
-            set_parameters(self.env, {name: _between(*ends, progress) for name, ends in self.path.items()})
-
-    def _layers(self) -> Iterator[Any]:
-        """What carries anything from one episode to the next."""
-        env = self.env
-        while True:
-            if hasattr(env, "lifelong_state"):
-                yield env
-            if not isinstance(env, gym.Wrapper):
-                return
-            env = env.env
-
-
-def _between(old: float, new: float, progress: float) -> float:
-    """The value at 0 to 1 of the way; whole numbers stay whole."""
-    value = new if progress == 1 else old + progress * (new - old)
-    return round(value) if isinstance(old, int) and isinstance(new, int) else value
+from neoteny.envs.tasks import Episode, EpisodeLog, TaskEnvs, TaskFunction
+from neoteny.envs.workers import Workers, check_workers
 
 
 class Stream(VectorEnv):
@@ -165,11 +68,15 @@ class Stream(VectorEnv):
             through switches; or by ones that start anew at each.
         task_id: "onehot" appends the task to each observation, as numbers to a vector, as channels that are
             0 or 255 to an image. Tasks must recur.
-        spawn: step each sub-environment in a process of its own, for slow environments.
+        workers: step the sub-environments in so many processes of their own, for slow environments; 0: in
+            this one. A worker that dies or hangs is replaced, and nothing else changes.
+        worker_timeout: seconds that the workers may take for one step, or to make or reset environments.
+        replay: play the running episodes of a loaded state again; else new ones start.
 
     Raises:
-        ValueError: at a switch, if the new task's spaces differ from the first task's, if it does just what
-            the old task did, if a task that recurs is not what it was, or if a gradual change would jump.
+        ValueError: observations or actions are not arrays; at a switch, if the new task's spaces differ from
+            the first task's, if it does just what the old task did, if a task that recurs is not what it was,
+            or if a gradual change would jump.
     """
 
     def __init__(
@@ -182,10 +89,13 @@ class Stream(VectorEnv):
         audit: bool = True,
         normalizer: Literal["none", "keep", "reset"] = "none",
         task_id: Literal["none", "onehot"] = "none",
-        spawn: bool = False,
+        workers: int = 0,
+        worker_timeout: float = 60.0,
+        replay: bool = True,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
+        check_workers(workers, num_envs, worker_timeout)
         self.make_task = task
         self.schedule = dataclasses.replace(schedule, seed=seed)
         self.num_envs = num_envs
@@ -196,14 +106,11 @@ class Stream(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self.task = self.schedule.task_at(0)
-        make = [functools.partial(TaskEnv, task, self.schedule, num_envs)] * num_envs
-        self.envs: SyncVectorEnv | AsyncVectorEnv = (
-            AsyncVectorEnv(make, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
-            if spawn
-            else SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
-        )
-        self.single_action_space, self.action_space = self.envs.single_action_space, self.envs.action_space
-        space = self.envs.single_observation_space
+        self.replay = replay
+        self.exact = True  # what it returns is a function of the run's seed and the actions alone
+        spaces = self._copy_spaces()
+        space, self.single_action_space = spaces
+        self.action_space = batch_space(self.single_action_space, num_envs)
         self.normalizer: Normalizer | None = None
         self.forgetful = normalizer == "reset"
         if normalizer != "none":
@@ -215,6 +122,14 @@ class Stream(VectorEnv):
             space = _marked(space, len(self.marked_tasks))
         self.single_observation_space = space
         self.observation_space = batch_space(space, num_envs)
+        self.episodes = np.full(num_envs, -1)
+        self.log = EpisodeLog(self.action_space)
+        self.envs: TaskEnvs | Workers = (
+            Workers(task, spaces, self.log, workers, worker_timeout)
+            if workers
+            else TaskEnvs(task, spaces, num_envs, stride=num_envs)
+        )
+        self.envs.enter(self.schedule, 0)
 
     @property
     def seed(self) -> int:
@@ -224,7 +139,12 @@ class Stream(VectorEnv):
     @property
     def observation(self) -> Any:
         """Observations, (N, ...), as they were returned last."""
-        return self._seen(self.raw)
+        return self._seen()
+
+    @property
+    def rebuilds(self) -> int:
+        """How often a worker was lost and made anew."""
+        return self.envs.rebuilds
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Go back to step 0 of the stream; ``seed`` replaces the run's seed.
@@ -234,7 +154,7 @@ class Stream(VectorEnv):
         """
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
-        if self.steps or seed not in (None, self.seed):
+        if self.episodes[0] >= 0 or seed not in (None, self.seed):
             self.fingerprints.clear()
             self.schedule = dataclasses.replace(self.schedule, seed=self.seed if seed is None else seed)
             self.steps = 0
@@ -242,6 +162,7 @@ class Stream(VectorEnv):
         self.episodes = np.full(self.num_envs, -1)
         self.returns = np.zeros(self.num_envs)
         self.lengths = np.zeros(self.num_envs, dtype=np.int64)
+        self.exact = True
         if self.normalizer is not None:
             self.normalizer.reset()
         if self.audit:
@@ -257,12 +178,15 @@ class Stream(VectorEnv):
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
         """
-        if isinstance(actions, torch.Tensor):
-            actions = actions.cpu().numpy()
-        self.raw, rewards, terminated, truncated, info = self.envs.step(actions)
+        actions = self._checked(actions)
+        rewards, terminated, truncated, infos = self.envs.step(actions)
+        self.log.append(actions)
         self.steps += self.num_envs
         self.returns += rewards
         self.lengths += 1
+        info: dict[str, Any] = {}
+        for env, its in enumerate(infos):
+            info = self._add_info(info, its, env)
         info["task"] = self.task
         if self.audit:
             info |= {"fingerprint": self.fingerprints[self.task], "audit_seconds": self.audit_seconds}
@@ -276,12 +200,12 @@ class Stream(VectorEnv):
             truncated = truncated | ~terminated
             done = np.ones_like(done)
         if done.any():
-            info |= {"final_obs": self._seen(self.raw), "_final_obs": done}
+            info |= {"final_obs": self._seen(), "_final_obs": done}
             if next_task != self.task:
                 self._switch()
             observations = self._reset_envs(done)
         else:
-            observations = self._seen(self.raw, learn=True)
+            observations = self._seen(learn=True)
         if self.device is not None:
             rewards = rewards.astype(np.float32)
         return observations, self._out(rewards), self._out(terminated), self._out(truncated), info
@@ -291,11 +215,11 @@ class Stream(VectorEnv):
         return {
             "seed": self.seed,
             "steps": self.steps,
-            "raw": self.raw.copy(),
+            "raw": self.envs.observations.copy(),
             "episodes": self.episodes.copy(),
             "returns": self.returns.copy(),
             "lengths": self.lengths.copy(),
-            "running": list(self.envs.get_attr("progress")),
+            "running": [dataclasses.asdict(episode) for episode in self.log.running()],
             "fingerprints": {str(k): dataclasses.asdict(print) for k, print in self.fingerprints.items()},
             "audit_seconds": self.audit_seconds,
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
@@ -304,8 +228,11 @@ class Stream(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> Any:
         """Go to where another stream of the same id and flags was, by playing the running episodes again.
 
+        Without ``replay``, each is cut short and a new one begins, with what the old one carried over from
+        those before it; the stream is not ``exact`` then.
+
         Returns:
-            Observations, shape (N, ...), as that stream returned them last.
+            Observations, shape (N, ...): as that stream returned them last, or of the new episodes.
 
         Raises:
             ValueError: the episodes come out otherwise, since an environment is no function of seed and
@@ -314,24 +241,34 @@ class Stream(VectorEnv):
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
         self.steps = state["steps"]
         self._enter()
-        self.envs.set_attr("progress", list(state["running"]))
-        self.raw = np.stack(self.envs.get_attr("observation"))
-        if not np.array_equal(self.raw, state["raw"], equal_nan=self.raw.dtype.kind == "f"):
-            raise ValueError(
-                f"task {self.task} is no function of seeds and actions: its replay went elsewhere"
-            )
         self.episodes, self.returns, self.lengths = (
             state[name].copy() for name in ("episodes", "returns", "lengths")
         )
+        running = [Episode(**episode) for episode in state["running"]]
+        if not self.replay:
+            self._count(np.ones(self.num_envs, dtype=bool))
+            running = [
+                Episode(self.steps, self._episode_seed(env), old.lifelong, old.actions[:0])
+                for env, old in enumerate(running)
+            ]
+        self.envs.restore(running)
+        self.log.load(running)
+        self.exact = self.replay
+        raw = self.envs.observations
+        if self.replay and not np.array_equal(raw, state["raw"], equal_nan=raw.dtype.kind == "f"):
+            raise ValueError(
+                f"task {self.task} is no function of seeds and actions: its replay went elsewhere; "
+                f"--stream.no-replay starts new episodes instead"
+            )
         self.fingerprints = {int(k): Fingerprint(**print) for k, print in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
-        return self._seen(self.raw)
+        return self._seen(learn=not self.replay)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
-        self.envs.close(**kwargs)
+        self.envs.close()
 
     def _switch(self) -> None:
         old = self.task
@@ -346,7 +283,8 @@ class Stream(VectorEnv):
     def _enter(self) -> None:
         """Go over to the task that is on now."""
         self.task = self.schedule.task_at(self.steps)
-        self.envs.call("enter", self.schedule, self.steps)
+        self.log.clear()
+        self.envs.enter(self.schedule, self.steps)
 
     def _audit(self, old: int | None = None) -> None:
         """Take the fingerprint of the task that is on; compare it with the ``old`` task's and its own."""
@@ -373,22 +311,46 @@ class Stream(VectorEnv):
         set_parameters(env, changed or {})
         return env
 
-    def _reset_envs(self, mask: np.ndarray) -> Any:
-        """Start the next episode where ``mask`` is set; returns all observations, (N, ...)."""
+    def _copy_spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Of one observation and one action of the first task."""
+        env = self._copy()
+        env.close()
+        for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
+            if space.shape is None:
+                raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
+        return env.observation_space, env.action_space
+
+    def _checked(self, actions: Any) -> np.ndarray:
+        """Actions, (N, ...), as a copy of their space's dtype: what is logged is what is done."""
+        array = actions.cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
+        if array.shape != self.action_space.shape:
+            raise ValueError(f"actions of shape {array.shape} are not of {self.action_space}")
+        return array.astype(self.action_space.dtype, casting="same_kind")
+
+    def _count(self, mask: np.ndarray) -> None:
+        """The next episode begins where ``mask`` is set."""
         self.episodes[mask] += 1
         self.returns[mask] = 0.0
         self.lengths[mask] = 0
-        seeds = [
-            episode_seed(self.seed, self.task, env, int(self.episodes[env])) if mask[env] else None
-            for env in range(self.num_envs)
-        ]
-        self.raw = self.envs.reset(seed=seeds, options={"reset_mask": mask})[0]
-        return self._seen(self.raw, learn=True)
 
-    def _seen(self, raw: np.ndarray, learn: bool = False) -> Any:
-        """What the agent sees of observations (N, ...) of the task that is on."""
+    def _episode_seed(self, env: int) -> int:
+        """Of the episode that is on in sub-environment ``env``."""
+        return episode_seed(self.seed, self.task, env, int(self.episodes[env]))
+
+    def _reset_envs(self, mask: np.ndarray) -> Any:
+        """Start the next episode where ``mask`` is set; returns all observations, (N, ...)."""
+        self._count(mask)
+        seeds = [self._episode_seed(env) if mask[env] else None for env in range(self.num_envs)]
+        for env, (seed, lifelong) in enumerate(zip(seeds, self.envs.reset(seeds))):
+            if seed is not None:
+                self.log.begin(env, self.steps, seed, lifelong)
+        return self._seen(learn=True)
+
+    def _seen(self, learn: bool = False) -> Any:
+        """What the agent sees of the latest observations, (N, ...), of the task that is on."""
+        raw = self.envs.observations
         if self.normalizer is None and not self.marked_tasks:
-            return self._out(raw)
+            return self._out(raw.copy())
         seen = torch.as_tensor(raw, device=self.device or "cpu")
         if self.normalizer is not None:
             if learn:
@@ -531,8 +493,12 @@ class StreamConfig:
     """Normalize observations by a running mean and variance; keep them at a switch, or start them anew."""
     task_id: Literal["none", "onehot"] = "none"
     """Tell the agent which of the recurring tasks is on, as numbers or channels of its observation."""
-    spawn: bool = False
-    """Step each sub-environment in a process of its own: for environments that take milliseconds a step."""
+    workers: int = 0
+    """Step the sub-environments in so many processes of their own; 0: in this one."""
+    worker_timeout: float = 60.0
+    """Seconds that a worker may take to step, reset or make its sub-environments, before it is replaced."""
+    replay: bool = True
+    """When a stopped run goes on, play its running episodes again, for the same bits; else start new ones."""
 
     def spec(self) -> EnvSpec:
         """What Gymnasium knows of the id.
@@ -578,6 +544,7 @@ class StreamConfig:
             raise ValueError(
                 f"--stream.period must be at least one step of all {num_envs} environments, not {period}"
             )
+        check_workers(self.workers, num_envs, self.worker_timeout)
         if self.task_id == "onehot":
             _recurring(self.schedule())
 
@@ -586,7 +553,7 @@ class StreamConfig:
         self.check(num_envs)
         spec = self.spec()
         options: dict[str, Any] = {"schedule": self.schedule(), "seed": seed, "device": device}
-        for name in ("audit", "normalizer", "task_id", "spawn"):
+        for name in ("audit", "normalizer", "task_id", "workers", "worker_timeout", "replay"):
             options[name] = getattr(self, name)
         if "schedule" not in spec.kwargs:
             return Stream(functools.partial(_ordinary, spec), num_envs=num_envs, **options)

@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +88,15 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     return checkpoint
 
 
-def load_checkpoint(folder: Path, sweep: bool = True) -> dict[str, Any] | None:
+def load_checkpoint(
+    folder: Path, sweep: bool = True, check: Callable[[dict[str, Any]], None] = lambda state: None
+) -> dict[str, Any] | None:
     """Read the newest checkpoint that is whole; what is damaged is named, and set aside as ``.corrupt_*``.
 
     Args:
         folder: of the run's checkpoints.
         sweep: remove what a killed process left half written; another may be at work on it.
+        check: raises :class:`DamagedError` if a state does not belong to what else is in the run's folder.
 
     Returns:
         The state, tensors on the CPU; ``None`` if there never was a checkpoint.
@@ -106,7 +109,9 @@ def load_checkpoint(folder: Path, sweep: bool = True) -> dict[str, Any] | None:
             shutil.rmtree(rest, ignore_errors=True)
     for checkpoint in reversed(_checkpoints(folder)):
         try:
-            return read_checkpoint(checkpoint)
+            state = read_checkpoint(checkpoint)
+            check(state)
+            return state
         except DamagedError as damage:
             print(f"warning: {damage}; it is set aside", file=sys.stderr)
             checkpoint.rename(folder / f".corrupt_{checkpoint.name}_{uuid.uuid4().hex[:8]}")

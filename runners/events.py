@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from neoteny.runners.checkpoint import replace_file
+from neoteny.runners.checkpoint import DamagedError, replace_file
 
 FLUSH_SECONDS = 5.0
 
@@ -63,6 +64,7 @@ class EventWriter:
             written, data = 0, self._pending.getvalue()
             while written < len(data):
                 written += self._file.write(data[written:])
+            os.fsync(self._file.fileno())  # a checkpoint will count on it
         except OSError as error:
             self._file.seek(size)
             with contextlib.suppress(OSError):  # what cannot be cut is written over
@@ -90,6 +92,20 @@ class EventWriter:
 def event_files(folder: Path) -> list[Path]:
     """The event files of a run, in the order in which they were written."""
     return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def check_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
+    """Refuse a checkpoint that knows of more events than there are: file name -> size in bytes.
+
+    A process that another has overtaken may still finish the checkpoint that it was writing, after the other
+    cut its events. A file that is not there at all was removed by somebody, who will know.
+
+    Raises:
+        DamagedError: a file is shorter.
+    """
+    for path in event_files(folder):
+        if path.stat().st_size < sizes.get(path.name, 0):
+            raise DamagedError(f"{path} is shorter than the {sizes[path.name]:,} bytes of the checkpoint")
 
 
 def cut_event_files(folder: Path, sizes: Mapping[str, int]) -> None:

@@ -12,8 +12,9 @@ class ExitCode(enum.IntEnum):
 
     BAD_INPUT = 2
     """Flags, environment or folder cannot be used; nothing was written."""
-    NOT_FINITE = 70
-    """A NaN or an infinity appeared; the run's folder holds a crash bundle. Again, it would appear again."""
+    BROKEN = 70
+    """A NaN or an infinity appeared, and the run's folder holds a crash bundle; or a worker was lost again
+    and again. The same command would come to it again."""
     TAKEN = 73
     """Another process has taken the run over."""
     IO = 74

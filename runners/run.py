@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.runners.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_bytes
-from neoteny.runners.events import EventWriter, cut_event_files
+from neoteny.runners.events import EventWriter, check_event_files, cut_event_files
 from neoteny.runners.exit_codes import ExitCode, stop
 from neoteny.runners.folder import (
     FREE,
@@ -299,7 +299,11 @@ class Run:
     def _load(self, args: Any, sweep: bool = True) -> dict[str, Any] | None:
         """The last checkpoint's state, if there is one and it is of this run."""
         try:
-            state = load_checkpoint(self.folder / "checkpoint", sweep)
+            state = load_checkpoint(
+                self.folder / "checkpoint",
+                sweep,
+                check=lambda state: check_event_files(self.folder, state["event_files"]),
+            )
         except CheckpointError as error:
             stop(ExitCode.BAD_INPUT, str(error))
         if state is None:
@@ -385,7 +389,7 @@ class Run:
             again = f"{crash} could not be written ({error.strerror})"
         self.close()
         told = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        stop(ExitCode.NOT_FINITE, f"not finite at step {self._step:,}: {told}; {again}")
+        stop(ExitCode.BROKEN, f"not finite at step {self._step:,}: {told}; {again}")
 
     def _write_crash(self, crash: Path, bad: list[str], tensors: dict[str, Tensor]) -> None:
         shutil.rmtree(crash, ignore_errors=True)

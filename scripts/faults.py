@@ -3,8 +3,9 @@
 python scripts/faults.py --kills 200
 
 Each run is killed several times: by SIGKILL at a random step, by SIGKILL inside the writer of checkpoints, by
-SIGTERM. What it has become at the end (weights, optimizer, random numbers, episodes, every TensorBoard point)
-must be what an undisturbed run of the same arguments has. The table is printed as Markdown.
+SIGTERM; the workers that some runs have are killed or stopped too. What a run has become at the end (weights,
+optimizer, random numbers, episodes, every TensorBoard point) must be what an undisturbed run of the same
+arguments has. The table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from tqdm import tqdm
 
 from neoteny.configs.cli import cli
 from neoteny.envs import stream, wrappers
+from neoteny.envs.workers import Worker, Workers
 from neoteny.runners import checkpoint, run
 from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.events import event_files
@@ -60,6 +62,11 @@ def faulty_wrappers(k: int, seed: int) -> gym.Env:
     env = wrappers.noisy_observations(env, 0.01 * (k + 1), seed=seed)
     return wrappers.fail_actions(env, 0.1 * (k + 1), seed=seed)
 
+
+# Their sub-environments live in workers, which are killed and stopped too; not so in the undisturbed run.
+IN_WORKERS = {"acrobot-jumps", "grid-goals"}
+WORKERS = 2
+WORKER_FAULTS = {"worker killed": signal.SIGKILL, "worker stopped": signal.SIGSTOP}
 
 # What is killed: an agent's stream and the flags that go with it.
 STREAMS = {
@@ -122,14 +129,14 @@ class Outcome:
     missing: int = 0
 
 
-def arguments(case: Case, runs_dir: Path) -> Any:
+def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     """A short run with many switches, checkpoints and probes."""
     module = importlib.import_module(f"neoteny.agents.{case.agent}")
     words = (
         f"--stream.id {case.stream} optim:{case.optimizer} --seed {case.seed} --runs-dir {runs_dir} "
         f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --num-steps 32 --epochs 2 "
         f"--minibatches 2 --probe-every 5 --network.hidden 32 32 --stream.period 700 "
-        f"{STREAMS.get(case.stream, '')}"
+        f"{STREAMS.get(case.stream, '')} {more}"
     )
     return cli(module.Args, {}, words.split())
 
@@ -138,7 +145,8 @@ class Process:
     """One attempt at a run, forked from here so that it starts at once."""
 
     def __init__(self, case: Case, args: Any, log: Path, point: str = "", nth: int = 1) -> None:
-        self.progress = multiprocessing.get_context("fork").RawValue("q", -1)
+        context = multiprocessing.get_context("fork")
+        self.progress, self.workers = context.RawValue("q", -1), context.RawArray("q", WORKERS)
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -159,14 +167,20 @@ class Process:
                 os._exit(code)
 
     def _watch(self) -> None:
-        """Let the parent see how many steps were made."""
-        record = run.Run.record_episodes
+        """Let the parent see how many steps were made, and the newest workers."""
+        record, spawn = run.Run.record_episodes, Workers._spawn
 
         def recorded(self: run.Run, step: int, info: Any, progress: Any = self.progress) -> None:
             progress.value = step
             record(self, step, info)
 
+        def spawned(self: Workers, members: range, workers: Any = self.workers) -> Worker:
+            worker = spawn(self, members)
+            workers[:] = [*workers[1:], worker.process.pid]
+            return worker
+
         run.Run.record_episodes = recorded  # type: ignore[method-assign]
+        Workers._spawn = spawned  # type: ignore[method-assign]
 
     def wait(self, until: int = 2**62) -> int | None:
         """Wait until it has made so many steps (``None``) or has ended (exit code, negative if killed)."""
@@ -177,9 +191,10 @@ class Process:
             time.sleep(0.001)
         return None
 
-    def send(self, number: int) -> None:
-        """Send a signal."""
-        os.kill(self.pid, number)
+    def send(self, number: int, pid: int = 0) -> None:
+        """Send a signal to it, or to one of its workers; one that has ended takes none."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid or self.pid, number)
 
 
 def kill_at(point: str, nth: int) -> None:
@@ -238,19 +253,26 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
     """Run a case through its faults to its end, and compare it with the undisturbed run."""
     outcome = Outcome(case)
     rng = random.Random(f"{case}")
-    args = arguments(case, runs_dir)
+    args = arguments(
+        case, runs_dir, f"--stream.workers {WORKERS} --stream.worker-timeout 3" * (case.stream in IN_WORKERS)
+    )
     folder = run_folder(case.agent, args)
     log = runs_dir / "log.txt"
     for fault in case.faults:
         begun = resume_step(folder)
         point = fault if fault in POINTS else ""
         process = Process(case, args, log, point, nth=rng.choice((1, 3)))
-        code = process.wait(2**62 if point else rng.randrange(min(begun, TOTAL - 1), TOTAL))
+        moments = sorted(rng.randrange(min(begun, TOTAL - 1), TOTAL) for _ in range(2))
+        if case.stream in IN_WORKERS and process.wait(moments[0]) is None:
+            loss = rng.choice(list(WORKER_FAULTS))
+            process.send(WORKER_FAULTS[loss], rng.choice(process.workers))
+            outcome.met.append(loss)
+            outcome.recomputed.append(0)
+        code = process.wait(2**62 if point else moments[1])
         if code is None:
             time.sleep(rng.uniform(0, 0.06))
             sent = time.perf_counter()
-            with contextlib.suppress(ProcessLookupError):
-                process.send(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+            process.send(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
             code = process.wait()
             if fault == "SIGTERM":
                 outcome.latency.append(time.perf_counter() - sent)
@@ -348,6 +370,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "SIGKILL at a random step": lambda fault: fault == "SIGKILL",
         "SIGKILL inside the writer of checkpoints": lambda fault: fault in POINTS,
         "SIGTERM": lambda fault: fault == "SIGTERM",
+        "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",
+        "SIGSTOP of an environment's worker": lambda fault: fault == "worker stopped",
     }
     rows = [["fault", "times", "steps made again: median, most", "seconds to save and end: median, most"]]
     for name, of_kind in kinds.items():

@@ -59,7 +59,7 @@ def main(replay: ReplayCrash) -> int:
         try:
             module.main(args)
         except SystemExit as exit:
-            if exit.code == ExitCode.NOT_FINITE:
+            if exit.code == ExitCode.BROKEN:
                 again = json.loads((folder / "crash" / "crash.json").read_text())
                 same = again == before
                 print(f"step {again['step']:,}: {', '.join(again['not_finite'])}")

@@ -38,7 +38,7 @@ def test_agent_commands(command, tmp_path):
     assert bool(list(tmp_path.glob("runs/**/summary.json"))) == bool(short)
 
 
-@pytest.mark.parametrize("where", ["", " --stream.spawn --num-envs 4"])
+@pytest.mark.parametrize("where", ["", " --stream.workers 2 --num-envs 4"])
 def test_the_ten_line_stream(where, tmp_path):
     assert len(USER_STREAM.strip().splitlines()) <= 10
     (tmp_path / "my_streams.py").write_text(USER_STREAM)

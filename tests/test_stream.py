@@ -18,6 +18,7 @@ from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, Stream, StreamConfig, stream, wrappers
 from neoteny.envs.audit import fingerprint
 from neoteny.envs.stream import episode_seed, registered_streams
+from neoteny.envs.tasks import EpisodeLog
 
 PERIOD, STEPS = 50, 30
 STREAMS = registered_streams()
@@ -445,7 +446,7 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
         assert_same_steps(advance(stream, 20), advance(restored, 20))
 
 
-def test_what_replay_cannot_restore_is_not_restored():
+def test_what_replay_cannot_restore_is_not_restored_and_goes_on_without():
     @stream("Forgetful-v0", period=100)
     def forgetful(k, seed):
         env = gym.make("CartPole-v1")
@@ -454,11 +455,30 @@ def test_what_replay_cannot_restore_is_not_restored():
 
     gravities = itertools.count(10.0)
     config = StreamConfig("Forgetful-v0", audit=False)
-    one = config.make(1)
+    one = config.make(2)
     one.reset()
     advance(one, 5)
-    with pytest.raises(ValueError, match="its replay went elsewhere"):
-        config.make(1).load_state_dict(one.state_dict())
+    state = one.state_dict()
+    with pytest.raises(ValueError, match=r"its replay went elsewhere.*--stream\.no-replay"):
+        config.make(2).load_state_dict(state)
+
+    two = dataclasses.replace(config, replay=False).make(2)
+    two.reset()
+    assert two.exact
+    first = two.load_state_dict(state)
+    assert not two.exact
+    assert (two.steps, two.task) == (one.steps, one.task)
+    np.testing.assert_array_equal(two.episodes, state["episodes"] + 1)
+    assert not two.returns.any()
+    assert not two.lengths.any()
+    env = gym.make("CartPole-v1")
+    for i in range(2):
+        seed = episode_seed(0, 0, i, int(two.episodes[i]))
+        np.testing.assert_array_equal(first[i], env.reset(seed=seed)[0])
+    advance(two, 60)
+    assert two.task == 1
+    assert two.reset()[0].shape == (2, 4)
+    assert two.exact
     del gym.registry["Forgetful-v0"]
 
 
@@ -474,6 +494,104 @@ def test_what_episodes_share_is_restored():
     assert gravities == [env.env.unwrapped.gravity for env in one.envs.envs]
     assert gravities[0] != 9.8
     assert_same_steps(advance(one, 40), advance(two, 40))
+
+
+class Impulsive(gym.ActionWrapper):
+    """Changes the action it is given in its place."""
+
+    def action(self, action):
+        action *= 0.5
+        return action
+
+
+def pendulum(k, seed):
+    env = wrappers.drift(gym.make("Pendulum-v1", max_episode_steps=20), {"g": wrappers.RandomWalk(0.5)}, 1)
+    return Impulsive(env)
+
+
+def is_plain(value):
+    if isinstance(value, dict):
+        return all(type(key) is str for key in value) and all(map(is_plain, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (bool, int, float, str, np.ndarray)
+
+
+@pytest.mark.parametrize("steps", [0, 19, 20, 57])
+def test_the_state_is_plain_and_restores_continuous_actions(steps):
+    one, two = (Stream(pendulum, Schedule(), num_envs=2, seed=1, normalizer="keep") for _ in range(2))
+    one.reset()
+    actions = np.random.default_rng(0).uniform(-2, 2, (100, 2, 1))  # float64, where the space has float32
+    before = actions.copy()
+    for action in actions[:steps]:
+        one.step(action)
+    np.testing.assert_array_equal(actions, before)
+    state = one.state_dict()
+    assert is_plain(state)
+    for episode in state["running"]:
+        assert episode["actions"].shape == (steps % 20, 1)
+        assert episode["actions"].dtype == np.float32
+        assert episode["lifelong"] == [{"step": steps // 20 * 20, "g": pytest.approx(10, abs=30)}]
+    np.testing.assert_array_equal(two.load_state_dict(state), one.observation)
+    assert_same_steps(map(one.step, actions[steps:]), map(two.step, actions[steps:]))
+
+
+@given(st.lists(st.sets(st.integers(0, 2)), max_size=400), st.booleans())
+def test_the_log_holds_the_actions_of_each_running_episode(ended, reload):
+    log, expected = EpisodeLog(gym.spaces.MultiDiscrete([9] * 3)), [[] for _ in range(3)]
+    for env in range(3):
+        log.begin(env, 0, 7, [])
+    for step, envs in enumerate(ended):
+        log.append(np.arange(3) + step)
+        for env in range(3):
+            expected[env].append(env + step)
+        for env in envs:
+            log.begin(env, step, step, [step])
+            expected[env].clear()
+        if reload and step % 90 == 89:
+            log.load(log.running())
+    for env, episode in enumerate(log.running()):
+        assert episode.actions.tolist() == expected[env]
+        assert episode.actions.dtype == np.int64
+    longest = max(map(len, expected))
+    assert len(log.actions) <= max(64, 4 * longest, longest + 128 if reload else 0)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_what_a_stream_returned_is_the_agents_own(device):
+    one, two = (StreamConfig("cartpole-gravity", period=20).make(2, device=device) for _ in range(2))
+    returned = [one.reset()[0], two.reset()[0]]
+    for one_step, two_step in zip(advance(one, 25), advance(two, 25)):
+        returned += [one_step[0]]
+        kept = one_step[0].copy() if device is None else one_step[0].clone()
+        assert (kept == two_step[0]).all()
+    assert all((a != b).any() for a, b in itertools.combinations(returned[2:], 2))
+    state = one.state_dict()
+    returned[-1][:] = 0
+    one.observation[:] = 0
+    np.testing.assert_array_equal(one.state_dict()["raw"], state["raw"])
+    assert one.observation.any()
+
+
+@pytest.mark.parametrize("flags", [{}, {"normalizer": "reset"}, {"tasks": (0, 1), "task_id": "onehot"}])
+def test_a_stream_holds_what_it_returned_last(flags):
+    stream = StreamConfig("cartpole-gravity", period=20, **flags).make(2, device="cpu")
+    assert torch.equal(stream.reset()[0], stream.observation)
+    for _ in range(15):
+        ((observation, *_),) = advance(stream, 1)
+        assert torch.equal(observation, stream.observation)
+        assert observation.dtype == stream.observation.dtype
+
+
+def test_what_is_no_array_is_refused():
+    with pytest.raises(ValueError, match="observations of a stream are arrays of numbers, not Dict"):
+        StreamConfig("MiniGrid-Empty-5x5-v0").make(1)
+    cartpole = StreamConfig("CartPole-v1").make(2)
+    cartpole.reset()
+    with pytest.raises(ValueError, match=r"actions of shape \(3,\)"):
+        cartpole.step(np.zeros(3, int))
+    with pytest.raises(TypeError, match="float64"):
+        cartpole.step(np.zeros(2))
 
 
 class Gradual:
@@ -503,6 +621,23 @@ def test_a_gradual_change_moves_the_simulator_step_by_step(num_envs):
     assert seen == [{gravity} for gravity in by_step[num_envs]]
 
 
+def test_a_task_that_comes_twice_in_a_row_stays_what_it_has_become():
+    schedule = Schedule(period=8, tasks=(0, 1, 1), span=1.0)
+    one = Stream(Gradual.task, schedule, num_envs=1)
+    one.reset()
+    gravities = []
+    for _ in range(23):
+        two = Stream(Gradual.task, schedule, num_envs=1)
+        two.load_state_dict(one.state_dict())
+        assert_same_steps(advance(one, 1), advance(two, 1))
+        gravities.append(one.envs.envs[0].env.unwrapped.gravity)
+        assert two.envs.envs[0].env.unwrapped.gravity == gravities[-1]
+    assert set(gravities[:8]) == {10.0}
+    assert gravities[8:15] == sorted(gravities[8:15])
+    assert gravities[14] in (17.5, 18.75)  # a reset sets what the step to come has
+    assert set(gravities[16:]) == {20.0}
+
+
 def test_a_gradual_change_is_audited_at_its_ends():
     rotations = StreamConfig("cartpole-rotations", period=8, span=1.0).make(2)
     rotations.reset()
@@ -518,7 +653,7 @@ def test_a_gradual_change_is_audited_at_its_ends():
 @pytest.mark.parametrize("flags", [{}, {"span": 1.0}, {"normalizer": "keep"}])
 def test_spawned_workers_give_the_same_bits(flags):
     config = StreamConfig("cartpole-gravity", period=40, **flags)
-    here, there = config.make(2, seed=1), dataclasses.replace(config, spawn=True).make(2, seed=1)
+    here, there = config.make(2, seed=1), dataclasses.replace(config, workers=2).make(2, seed=1)
     np.testing.assert_array_equal(here.reset()[0], there.reset()[0])
     assert_same_steps(advance(here, 45), advance(there, 45))
     state = there.state_dict()
