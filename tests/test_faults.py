@@ -17,7 +17,7 @@ def python(*words, **options):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
-    streams = ("cartpole-rotations", "FaultyWrappers-v0", "acrobot-jumps", "grid-layouts")
+    streams = ("cartpole-rotations", "FaultyWrappers-v0", "mountaincar-drift", "grid-layouts")
     done = python(
         ROOT / "scripts" / "faults.py", "--kills", 16, "--jobs", 1, "--streams", *streams, cwd=tmp_path
     )
