@@ -23,6 +23,7 @@ import signal
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -154,6 +155,7 @@ class Process:
             try:
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
                 os.dup2(1, 2)
+                tqdm.set_lock(threading.RLock())  # the one that forks share stays locked by one that is killed
                 self._watch()
                 kill_at(point, nth)
                 importlib.import_module(f"neoteny.agents.{case.agent}").main(args)
