@@ -147,6 +147,7 @@ class Process:
 
     def __init__(self, case: Case, args: Any, log: Path, point: str = "", nth: int = 1) -> None:
         context = multiprocessing.get_context("fork")
+        self.code: int | None = None
         self.progress, self.workers = context.RawValue("q", -1), context.RawArray("q", WORKERS)
         sys.stdout.flush()
         self.pid = os.fork()
@@ -155,7 +156,9 @@ class Process:
             try:
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
                 os.dup2(1, 2)
-                tqdm.set_lock(threading.RLock())  # the one that forks share stays locked by one that is killed
+                tqdm.set_lock(
+                    threading.RLock()
+                )  # one that is killed would keep the forks' own
                 self._watch()
                 kill_at(point, nth)
                 importlib.import_module(f"neoteny.agents.{case.agent}").main(args)
@@ -186,12 +189,13 @@ class Process:
 
     def wait(self, until: int = 2**62) -> int | None:
         """Wait until it has made so many steps (``None``) or has ended (exit code, negative if killed)."""
-        while self.progress.value < until:
+        while self.code is None and self.progress.value < until:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
-                return os.waitstatus_to_exitcode(status)
-            time.sleep(0.001)
-        return None
+                self.code = os.waitstatus_to_exitcode(status)
+            else:
+                time.sleep(0.001)
+        return self.code
 
     def send(self, number: int, pid: int = 0) -> None:
         """Send a signal to it, or to one of its workers; one that has ended takes none."""
