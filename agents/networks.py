@@ -49,6 +49,8 @@ class NetworkConfig:
     """Widths of the hidden linear layers (after the convolutions, if observations are images)."""
     activation: Literal["relu", "tanh", "maxmin"] = "relu"
     """The activation function of every hidden layer."""
+    flat: bool = False
+    """Take images as one vector of numbers, as they are, instead of through convolutions."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -92,8 +94,12 @@ class OneHotGrid(nn.Module):
         return torch.cat((one_hot.scatter_(3, codes, 1.0), flags), dim=3).permute(0, 3, 1, 2)
 
 
-def encoder(space: gym.Space) -> nn.Module:
+def encoder(space: gym.Space, flat: bool = False) -> nn.Module:
     """The parameter-free module that turns a batch of raw observations into floats.
+
+    Args:
+        space: of one observation.
+        flat: whether images become vectors.
 
     Raises:
         ValueError: observations are not a Box.
@@ -102,7 +108,7 @@ def encoder(space: gym.Space) -> nn.Module:
         raise ValueError(
             f"observations must be a Box, not {space}; gymnasium.wrappers has FlattenObservation"
         )
-    if space.dtype == np.uint8 and len(space.shape) == 3:
+    if space.dtype == np.uint8 and len(space.shape) == 3 and not flat:
         return OneHotGrid() if channel_axis(space.shape) == -1 else Pixels()
     return Flat()
 

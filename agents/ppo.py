@@ -88,7 +88,7 @@ class ActorCritic(nn.Module):
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
-        self.encode = encoder(space)
+        self.encode = encoder(space, network.flat)
         self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
         self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)
         self.critic = nn.Sequential() if shared_torso else torso(self.encode, space, network)

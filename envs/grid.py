@@ -11,6 +11,8 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+import torch.nn.functional as F
 from gymnasium.wrappers import ReshapeObservation, TransformAction
 from minigrid.core.actions import Actions
 from minigrid.core.grid import Grid
@@ -19,6 +21,8 @@ from minigrid.core.world_object import Goal, Wall
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 
+from neoteny.envs.grid_engine import FixedLayout, GridEnvs
+from neoteny.envs.grid_rules import Outcome, Rules
 from neoteny.envs.stream import stream, task_rng
 from neoteny.envs.wrappers import permute_actions, permute_observations
 
@@ -86,18 +90,6 @@ def with_actions(env: gym.Env, actions: tuple[int, ...]) -> gym.Env:
     return TransformAction(env, lambda action: actions[action], gym.spaces.Discrete(len(actions)))
 
 
-class FixedLayout(gym.Wrapper):
-    """Every episode starts from the layout that ``layout`` seeds, whatever seed the reset is given."""
-
-    def __init__(self, env: gym.Env, layout: int) -> None:
-        super().__init__(env)
-        self.layout = layout
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Start an episode in the layout."""
-        return self.env.reset(seed=self.layout, options=options)
-
-
 def resampled(name: str, actions: tuple[int, ...], k: int, seed: int, **options: Any) -> gym.Env:
     """A layout that is seen whole and the same in all episodes of a task, but not in the task before."""
     env = with_actions(make_grid(name, whole=True, **options), actions)
@@ -150,6 +142,8 @@ class NineRooms(MiniGridEnv):
         room: cells along a side of a room, odd.
     """
 
+    tensor_rules: type[Rules]
+
     def __init__(self, goal: tuple[int, int], room: int) -> None:
         side, middle = room + 1, (room + 1) // 2
         self.walls = np.zeros((3 * side + 1, 3 * side + 1), bool)
@@ -184,6 +178,31 @@ class NineRooms(MiniGridEnv):
         observation, _, terminated, truncated, info = super().step(action)
         x, y = self.agent_pos
         return observation, 3.0 * terminated - 0.01 * self.way[x, y], terminated, truncated, info
+
+
+class NineRoomsRules(Rules):
+    """The same for tensors."""
+
+    def __init__(self, env: NineRooms) -> None:
+        super().__init__(env)
+        way = torch.zeros(env.walls.shape, dtype=torch.float64)
+        for (x, y), length in env.way.items():
+            way[x, y] = length
+        self.way = way.flatten()
+
+    def step(self, grid: GridEnvs, action: torch.Tensor) -> Outcome:
+        """The shorter the way that is left, the less it costs."""
+        self.way = self.way.to(action.device)
+        _, terminated = super().step(grid, action)
+        return 3.0 * terminated - 0.01 * self.way.take(grid.cell), terminated
+
+    def observe(self, place: torch.Tensor) -> torch.Tensor:
+        """Where the agents are and where they look."""
+        cells = self.way.numel()
+        return F.one_hot(place % 4 * cells + place // 4, 4 * cells).float()
+
+
+NineRooms.tensor_rules = NineRoomsRules
 
 
 @stream("grid-goals", period=40_000)

@@ -24,12 +24,17 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.wrappers import ImgObsWrapper
 
 from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
+from neoteny.envs.grid_engine import GridEnvs, GridTask, check_bank
+from neoteny.envs.grid_tables import UncoveredError
 from neoteny.envs.normalizer import Normalizer
+from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.schedule import Order, Schedule
-from neoteny.envs.tasks import Episode, EpisodeLog, TaskEnvs, TaskFunction
-from neoteny.envs.workers import Workers, check_workers
+from neoteny.envs.tasks import TaskFunction, episode_seed  # noqa: F401  (found here by users)
+from neoteny.envs.workers import check_workers
 
 
 class Stream(VectorEnv):
@@ -72,6 +77,10 @@ class Stream(VectorEnv):
             this one. A worker that dies or hangs is replaced, and nothing else changes.
         worker_timeout: seconds that the workers may take for one step, or to make or reset environments.
         replay: play the running episodes of a loaded state again; else new ones start.
+        engine: step MiniGrid as tensors on ``device`` where that gives the same, see
+            :mod:`neoteny.envs.grid_engine`; or by its package, as all else.
+        layouts: of MiniGrid, held for each task, from which episodes start; a power of two.
+        renew_every: steps of all sub-environments after which one of these is replaced by a new one.
 
     Raises:
         ValueError: observations or actions are not arrays; at a switch, if the new task's spaces differ from
@@ -92,10 +101,14 @@ class Stream(VectorEnv):
         workers: int = 0,
         worker_timeout: float = 60.0,
         replay: bool = True,
+        engine: Literal["auto", "package"] = "auto",
+        layouts: int = 256,
+        renew_every: int = 8,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
         check_workers(workers, num_envs, worker_timeout)
+        check_bank(layouts, renew_every)
         self.make_task = task
         self.schedule = dataclasses.replace(schedule, seed=seed)
         self.num_envs = num_envs
@@ -106,8 +119,6 @@ class Stream(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self.task = self.schedule.task_at(0)
-        self.replay = replay
-        self.exact = True  # what it returns is a function of the run's seed and the actions alone
         spaces = self._copy_spaces()
         space, self.single_action_space = spaces
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -122,14 +133,13 @@ class Stream(VectorEnv):
             space = _marked(space, len(self.marked_tasks))
         self.single_observation_space = space
         self.observation_space = batch_space(space, num_envs)
-        self.episodes = np.full(num_envs, -1)
-        self.log = EpisodeLog(self.action_space)
-        self.envs: TaskEnvs | Workers = (
-            Workers(task, spaces, self.log, workers, worker_timeout)
-            if workers
-            else TaskEnvs(task, spaces, num_envs, stride=num_envs)
+        self.envs: GridEnvs | PlayedEnvs = (
+            GridEnvs(task, spaces, num_envs, device or "cpu", layouts, renew_every)
+            if engine == "auto" and not workers and self._on_tensors()
+            else PlayedEnvs(task, spaces, num_envs, workers, worker_timeout, replay)
         )
         self.envs.enter(self.schedule, 0)
+        self.began = False
 
     @property
     def seed(self) -> int:
@@ -142,9 +152,9 @@ class Stream(VectorEnv):
         return self._seen()
 
     @property
-    def rebuilds(self) -> int:
-        """How often a worker was lost and made anew."""
-        return self.envs.rebuilds
+    def exact(self) -> bool:
+        """Whether what it returns is a function of the run's seed and the actions alone."""
+        return self.envs.exact
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Go back to step 0 of the stream; ``seed`` replaces the run's seed.
@@ -154,20 +164,21 @@ class Stream(VectorEnv):
         """
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
-        if self.episodes[0] >= 0 or seed not in (None, self.seed):
+        if self.began or seed not in (None, self.seed):
             self.fingerprints.clear()
             self.schedule = dataclasses.replace(self.schedule, seed=self.seed if seed is None else seed)
             self.steps = 0
+            self.envs.clear()
             self._enter()
-        self.episodes = np.full(self.num_envs, -1)
-        self.returns = np.zeros(self.num_envs)
-        self.lengths = np.zeros(self.num_envs, dtype=np.int64)
-        self.exact = True
+        self.began = True
+        self.returns = torch.zeros(self.num_envs, dtype=torch.float64, device=self._home)
+        self.lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self._home)
         if self.normalizer is not None:
             self.normalizer.reset()
         if self.audit:
             self._audit()
-        return self._reset_envs(np.ones(self.num_envs, dtype=bool)), {"task": self.task}
+        self.envs.reset()
+        return self._seen(learn=True), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step every sub-environment once; switch the task if its last step was made.
@@ -178,9 +189,7 @@ class Stream(VectorEnv):
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
         """
-        actions = self._checked(actions)
-        rewards, terminated, truncated, infos = self.envs.step(actions)
-        self.log.append(actions)
+        rewards, terminated, truncated, infos = self.envs.step(self._checked(actions))
         self.steps += self.num_envs
         self.returns += rewards
         self.lengths += 1
@@ -191,80 +200,64 @@ class Stream(VectorEnv):
         if self.audit:
             info |= {"fingerprint": self.fingerprints[self.task], "audit_seconds": self.audit_seconds}
 
-        next_task = self.schedule.task_at(self.steps)
         done = terminated | truncated
-        if done.any():
-            info |= {"episode_return": self.returns.copy(), "_episode_return": done}
-            info |= {"episode_length": self.lengths.copy(), "_episode_length": done}
-        if next_task != self.task:
+        switches = self.schedule.task_at(self.steps) != self.task
+        # On a GPU, to ask whether any episode ended would take longer than to reset none.
+        some = self._home.type != "cpu" or bool(done.any())
+        if some:
+            ended = self._out(done)
+            info |= {"episode_return": self._out(self.returns.clone()), "_episode_return": ended}
+            info |= {"episode_length": self._out(self.lengths.clone()), "_episode_length": ended}
+        if switches:
             truncated = truncated | ~terminated
-            done = np.ones_like(done)
-        if done.any():
-            info |= {"final_obs": self._seen(), "_final_obs": done}
-            if next_task != self.task:
+            done = torch.ones_like(done)
+        if some or switches:
+            info |= {"final_obs": self._seen(), "_final_obs": self._out(done)}
+            if switches:
                 self._switch()
-            observations = self._reset_envs(done)
-        else:
-            observations = self._seen(learn=True)
+            self.returns.masked_fill_(done, 0.0)
+            self.lengths.masked_fill_(done, 0)
+            self.envs.reset(done)
+        observations = self._seen(learn=True)
         if self.device is not None:
-            rewards = rewards.astype(np.float32)
+            rewards = rewards.float()
         return observations, self._out(rewards), self._out(terminated), self._out(truncated), info
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is: numbers, texts and arrays in dicts and lists."""
+        """Where the stream is: numbers, texts, arrays and tensors in dicts and lists."""
         return {
             "seed": self.seed,
             "steps": self.steps,
-            "raw": self.envs.observations.copy(),
-            "episodes": self.episodes.copy(),
-            "returns": self.returns.copy(),
-            "lengths": self.lengths.copy(),
-            "running": [dataclasses.asdict(episode) for episode in self.log.running()],
+            "returns": self.returns.clone(),
+            "lengths": self.lengths.clone(),
+            "envs": self.envs.state_dict(),
             "fingerprints": {str(k): dataclasses.asdict(print) for k, print in self.fingerprints.items()},
             "audit_seconds": self.audit_seconds,
             "normalizer": None if self.normalizer is None else self.normalizer.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> Any:
-        """Go to where another stream of the same id and flags was, by playing the running episodes again.
-
-        Without ``replay``, each is cut short and a new one begins, with what the old one carried over from
-        those before it; the stream is not ``exact`` then.
-
-        Returns:
-            Observations, shape (N, ...): as that stream returned them last, or of the new episodes.
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to where another stream of the same id and flags was, its running episodes included.
 
         Raises:
-            ValueError: the episodes come out otherwise, since an environment is no function of seed and
-                actions.
+            ValueError: they come out otherwise, since an environment is no function of seed and actions.
         """
+        self.began = True
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
         self.steps = state["steps"]
-        self._enter()
-        self.episodes, self.returns, self.lengths = (
-            state[name].copy() for name in ("episodes", "returns", "lengths")
+        self.task = self.schedule.task_at(self.steps)
+        self.returns, self.lengths = (
+            state[name].to(self._home, copy=True) for name in ("returns", "lengths")
         )
-        running = [Episode(**episode) for episode in state["running"]]
-        if not self.replay:
-            self._count(np.ones(self.num_envs, dtype=bool))
-            running = [
-                Episode(self.steps, self._episode_seed(env), old.lifelong, old.actions[:0])
-                for env, old in enumerate(running)
-            ]
-        self.envs.restore(running)
-        self.log.load(running)
-        self.exact = self.replay
-        raw = self.envs.observations
-        if self.replay and not np.array_equal(raw, state["raw"], equal_nan=raw.dtype.kind == "f"):
-            raise ValueError(
-                f"task {self.task} is no function of seeds and actions: its replay went elsewhere; "
-                f"--stream.no-replay starts new episodes instead"
-            )
+        self.envs.load_state_dict(state["envs"], self.schedule, self.steps)
         self.fingerprints = {int(k): Fingerprint(**print) for k, print in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state["normalizer"])
-        return self._seen(learn=not self.replay)
+        if not self.exact:  # other episodes began
+            self.returns.zero_()
+            self.lengths.zero_()
+            self._seen(learn=True)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
@@ -283,7 +276,6 @@ class Stream(VectorEnv):
     def _enter(self) -> None:
         """Go over to the task that is on now."""
         self.task = self.schedule.task_at(self.steps)
-        self.log.clear()
         self.envs.enter(self.schedule, self.steps)
 
     def _audit(self, old: int | None = None) -> None:
@@ -320,38 +312,40 @@ class Stream(VectorEnv):
                 raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
         return env.observation_space, env.action_space
 
-    def _checked(self, actions: Any) -> np.ndarray:
+    def _on_tensors(self) -> bool:
+        """Whether all tasks can be stepped as tensors."""
+        if not isinstance(self._copy().unwrapped, MiniGridEnv):
+            return False
+        try:
+            if self.schedule.span:
+                raise UncoveredError("tasks that turn gradually into one another are in no table")
+            for k in self.schedule.cycle or (self.task,):
+                GridTask(self.make_task(k, self.seed)).draw(0)
+        except UncoveredError as reason:
+            print(f"MiniGrid's own package steps this stream, many times slower than tensors: {reason}")
+            return False
+        return True
+
+    @property
+    def _home(self) -> torch.device:
+        """Where the environments are, and what is kept about them."""
+        return self.envs.device
+
+    def _checked(self, actions: Any) -> Any:
         """Actions, (N, ...), as a copy of their space's dtype: what is logged is what is done."""
+        if np.shape(actions) != self.action_space.shape:
+            raise ValueError(f"actions of shape {tuple(np.shape(actions))} are not of {self.action_space}")
+        if isinstance(actions, torch.Tensor) and isinstance(self.envs, GridEnvs):
+            return actions  # which stay where they are
         array = actions.cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
-        if array.shape != self.action_space.shape:
-            raise ValueError(f"actions of shape {array.shape} are not of {self.action_space}")
         return array.astype(self.action_space.dtype, casting="same_kind")
-
-    def _count(self, mask: np.ndarray) -> None:
-        """The next episode begins where ``mask`` is set."""
-        self.episodes[mask] += 1
-        self.returns[mask] = 0.0
-        self.lengths[mask] = 0
-
-    def _episode_seed(self, env: int) -> int:
-        """Of the episode that is on in sub-environment ``env``."""
-        return episode_seed(self.seed, self.task, env, int(self.episodes[env]))
-
-    def _reset_envs(self, mask: np.ndarray) -> Any:
-        """Start the next episode where ``mask`` is set; returns all observations, (N, ...)."""
-        self._count(mask)
-        seeds = [self._episode_seed(env) if mask[env] else None for env in range(self.num_envs)]
-        for env, (seed, lifelong) in enumerate(zip(seeds, self.envs.reset(seeds))):
-            if seed is not None:
-                self.log.begin(env, self.steps, seed, lifelong)
-        return self._seen(learn=True)
 
     def _seen(self, learn: bool = False) -> Any:
         """What the agent sees of the latest observations, (N, ...), of the task that is on."""
-        raw = self.envs.observations
+        seen = self.envs.observations
         if self.normalizer is None and not self.marked_tasks:
-            return self._out(raw.copy())
-        seen = torch.as_tensor(raw, device=self.device or "cpu")
+            return self._out(seen)
+        seen = seen.to(self.device or "cpu")
         if self.normalizer is not None:
             if learn:
                 self.normalizer.update(seen)
@@ -365,9 +359,9 @@ class Stream(VectorEnv):
             seen = torch.cat((seen, mark), dim=axis)
         return seen.numpy() if self.device is None else seen
 
-    def _out(self, array: np.ndarray) -> Any:
-        """NumPy as a tensor on the agent's device, if it has one."""
-        return array if self.device is None else torch.as_tensor(array, device=self.device)
+    def _out(self, tensor: torch.Tensor) -> Any:
+        """A tensor on the agent's device; NumPy if there is none."""
+        return tensor.numpy() if self.device is None else tensor.to(self.device)
 
 
 def channel_axis(shape: Sequence[int]) -> int:
@@ -404,11 +398,6 @@ def _marked(space: gym.Space, tasks: int) -> Box:
     low, high = np.zeros(shape, space.dtype), np.full(shape, _MARK[len(shape)], space.dtype)
     low, high = np.concatenate((space.low, low), axis), np.concatenate((space.high, high), axis)
     return Box(low, high, dtype=space.dtype.type)
-
-
-def episode_seed(run: int, task: int, env: int, episode: int) -> int:
-    """The 63-bit seed of one episode: independent streams, where ``seed + env`` overlaps between runs."""
-    return int(np.random.SeedSequence([run, task, env, episode]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def task_rng(seed: int, task: int) -> np.random.Generator:
@@ -499,6 +488,12 @@ class StreamConfig:
     """Seconds that a worker may take to step, reset or make its sub-environments, before it is replaced."""
     replay: bool = True
     """When a stopped run goes on, play its running episodes again, for the same bits; else start new ones."""
+    engine: Literal["auto", "package"] = "auto"
+    """Step MiniGrid as tensors on the agent's device wherever that gives the same; or by its package."""
+    layouts: int = 256
+    """Layouts of MiniGrid that are held for each task, from which episodes start; a power of two."""
+    renew_every: int = 8
+    """Steps of all sub-environments after which one of these layouts is replaced by a new one."""
 
     def spec(self) -> EnvSpec:
         """What Gymnasium knows of the id.
@@ -545,6 +540,7 @@ class StreamConfig:
                 f"--stream.period must be at least one step of all {num_envs} environments, not {period}"
             )
         check_workers(self.workers, num_envs, self.worker_timeout)
+        check_bank(self.layouts, self.renew_every)
         if self.task_id == "onehot":
             _recurring(self.schedule())
 
@@ -553,8 +549,8 @@ class StreamConfig:
         self.check(num_envs)
         spec = self.spec()
         options: dict[str, Any] = {"schedule": self.schedule(), "seed": seed, "device": device}
-        for name in ("audit", "normalizer", "task_id", "workers", "worker_timeout", "replay"):
-            options[name] = getattr(self, name)
+        schedule = {"id", "period", "tasks", "order", "jitter", "span"}
+        options |= {name: value for name, value in vars(self).items() if name not in schedule}
         if "schedule" not in spec.kwargs:
             return Stream(functools.partial(_ordinary, spec), num_envs=num_envs, **options)
         made = gym.make_vec(spec, num_envs=num_envs, **options)
@@ -563,7 +559,8 @@ class StreamConfig:
 
 
 def _ordinary(spec: EnvSpec, k: int, seed: int) -> gym.Env:
-    return gym.make(spec)
+    env = gym.make(spec)
+    return ImgObsWrapper(env) if isinstance(env.unwrapped, MiniGridEnv) else env
 
 
 def registered_streams() -> list[str]:

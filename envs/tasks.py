@@ -131,12 +131,7 @@ class TaskEnv:
         self.visit = schedule.visit_at(steps)
         task = schedule.task_of(self.visit)
         self.env = self.make_task(task, schedule.seed)
-        for kind, space in zip(("observation_space", "action_space"), self.spaces):
-            if getattr(self.env, kind) != space:
-                raise ValueError(
-                    f"all tasks of a stream share their spaces, but {kind} of task {task} is "
-                    f"{getattr(self.env, kind)} and was {space}"
-                )
+        check_spaces(self.env, self.spaces, task)
         self.layers = [layer for layer in _layers(self.env) if hasattr(layer, "lifelong_state")]
         self.path: dict[str, tuple[float, float]] = {}
         if schedule.span and self.visit:
@@ -265,6 +260,25 @@ class TaskEnvs:
         """Close all."""
         for env in self.envs:
             env.close()
+
+
+def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
+    """Refuse an environment whose spaces are not the stream's.
+
+    Raises:
+        ValueError: names the task and both spaces.
+    """
+    for kind, space in zip(("observation_space", "action_space"), spaces):
+        if getattr(env, kind) != space:
+            raise ValueError(
+                f"all tasks of a stream share their spaces, but {kind} of task {task} is "
+                f"{getattr(env, kind)} and was {space}"
+            )
+
+
+def episode_seed(run: int, task: int, env: int, episode: int) -> int:
+    """The 63-bit seed of one episode: independent streams, where ``seed + env`` overlaps between runs."""
+    return int(np.random.SeedSequence([run, task, env, episode]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _between(old: float, new: float, progress: float) -> float:

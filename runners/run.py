@@ -98,6 +98,7 @@ class Run:
         self.visits: list[Visit] = []
         self.seconds: dict[str, float] = {}
         self.parts: dict[str, Part] = {}
+        self._ended: list[tuple[int, Tensor]] = []
         self._returns: list[float] = []
         self._lengths: list[int] = []
         self._step = self._saved = self._failed_saves = 0
@@ -219,18 +220,19 @@ class Run:
         self._lap = now
 
     def record_episodes(self, step: int, info: Mapping[str, Any]) -> None:
-        """Take the returns of ended episodes, and the task they belong to, from a stream's ``info``."""
+        """Take the returns of ended episodes, and the task they belong to, from a stream's ``info``.
+
+        Those on a GPU stay there until the next :meth:`log_update`.
+        """
         if not self.visits or info["task"] != self.visits[-1].task:
+            self._count_episodes()
             self._begin_visit(info["task"], info.get("fingerprint"))
         self._step = self.visits[-1].end = step
         if "audit_seconds" in info:
             self.seconds["audit"] = info["audit_seconds"]
         if "episode_return" in info:
-            ended = info["_episode_return"]
-            for total, length in zip(info["episode_return"][ended], info["episode_length"][ended]):
-                self._returns.append(float(total))
-                self._lengths.append(int(length))
-                self.visits[-1].add(float(total), int(length), step)
+            row = (info[name] for name in ("_episode_return", "episode_return", "episode_length"))
+            self._ended.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars at ``step``, all of them in one event."""
@@ -238,6 +240,7 @@ class Run:
 
     def log_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
+        self._count_episodes()
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         if self._returns:
             charts["charts/episodic_return"] = float(np.mean(self._returns))
@@ -260,6 +263,7 @@ class Run:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
         """
         self._check_attempt()
+        self._count_episodes()
         self._write("stream.json", self._tasks())  # once more: the disk may have been full at a switch
         self._end_visit()
         weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
@@ -400,6 +404,18 @@ class Run:
         for newest in sorted((self.folder / "checkpoint").glob("step_*"))[-1:]:
             shutil.copytree(newest, crash / "checkpoint" / newest.name)
         write_json(crash / "crash.json", {"step": self._step, "not_finite": bad})
+
+    def _count_episodes(self) -> None:
+        """Add the episodes that ended to the visit that is on."""
+        if self._ended:
+            steps, rows = zip(*self._ended)
+            ended, *numbers = torch.stack(rows, 1).cpu()
+            returns, lengths = (number[ended > 0].tolist() for number in numbers)
+            for (row, _), total, length in zip(ended.nonzero().tolist(), returns, lengths):
+                self._returns.append(total)
+                self._lengths.append(int(length))
+                self.visits[-1].add(total, int(length), steps[row])
+            self._ended.clear()
 
     def _begin_visit(self, task: int, fingerprint: Fingerprint | None) -> None:
         self._check_attempt()

@@ -14,6 +14,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import importlib.util
 import io
 import itertools
 import math
@@ -33,6 +34,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
+from minigrid.wrappers import ImgObsWrapper
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -40,6 +42,8 @@ from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig, encoder, head, torso
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
+from neoteny.envs import Schedule
+from neoteny.envs.grid_engine import GridEnvs
 from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
 from neoteny.runners.probes import measure
 from neoteny.runners.replay import ReplayMemory
@@ -49,10 +53,11 @@ from neoteny.runners.replay import ReplayMemory
 class Bench:
     """Measure what the parts of neoteny cost on this machine."""
 
-    name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint"]]
+    name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint", "grid"]]
     """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes.
     streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
-    checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes."""
+    checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
+    grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 5 minutes."""
     threads: int = 1
     """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
     quick: bool = False
@@ -81,11 +86,13 @@ class Effort:
     """Switches over which memory is watched."""
     transitions: int = 100_000
     """Capacity of a replay memory; a tenth of it is added between two checkpoints."""
+    grids: tuple[int, ...] = (64, 1024, 4096)
+    """Numbers of MiniGrid environments."""
 
 
 QUICK = Effort(
     batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1, switches=10,
-    transitions=320,
+    transitions=320, grids=(4,),
 )  # fmt: skip
 
 Clock = Callable[[], tuple[float, ...]]
@@ -572,11 +579,99 @@ def time_replay_memory(capacity: int, repeats: int) -> tuple[dict[str, np.ndarra
     return dict(zip(arms, total[:, first_time:])), size
 
 
+GRIDS = ("DoorKey-8x8", "Empty-8x8", "FourRooms", "LavaCrossingS9N2", "MultiRoom-N6")
+
+
+def grid(bench: Bench, effort: Effort) -> str:
+    """MiniGrid on tensors beside its package and, where it is installed, EnvPool's port to C++."""
+    rows, ratios = [], {}
+    effort = dataclasses.replace(effort, budget=effort.budget / 3)
+    for name in GRIDS[: len(effort.grids) * 2]:
+        for count in effort.grids:
+            arms = grid_arms(f"MiniGrid-{name}-v0", count)
+            seconds = alternate(arms, effort, label=f"{name}, {count:,}")
+            steps = {arm: 1 if arm == "package" else count for arm in arms}
+            rates = {arm: steps[arm] / seconds[arm][:, CPU] for arm in arms}
+            row = [name, f"{count:,}", *(thousands(rates[arm]) if arm in rates else "-" for arm in PLAYERS)]
+            for arm in PLAYERS[1:]:
+                ratio = rates["tensors"] / rates[arm] if arm in rates else np.full(1, np.nan)
+                ratios[name, count, arm] = float(np.median(ratio))
+                row.append(percent(ratio, ".1f") if arm in rates else "-")
+            rows.append(row)
+    header = ["", "environments", *(f"{arm}, thousands" for arm in PLAYERS), "to EnvPool", "to the package"]
+    at = GRIDS[0], 1024
+    told = [
+        f"{name}: {ratios[(*at, arm)]:.1f} times as fast on {at[0]}, {at[1]:,} environments; target {target}"
+        for arm, name, target in (("EnvPool", "EnvPool", 2), ("package", "the package", 35))
+        if math.isfinite(ratios.get((*at, arm), math.nan))
+    ]
+    return "\n".join(
+        [
+            "Steps per second of CPU time, random actions, images of the agent's view; median and quartiles.",
+            "On tensors, one of 256 layouts is replaced by a new one every 8 steps of all, which is counted;",
+            "EnvPool and the package lay out every episode anew. The package steps one environment.",
+            "",
+            table(header, rows),
+            "",
+            *told,
+        ]
+    )
+
+
+PLAYERS = ("tensors", "EnvPool", "package")
+
+
+def grid_arms(id: str, count: int) -> dict[str, Callable[[], object]]:
+    """What steps so many environments once, and starts new episodes where they ended; the package, one."""
+
+    def make(k: int, seed: int) -> gym.Env:
+        return ImgObsWrapper(gym.make(id, disable_env_checker=True))
+
+    one, rng = make(0, 0), np.random.default_rng(0)
+    assert isinstance(one.action_space, gym.spaces.Discrete)
+    actions = rng.integers(one.action_space.n, size=(64, count))
+    turn = {arm: itertools.cycle(actions) for arm in PLAYERS}
+
+    envs = GridEnvs(make, (one.observation_space, one.action_space), count)
+    envs.enter(Schedule(), 0)
+    envs.reset()
+    tensors = itertools.cycle(torch.as_tensor(actions))
+
+    def step_tensors() -> None:
+        _, terminated, truncated, _ = envs.step(next(tensors))
+        done = terminated | truncated
+        if done.any():
+            envs.reset(done)
+
+    one.reset(seed=0)
+
+    def step_one() -> None:
+        _, _, terminated, truncated, _ = one.step(next(turn["package"])[0])
+        if terminated or truncated:
+            one.reset()
+
+    arms: dict[str, Callable[[], object]] = {"tensors": step_tensors, "package": step_one}
+    if importlib.util.find_spec("envpool"):
+        import envpool
+
+        pool = envpool.make_gymnasium(id, num_envs=count, num_threads=1, seed=0)
+        pool.reset()
+        arms["EnvPool"] = lambda: pool.step(next(turn["EnvPool"]))
+    return arms
+
+
+def thousands(rates: np.ndarray) -> str:
+    """Median and quartiles of rates, in thousands, three digits of each."""
+    median, low, high = (f"{float(f'{value / 1e3:.3g}'):g}" for value in quartiles(rates))
+    return f"{median} ({low} to {high})"
+
+
 BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
     "optim": optim,
     "probes": probes,
     "streams": streams,
     "checkpoint": checkpoint,
+    "grid": grid,
 }
 
 

@@ -156,9 +156,7 @@ class Process:
             try:
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
                 os.dup2(1, 2)
-                tqdm.set_lock(
-                    threading.RLock()
-                )  # one that is killed would keep the forks' own
+                tqdm.set_lock(threading.RLock())  # one that is killed would keep the forks' own
                 self._watch()
                 kill_at(point, nth)
                 importlib.import_module(f"neoteny.agents.{case.agent}").main(args)

@@ -52,6 +52,13 @@ def test_grid_cells_become_one_hot():
     assert channels.sum() == 3 * 49
 
 
+def test_images_are_vectors_if_asked():
+    observation = torch.randint(0, 11, (2, 7, 7, 3), dtype=torch.uint8)
+    encode = encoder(GRID, flat=True)
+    assert torch.equal(encode(observation), observation.flatten(1).float())
+    assert torso(encode, GRID, NetworkConfig(flat=True)).linear1.in_features == 147
+
+
 def test_pixels_are_scaled():
     assert Pixels()(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)).unique().tolist() == [1.0]
 

@@ -456,7 +456,7 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
     def lose(self):
         for worker, number in zip(
-            self.parts["stream"].envs.crew, (signal.SIGKILL, signal.SIGSTOP), strict=True
+            self.parts["stream"].envs.members.crew, (signal.SIGKILL, signal.SIGSTOP), strict=True
         ):
             os.kill(worker.process.pid, number)
 
@@ -470,7 +470,11 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
 def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(workers, "MOST_REBUILDS", 0)
-    at(monkeypatch, 150, lambda self: os.kill(self.parts["stream"].envs.crew[0].process.pid, signal.SIGKILL))
+    at(
+        monkeypatch,
+        150,
+        lambda self: os.kill(self.parts["stream"].envs.members.crew[0].process.pid, signal.SIGKILL),
+    )
     words = [*FLAGS.split(), "--stream.workers", "1", "--runs-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["ppo.py", *words])
     with pytest.raises(SystemExit) as exit:
@@ -774,7 +778,7 @@ def no_moments(state):
 
 
 def foreign_stream(state):
-    state["parts"]["stream"]["raw"] += 1
+    state["parts"]["stream"]["envs"]["raw"] += 1
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from neoteny.configs.cli import cli, override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, Stream, StreamConfig, stream, wrappers
 from neoteny.envs.audit import fingerprint
+from neoteny.envs.grid_engine import GridEnvs
 from neoteny.envs.stream import episode_seed, registered_streams
 from neoteny.envs.tasks import EpisodeLog
 
@@ -59,7 +60,10 @@ class Reference:
         self.episode += 1
         self.total, self.length = 0.0, 0
         self.move()
-        return self.env.reset(seed=episode_seed(self.stream.seed, self.task, self.index, self.episode))[0]
+        seed = episode_seed(self.stream.seed, self.task, self.index, self.episode)
+        if isinstance(self.stream.envs, GridEnvs):  # which is where this episode begins too
+            seed = self.stream.envs.layout_seeds()[self.index]
+        return self.env.reset(seed=seed)[0]
 
     def step(self, action):
         """Observation, reward, terminated, truncated, final observation, (return, length) or None."""
@@ -105,18 +109,27 @@ def configured(id, flags):
 @pytest.mark.parametrize("flags", SCHEDULE_FLAGS[:3], ids=lambda flags: "-".join(flags) or "plain")
 @pytest.mark.parametrize("id", STREAMS)
 def test_stream_equals_the_reference(id, flags, num_envs):
-    config, seed = configured(id, flags)
+    assert_equals_the_reference(*configured(id, flags), num_envs)
+
+
+@pytest.mark.parametrize("id", [id for id in STREAMS if id.startswith("grid-")])
+def test_stream_by_the_package_equals_the_reference(id):
+    config, seed = configured(id, {"engine": "package"})
+    assert_equals_the_reference(config, seed, num_envs=2)
+
+
+def assert_equals_the_reference(config, seed, num_envs):
     stream = config.make(num_envs, seed)
     steps = 3 * -(-PERIOD // num_envs) + 5
     actions = np.random.default_rng(0).integers(stream.single_action_space.n, size=(steps, num_envs))
-    out = [stream.reset(), *(stream.step(action) for action in actions)]
+    first, _ = stream.reset()
     references = [Reference(stream, i) for i in range(num_envs)]
     tasks = [stream.schedule.task_at(t * num_envs) for t in range(steps + 1)]
     assert len(set(tasks)) > 1
     for i, reference in enumerate(references):
-        np.testing.assert_array_equal(out[0][0][i], reference.observation)
+        np.testing.assert_array_equal(first[i], reference.observation)
     for t in range(steps):
-        observation, reward, terminated, truncated, info = out[t + 1]
+        observation, reward, terminated, truncated, info = stream.step(actions[t])
         for i, reference in enumerate(references):
             task = reference.task
             obs, rew, term, trunc, final, episode = reference.step(actions[t, i])
@@ -441,7 +454,8 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
     stream.reset()
     for steps in (1, 16, 10):
         last = advance(stream, steps, seed=steps)[-1][0]
-        np.testing.assert_array_equal(restored.load_state_dict(stream.state_dict()), last)
+        restored.load_state_dict(stream.state_dict())
+        np.testing.assert_array_equal(restored.observation, last)
         assert (restored.steps, restored.task, restored.seed) == (stream.steps, stream.task, seed)
         assert_same_steps(advance(stream, 20), advance(restored, 20))
 
@@ -465,15 +479,16 @@ def test_what_replay_cannot_restore_is_not_restored_and_goes_on_without():
     two = dataclasses.replace(config, replay=False).make(2)
     two.reset()
     assert two.exact
-    first = two.load_state_dict(state)
+    two.load_state_dict(state)
+    first = two.observation
     assert not two.exact
     assert (two.steps, two.task) == (one.steps, one.task)
-    np.testing.assert_array_equal(two.episodes, state["episodes"] + 1)
+    np.testing.assert_array_equal(two.envs.episodes, state["envs"]["episodes"] + 1)
     assert not two.returns.any()
     assert not two.lengths.any()
     env = gym.make("CartPole-v1")
     for i in range(2):
-        seed = episode_seed(0, 0, i, int(two.episodes[i]))
+        seed = episode_seed(0, 0, i, int(two.envs.episodes[i]))
         np.testing.assert_array_equal(first[i], env.reset(seed=seed)[0])
     advance(two, 60)
     assert two.task == 1
@@ -490,8 +505,8 @@ def test_what_episodes_share_is_restored():
     one.reset()
     advance(one, 100)
     two.load_state_dict(one.state_dict())
-    gravities = [env.env.unwrapped.gravity for env in two.envs.envs]
-    assert gravities == [env.env.unwrapped.gravity for env in one.envs.envs]
+    gravities = [env.env.unwrapped.gravity for env in two.envs.members.envs]
+    assert gravities == [env.env.unwrapped.gravity for env in one.envs.members.envs]
     assert gravities[0] != 9.8
     assert_same_steps(advance(one, 40), advance(two, 40))
 
@@ -514,7 +529,7 @@ def is_plain(value):
         return all(type(key) is str for key in value) and all(map(is_plain, value.values()))
     if isinstance(value, list | tuple):
         return all(map(is_plain, value))
-    return value is None or type(value) in (bool, int, float, str, np.ndarray)
+    return value is None or type(value) in (bool, int, float, str, np.ndarray, torch.Tensor)
 
 
 @pytest.mark.parametrize("steps", [0, 19, 20, 57])
@@ -528,11 +543,12 @@ def test_the_state_is_plain_and_restores_continuous_actions(steps):
     np.testing.assert_array_equal(actions, before)
     state = one.state_dict()
     assert is_plain(state)
-    for episode in state["running"]:
+    for episode in state["envs"]["running"]:
         assert episode["actions"].shape == (steps % 20, 1)
         assert episode["actions"].dtype == np.float32
         assert episode["lifelong"] == [{"step": steps // 20 * 20, "g": pytest.approx(10, abs=30)}]
-    np.testing.assert_array_equal(two.load_state_dict(state), one.observation)
+    two.load_state_dict(state)
+    np.testing.assert_array_equal(two.observation, one.observation)
     assert_same_steps(map(one.step, actions[steps:]), map(two.step, actions[steps:]))
 
 
@@ -569,7 +585,7 @@ def test_what_a_stream_returned_is_the_agents_own(device):
     state = one.state_dict()
     returned[-1][:] = 0
     one.observation[:] = 0
-    np.testing.assert_array_equal(one.state_dict()["raw"], state["raw"])
+    np.testing.assert_array_equal(one.state_dict()["envs"]["raw"], state["envs"]["raw"])
     assert one.observation.any()
 
 
@@ -585,7 +601,7 @@ def test_a_stream_holds_what_it_returned_last(flags):
 
 def test_what_is_no_array_is_refused():
     with pytest.raises(ValueError, match="observations of a stream are arrays of numbers, not Dict"):
-        StreamConfig("MiniGrid-Empty-5x5-v0").make(1)
+        Stream(lambda k, seed: gym.make("MiniGrid-Empty-5x5-v0"), Schedule(), 1)
     cartpole = StreamConfig("CartPole-v1").make(2)
     cartpole.reset()
     with pytest.raises(ValueError, match=r"actions of shape \(3,\)"):
@@ -612,7 +628,7 @@ def test_a_gradual_change_moves_the_simulator_step_by_step(num_envs):
     for _ in range(24 // num_envs):
         one.step(np.zeros(num_envs, dtype=int))
         if one.steps % 8:  # else the environment has just been replaced
-            seen += [{env.env.unwrapped.gravity for env in one.envs.envs}]
+            seen += [{env.env.unwrapped.gravity for env in one.envs.members.envs}]
     path = [10] * 7 + [10, 12.5, 15, 17.5, 20, 20, 20] + [20, 22.5, 25, 27.5, 30, 30, 30]
     by_step = {
         1: path,
@@ -630,8 +646,8 @@ def test_a_task_that_comes_twice_in_a_row_stays_what_it_has_become():
         two = Stream(Gradual.task, schedule, num_envs=1)
         two.load_state_dict(one.state_dict())
         assert_same_steps(advance(one, 1), advance(two, 1))
-        gravities.append(one.envs.envs[0].env.unwrapped.gravity)
-        assert two.envs.envs[0].env.unwrapped.gravity == gravities[-1]
+        gravities.append(one.envs.members.envs[0].env.unwrapped.gravity)
+        assert two.envs.members.envs[0].env.unwrapped.gravity == gravities[-1]
     assert set(gravities[:8]) == {10.0}
     assert gravities[8:15] == sorted(gravities[8:15])
     assert gravities[14] in (17.5, 18.75)  # a reset sets what the step to come has

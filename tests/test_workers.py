@@ -24,7 +24,7 @@ from neoteny.envs import StreamConfig
 
 if __name__ == "__main__":
     stream = StreamConfig("CartPole-v1", workers=2).make(2)
-    pids = [worker.process.pid for worker in stream.envs.crew]
+    pids = [worker.process.pid for worker in stream.envs.members.crew]
     os.kill(pids[0], signal.SIGSTOP)
     print(*pids, flush=True)
     time.sleep(60)
@@ -63,18 +63,18 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
     here, there = drift_stream(), drift_stream(tmp_path, workers=2, worker_timeout=1.0)
     np.testing.assert_array_equal(here.reset()[0], there.reset()[0])
     assert_same_steps(advance(here, 110), advance(there, 110))
-    assert there.rebuilds == 4
+    assert there.envs.rebuilds == 4
     assert there.task == 2
 
-    os.kill(there.envs.crew[1].process.pid, signal.SIGKILL)
+    os.kill(there.envs.members.crew[1].process.pid, signal.SIGKILL)
     assert_same_steps(advance(here, 3), advance(there, 3))
-    assert there.rebuilds == 5
+    assert there.envs.rebuilds == 5
     ours, theirs = here.state_dict(), there.state_dict()
-    for one, other in zip(ours["running"], theirs["running"], strict=True):
+    for one, other in zip(ours["envs"]["running"], theirs["envs"]["running"], strict=True):
         assert one.keys() == other.keys() == {"began", "seed", "lifelong", "actions"}
         np.testing.assert_array_equal(one.pop("actions"), other.pop("actions"))
         assert one == other
-    assert any(episode["lifelong"][0]["step"] > 0 for episode in theirs["running"])
+    assert any(episode["lifelong"][0]["step"] > 0 for episode in theirs["envs"]["running"])
 
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 5
@@ -82,7 +82,7 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
     assert sum("did not answer for 1 s" in line for line in told) == 1
     assert sum("exit code 3" in line for line in told) == 1
 
-    pids = [worker.process.pid for worker in there.envs.crew]
+    pids = [worker.process.pid for worker in there.envs.members.crew]
     os.kill(pids[0], signal.SIGSTOP)
     os.kill(pids[1], signal.SIGKILL)
     began = time.monotonic()
@@ -101,11 +101,11 @@ def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
     stream = drift_stream(tmp_path, workers=1, worker_timeout=0.5)
     stream.reset()
     advance(stream, 3)
-    seeds = [episode["seed"] for episode in stream.state_dict()["running"]]
+    seeds = [episode["seed"] for episode in stream.state_dict()["envs"]["running"]]
     named = ", ".join(rf"{env} \(seed {seed}, 3 actions\)" for env, seed in enumerate(seeds))
     with pytest.raises(RuntimeError, match=rf"2 workers in a row .* not answer for 0\.5 s; .*: {named}"):
         advance(stream, 1)
-    assert stream.rebuilds == 1
+    assert stream.envs.rebuilds == 1
     stream.close()
 
 
@@ -118,7 +118,7 @@ def test_what_an_environment_raises_is_raised_here(tmp_path):
     with pytest.raises(KeyError, match="on purpose") as caught:
         advance(there, 1)
     assert 'faulty.py", line' in "".join(caught.value.__notes__)
-    assert there.rebuilds == 0
+    assert there.envs.rebuilds == 0
     assert_same_steps(advance(here, 3), advance(there, 3))  # the step that failed was not made
     del there, caught
     gc.collect()  # which ends the worker of a stream that nobody closed

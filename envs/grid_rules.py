@@ -1,0 +1,248 @@
+"""What MiniGrid's environments add to its common rules: when an episode ends, and what it is worth.
+
+Each class stands for the ``step`` of the package's environments that it is registered for, and reads like it,
+for N environments at a time. An environment that only makes layouts needs none; one of your own that has a
+``step`` is covered by a subclass of :class:`Rules` in its attribute ``tensor_rules``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from minigrid import envs
+from minigrid.core.actions import Actions
+from minigrid.core.world_object import Ball, Box, Key
+from minigrid.minigrid_env import MiniGridEnv
+from torch import Tensor
+
+from neoteny.envs.grid_tables import BALL, EMPTY, UncoveredError, code_of
+
+if TYPE_CHECKING:
+    from neoteny.envs.grid_engine import GridEnvs
+
+Outcome = tuple[Tensor, Tensor]
+"""Rewards, (N,) float64, and whether episodes terminate, (N,) bool."""
+
+
+class Rules:
+    """The common rules.
+
+    Args:
+        env: one environment of the task, from which constants are read.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self.env = env
+
+    def data(self, env: Any) -> list[int]:
+        """Whole numbers that an episode carries, always as many, from an environment that was just reset."""
+        return []
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """Step all environments; ``grid`` then holds where they are."""
+        return grid.move(action)
+
+    def observe(self, place: Tensor) -> Tensor | None:
+        """What is observed instead of the agent's view, (N, ...), if it is, from the agents' places, (N,)."""
+        return None
+
+
+class PickUp(Rules):
+    """The episode ends when one object is picked up: data 0, its code."""
+
+    def data(self, env: Any) -> list[int]:
+        """There must be no other that looks like it, since the package means this very one."""
+        code = code_of(env.obj)
+        things = [thing for cell in env.grid.grid if cell for thing in (cell, cell.contains) if thing]
+        if [code_of(thing) for thing in things].count(code) != 1:
+            raise UncoveredError(
+                f"several objects look like the one to pick up, a {env.obj.color} {env.obj.type}"
+            )
+        return [code]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """The reward is for picking it up, not for going on to carry it."""
+        reward, terminated = super().step(grid, action)
+        won = (action == Actions.pickup) & (grid.carried == grid.data[0])
+        return torch.where(won, grid.worth, reward), terminated | won
+
+
+class Fetch(Rules):
+    """The episode ends with the first object that is picked up: data 0, the code of the right one."""
+
+    def data(self, env: Any) -> list[int]:
+        """Any that looks like it is as good."""
+        return [code_of({"key": Key, "ball": Ball}[env.targetType](env.targetColor))]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """Only the right one has a reward."""
+        reward, terminated = super().step(grid, action)
+        fetched = grid.carried != EMPTY
+        right = grid.worth * (grid.carried == grid.data[0])
+        return torch.where(fetched, right, reward), terminated | fetched
+
+
+class GoTo(Rules):
+    """The agent says "done" beside a cell: data 0. Toggling anything ends the episode too."""
+
+    def data(self, env: Any) -> list[int]:
+        """Where the door or the object was at first."""
+        return [cell_of(env, env.target_pos)]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """Beside is above, below, left or right."""
+        reward, terminated = super().step(grid, action)
+        done = action == Actions.done
+        columns, rows = grid.apart(grid.cell, grid.data[0])
+        won = done & (columns + rows == 1)
+        return torch.where(won, grid.worth, reward), terminated | done | (action == Actions.toggle)
+
+
+class PutNear(Rules):
+    """One object is dropped near a cell where another was: data 0, the code of the first, and 1, the cell."""
+
+    def data(self, env: Any) -> list[int]:
+        """No two objects of a layout look the same."""
+        kind = {"key": Key, "ball": Ball, "box": Box}[env.move_type]
+        return [code_of(kind(env.moveColor)), cell_of(env, env.target_pos)]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """The episode ends with a wrong object in hand, or after any try to drop."""
+        drops = (action == Actions.drop) & (grid.carried != EMPTY)
+        reward, terminated = super().step(grid, action)
+        wrong = (action == Actions.pickup) & (grid.carried != EMPTY) & (grid.carried != grid.data[0])
+        columns, rows = grid.apart(grid.front, grid.data[1])
+        won = drops & (grid.carried == EMPTY) & (columns <= 1) & (rows <= 1)
+        return torch.where(won, grid.worth, reward), terminated | wrong | drops
+
+
+class Memory(Rules):
+    """Two cells end the episode: data 0 is the right one, 1 the wrong one. Nothing can be picked up."""
+
+    def data(self, env: Any) -> list[int]:
+        """In front of the two objects at the end of the hallway."""
+        return [cell_of(env, env.success_pos), cell_of(env, env.failure_pos)]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """Being there counts, however one came."""
+        action = action.masked_fill(action == Actions.pickup, Actions.toggle)
+        reward, terminated = super().step(grid, action)
+        won, lost = grid.cell == grid.data[0], grid.cell == grid.data[1]
+        reward = torch.where(won, grid.worth, reward).masked_fill(lost, 0.0)
+        return reward, terminated | won | lost
+
+
+class Unlock(Rules):
+    """A door is opened: data 0, its cell."""
+
+    def data(self, env: Any) -> list[int]:
+        """Doors do not move."""
+        return [cell_of(env, env.door.cur_pos)]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """Toggling anything while it is open will do."""
+        reward, terminated = super().step(grid, action)
+        won = (action == Actions.toggle) & grid.is_open(grid.data[0])
+        return torch.where(won, grid.worth, reward), terminated | won
+
+
+class RedBlueDoors(Rules):
+    """The red door is opened before the blue one: data 0 and 1, their cells."""
+
+    def data(self, env: Any) -> list[int]:
+        """The environment does not say where they are."""
+        return [
+            cell_of(env, divmod(env.grid.grid.index(door), env.width)[::-1])
+            for door in (env.red_door, env.blue_door)
+        ]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """The blue one first, or both at once, ends the episode without a reward."""
+        red_before, blue_before = grid.is_open(grid.data[0]), grid.is_open(grid.data[1])
+        reward, terminated = super().step(grid, action)
+        red, blue = grid.is_open(grid.data[0]), grid.is_open(grid.data[1])
+        won = blue & red_before
+        lost = (blue & ~red_before) | (~blue & red & blue_before)
+        reward = torch.where(won, grid.worth, reward).masked_fill(lost, 0.0)
+        return reward, terminated | won | lost
+
+
+class DynamicObstacles(Rules):
+    """Balls move to a random free cell around them before each step: data, their cells.
+
+    They move as in distribution they do in the package, from random numbers that are a function of seed,
+    environment, episode and step.
+    """
+
+    TRIES = 101
+    """The package draws so many of the nine cells around a ball, and lets it stay if none was free."""
+
+    def data(self, env: Any) -> list[int]:
+        """In the order in which they move."""
+        return [cell_of(env, obstacle.cur_pos) for obstacle in env.obstacles]
+
+    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+        """Going forward where there was anything but a goal costs 1, even if it has just moved away."""
+        action = action.masked_fill(action > Actions.forward, Actions.left)
+        hit = (action == Actions.forward) & ~grid.is_free_or_goal(grid.front)
+        for number in range(len(grid.data)):
+            self._move(grid, number)
+        reward, terminated = super().step(grid, action)
+        return reward.masked_fill(hit, -1.0), terminated | hit
+
+    def _move(self, grid: GridEnvs, number: int) -> None:
+        old = grid.data[number]
+        around = grid.around(old)
+        free = (grid.cells.gather(1, around) == EMPTY) & (around != grid.cell[:, None])
+        count = free.sum(1)
+        # The cell whose turn it is among the free ones; none of nine if it stays.
+        turn = (grid.random(2 * number) * count).long()
+        stays = grid.random(2 * number + 1) < (1 - count / 9).pow(self.TRIES)
+        chosen = free & (free.cumsum(1) == turn[:, None] + 1) & ~stays[:, None]
+        new = torch.where(chosen.any(1), (around * chosen).sum(1), old)
+        grid.cells.scatter_(1, old[:, None], EMPTY)
+        grid.cells.scatter_(1, new[:, None], BALL)
+        old.copy_(new)
+
+
+RULES: dict[Callable[..., Any], type[Rules]] = {
+    MiniGridEnv.step: Rules,
+    envs.BlockedUnlockPickupEnv.step: PickUp,
+    envs.DynamicObstaclesEnv.step: DynamicObstacles,
+    envs.FetchEnv.step: Fetch,
+    envs.GoToDoorEnv.step: GoTo,
+    envs.GoToObjectEnv.step: GoTo,
+    envs.KeyCorridorEnv.step: PickUp,
+    envs.MemoryEnv.step: Memory,
+    envs.ObstructedMazeEnv.step: PickUp,
+    envs.PutNearEnv.step: PutNear,
+    envs.RedBlueDoorEnv.step: RedBlueDoors,
+    envs.UnlockEnv.step: Unlock,
+    envs.UnlockPickupEnv.step: PickUp,
+}
+"""By the method that an environment has: whatever class inherits it is covered too."""
+
+
+def rules_of(env: MiniGridEnv) -> Rules:
+    """The rules of an environment.
+
+    Raises:
+        UncoveredError: it steps by rules of its own, or makes observations or rewards of its own.
+    """
+    own = getattr(env, "tensor_rules", None)
+    if own is not None:
+        return own(env)
+    kind = type(env)
+    if kind.step not in RULES:
+        raise UncoveredError(f"{kind.__name__} has a step of its own")
+    for name in ("reset", "gen_obs", "gen_obs_grid", "_reward", "get_view_exts", "front_pos", "dir_vec"):
+        if getattr(kind, name) is not getattr(MiniGridEnv, name):
+            raise UncoveredError(f"{kind.__name__} has a {name} of its own")
+    return RULES[kind.step](env)
+
+
+def cell_of(env: MiniGridEnv, place: Any) -> int:
+    """The number of the cell at (x, y)."""
+    return int(place[0]) * env.height + int(place[1])
