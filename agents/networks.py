@@ -89,9 +89,11 @@ class OneHotGrid(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """One-hot."""
-        codes, flags = observations[..., :3].long() + self.offsets, observations[..., 3:].float() / 255.0
-        one_hot = torch.zeros(*codes.shape[:3], sum(MINIGRID_CODES), device=observations.device)
-        return torch.cat((one_hot.scatter_(3, codes, 1.0), flags), dim=3).permute(0, 3, 1, 2)
+        codes, flags = observations[..., :3].long() + self.offsets, observations[..., 3:]
+        known = sum(MINIGRID_CODES)
+        channels = torch.zeros(*codes.shape[:3], known + flags.shape[3], device=observations.device)
+        channels.scatter_(3, codes, 1.0)[..., known:] = flags / 255.0
+        return channels.permute(0, 3, 1, 2)
 
 
 def encoder(space: gym.Space, flat: bool = False) -> nn.Module:

@@ -239,7 +239,7 @@ class GridEnvs:
         num_envs: int,
         device: torch.device | str = "cpu",
         layouts: int = 256,
-        renew_every: int = 8,
+        renew_every: int = 16,
     ) -> None:
         check_bank(layouts, renew_every)
         self.make_task, self.spaces, self.num_envs = task, spaces, num_envs
@@ -324,12 +324,14 @@ class GridEnvs:
             Rewards, float64, terminated and truncated, (N,), and no infos; the observations are then the last
             of the episodes that ended.
         """
-        actions = torch.as_tensor(actions, device=self.device)
-        self.count += 1
-        self.worth = self.rewards.take(self.count)
-        reward, terminated = self.task.rules.step(self, self.meaning.take(actions))
-        self.seen = self._observe(self.cells, self.place, self.carried)
-        truncated = self.count >= self.task.limit
+        with torch.inference_mode():  # a fifth faster, if environments are few
+            actions = torch.as_tensor(actions, device=self.device)
+            self.count += 1
+            self.worth = self.rewards.take(self.count)
+            reward, terminated = self.task.rules.step(self, self.meaning.take(actions))
+            self.seen = self._observe(self.cells, self.place, self.carried)
+            truncated = self.count >= self.task.limit
+        reward, terminated, truncated = (tensor.clone() for tensor in (reward, terminated, truncated))
         self.steps[self.k] += 1
         if self.steps[self.k] % (self.renew_every * self.TOGETHER) == 0:
             self._renew()

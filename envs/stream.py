@@ -103,7 +103,7 @@ class Stream(VectorEnv):
         replay: bool = True,
         engine: Literal["auto", "package"] = "auto",
         layouts: int = 256,
-        renew_every: int = 8,
+        renew_every: int = 16,
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
@@ -492,7 +492,7 @@ class StreamConfig:
     """Step MiniGrid as tensors on the agent's device wherever that gives the same; or by its package."""
     layouts: int = 256
     """Layouts of MiniGrid that are held for each task, from which episodes start; a power of two."""
-    renew_every: int = 8
+    renew_every: int = 16
     """Steps of all sub-environments after which one of these layouts is replaced by a new one."""
 
     def spec(self) -> EnvSpec:

@@ -53,11 +53,12 @@ from neoteny.runners.replay import ReplayMemory
 class Bench:
     """Measure what the parts of neoteny cost on this machine."""
 
-    name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint", "grid"]]
+    name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint", "grid", "train"]]
     """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes.
     streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
     checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
-    grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 5 minutes."""
+    grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 8 minutes.
+    train: PPO on MiniGrid against a plain loop and, if it is installed, Stable-Baselines3, 15 minutes."""
     threads: int = 1
     """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
     quick: bool = False
@@ -88,11 +89,13 @@ class Effort:
     """Capacity of a replay memory; a tenth of it is added between two checkpoints."""
     grids: tuple[int, ...] = (64, 1024, 4096)
     """Numbers of MiniGrid environments."""
+    trainings: tuple[int, ...] = (16, 64, 256, 1024)
+    """Numbers of MiniGrid environments on which PPO trains."""
 
 
 QUICK = Effort(
     batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1, switches=10,
-    transitions=320, grids=(4,),
+    transitions=320, grids=(4,), trainings=(4,),
 )  # fmt: skip
 
 Clock = Callable[[], tuple[float, ...]]
@@ -608,7 +611,7 @@ def grid(bench: Bench, effort: Effort) -> str:
     return "\n".join(
         [
             "Steps per second of CPU time, random actions, images of the agent's view; median and quartiles.",
-            "On tensors, one of 256 layouts is replaced by a new one every 8 steps of all, which is counted;",
+            "On tensors, one of 256 layouts is replaced by another every 16 steps of all, which is counted;",
             "EnvPool and the package lay out every episode anew. The package steps one environment.",
             "",
             table(header, rows),
@@ -666,12 +669,66 @@ def thousands(rates: np.ndarray) -> str:
     return f"{median} ({low} to {high})"
 
 
+TRAIN_TARGETS = {
+    ("flat", 16): 4, ("flat", 64): 6, ("flat", 256): 10, ("image", 16): 2, ("image", 256): 2,
+    ("image, bf16", 256): 3,
+}  # fmt: skip
+
+
+def train_beside_peers(bench: Bench, effort: Effort) -> str:
+    """PPO on MiniGrid beside a plain loop and, where it is installed, Stable-Baselines3."""
+    import peers
+
+    trainers = {"neoteny": peers.neoteny, "plain loop": peers.plain}
+    if importlib.util.find_spec("stable_baselines3"):
+        trainers["Stable-Baselines3"] = peers.stable_baselines
+    rows, verdicts = [], []
+    for view in ("flat", "image", "image, bf16"):
+        for count in effort.trainings if view != "image, bf16" else effort.trainings[-2:]:
+            training = peers.Training(view, count)
+            updates = max(1, min(effort.updates, 8192 // training.batch))
+            rates: dict[str, list[float]] = {name: [] for name in trainers}
+            order = random.Random(0)
+            for _ in tqdm(range(effort.runs), f"{view}, {count}", leave=False):
+                for name in order.sample(list(trainers), len(trainers)):
+                    seconds = trainers[name](training, updates)[:, CPU]
+                    rates[name].append(training.batch * len(seconds) / float(seconds.sum()))
+            row = [
+                view,
+                f"{count:,}",
+                str(training.num_steps),
+                *(thousands(np.array(r)) for r in rates.values()),
+            ]
+            for name in list(trainers)[1:]:
+                ratio = np.divide(rates["neoteny"], rates[name])
+                row.append(percent(ratio, ".1f"))
+                if (view, count) in TRAIN_TARGETS:
+                    holds = "holds " if np.median(ratio) >= TRAIN_TARGETS[view, count] else "MISSED"
+                    told = f"{view}, {count} environments: {np.median(ratio):.1f} times {name}"
+                    verdicts.append(f"{holds}  {told}, target {TRAIN_TARGETS[view, count]}")
+            rows.append(row)
+    names = [f"{name}, thousands" for name in trainers]
+    header = ["view", "environments", "steps", *names, *(f"to {name}" for name in list(trainers)[1:])]
+    return "\n".join(
+        [
+            "Steps of DoorKey-8x8 per second of CPU time in PPO, rollouts and updates, by the same networks",
+            "with as many environments, steps, epochs and minibatches. Median and quartiles of",
+            f"{effort.runs} runs each.",
+            "",
+            table(header, rows),
+            "",
+            *verdicts,
+        ]
+    )
+
+
 BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
     "optim": optim,
     "probes": probes,
     "streams": streams,
     "checkpoint": checkpoint,
     "grid": grid,
+    "train": train_beside_peers,
 }
 
 

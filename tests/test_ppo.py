@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import gymnasium as gym
 import numpy as np
@@ -8,6 +9,7 @@ from gymnasium.envs.registration import register
 from safetensors.torch import load_file
 
 from neoteny.agents import ppo
+from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.ppo import Args, gae, ppo_loss
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
@@ -235,6 +237,36 @@ def test_torsos_are_separate_or_shared(tmp_path, shared):
     assert "isometry/jacobian_distance/actor.input_output/median" in events
     assert "isometry/jacobian_distance/critic.input_output/median" in events
     assert ("isometry/sigma_max/critic.conv1" in events) != shared
+
+
+def test_bfloat16_is_for_the_networks_alone(tmp_path):
+    ppo.main(small(tmp_path, "grid-layouts", total_steps=256, probe_every=1, amp="bf16"))
+    (weights,) = tmp_path.glob("**/weights.safetensors")
+    assert {weight.dtype for weight in load_file(weights).values()} == {torch.float32}
+    stream = StreamConfig("grid-layouts").make(8, device="cpu")
+    agents = []
+    for amp in ("none", "bf16"):
+        torch.manual_seed(0)
+        agents.append(ppo.ActorCritic(stream, NetworkConfig(), amp=amp))
+    (logits, values), (rough_logits, rough_values) = (agent(stream.reset()[0]) for agent in agents)
+    assert rough_logits.dtype == rough_values.dtype == torch.float32
+    assert not torch.equal(values, rough_values)
+    torch.testing.assert_close(logits, rough_logits, atol=1e-2, rtol=0.1)
+    torch.testing.assert_close(values, rough_values, atol=0.05, rtol=0.1)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # its own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_networks_learn_the_same(tmp_path):
+    weights = []
+    for compiled in (False, True):
+        args = small(tmp_path / str(compiled), "cartpole-gravity", total_steps=512, compile=compiled)
+        ppo.main(args)
+        (path,) = (tmp_path / str(compiled)).glob("**/weights.safetensors")
+        weights.append(load_file(path))
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weight, weights[1][name], atol=1e-3, rtol=1e-2)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
