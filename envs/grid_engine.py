@@ -59,7 +59,7 @@ class GridTask:
     """
 
     def __init__(self, env: gym.Env) -> None:
-        layers = []
+        layers, space = [], env.observation_space
         while isinstance(env, gym.Wrapper):
             layers.append(env)
             env = env.env
@@ -95,13 +95,12 @@ class GridTask:
                     chosen = True
                 case FlatObsWrapper() if layer.maxStrLen == TEXT:
                     self.text = chosen = True
-                case gym.ObservationWrapper() if chosen:
+                case gym.ObservationWrapper() if chosen and _only_observes(layer):
                     rearranged.append(layer.observation)
                 case _:
                     raise UncoveredError(f"{type(layer).__name__} does what no table holds")
         if not chosen:
             raise UncoveredError("its observations are no array")
-        space = layers[-1].observation_space if not layers else layers[0].observation_space
         assert space.shape is not None
         self.shape = space.shape
         if rearranged:
@@ -135,6 +134,13 @@ def _count(env: gym.Env) -> int:
     """How many actions there are."""
     assert isinstance(env.action_space, gym.spaces.Discrete)
     return int(env.action_space.n)
+
+
+def _only_observes(layer: gym.ObservationWrapper) -> bool:
+    """Whether a wrapper changes observations and nothing else."""
+    return all(
+        getattr(type(layer), name) is getattr(gym.ObservationWrapper, name) for name in ("reset", "step")
+    )
 
 
 def _order(rearranged: list[Callable[[np.ndarray], np.ndarray]], space: gym.Space) -> np.ndarray:

@@ -254,9 +254,24 @@ class Strange(MiniGridEnv):
         return super().step(action)
 
 
+class Generous(gym.ObservationWrapper):
+    """Does more than its base class says."""
+
+    def observation(self, observation):
+        return observation
+
+    def step(self, action):
+        observation, _, *rest = super().step(action)
+        return observation, 1.0, *rest
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
+        (
+            lambda: Generous(ImgObsWrapper(package("MiniGrid-Empty-5x5-v0"))),
+            "Generous does what no table holds",
+        ),
         (lambda: ImgObsWrapper(Strange()), "Strange has a step of its own"),
         (lambda: package("MiniGrid-Empty-5x5-v0"), "its observations are no array"),
         (lambda: gym.make("CartPole-v1"), "CartPoleEnv is no MiniGrid environment"),
