@@ -133,9 +133,14 @@ class Stream(VectorEnv):
             space = _marked(space, len(self.marked_tasks))
         self.single_observation_space = space
         self.observation_space = batch_space(space, num_envs)
+        on_tensors = engine == "auto" and self._on_tensors()
+        if on_tensors and workers:
+            raise ValueError(
+                "MiniGrid on tensors has no use for --stream.workers: --stream.engine package does"
+            )
         self.envs: GridEnvs | PlayedEnvs = (
             GridEnvs(task, spaces, num_envs, device or "cpu", layouts, renew_every)
-            if engine == "auto" and not workers and self._on_tensors()
+            if on_tensors
             else PlayedEnvs(task, spaces, num_envs, workers, worker_timeout, replay)
         )
         self.envs.enter(self.schedule, 0)

@@ -77,7 +77,7 @@ STREAMS = {
     "mountaincar-drift": "--anneal-lr",
     "FaultyWrappers-v0": "--stream.task-id onehot --stream.order random",
     "grid-layouts": "--stream.order random --stream.jitter 0.5",
-    "grid-goals": "--shared-torso",
+    "grid-goals": "--shared-torso --stream.engine package",
     "grid-resampled-crossings": "",
     "grid-permuted-actions": "--network.activation maxmin",
 }

@@ -341,6 +341,14 @@ def test_layouts_are_renewed_and_every_environment_sees_them_all():
     assert not later & seen[0]
 
 
+def test_workers_do_not_change_the_engine_and_so_the_results():
+    with pytest.raises(ValueError, match=r"no use for --stream\.workers: --stream\.engine package does"):
+        StreamConfig("grid-layouts", workers=1).make(2)
+    stream = StreamConfig("grid-layouts", workers=1, engine="package").make(2)
+    assert stream.reset()[0].shape == (2, 7, 7, 3)
+    stream.close()
+
+
 def test_a_fixed_layout_stays():
     stream = StreamConfig("grid-resampled-crossings").make(3)
     stream.reset()
