@@ -34,7 +34,7 @@ class Rules:
     """
 
     def __init__(self, env: Any) -> None:
-        self.env = env
+        pass
 
     def data(self, env: Any) -> list[int]:
         """Whole numbers that an episode carries, always as many, from an environment that was just reset."""

@@ -56,11 +56,6 @@ class PlayedEnvs:
         """The latest, (N, ...)."""
         return torch.from_numpy(self.members.observations.copy())
 
-    @property
-    def rebuilds(self) -> int:
-        """How often a worker was lost and made anew."""
-        return self.members.rebuilds
-
     def clear(self) -> None:
         """Go back to before the first episode."""
         self.exact = True  # what comes is a function of seeds and actions alone

@@ -33,7 +33,7 @@ from neoteny.envs.grid_tables import UncoveredError
 from neoteny.envs.normalizer import Normalizer
 from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.schedule import Order, Schedule
-from neoteny.envs.tasks import TaskFunction, episode_seed  # noqa: F401  (found here by users)
+from neoteny.envs.tasks import TaskFunction
 from neoteny.envs.workers import check_workers
 
 

@@ -1,7 +1,7 @@
 """The same PPO three times: neoteny's, Stable-Baselines3's and a plain loop in the manner of CleanRL's.
 
 All train the same networks on the same MiniGrid environment with as many environments, steps, epochs and
-minibatches. Each function yields the wall and CPU time at the end of every update but the first.
+minibatches. Each function returns the wall and CPU seconds of every update but the first, (updates, 2).
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def now() -> tuple[float, float]:
 
 
 def neoteny(training: Training, updates: int) -> np.ndarray:
-    """The agent as it is; (updates, 2)."""
+    """The agent as it is."""
     times = []
     log_update = Run.log_update
 
@@ -94,7 +94,7 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
 
 
 def plain(training: Training, updates: int) -> np.ndarray:
-    """A loop as CleanRL's ppo.py writes it, with the correct values of truncated episodes; (updates, 2)."""
+    """A loop as CleanRL's ppo.py writes it, which takes a truncated episode for a terminated one."""
     envs = SyncVectorEnv([training.make] * training.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     agent = ppo.ActorCritic(envs, training.network)
     optimizer = torch.optim.Adam(agent.parameters(), lr=training.lr, eps=1e-5)
@@ -157,7 +157,7 @@ def plain(training: Training, updates: int) -> np.ndarray:
 
 
 def stable_baselines(training: Training, updates: int) -> np.ndarray:
-    """Stable-Baselines3's PPO; (updates, 2)."""
+    """Stable-Baselines3's PPO."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor

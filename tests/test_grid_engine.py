@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minigrid.core.actions import Actions
 from minigrid.core.grid import Grid
 from minigrid.core.mission import MissionSpace
-from minigrid.core.world_object import Ball, Box, Door, Wall
+from minigrid.core.world_object import Ball, Box, Door
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import (
     FlatObsWrapper,
@@ -363,10 +363,6 @@ def test_missions_are_read_as_they_are_written():
     twin = package("MiniGrid-LockedRoom-v0")
     for i, seed in enumerate(envs.layout_seeds()):
         assert twin.reset(seed=seed)[0]["mission"] == mission(envs, i)
-
-
-def test_walls_are_walls():
-    assert OBJECTS[code_of(Wall()) - 1].type == "wall"
 
 
 @pytest.mark.parametrize("options", [{"layouts": 12}, {"layouts": 0}, {"renew_every": 0}])

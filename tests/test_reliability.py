@@ -33,7 +33,7 @@ from neoteny.agents import ppo
 from neoteny.agents.ppo import Args
 from neoteny.configs.cli import cli, launch
 from neoteny.envs import Stream, workers
-from neoteny.envs.stream import episode_seed
+from neoteny.envs.tasks import episode_seed
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners import checkpoint, events, run
 from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint, read_checkpoint

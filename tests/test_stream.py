@@ -18,8 +18,8 @@ from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, Stream, StreamConfig, stream, wrappers
 from neoteny.envs.audit import fingerprint
 from neoteny.envs.grid_engine import GridEnvs
-from neoteny.envs.stream import episode_seed, registered_streams
-from neoteny.envs.tasks import EpisodeLog
+from neoteny.envs.stream import registered_streams
+from neoteny.envs.tasks import EpisodeLog, episode_seed
 
 PERIOD, STEPS = 50, 30
 STREAMS = registered_streams()

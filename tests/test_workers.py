@@ -63,12 +63,12 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
     here, there = drift_stream(), drift_stream(tmp_path, workers=2, worker_timeout=1.0)
     np.testing.assert_array_equal(here.reset()[0], there.reset()[0])
     assert_same_steps(advance(here, 110), advance(there, 110))
-    assert there.envs.rebuilds == 4
+    assert there.envs.members.rebuilds == 4
     assert there.task == 2
 
     os.kill(there.envs.members.crew[1].process.pid, signal.SIGKILL)
     assert_same_steps(advance(here, 3), advance(there, 3))
-    assert there.envs.rebuilds == 5
+    assert there.envs.members.rebuilds == 5
     ours, theirs = here.state_dict(), there.state_dict()
     for one, other in zip(ours["envs"]["running"], theirs["envs"]["running"], strict=True):
         assert one.keys() == other.keys() == {"began", "seed", "lifelong", "actions"}
@@ -105,7 +105,7 @@ def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
     named = ", ".join(rf"{env} \(seed {seed}, 3 actions\)" for env, seed in enumerate(seeds))
     with pytest.raises(RuntimeError, match=rf"2 workers in a row .* not answer for 0\.5 s; .*: {named}"):
         advance(stream, 1)
-    assert stream.envs.rebuilds == 1
+    assert stream.envs.members.rebuilds == 1
     stream.close()
 
 
@@ -118,7 +118,7 @@ def test_what_an_environment_raises_is_raised_here(tmp_path):
     with pytest.raises(KeyError, match="on purpose") as caught:
         advance(there, 1)
     assert 'faulty.py", line' in "".join(caught.value.__notes__)
-    assert there.envs.rebuilds == 0
+    assert there.envs.members.rebuilds == 0
     assert_same_steps(advance(here, 3), advance(there, 3))  # the step that failed was not made
     del there, caught
     gc.collect()  # which ends the worker of a stream that nobody closed
