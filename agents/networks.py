@@ -6,6 +6,7 @@ A network is a :class:`torch.nn.Sequential` whose children have the names that t
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from typing import Literal, TypeVar
@@ -94,6 +95,11 @@ class OneHotGrid(nn.Module):
         channels = torch.zeros(*codes.shape[:3], known + flags.shape[3], device=observations.device)
         channels.scatter_(3, codes, 1.0)[..., known:] = flags / 255.0
         return channels.permute(0, 3, 1, 2)
+
+
+def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.AbstractContextManager:
+    """In which networks are computed: in bfloat16, with weights in float32, or in float32."""
+    return torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else contextlib.nullcontext()
 
 
 def encoder(space: gym.Space, flat: bool = False) -> nn.Module:

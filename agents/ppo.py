@@ -5,7 +5,6 @@ python agents/ppo.py grid-layouts optim:adamo --optim.iso 1e-2 --seed 4
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import OrderedDict
 from typing import Any, Literal
@@ -15,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, torso
+from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
@@ -94,7 +93,7 @@ class ActorCritic(nn.Module):
         amp: Literal["none", "bf16"] = "none",
     ) -> None:
         super().__init__()
-        self.bf16 = amp == "bf16"
+        self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
@@ -107,7 +106,7 @@ class ActorCritic(nn.Module):
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (B, ...) -> logits (B, A) and values (B,)."""
-        with self.precision(observations):
+        with precision(self.amp, observations.device):
             features = self.shared(self.encode(observations))
             logits, values = self.actor(features), self.critic(features)
         return logits.float(), values.float().squeeze(1)
@@ -122,15 +121,9 @@ class ActorCritic(nn.Module):
 
     def value(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
-        with self.precision(observations):
+        with precision(self.amp, observations.device):
             values = self.critic(self.shared(self.encode(observations)))
         return values.float().squeeze(1)
-
-    def precision(self, observations: Tensor) -> contextlib.AbstractContextManager:
-        """In which the networks are computed."""
-        if self.bf16:
-            return torch.autocast(observations.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
 
     def parts(self) -> dict[str, nn.Module]:
         """Actor and critic, each whole, from encoded observations (B, ...) to outputs."""
@@ -273,15 +266,19 @@ def main(args: Args) -> dict[str, Any]:
 
         probing = args.probe_every > 0 and (update % args.probe_every == 0 or update == 1)
         before = snapshot(agent) if probing else None
-        b_observations, b_actions, b_log_probs, b_advantages, b_returns = (
+        b_observations, *b_others = (
             storage.flatten(0, 1) for storage in (observations, actions, log_probs, advantages, returns)
         )
         stats = []
         for _ in range(args.epochs):
             for mb in torch.randperm(batch, device=device).chunk(args.minibatches):
-                mb_logits, mb_values = agent(b_observations[mb])
+                # index_select, since it is ten times as fast as an index
+                mb_actions, mb_log_probs, mb_advantages, mb_returns = (
+                    storage.index_select(0, mb) for storage in b_others
+                )
+                mb_logits, mb_values = agent(b_observations.index_select(0, mb))
                 loss, losses = ppo_loss(
-                    mb_logits, mb_values, b_actions[mb], b_log_probs[mb], b_advantages[mb], b_returns[mb],
+                    mb_logits, mb_values, mb_actions, mb_log_probs, mb_advantages, mb_returns,
                     args.clip, args.ent_coef, args.vf_coef,
                 )  # fmt: skip
                 optimizer.zero_grad()

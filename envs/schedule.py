@@ -93,6 +93,10 @@ class Schedule:
         # The visit may be over already, or not have begun.
         return visit + (self.start_of(visit + 1) <= step) - (self.start_of(visit) > step)
 
+    def switched_at(self, step: int) -> int:
+        """The step at which the visit that is on at ``step`` began."""
+        return self.start_of(self.visit_at(step))
+
     def task_of(self, visit: int) -> int:
         """Number of the task of visit 0, 1, 2, ..."""
         if self.tasks is None:

@@ -1,9 +1,14 @@
-"""Replay memory in memory-mapped files: a killed run finds in them what its last checkpoint counted on.
+"""Replay memory: what an off-policy agent lived through, each frame once, as tensors or as files on disk.
 
-Transition i, counted from the run's first, lies in slot i mod (capacity + slack). The newest ``capacity``
-are what is learned from. The slack is room for what comes after a checkpoint, so that a run that is killed
-and goes on from that checkpoint finds all of its transitions untouched; newer ones, which nothing in the
-checkpoint knows of, are written again. Nothing is copied to make a checkpoint: it holds the counter only.
+Each environment has a ring of *places*, numbered from its first observation on. A place holds an observation
+and the step that was made from it; what the step led to is in the next place. Where an episode was cut, the
+next place holds its last observation and no step, since that of the next episode is another one.
+
+Observations that are stacks of frames are kept as their last frame, and stacked again when they are sampled.
+
+Files on disk are memory-mapped, so a checkpoint copies nothing of them: it holds only how far each ring was.
+The rings have slack, room for what comes after a checkpoint, so a run that is killed and goes on from that
+checkpoint finds all that it counted on untouched; what is newer is written again.
 """
 
 from __future__ import annotations
@@ -14,14 +19,12 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
-import numpy.typing as npt
-
-if TYPE_CHECKING:  # PyTorch takes seconds to import, and a process that only writes needs none of it
-    import torch
-    from torch import Tensor
+import torch
+from torch import Tensor
 
 PROTECTED = 3
 """Intervals that the slack covers.
@@ -31,122 +34,242 @@ With three that holds even if a checkpoint between them could not be written, an
 even after the two failures in a row that a run puts up with; the third one ends it.
 """
 
-INDEX = "_index"
+GOES_ON, TERMINATED, CUT, NO_STEP = range(4)
+"""What a step led to; the last is said of a place without one."""
+
+INDEX = "index"
+
+
+class Batch(NamedTuple):
+    """Transitions of up to n steps, on the agent's device."""
+
+    observations: Tensor
+    """(B, ...), as the environments gave them."""
+    actions: Tensor
+    """(B, ...)."""
+    returns: Tensor
+    """(B,), discounted sum of the rewards, fewer than n where the episode ended."""
+    discounts: Tensor
+    """(B,), of the value of the next observation: gamma to the power of steps made, 0 if terminated."""
+    next_observations: Tensor
+    """(B, ...), after these steps, the episode's last one where it was cut; any where it terminated."""
+    weights: Tensor
+    """(B,), 1; 0 for a place without a step, which a mean over the batch leaves out so."""
 
 
 class ReplayMemory:
-    """A ring of transitions on disk, a ``.npy`` file for each field.
+    """The latest steps of N environments.
 
-    It is a part of a run's state, which :class:`~neoteny.runners.run.Run` saves and restores. The number of
-    each transition is kept beside it, so that a ring that does not hold what a checkpoint counted on is
-    refused, never learned from. Their contents are not hashed.
+    It is a part of a run's state, which :class:`~neoteny.runners.run.Run` opens, saves and restores. Files on
+    disk keep the number of each place beside it, so that a ring that does not hold what a checkpoint counted
+    on is refused, never learned from. Their contents are not hashed.
 
     Args:
-        folder: of the files, which are its own: ``replay/`` in the run's folder. Files that are there are
-            opened, and hold nothing until :meth:`load_state_dict` says what.
-        capacity: transitions that are learned from.
-        interval: most transitions that are added between two checkpoints, so steps between checkpoints plus
-            steps of an update. With 0 there is no slack and no limit, and a killed run can go on only if
-            nothing was added since its checkpoint.
-        fields: shape and dtype of one transition's entry, by name: ``{"frames": ((84, 84), np.uint8)}``.
+        capacity: steps that are learned from, of all environments (last observations of cut episodes count).
+        num_envs: N.
+        observation_space: of one environment, an array.
+        action_space: of one environment, an array.
+        frame_stack: how many frames an observation stacks along its first axis, the newest last and zeros
+            before an episode's first; 1 for none.
+        device: of the tensors; with ``folder``, where the agent is.
+        folder: of the files, which are its own; ``None`` for tensors, all of which are saved with each
+            checkpoint.
+        interval: most places of all environments that are filled between two checkpoints of a memory on disk,
+            which asks for one when half of them are. With 0 there is no slack and no limit, and a killed
+            run can go on only if nothing was added since its checkpoint.
 
     Raises:
-        ValueError: an argument makes no sense, or the files there are damaged or of another layout.
-        OSError: there is not enough room on the disk, all of which is taken now.
+        ValueError: an argument makes no sense, or there is less memory, or room on the disk, than it needs.
     """
 
     def __init__(
         self,
-        folder: Path,
         capacity: int,
-        interval: int,
-        fields: Mapping[str, tuple[tuple[int, ...], npt.DTypeLike]],
+        num_envs: int,
+        observation_space: gym.Space,
+        action_space: gym.Space,
+        frame_stack: int = 1,
+        device: torch.device | str = "cpu",
+        folder: Path | None = None,
+        interval: int = 0,
     ) -> None:
-        if capacity < 1 or interval < 0 or not fields:
-            raise ValueError(f"no memory has {capacity=}, {interval=} and fields {', '.join(fields)}")
-        self.capacity, self.interval = capacity, interval
-        self.slots = capacity + PROTECTED * interval
-        self.fields = {name: (tuple(shape), np.dtype(dtype)) for name, (shape, dtype) in fields.items()}
-        for name, (_, dtype) in self.fields.items():
-            if not name.isidentifier() or name.startswith("_"):
-                raise ValueError(f"{name!r} cannot be the name of a field")
-            if dtype.kind not in "biuf" or dtype.itemsize > 8 or not dtype.isnative:
-                raise ValueError(f"{name} cannot be of {dtype}")
-        self.counter = self._flushed = 0  # transitions ever added, and at the last flush
-        files = {
-            folder / f"{name}.npy": ((self.slots, *shape), dtype)
-            for name, (shape, dtype) in {**self.fields, INDEX: ((), np.dtype(np.int64))}.items()
+        if capacity < num_envs or num_envs < 1 or interval < 0 or frame_stack < 1:
+            raise ValueError(f"no memory has {capacity=}, {num_envs=}, {frame_stack=} and {interval=}")
+        shape = observation_space.shape
+        if shape is None or action_space.shape is None:
+            raise ValueError(f"a replay memory holds arrays, not {observation_space} and {action_space}")
+        if frame_stack > 1 and shape[:1] != (frame_stack,):
+            raise ValueError(f"observations of shape {shape} are no stacks of {frame_stack} frames")
+        self.num_envs, self.frame_stack, self.folder = num_envs, frame_stack, folder
+        self.agent_device = torch.device(device)
+        self.device = torch.device("cpu") if folder else self.agent_device
+        self.kept = -(-capacity // num_envs)
+        """Places of each environment that are sampled."""
+        self.interval = -(-interval // num_envs) if folder else 0
+        # Beyond those kept: frames of the oldest stack, the next observation, and the slack.
+        self.places = self.kept + frame_stack + 1 + PROTECTED * self.interval
+        frame = shape if frame_stack == 1 else shape[1:]
+        self.fields: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+            "frames": (frame, np.dtype(observation_space.dtype)),
+            "actions": (action_space.shape, np.dtype(action_space.dtype)),
+            "rewards": ((), np.dtype(np.float32)),
+            "ends": ((), np.dtype(np.uint8)),
+            "ages": ((), np.dtype(np.uint8)),
+            "tasks": ((), np.dtype(np.int32)),
         }
-        if not (folder / f"{INDEX}.npy").exists():  # it is made last: else the others are not all there
-            _allocate(files)
-        *entries, self._index = (_open(path, *layout) for path, layout in files.items())
-        self._entries = dict(zip(self.fields, entries))
+        if folder:
+            self.fields[INDEX] = (), np.dtype(np.int64)
+        for name, (_, dtype) in self.fields.items():
+            if dtype.kind not in "biuf" or dtype.itemsize > 8:
+                raise ValueError(f"{name} cannot be of {dtype}")
+        self.head = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        """Places of each environment that were ever filled, (N,)."""
+        self.age = torch.zeros_like(self.head)
+        """Steps since the running episodes began, (N,)."""
+        self.added = self._pending = 0  # steps of each environment; places since the last checkpoint
+        self.envs = torch.arange(num_envs, device=self.device)
+        self._check_room()
 
-    def __len__(self) -> int:
-        """Transitions that can be sampled."""
-        return min(self.counter, self.capacity)
+    @property
+    def size(self) -> int:
+        """Bytes of all it holds, slack included."""
+        entry = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
+        return entry * self.num_envs * self.places
 
-    def add(self, /, **batch: Tensor | np.ndarray) -> None:
-        """Add N transitions.
+    @property
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        return self.interval > 0 and 2 * self._pending >= self.interval
 
-        Args:
-            **batch: every field, (N, ...), on any device.
+    def open(self) -> None:
+        """Take the memory, or make or map the files; a checkpoint's state says what they hold.
 
         Raises:
-            ValueError: the fields are not those of the memory, or N is more than fits.
-            RuntimeError: they are too many since the last checkpoint, and would overwrite what a killed run
-                needs. Nothing was written, in either case.
+            ValueError: the files there are damaged or of another layout.
+            OSError: the room on the disk, all of which is taken now, does not suffice.
         """
-        if batch.keys() != self.fields.keys():
-            raise ValueError(f"a transition has {', '.join(self.fields)}, not {', '.join(batch)}")
-        arrays = {name: _array(values) for name, values in batch.items()}
-        count = len(np.atleast_1d(next(iter(arrays.values()))))
-        for name, (shape, dtype) in self.fields.items():
-            array = arrays[name]
-            if array.shape != (count, *shape) or not np.can_cast(array.dtype, dtype, "same_kind"):
-                expected = f"{dtype} {(count, *shape)}"
-                raise ValueError(f"{name} must be {expected}, not {array.dtype} {array.shape}")
-        if self.interval and self.counter + count - self._flushed > self.interval:
-            raise RuntimeError(
-                f"{self.counter + count - self._flushed:,} transitions since the last checkpoint are more "
-                f"than the {self.interval:,} that the replay memory has room for"
-            )
-        if count > self.slots:
-            raise ValueError(f"{count:,} transitions at once do not fit into {self.slots:,} slots")
-        new = np.arange(self.counter, self.counter + count)
-        self._index[new % self.slots] = new + 1  # first, so that no slot ever passes for what it was before
-        for name, array in arrays.items():
-            self._entries[name][new % self.slots] = array
-        self.counter += count
+        rows = self.num_envs * self.places
+        layout = {name: ((rows, *shape), dtype) for name, (shape, dtype) in self.fields.items()}
+        if self.folder is None:
+            self._tensors = {
+                name: torch.zeros(shape, dtype=_torch_dtype(dtype), device=self.device)
+                for name, (shape, dtype) in layout.items()
+            }
+            return
+        files = {self.folder / f"{name}.npy": entry for name, entry in layout.items()}
+        if not (self.folder / f"{INDEX}.npy").exists():  # it is made last: else the others are not all there
+            _allocate(files)
+        self._files = [_open(path, *entry) for path, entry in files.items()]
+        self._tensors = dict(zip(layout, map(torch.from_numpy, self._files)))
 
-    def sample_indices(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Numbers (batch,) of transitions, drawn uniformly and with replacement from those in the memory.
+    def add(
+        self,
+        observations: Tensor,
+        actions: Tensor,
+        rewards: Tensor,
+        terminated: Tensor,
+        truncated: Tensor,
+        next_observations: Tensor,
+        task: int = 0,
+    ) -> None:
+        """Add a step of all environments.
+
+        Args:
+            observations: (N, ...), acted on.
+            actions: (N, ...).
+            rewards: (N,).
+            terminated: (N,).
+            truncated: (N,).
+            next_observations: (N, ...), of ended episodes their last.
+            task: in which the step was made.
+
+        Raises:
+            RuntimeError: it would overwrite what a killed run needs. Nothing was written.
+        """
+        cut = (truncated & ~terminated).to(self.device)
+        if self.interval:
+            pending = self._pending + 1 + int(cut.any())
+            if pending > self.interval:
+                raise RuntimeError(
+                    f"a replay memory with room for {self.interval:,} steps of each environment between two "
+                    f"checkpoints cannot take more"
+                )
+            self._pending = pending
+        at, after = (self._rows(self.envs, place) for place in (self.head, self.head + 1))
+        if self.folder:  # first, so that no place ever passes for what it was before
+            self._write(INDEX, at, self.head + 1)
+            self._write(INDEX, after, self.head + 2)
+        ends = torch.where(terminated, TERMINATED, CUT * truncated)
+        self._write("frames", at, self._frame(observations))
+        self._write("frames", after, self._frame(next_observations))
+        self._write("actions", at, actions)
+        self._write("rewards", at, rewards)
+        self._write("ends", at, ends)
+        self._write("ends", after, torch.full_like(ends, NO_STEP))
+        self._write("ages", at, self.age.clamp(max=self.frame_stack - 1))
+        self._write("tasks", at, torch.full_like(self.head, task))
+        self.age = (self.age + 1).masked_fill((terminated | truncated).to(self.device), 0)
+        self.head += 1 + cut
+        self.added += 1
+
+    def sample(
+        self, batch: int, n_step: int = 1, gamma: float = 0.99, generator: torch.Generator | None = None
+    ) -> Batch:
+        """Transitions of up to ``n_step`` steps, drawn uniformly and with replacement.
 
         Without a generator they come from PyTorch's own, whose state is in each checkpoint.
 
         Raises:
-            RuntimeError: the memory is empty.
+            RuntimeError: there are fewer than ``n_step`` steps.
         """
-        import torch
+        if (longest := min(self.added, self.kept)) < n_step:
+            raise RuntimeError(f"a replay memory of {longest} steps of an environment has none of {n_step}")
+        oldest, end = self.bounds(n_step)
+        envs = torch.randint(self.num_envs, (batch,), device=self.device, generator=generator)
+        share = torch.rand(batch, dtype=torch.float64, device=self.device, generator=generator)
+        return self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
 
-        if not self.counter:
-            raise RuntimeError("there is nothing to sample from an empty replay memory")
-        return torch.randint(self.counter - len(self), self.counter, (batch,), generator=generator)
+    def bounds(self, n_step: int = 1) -> tuple[Tensor, Tensor]:
+        """The first place of each environment that is sampled, and that after the last, (N,)."""
+        return (self.head - self.kept).clamp(min=0), self.head - n_step + 1
 
-    def gather(self, indices: Tensor, device: str | torch.device = "cpu") -> dict[str, Tensor]:
-        """The transitions of these numbers, copied to a device: indices (B, ...) -> each field (B, ..., ...).
+    def gather(self, envs: Tensor, places: Tensor, n_step: int = 1, gamma: float = 0.99) -> Batch:
+        """The transitions that begin at these places of these environments, (B,), within the bounds."""
+        ahead = torch.arange(n_step, device=self.device)
+        window = self._rows(envs[:, None], places[:, None] + ahead)
+        ends = self._read("ends", window)
+        # A step counts if the episode had not ended before.
+        counts = (ends == GOES_ON).cumprod(1).roll(1, 1)
+        counts[:, 0] = 1
+        steps = counts.sum(1)
+        returns = (self._read("rewards", window) * counts * gamma**ahead).sum(1)
+        terminated = ((ends == TERMINATED) & (counts > 0)).any(1)
+        discounts = (gamma**steps).masked_fill(terminated, 0.0)
+        ages = self._read("ages", window[:, 0]).long()
+        batch = Batch(
+            self._observations(envs, places, ages),
+            self._read("actions", window[:, 0]),
+            returns,
+            discounts,
+            self._observations(envs, places + steps, ages + steps),
+            (ends[:, 0] != NO_STEP).float(),
+        )
+        return Batch(*map(self._to_agent, batch))
 
-        Raises:
-            IndexError: one was not added yet, or is not among the newest ``capacity``.
-        """
-        import torch
+    def latest(self, count: int) -> Tensor:
+        """About so many observations, the last of each environment: (count, ...), fewer if there are."""
+        last = min(-(-count // self.num_envs), self.added, self.kept)
+        places = (self.head[:, None] - 1 - torch.arange(last, device=self.device)).flatten()
+        return self.gather(self.envs.repeat_interleave(last), places).observations
 
-        numbers = indices.cpu().numpy()
-        oldest = self.counter - len(self)
-        if ((numbers < oldest) | (numbers >= self.counter)).any():
-            raise IndexError(f"the replay memory holds transitions {oldest:,} to {self.counter - 1:,}")
-        slots = numbers % self.slots
-        return {name: torch.from_numpy(file[slots]).to(device) for name, file in self._entries.items()}
+    def tasks(self) -> dict[int, float]:
+        """Share of each task in the steps that are sampled."""
+        oldest, end = self.bounds()
+        places = oldest[:, None] + torch.arange(self.kept, device=self.device)
+        rows = self._rows(self.envs[:, None], places)
+        steps = (places < end[:, None]) & (self._read("ends", rows) != NO_STEP)
+        tasks, counts = self._read("tasks", rows)[steps].unique(return_counts=True)
+        return dict(zip(tasks.tolist(), (counts / counts.sum()).tolist()))
 
     def flush(self) -> None:
         """Force what is new to disk, where a checkpoint is about to rely on it.
@@ -154,13 +277,30 @@ class ReplayMemory:
         Raises:
             OSError: it could not be written.
         """
-        self._flushed = self.counter  # whatever comes of it: failed checkpoints have their share of the slack
-        for file in (*self._entries.values(), self._index):
+        self._pending = 0  # whatever comes of it: failed checkpoints have their share of the slack
+        for file in self._files if self.folder else ():
             file.flush()
 
+    def discard(self) -> None:
+        """Remove the files of a run that is over."""
+        if self.folder:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
     def state_dict(self) -> dict[str, Any]:
-        """How many transitions were ever added, and the layout of the files."""
-        return {"counter": self.counter, "layout": self._layout()}
+        """How far the rings are, and their layout; all that was added, if it is not on disk."""
+        state = {
+            "head": self.head.clone(),
+            "age": self.age.clone(),
+            "added": self.added,
+            "layout": self._layout(),
+        }
+        if not self.folder:
+            used = min(self.places, int(self.head.max()) + 1)
+            state["fields"] = {
+                name: tensor.unflatten(0, (self.num_envs, self.places))[:, :used].clone()
+                for name, tensor in self._tensors.items()
+            }
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a checkpoint; what the files hold beyond it no longer counts.
@@ -170,21 +310,86 @@ class ReplayMemory:
         """
         if state["layout"] != self._layout():
             raise ValueError(f"its layout was {state['layout']} and is {self._layout()}")
-        counter = int(state["counter"])
-        newest = np.arange(max(0, counter - self.capacity), counter)
-        lost = np.count_nonzero(self._index[newest % self.slots] != newest + 1)
-        if lost:
-            raise ValueError(f"{lost:,} of the checkpoint's {len(newest):,} transitions are not in the files")
-        self.counter = self._flushed = counter
+        head = state["head"].to(self.device)
+        if self.folder:
+            counted = self.kept + self.frame_stack - 1
+            places = head[:, None] - 1 - torch.arange(counted)
+            held = self._read(INDEX, self._rows(self.envs[:, None], places)) == places + 1
+            if lost := int((~held & (places >= 0)).sum()):
+                counted = int((places >= 0).sum())
+                raise ValueError(f"{lost:,} of the checkpoint's {counted:,} places are not in the files")
+        else:
+            for name, tensor in self._tensors.items():
+                saved = state["fields"][name]
+                tensor.unflatten(0, (self.num_envs, self.places))[:, : saved.shape[1]] = saved.to(self.device)
+        self.head, self.age = head.clone(), state["age"].to(self.device, copy=True)
+        self.added, self._pending = state["added"], 0
 
     def _layout(self) -> dict[str, Any]:
         fields = {name: f"{dtype.str} {shape}" for name, (shape, dtype) in self.fields.items()}
-        return {"capacity": self.capacity, "interval": self.interval, "fields": fields}
+        return {"num_envs": self.num_envs, "kept": self.kept, "places": self.places, "fields": fields}
+
+    def _check_room(self) -> None:
+        """Refuse to be larger than what is there, before anything is taken."""
+        if self.folder is None:
+            free = _free_memory(self.device)
+        else:
+            made = self.folder.exists()  # a run that goes on has taken its room
+            above = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+            free = None if made else shutil.disk_usage(above).free
+        if free is not None and self.size > free:
+            where = "on the disk" if self.folder else f"in the memory of {self.device}"
+            raise ValueError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
+
+    def _rows(self, envs: Tensor, places: Tensor) -> Tensor:
+        """Where places of environments lie in the tensors."""
+        return envs * self.places + places % self.places
+
+    def _frame(self, observations: Tensor) -> Tensor:
+        return observations if self.frame_stack == 1 else observations[:, -1]
+
+    def _write(self, name: str, rows: Tensor, values: Tensor) -> None:
+        tensor = self._tensors[name]
+        tensor.index_copy_(0, rows, values.to(self.device, tensor.dtype))
+
+    def _read(self, name: str, rows: Tensor) -> Tensor:
+        """Entries of a field, (*rows.shape, ...)."""
+        tensor = self._tensors[name]
+        return tensor.index_select(0, rows.flatten()).view(*rows.shape, *tensor.shape[1:])
+
+    def _observations(self, envs: Tensor, places: Tensor, ages: Tensor) -> Tensor:
+        """Observations, (B, ...), of places that so many steps of their episodes lie before, (B,)."""
+        if self.frame_stack == 1:
+            return self._read("frames", self._rows(envs, places))
+        back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
+        frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
+        return frames.mul_(_like(back <= ages[:, None], frames))  # zeros before the episode's first
+
+    def _to_agent(self, tensor: Tensor) -> Tensor:
+        if self.agent_device.type == "cuda" and self.device.type == "cpu":
+            tensor = tensor.pin_memory()  # copied while the agent goes on
+        return tensor.to(self.agent_device, non_blocking=True)
 
 
-def _array(values: Tensor | np.ndarray) -> np.ndarray:
-    """A batch of a field in the computer's memory."""
-    return values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
+def _like(mask: Tensor, other: Tensor) -> Tensor:
+    """A mask of as many dimensions as another tensor."""
+    return mask.view(*mask.shape, *(1,) * (other.dim() - mask.dim()))
+
+
+def _torch_dtype(dtype: np.dtype) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, dtype)).dtype
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken, if the system says so."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return None
 
 
 def _allocate(files: Mapping[Path, tuple[tuple[int, ...], np.dtype]]) -> None:

@@ -67,8 +67,9 @@ FAILED_SAVES = 3
 class Part(Protocol):
     """A part of a run's state: a network, an optimizer, a schedule, a stream, a replay memory.
 
-    One that keeps data in files of its own offers ``flush()``, called before each checkpoint. One that could
-    not be restored exactly says ``exact = False``.
+    One that keeps data in files of its own offers ``open()``, called before it is restored, ``flush()``,
+    called before each checkpoint, and may ask for one by ``due``. One that could not be restored exactly says
+    ``exact = False``.
     """
 
     def state_dict(self) -> Any: ...  # noqa: D102
@@ -133,6 +134,7 @@ class Run:
             SystemExit: code 2 if the checkpoint does not fit the parts, 74 if the disk is full.
         """
         self.parts = parts
+        self._open_parts()
         if self.restored is None:
             self._write("meta.json", self._meta())
             return 0
@@ -169,6 +171,7 @@ class Run:
         """
         every = self.checkpoint_every
         due = every > 0 and self._step // every > self._saved // every
+        due = due or any(getattr(part, "due", False) for part in self.parts.values())
         if not due and not self.preemption.signal:
             return
         self._check_attempt()
@@ -363,6 +366,16 @@ class Run:
             "seconds": self.seconds,
             "event_files": {**before, self.writer.path.name: self.writer.flush()},
         }
+
+    def _open_parts(self) -> None:
+        for name, part in self.parts.items():
+            if hasattr(part, "open"):
+                try:
+                    part.open()
+                except ValueError as error:
+                    stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
+                except OSError as error:
+                    stop(ExitCode.IO, f"{name} could not be made: {error}")
 
     def _meta(self) -> dict[str, Any]:
         return {"resume_exact": self.inexact or True, **self.machine}

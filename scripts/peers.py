@@ -55,7 +55,7 @@ class Training:
     @property
     def network(self) -> NetworkConfig:
         """A torso for the policy and one for the value function."""
-        return NetworkConfig(hidden=(64, 64), activation="tanh", flat=self.view == "flat")
+        return NetworkConfig(hidden=(64, 64), activation="relu", flat=self.view == "flat")
 
     def make(self) -> gym.Env:
         """One environment of the package."""

@@ -56,6 +56,8 @@ def main(replay: ReplayCrash) -> int:
         shutil.copy(replay.crash / "args.json", folder)
         if (replay.crash / "checkpoint").exists():
             shutil.copytree(replay.crash / "checkpoint", folder / "checkpoint")
+        if (replay.crash.parent / "replay").exists():  # too large for each crash to have its own
+            shutil.copytree(replay.crash.parent / "replay", folder / "replay")
         try:
             module.main(args)
         except SystemExit as exit:

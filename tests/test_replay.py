@@ -1,4 +1,4 @@
-"""Replay memory: it holds the newest transitions, and a killed run finds those of its checkpoint again."""
+"""Replay memory: every sample is what was lived through, and a killed run finds what its checkpoint counted on."""
 
 import errno
 import json
@@ -8,8 +8,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import namedtuple
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -20,66 +22,157 @@ from neoteny.runners.checkpoint import KEEP, load_checkpoint, save_checkpoint
 from neoteny.runners.replay import PROTECTED, ReplayMemory
 from neoteny.runners.run import FAILED_SAVES
 
-FIELDS = {"frames": ((2, 3), np.uint8), "actions": ((), np.int64), "rewards": ((), np.float32)}
+ACTIONS = gym.spaces.Discrete(5)
+Step = namedtuple("Step", "observation action reward terminated truncated following task")
 
 
-def transitions(numbers):
-    """Transitions whose every field tells which they are."""
-    numbers = np.asarray(numbers, dtype=np.int64)
-    frames = (numbers[:, None, None] * 7 + np.arange(6).reshape(2, 3)).astype(np.uint8)
-    return {"frames": frames, "actions": numbers, "rewards": (numbers / 2).astype(np.float32)}
+def space(stack):
+    return gym.spaces.Box(0, 255, (stack, 2, 3) if stack > 1 else (2, 3), np.uint8)
 
 
-def assert_holds(memory, numbers):
-    """The memory holds exactly the newest of these transitions."""
-    assert memory.counter == len(numbers)
-    assert len(memory) == min(len(numbers), memory.capacity)
-    first = len(numbers) - len(memory)
-    found = memory.gather(torch.arange(first, len(numbers)))
-    for name, expected in transitions(numbers[first:]).items():
-        assert np.array_equal(found[name].numpy(), expected)
-        assert found[name].numpy().dtype == expected.dtype
-    for outside in (first - 1, len(numbers)):
-        with pytest.raises(IndexError, match="holds transitions"):
-            memory.gather(torch.tensor([outside]))
+class Life:
+    """One environment whose every frame is another, and who remembers all of it."""
+
+    def __init__(self, number, stack, rng):
+        self.stack, self.rng = stack, rng
+        self.frames = self.life = 0
+        self.number = number
+        self.steps = []
+        self.begin()
+
+    def begin(self):
+        self.past = [np.zeros((2, 3), np.uint8)] * (self.stack - 1) + [self.frame()]
+
+    def frame(self):
+        self.frames += 1
+        marks = self.frames % 200, self.frames // 200, self.number, self.life, 0, 0
+        return (np.array(marks, np.uint8) + 1).reshape(2, 3)  # none has zeros, as what is missing does
+
+    @property
+    def observation(self):
+        return np.stack(self.past) if self.stack > 1 else self.past[-1]
+
+    def step(self, terminated, truncated, task):
+        before = self.observation
+        self.past = [*self.past[1:], self.frame()] if self.stack > 1 else [self.frame()]
+        action, reward = self.rng.randrange(5), self.rng.uniform(-2, 2)
+        self.steps.append(Step(before, action, reward, terminated, truncated, self.observation, task))
+        if terminated or truncated:
+            self.begin()
+        return self.steps[-1]
 
 
-def test_the_newest_are_held_as_they_were_added(tmp_path):
-    memory = ReplayMemory(tmp_path / "replay", 10, 0, FIELDS)
-    numbers = []
-    for count in (1, 3, 0, 7, 10, 2, 9):
-        new = range(len(numbers), len(numbers) + count)
-        memory.add(**transitions(new))
-        numbers += new
-        assert_holds(memory, numbers)
+def add(memory, lives, ends, task=0):
+    """One step of all environments; 1 terminates an episode, 2 truncates, 3 does both."""
+    steps = [life.step(bool(end & 1), bool(end & 2), task) for life, end in zip(lives, ends)]
+    fields = [torch.as_tensor(np.array(values)) for values in zip(*steps)]
+    memory.add(*fields[:-1], task)
 
 
-def test_tensors_are_added_like_arrays_and_batches_of_stacks_are_gathered(tmp_path):
-    memory = ReplayMemory(tmp_path, 10, 0, FIELDS)
-    memory.add(**{name: torch.from_numpy(values) for name, values in transitions(range(8)).items()})
-    assert_holds(memory, list(range(8)))
-    found = memory.gather(torch.tensor([[0, 1, 2], [5, 6, 7]]))
-    assert found["frames"].shape == (2, 3, 2, 3)
-    assert found["actions"].tolist() == [[0, 1, 2], [5, 6, 7]]
-    found["actions"].zero_()
-    assert_holds(memory, list(range(8)))  # what is gathered is a copy
+def expected(life, first, n_step, gamma):
+    """By its definition, one transition of ``life.steps`` from number ``first``."""
+    total, discount = 0.0, 1.0
+    for step in life.steps[first : first + n_step]:
+        total += discount * step.reward
+        discount *= gamma
+        if step.terminated or step.truncated:
+            break
+    return life.steps[first], total, 0.0 if step.terminated else discount, step.following
 
 
-def test_samples_are_uniform_and_reproducible(tmp_path):
-    memory = ReplayMemory(tmp_path, 50, 10, FIELDS)
-    with pytest.raises(RuntimeError, match="nothing to sample"):
-        memory.sample_indices(1)
-    for first in range(0, 120, 10):
-        memory.flush()
-        memory.add(**transitions(range(first, first + 10)))
-    drawn = memory.sample_indices(50_000, torch.Generator().manual_seed(0))
-    counts = drawn.bincount()
-    assert counts[:70].sum() == 0
-    assert (counts[70:] - 1000).abs().max() < 5 * 1000**0.5
-    assert len(counts) == 120
-    assert torch.equal(drawn, memory.sample_indices(50_000, torch.Generator().manual_seed(0)))
+def assert_holds(memory, lives, n_step=1, gamma=0.9):
+    """Every place that can be sampled is a transition that was made, or is said to be none."""
+    oldest, end = memory.bounds(n_step)
+    for env, life in enumerate(lives):
+        places, number = {}, 0
+        for index, step in enumerate(life.steps):
+            places[number] = index
+            number += 1 + (step.truncated and not step.terminated)
+        assert int(memory.head[env]) == number
+        assert int(oldest[env]) == max(0, number - memory.kept)
+        sampled = torch.arange(int(oldest[env]), int(end[env]))
+        batch = memory.gather(torch.full_like(sampled, env), sampled, n_step, gamma)
+        for place, row in zip(sampled.tolist(), zip(*batch)):
+            observation, action, total, discount, following, weight = row
+            assert weight == (place in places)
+            if weight:
+                step, *rest = expected(life, places[place], n_step, gamma)
+                assert np.array_equal(observation, step.observation)
+                assert (int(action), float(total), float(discount)) == (
+                    step.action, pytest.approx(rest[0], abs=1e-5), pytest.approx(rest[1], abs=1e-6),
+                )  # fmt: skip
+                if discount:
+                    assert np.array_equal(following, rest[2])
+
+
+def made(capacity, count, stack, **options):
+    memory = ReplayMemory(capacity, count, space(stack), ACTIONS, stack, **options)
+    memory.open()
+    return memory
+
+
+ENDS = st.lists(st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 3]), min_size=3, max_size=3), max_size=40)
+
+
+@settings(deadline=None)
+@given(ENDS, st.integers(3, 30), st.sampled_from([1, 2, 4]), st.integers(1, 4), st.randoms(), st.booleans())
+def test_every_sample_is_what_was_lived_through(sequence, capacity, stack, n_step, rng, on_disk):
+    with tempfile.TemporaryDirectory() as folder:
+        memory = made(capacity, 3, stack, folder=Path(folder) / "replay" if on_disk else None)
+        lives = [Life(env, stack, rng) for env in range(3)]
+        for ends in sequence:
+            add(memory, lives, ends)
+        if min(len(sequence), memory.kept) >= n_step:
+            assert_holds(memory, lives, n_step)
+
+
+def test_a_switch_ends_all_episodes_and_nothing_is_stacked_across_it():
+    memory, lives = made(40, 2, 4), [Life(env, 4, random.Random(env)) for env in range(2)]
+    for step in range(12):
+        switch = step % 4 == 3
+        add(memory, lives, [2, 2] if switch else [0, 0], task=step // 4)
+    assert_holds(memory, lives, n_step=3)
+    first = memory.gather(torch.tensor([0]), torch.tensor([5])).observations[0]  # 4 steps and a last frame
+    assert not first[:3].any()
+    assert first[3].all()
+    assert memory.tasks() == {0: pytest.approx(1 / 3), 1: pytest.approx(1 / 3), 2: pytest.approx(1 / 3)}
+
+
+def test_the_latest_observations():
+    memory, lives = made(8, 2, 1), [Life(env, 1, random.Random(env)) for env in range(2)]
+    for _ in range(9):
+        add(memory, lives, [0, 0])
+    latest = memory.latest(5).numpy()
+    own = [life.steps[-1 - back].observation for life in lives for back in range(3)]
+    assert np.array_equal(latest, own)
+    assert len(memory.latest(100)) == 8
+
+
+def test_samples_are_uniform_and_reproducible():
+    memory, lives = made(50, 2, 1), [Life(env, 1, random.Random(env)) for env in range(2)]
+    with pytest.raises(RuntimeError, match="of 0 steps of an environment has none of 1"):
+        memory.sample(1)
+    for _ in range(40):
+        add(memory, lives, [0, 0])
+    drawn = memory.sample(50_000, generator=torch.Generator().manual_seed(0))
+    seen, counts = drawn.observations.flatten(1).unique(dim=0, return_counts=True)
+    assert len(seen) == 50
+    assert (counts - 1000).abs().max() < 5 * 1000**0.5
     torch.manual_seed(0)
-    assert torch.equal(drawn, memory.sample_indices(50_000))  # PyTorch's own, which checkpoints hold
+    again = memory.sample(50_000)  # PyTorch's own, which checkpoints hold
+    torch.manual_seed(0)
+    assert all(torch.equal(one, other) for one, other in zip(again, memory.sample(50_000)))
+
+
+def test_a_million_atari_transitions_fit(tmp_path, monkeypatch):
+    monkeypatch.setattr("neoteny.runners.replay._free_memory", lambda device: None)
+    frames = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    for folder in (None, tmp_path):
+        memory = ReplayMemory(
+            1_000_000, 8, frames, gym.spaces.Discrete(18), 4, "cpu", folder, 1_000_000 // 64
+        )
+        assert memory.size < 7.5e9
+        assert memory.size / 1e6 <= 1.05 * 84 * 84 + 32
 
 
 def test_the_slack_outlasts_what_a_run_puts_up_with():
@@ -95,10 +188,10 @@ STEPS = st.lists(
 
 
 @settings(deadline=None)
-@given(st.integers(1, 12), st.integers(1, 6), STEPS)
-def test_what_a_killed_run_finds_is_what_its_checkpoint_counted_on(capacity, interval, steps):
+@given(st.integers(2, 12), st.integers(1, 8), STEPS, st.sampled_from([1, 3]), st.randoms())
+def test_what_a_killed_run_finds_is_what_its_checkpoint_counted_on(capacity, interval, steps, stack, rng):
     with tempfile.TemporaryDirectory() as folder:
-        model = Model(Path(folder), capacity, interval)
+        model = Model(Path(folder), capacity, interval, stack, rng)
         for step, count in steps:
             if step == "add":
                 model.add(count)
@@ -108,36 +201,47 @@ def test_what_a_killed_run_finds_is_what_its_checkpoint_counted_on(capacity, int
                 model.kill(damage=True)
             else:
                 model.checkpoint(written=step == "save")
-            assert_holds(model.memory, model.numbers)
+            if model.memory.added:
+                assert_holds(model.memory, model.lives)
 
 
 class Model:
-    """A run whose transitions are a list; each life's differ from those that an earlier one added there."""
+    """A run of two environments; each of its lives' frames differ from those that an earlier one added."""
 
-    def __init__(self, folder, capacity, interval):
-        self.arguments = folder, capacity, interval, FIELDS
-        self.memory = ReplayMemory(*self.arguments)
-        self.numbers = []
-        self.made = self.failed = self.flushed = 0
-        self.saved = []  # of the checkpoints kept: state, numbers, most transitions there were since then
+    def __init__(self, folder, capacity, interval, stack=1, rng=None, ends=(0, 0, 0, 1, 2)):
+        self.folder, self.capacity, self.interval, self.stack = folder, capacity, interval, stack
+        self.rng, self.ends, self.number = rng or random.Random(0), ends, 0
+        self.saved = []  # of the checkpoints kept: state, lives, furthest that any ring was since then
+        self.lives = [Life(env, stack, self.rng) for env in range(2)]
+        self.begin()
+
+    def begin(self):
+        self.memory = made(
+            self.capacity, 2, self.stack, folder=self.folder / "replay", interval=self.interval
+        )
+        self.failed = self.pending = 0
 
     def add(self, count):
-        new = list(range(self.made, self.made + count))
-        if len(self.numbers) + count - self.flushed > self.memory.interval:
-            with pytest.raises(RuntimeError, match=r"more than the .* has room for"):
-                self.memory.add(**transitions(new))
-            return
-        self.memory.add(**transitions(new))
-        self.made += count
-        self.numbers += new
-        self.saved = [(*rest, max(reached, len(self.numbers))) for *rest, reached in self.saved]
+        for _ in range(count):
+            ends = [self.rng.choice(self.ends) for _ in range(2)]
+            pending = self.pending + 1 + (2 in ends)
+            if pending > self.memory.interval:
+                before = [list(life.steps) for life in self.lives], [life.past for life in self.lives]
+                with pytest.raises(RuntimeError, match="cannot take more"):
+                    add(self.memory, self.lives, ends)
+                for life, steps, past in zip(self.lives, *before):
+                    life.steps, life.past = steps, past
+                return
+            add(self.memory, self.lives, ends)
+            self.pending = pending
+            self.saved = [(*rest, max(reached, int(self.memory.head.max()))) for *rest, reached in self.saved]
 
     def checkpoint(self, written):
         self.memory.flush()
-        self.flushed = len(self.numbers)
+        self.pending = 0
         if written:
-            state = json.loads(json.dumps(self.memory.state_dict()))
-            self.saved = [*self.saved, (state, list(self.numbers), len(self.numbers))][-KEEP:]
+            lives = [(list(life.steps), life.past) for life in self.lives]
+            self.saved = [*self.saved, (self.memory.state_dict(), lives, int(self.memory.head.max()))][-KEEP:]
         self.failed = 0 if written else self.failed + 1
         if self.failed == FAILED_SAVES:  # the run ends, and is started again
             self.kill()
@@ -145,21 +249,16 @@ class Model:
     def kill(self, damage=False):
         if damage:
             self.saved = self.saved[:-1]
-        state, numbers, reached = self.saved[-1] if self.saved else (None, [], 0)
-        self.memory = ReplayMemory(*self.arguments)
-        self.failed = self.flushed = 0
-        self.numbers = list(numbers)
-        if state is None:
-            return
-        oldest = max(0, len(numbers) - self.memory.capacity)
-        if oldest + self.memory.slots >= reached:
+        self.begin()
+        self.number += 1
+        state, lives, _ = self.saved[-1] if self.saved else (None, [([], None)] * 2, 0)
+        for life, (steps, past) in zip(self.lives, lives):
+            life.steps, life.life = list(steps), self.number
+            life.past = past
+            if past is None:
+                life.begin()
+        if state is not None:
             self.memory.load_state_dict(state)
-        else:
-            assert damage  # the newest checkpoint can always be restored
-            with pytest.raises(ValueError, match="are not in the files"):
-                self.memory.load_state_dict(state)
-            self.numbers, self.saved = [], []  # refused; the user starts over
-        self.flushed = len(self.numbers)
 
 
 @pytest.mark.parametrize(
@@ -172,72 +271,98 @@ class Model:
     ],
 )
 def test_full_intervals_leave_the_checkpoints_whole(checkpoints, ending, tmp_path):
-    model = Model(tmp_path, 10, 4)
+    model = Model(tmp_path, 20, 8, stack=4, ends=(0,))
     for what in ["save"] * 8 + checkpoints:
         model.add(4)
         model.checkpoint(written=what == "save")
     model.add(4)
     model.kill(damage=ending != "kill")
-    assert_holds(model.memory, model.numbers)
-    assert model.memory.counter == 4 * (8 + checkpoints.index("save") + 1)
+    assert_holds(model.memory, model.lives)
+    assert model.memory.added == 4 * (8 + checkpoints.index("save") + 1)
 
 
-def test_the_older_checkpoint_can_be_restored_too(tmp_path, capsys):
-    memory = ReplayMemory(tmp_path / "replay", 20, 8, FIELDS)
-    for first in range(0, 80, 8):
-        memory.add(**transitions(range(first, first + 8)))
+def test_it_asks_for_a_checkpoint_in_time(tmp_path):
+    model = Model(tmp_path, 20, 16, ends=(2,))
+    asked = []
+    for _ in range(4):
+        model.add(1)
+        asked.append(model.memory.due)
+    assert asked == [False, True, True, True]
+    model.checkpoint(written=True)
+    assert not model.memory.due
+    assert not made(20, 2, 1).due
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_the_older_checkpoint_can_be_restored_too(on_disk, tmp_path, capsys):
+    folder = tmp_path / "replay" if on_disk else None
+    memory, lives = made(20, 2, 4, folder=folder, interval=8), [Life(0, 4, random), Life(1, 4, random)]
+    for first in range(0, 40, 4):
+        kept = [list(life.steps) for life in lives]
+        for _ in range(4):
+            add(memory, lives, [0, 0])
         memory.flush()
-        newest = save_checkpoint(tmp_path / "checkpoint", first + 8, {"memory": memory.state_dict()})
-    memory.add(**transitions(range(80, 88)))
+        newest = save_checkpoint(tmp_path / "checkpoint", first + 4, {"memory": memory.state_dict()})
+    add(memory, lives, [0, 0])
     (newest / "state.json").unlink()
-    again = ReplayMemory(tmp_path / "replay", 20, 8, FIELDS)
+    again = made(20, 2, 4, folder=folder, interval=8)
     again.load_state_dict(load_checkpoint(tmp_path / "checkpoint")["memory"])
     assert "it is set aside" in capsys.readouterr().err
-    assert_holds(again, list(range(72)))
+    for life, steps in zip(lives, kept):
+        life.steps = steps
+    assert_holds(again, lives)
 
 
-def test_too_many_transitions_between_checkpoints_are_refused_before_any_is_written(tmp_path):
-    memory = ReplayMemory(tmp_path, 10, 4, FIELDS)
-    memory.add(**transitions(range(4)))
+def test_too_many_steps_between_checkpoints_are_refused_before_any_is_written(tmp_path):
+    memory, lives = made(20, 2, 1, folder=tmp_path, interval=4), [Life(0, 1, random), Life(1, 1, random)]
+    for _ in range(2):
+        add(memory, lives, [0, 0])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(RuntimeError, match="5 transitions since the last checkpoint are more than the 4 "):
-        memory.add(**transitions([4]))
+    with pytest.raises(RuntimeError, match="room for 2 steps of each environment between two checkpoints"):
+        add(memory, lives, [0, 0])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     memory.flush()
-    memory.add(**transitions([4]))
+    add(memory, lives, [0, 0])
 
 
 WRITER = """
 import json, sys
-import numpy as np
+import gymnasium as gym, numpy as np, torch
 from pathlib import Path
 from neoteny.runners.replay import ReplayMemory
 
-assert "torch" not in sys.modules  # it would take longer to import than all else takes here
 folder, life, state = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
-fields = {"frames": ((84, 84), np.uint8), "lives": ((), np.int64)}
-slack = ReplayMemory(folder / "slack", 300, 120, fields)
-none = ReplayMemory(folder / f"none{life}", 300, 0, fields)
+frames, actions = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(9)
+slack = ReplayMemory(300, 4, frames, actions, folder=folder / "slack", interval=120)
+none = ReplayMemory(300, 4, frames, actions, folder=folder / f"none{life}")
+for memory in (slack, none):
+    memory.open()
 if state:
-    slack.load_state_dict(state)
+    slack.load_state_dict(state | {name: torch.tensor(state[name]) for name in ("head", "age")})
+ended = torch.zeros(4, dtype=torch.bool)
 for update in range(1, 100_000):
     for memory in (slack, none):
-        numbers = np.arange(memory.counter, memory.counter + 4)
-        frames = np.broadcast_to((numbers + life)[:, None, None], (4, 84, 84)).astype(np.uint8)
-        memory.add(frames=frames, lives=np.full(4, life))
+        values = memory.head + torch.arange(4) + life
+        now, then = ((values + i).to(torch.uint8)[:, None, None].expand(-1, 84, 84) for i in (0, 1))
+        memory.add(now, torch.full((4,), life), torch.zeros(4), ended, ended, then)
     if update % 30 == 0:
         for memory in (slack, none):
             memory.flush()
-        print(json.dumps([slack.state_dict(), none.state_dict()]), flush=True)
+        states = [memory.state_dict() for memory in (slack, none)]
+        print(json.dumps([s | {"head": s["head"].tolist(), "age": s["age"].tolist()} for s in states]), flush=True)
 """
+
+
+def _state(state):
+    return state | {name: torch.tensor(state[name]) for name in ("head", "age")}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_with_slack_a_killed_process_loses_nothing_and_without_the_loss_is_found(tmp_path):
-    fields = {"frames": ((84, 84), np.uint8), "lives": ((), np.int64)}
+    frames, actions = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(9)
     moments = random.Random(0)
     state, lives, lost = None, [], []
-    for life in range(4):
+    for life in range(3):
         command = [sys.executable, "-c", WRITER, str(tmp_path), str(life), json.dumps(state)]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines = [writer.stdout.readline() for _ in range(moments.randint(4, 6))]
@@ -247,141 +372,121 @@ def test_with_slack_a_killed_process_loses_nothing_and_without_the_loss_is_found
         lines += writer.communicate()[0].splitlines(keepends=True)
         state, without = json.loads([line for line in lines if line.endswith("\n")][-1])
 
-        memory = ReplayMemory(tmp_path / "slack", 300, 120, fields)
-        memory.load_state_dict(state)
-        lives += [life] * (memory.counter - len(lives))
-        numbers = torch.arange(memory.counter - len(memory), memory.counter)
-        found = memory.gather(numbers)
-        assert found["lives"].tolist() == lives[-300:]
-        expected = (numbers + found["lives"]).to(torch.uint8)[:, None, None]
-        assert torch.equal(found["frames"], expected.expand(-1, 84, 84))
+        memory = ReplayMemory(300, 4, frames, actions, folder=tmp_path / "slack", interval=120)
+        memory.open()
+        memory.load_state_dict(_state(state))
+        lives += [life] * (memory.added - len(lives))
+        places = torch.arange(memory.added - 75, memory.added)
+        for env in range(4):
+            batch = memory.gather(torch.full_like(places, env), places)
+            assert batch.actions.tolist() == lives[-75:]
+            values = (places + env + batch.actions).to(torch.uint8)[:, None, None]
+            assert torch.equal(batch.observations, values.expand(-1, 84, 84))
 
-        memory = ReplayMemory(tmp_path / f"none{life}", 300, 0, fields)
-        numbers = np.arange(without["counter"] - 300, without["counter"])
-        frames = np.load(tmp_path / f"none{life}" / "frames.npy", mmap_mode="r")[numbers % 300]
-        lost.append((frames != (numbers + life).astype(np.uint8)[:, None, None]).any((1, 2)).sum())
-        if lost[-1]:
-            with pytest.raises(ValueError, match=r"of the checkpoint's 300 transitions are not in the files"):
-                memory.load_state_dict(without)
+        memory = ReplayMemory(300, 4, frames, actions, folder=tmp_path / f"none{life}")
+        memory.open()
+        try:
+            memory.load_state_dict(_state(without))
+            lost.append(0)
+        except ValueError as error:
+            assert "of the checkpoint's 300 places are not in the files" in str(error)  # noqa: PT017
+            lost.append(1)
     assert sum(lost) > 0  # one of them may have been killed as soon as it had told of its checkpoint
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        (0, 4, FIELDS),
-        (10, -1, FIELDS),
-        (10, 4, {}),
-        (10, 4, {"../frames": ((), np.uint8)}),
-        (10, 4, {"_index": ((), np.uint8)}),
-        (10, 4, {"frames": ((), object)}),
-        (10, 4, {"frames": ((), ">f4")}),
-        (10, 4, {"frames": ((), "U3")}),
+        (1, 2, space(1), ACTIONS, 1),
+        (10, 0, space(1), ACTIONS, 1),
+        (10, 2, space(1), ACTIONS, 4),
+        (10, 2, space(1), ACTIONS, 0),
+        (10, 2, gym.spaces.Dict({}), ACTIONS, 1),
+        (10, 2, gym.spaces.Text(3), ACTIONS, 1),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_is_made(arguments, tmp_path):
-    with pytest.raises(ValueError, match=r"no memory has|cannot be"):
-        ReplayMemory(tmp_path / "replay", *arguments)
+    with pytest.raises(ValueError, match=r"no memory has|holds arrays|are no stacks"):
+        ReplayMemory(*arguments, folder=tmp_path / "replay")
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"frames": np.zeros((4, 2, 2), np.uint8)},
-        {"frames": np.zeros((3, 2, 3), np.uint8)},
-        {"frames": np.zeros((4, 2, 3), np.float32)},
-        {"actions": np.array(0)},
-        {"actions": None},
-        {"dones": np.zeros(4)},
-    ],
-)
-def test_what_is_no_batch_of_transitions_is_refused(changed, tmp_path):
-    memory = ReplayMemory(tmp_path, 10, 0, FIELDS)
-    batch = {name: values for name, values in (transitions(range(4)) | changed).items() if values is not None}
-    with pytest.raises(ValueError, match=r"must be|a transition has frames, actions, rewards, not"):
-        memory.add(**batch)
-    with pytest.raises(ValueError, match="do not fit"):
-        memory.add(**transitions(range(11)))
-    assert_holds(memory, [])
-
-
-@pytest.mark.parametrize("layout", [(11, 4, FIELDS), (10, 5, FIELDS), (13, 3, FIELDS)])
+@pytest.mark.parametrize("layout", [(22, 8, 1), (20, 16, 1), (20, 8, 2)])
 def test_another_layout_is_refused_and_the_files_stay(layout, tmp_path):
-    memory = ReplayMemory(tmp_path, 10, 4, FIELDS)
-    memory.add(**transitions(range(4)))
-    state = memory.state_dict()
-    with pytest.raises(ValueError, match=r"frames.npy holds uint8 \(22, 2, 3\)|its layout was"):
-        ReplayMemory(tmp_path, *layout).load_state_dict(state)
-    again = ReplayMemory(tmp_path, 10, 4, FIELDS)
-    again.load_state_dict(state)
-    assert_holds(again, list(range(4)))
-
-
-def test_other_fields_are_another_layout(tmp_path):
-    state = ReplayMemory(tmp_path, 10, 4, FIELDS).state_dict()
-    with pytest.raises(ValueError, match=r"actions.npy holds int64 \(22,\), not int32 \(22,\)"):
-        ReplayMemory(tmp_path, 10, 4, {**FIELDS, "actions": ((), np.int32)})
-    with pytest.raises(ValueError, match=r"dones.npy is missing"):
-        ReplayMemory(tmp_path, 10, 4, {**FIELDS, "dones": ((), bool)})
-    fewer = ReplayMemory(tmp_path, 10, 4, {"frames": FIELDS["frames"]})
-    with pytest.raises(ValueError, match="its layout was"):
-        fewer.load_state_dict(state)
+    model = Model(tmp_path, 20, 8, ends=(0,))
+    model.add(4)
+    model.checkpoint(written=True)
+    capacity, interval, stack = layout
+    other = ReplayMemory(
+        capacity, 2, space(stack), ACTIONS, stack, folder=tmp_path / "replay", interval=interval
+    )
+    with pytest.raises(ValueError, match=r"frames.npy holds uint8 \(48, 2, 3\)|its layout was"):
+        other.open()
+        other.load_state_dict(model.saved[-1][0])
+    model.kill()
+    assert_holds(model.memory, model.lives)
 
 
 def test_files_made_anew_are_not_taken_for_those_of_a_checkpoint(tmp_path):
-    memory = ReplayMemory(tmp_path / "replay", 10, 4, FIELDS)
-    memory.add(**transitions(range(3)))
+    model = Model(tmp_path, 20, 8, ends=(0,))
+    model.add(3)
     shutil.rmtree(tmp_path / "replay")
-    with pytest.raises(ValueError, match="3 of the checkpoint's 3 transitions are not in the files"):
-        ReplayMemory(tmp_path / "replay", 10, 4, FIELDS).load_state_dict(memory.state_dict())
+    again = made(20, 2, 1, folder=tmp_path / "replay", interval=8)
+    with pytest.raises(ValueError, match="6 of the checkpoint's 6 places are not in the files"):
+        again.load_state_dict(model.memory.state_dict())
 
 
-@pytest.mark.parametrize("name", [*FIELDS, "_index"])
+FIELDS = ("frames", "actions", "rewards", "ends", "ages", "tasks", "index")
+
+
+@pytest.mark.parametrize("name", FIELDS)
 def test_damaged_files_are_refused_and_left_alone(name, tmp_path):
-    ReplayMemory(tmp_path, 10, 4, FIELDS)
+    made(10, 2, 1, folder=tmp_path)
     path = tmp_path / f"{name}.npy"
     whole = path.read_bytes()
     for damaged in (whole[:-1], whole + b"0", whole[:100], b"", b"\0" * len(whole)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"{name}.npy is damaged"):
-            ReplayMemory(tmp_path, 10, 4, FIELDS)
+            made(10, 2, 1, folder=tmp_path)
         assert path.read_bytes() == damaged
     for position in range(128):  # of the header
         path.write_bytes(whole[:position] + bytes([whole[position] ^ 2]) + whole[position + 1 :])
         with pytest.raises(ValueError, match=r"is damaged|holds"):
-            ReplayMemory(tmp_path, 10, 4, FIELDS)
+            made(10, 2, 1, folder=tmp_path)
+    path.unlink()
+    if name != "index":
+        with pytest.raises(ValueError, match=f"{name}.npy is missing"):
+            made(10, 2, 1, folder=tmp_path)
 
 
 def test_a_file_of_objects_is_never_unpickled(tmp_path):
-    ReplayMemory(tmp_path, 10, 4, FIELDS)
-    np.save(tmp_path / "actions.npy", np.array([object] * 22), allow_pickle=True)
-    with pytest.raises(ValueError, match=r"actions.npy holds object \(22,\), not int64 \(22,\)"):
-        ReplayMemory(tmp_path, 10, 4, FIELDS)
+    memory = made(10, 2, 1, folder=tmp_path)
+    np.save(tmp_path / "actions.npy", np.array([object] * 2 * memory.places), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"actions.npy holds object \(14,\), not int64 \(14,\)"):
+        made(10, 2, 1, folder=tmp_path)
 
 
 def test_what_a_killed_process_had_not_finished_is_made_anew(tmp_path):
-    ReplayMemory(tmp_path, 10, 4, FIELDS)
-    (tmp_path / "_index.npy").unlink()  # it is made last
+    made(10, 2, 1, folder=tmp_path)
+    (tmp_path / "index.npy").unlink()  # it is made last
     (tmp_path / "frames.npy").write_bytes(b"half")
     (tmp_path / ".tmp_rewards.npy").write_bytes(b"half")
-    assert_holds(ReplayMemory(tmp_path, 10, 4, FIELDS), [])
-    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted([*FIELDS, "_index"])
+    made(10, 2, 1, folder=tmp_path)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIELDS)
 
 
-def test_more_than_the_disk_has_is_refused_with_the_figures(tmp_path, monkeypatch):
-    free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
-    capacity = 2 * free // 8
-    with pytest.raises(OSError, match=r"needs [\d,]+ bytes and [\d,]+ are free") as error:
-        ReplayMemory(tmp_path, capacity, 0, {"actions": ((), np.int64)})
-    assert error.value.errno == errno.ENOSPC
+def test_more_than_there_is_is_refused_with_the_figures_before_any_of_it_is_taken(tmp_path):
+    huge = gym.spaces.Box(0, 255, (1 << 20,), np.uint8)
+    for folder in (None, tmp_path / "replay"):
+        with pytest.raises(ValueError, match=r"needs [\d,]{17,} bytes and [\d,]+ are free (on|in)"):
+            ReplayMemory(1 << 28, 2, huge, ACTIONS, folder=folder)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs posix_fallocate")
 def test_the_room_is_taken_at_the_start(tmp_path, monkeypatch):
-    fields = {"frames": ((84, 84), np.uint8)}
-    ReplayMemory(tmp_path / "whole", 100, 0, fields)
+    frames = gym.spaces.Box(0, 255, (84, 84), np.uint8)
+    ReplayMemory(100, 1, frames, ACTIONS, folder=tmp_path / "whole").open()
     assert (tmp_path / "whole" / "frames.npy").stat().st_blocks * 512 >= 100 * 84 * 84
 
     def full(descriptor, start, size):
@@ -389,5 +494,17 @@ def test_the_room_is_taken_at_the_start(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(OSError, match="No space left"):
-        ReplayMemory(tmp_path / "full", 100, 0, fields)
+        ReplayMemory(100, 1, frames, ACTIONS, folder=tmp_path / "full").open()
     assert list((tmp_path / "full").iterdir()) == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_and_for_one(tmp_path):
+    for folder in (None, tmp_path / "replay"):
+        memory = ReplayMemory(20, 2, space(4), ACTIONS, 4, device="cuda", folder=folder)
+        memory.open()
+        lives = [Life(env, 4, random.Random(env)) for env in range(2)]
+        for step in range(15):
+            add(memory, lives, [0, 2 * (step % 5 == 4)])
+        batch = memory.sample(16, 2)
+        assert all(tensor.device.type == "cuda" for tensor in batch)

@@ -1,0 +1,291 @@
+"""Deep Q-learning (Mnih et al., 2015) on a stream of tasks: double, and by flag dueling and with n steps.
+
+python agents/dqn.py grid-layouts-small optim:adamo --optim.iso 1e-2 --seed 4
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections import OrderedDict
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso
+from neoteny.configs.cli import check_numbers, launch
+from neoteny.configs.dqn import PRESETS
+from neoteny.envs import StreamConfig
+from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.runners.folder import RunArgs, run_folder
+from neoteny.runners.probes import measure, snapshot, update_norms
+from neoteny.runners.replay import Batch, ReplayMemory
+from neoteny.runners.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(RunArgs):
+    """Deep Q-learning on a stream of tasks."""
+
+    total_steps: int = 196_608
+    """Environment steps of the whole run, summed over sub-environments."""
+    num_envs: int = 4
+    """Sub-environments stepped together (N)."""
+    log_every: int = 1024
+    """Environment steps of an update: between two logs, and between the moments when a run can be saved."""
+    train_every: int = 8
+    """Environment steps between rounds of gradient steps."""
+    gradient_steps: int = 1
+    """Gradient steps of each round; batch_size times this over train_every is the replay ratio."""
+    batch_size: int = 64
+    """Transitions of a gradient step (B)."""
+    learning_starts: int = 1024
+    """Environment steps before the first gradient step."""
+    buffer_size: int = 100_000
+    """Steps that the replay memory holds."""
+    memory: Literal["disk", "device"] = "disk"
+    """Keep the replay memory in files of the run's folder, mapped into memory, of which checkpoints need no
+    copy; or on the device, and copy it into every checkpoint."""
+    lr: float = 1e-3
+    """Learning rate of every optimizer."""
+    gamma: float = 0.99
+    """Discount of rewards."""
+    n_step: int = 1
+    """Rewards that are summed before the value of a later observation stands for the rest."""
+    double: bool = True
+    """Let the network choose the action that the target network values (van Hasselt et al., 2016)."""
+    dueling: bool = False
+    """Value and advantages from a layer each (Wang et al., 2016)."""
+    target_every: int = 250
+    """Gradient steps between updates of the target network."""
+    tau: float = 1.0
+    """How far each goes: 1 copies the network, less moves the target towards it (Polyak averaging)."""
+    eps_start: float = 1.0
+    """Share of random actions at first."""
+    eps_end: float = 0.05
+    """Share of random actions in the end."""
+    eps_steps: int = 10_000
+    """Environment steps over which it falls, linearly."""
+    eps_restart: bool = False
+    """Let it start again at every switch. It tells the agent what a lifelong learner is not told."""
+    max_grad_norm: float = 10.0
+    """Norm to which gradients are clipped."""
+    reward_scale: float = 1.0
+    """Factor on the rewards that are learned from (logged returns stay as they are)."""
+    clip_rewards: bool = False
+    """Learn from the sign of rewards only (Mnih et al., 2015); logged returns stay as they are."""
+    amp: Literal["none", "bf16"] = "none"
+    """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
+    compile: bool = False
+    """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
+    stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        sizes = ("total_steps", "num_envs", "log_every", "train_every", "gradient_steps", "batch_size")
+        sizes = (*sizes, "buffer_size", "n_step", "target_every", "eps_steps")
+        check_numbers(self, (*sizes, "lr", "tau", "max_grad_norm"), above=0)
+        check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
+        check_numbers(self, ("reward_scale",))
+        for name, of in (("train_every", "num_envs"), ("log_every", "train_every")):
+            if getattr(self, name) % getattr(self, of):
+                told = f"--{name} must be a multiple of {of}, {getattr(self, of)}, not {getattr(self, name)}"
+                raise ValueError(told.replace("_", "-"))
+        least = max(self.n_step * self.num_envs, self.batch_size)
+        if not least <= self.learning_starts <= self.buffer_size:
+            raise ValueError(
+                f"--learning-starts must be at least {least}, what a gradient step takes, and at most "
+                f"buffer_size, not {self.learning_starts}"
+            )
+        self.stream.check(self.num_envs)
+
+
+class Dueling(nn.Module):
+    """Values of actions as the value of a state and the actions' advantages over their mean."""
+
+    def __init__(self, network: NetworkConfig, actions: int) -> None:
+        super().__init__()
+        self.value = head(network, 1, gain=1.0)
+        self.advantage = head(network, actions, gain=1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, D) -> values (B, A)."""
+        advantages = self.advantage(features)
+        return self.value(features) + advantages - advantages.mean(1, keepdim=True)
+
+
+class QNetwork(nn.Module):
+    """Values of all actions, of encoded observations."""
+
+    def __init__(
+        self,
+        stream: gym.vector.VectorEnv,
+        network: NetworkConfig,
+        dueling: bool = False,
+        amp: Literal["none", "bf16"] = "none",
+    ) -> None:
+        super().__init__()
+        self.amp = amp
+        space, actions = stream.single_observation_space, stream.single_action_space
+        if not isinstance(actions, gym.spaces.Discrete):
+            raise ValueError(f"DQN acts in discrete action spaces, not in {actions}")
+        self.encode = encoder(space, network.flat)
+        self.torso = torso(self.encode, space, network)
+        self.actions = int(actions.n)
+        self.head = Dueling(network, self.actions) if dueling else head(network, self.actions, gain=1.0)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations (B, ...) -> values (B, A)."""
+        with precision(self.amp, observations.device):
+            return self.head(self.torso(self.encode(observations))).float()
+
+    def act(self, observations: Tensor, epsilon: float) -> Tensor:
+        """Actions (B,): the best, or with probability ``epsilon`` any."""
+        best = self(observations).argmax(1)
+        chance = torch.rand(best.shape, device=best.device)
+        return torch.where(chance < epsilon, torch.randint_like(best, self.actions), best)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The network, from encoded observations (B, ...) to outputs; of a dueling one, to the advantages."""
+        last = self.head.advantage if isinstance(self.head, Dueling) else self.head
+        return {"q": nn.Sequential(OrderedDict([*self.torso.named_children(), ("head", last)]))}
+
+
+def epsilon_at(step: int, start: float, end: float, steps: int) -> float:
+    """The share of random actions after ``step`` steps: from start to end in so many, then constant."""
+    return start + (end - start) * min(1.0, step / steps)
+
+
+@torch.no_grad()
+def td_targets(agent: nn.Module, target: nn.Module, batch: Batch, double: bool) -> Tensor:
+    """What values of the actions taken should be, (B,): rewards, and what is worth the rest.
+
+    Args:
+        agent: the network, which chooses the next action if ``double``.
+        target: the target network, which values it.
+        batch: B transitions.
+        double: else the target network chooses too.
+    """
+    values = target(batch.next_observations)
+    choice = agent(batch.next_observations) if double else values
+    return batch.returns + batch.discounts * values.gather(1, choice.argmax(1, keepdim=True)).squeeze(1)
+
+
+def dqn_loss(values: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Huber loss of a minibatch of size B.
+
+    Args:
+        values: (B, A), of the network as it is now.
+        actions: (B,), taken.
+        targets: (B,), of their values.
+        weights: (B,), 0 for what is no transition, else 1.
+
+    Returns:
+        The loss, and (2,): it and the mean value of the actions taken.
+    """
+    taken = values.gather(1, actions[:, None]).squeeze(1)
+    loss = (weights * F.smooth_l1_loss(taken, targets, reduction="none")).mean()
+    return loss, torch.stack((loss.detach(), taken.detach().mean()))
+
+
+STATS = ("losses/td_loss", "losses/q_values", "update/grad_norm")
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Train; returns the run's summary."""
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    stream = args.stream.make(args.num_envs, args.seed, device)
+    agent = QNetwork(stream, args.network, args.dueling, args.amp).to(device)
+    target = copy.deepcopy(agent).requires_grad_(False)
+    if args.compile:
+        agent.compile()
+        target.compile()
+    optimizer = args.optim.build(agent, args.lr, exclude=("head",))
+    memory = ReplayMemory(
+        args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
+        stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
+        interval=max(4 * args.log_every, args.buffer_size // 64),
+    )  # fmt: skip
+
+    updates = max(1, args.total_steps // args.log_every)
+    run = Run("dqn", args, total_steps=updates * args.log_every)
+    rounds = (updates * args.log_every - args.learning_starts) // args.train_every
+    report = isometry_report(optimizer, max(0, rounds * args.gradient_steps))
+    run.say(f"{args.stream.id}: {stream.schedule}\n{report}")
+
+    stream.reset()
+    updates_made = run.resume(agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory)
+    observation = stream.observation
+
+    for update in range(updates_made + 1, updates + 1):
+        probing = args.probe_every > 0 and (update % args.probe_every == 0 or update == 1)
+        before = snapshot(agent) if probing else None
+        stats = []
+        for _ in range(args.log_every // args.train_every):
+            for _ in range(args.train_every // args.num_envs):
+                since = stream.schedule.switched_at(stream.steps) if args.eps_restart else 0
+                epsilon = epsilon_at(stream.steps - since, args.eps_start, args.eps_end, args.eps_steps)
+                with torch.inference_mode():
+                    action = agent.act(observation, epsilon)
+                run.lap("act")
+                next_observation, reward, terminated, truncated, info = stream.step(action)
+                run.lap("env")
+                final = info.get("final_obs", next_observation)
+                learned = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
+                memory.add(observation, action, learned, terminated, truncated, final, info["task"])
+                observation = next_observation
+                run.record_episodes(stream.steps, info)
+                run.lap("replay")
+
+            if stream.steps < args.learning_starts:
+                continue
+            first = (stream.steps - args.learning_starts) // args.train_every * args.gradient_steps
+            for step in range(first, first + args.gradient_steps):
+                batch = memory.sample(args.batch_size, args.n_step, args.gamma)
+                run.lap("replay")
+                targets = td_targets(agent, target, batch, args.double)
+                loss, losses = dqn_loss(agent(batch.observations), batch.actions, targets, batch.weights)
+                optimizer.zero_grad()
+                loss.backward()
+                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+                optimizer.step()
+                stats.append(torch.cat((losses, grad_norm[None])))
+                if step % args.target_every == 0:
+                    update_target(target, agent, args.tau)
+                run.lap("learn")
+
+        losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
+        run.check_finite(observations=observation.float(), losses=losses, weights=agent)
+        metrics = {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
+        metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
+        if before is not None:
+            metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}
+            metrics |= measure(agent.parts(), agent.encode(memory.latest(256)))
+            metrics |= {f"replay/task_{task}": share for task, share in memory.tasks().items()}
+            run.lap("probe")
+        run.log_update(stream.steps, metrics)
+        run.checkpoint(update)
+
+    stream.close()
+    summary = run.finish(agent)
+    memory.discard()
+    return summary
+
+
+@torch.no_grad()
+def update_target(target: nn.Module, agent: nn.Module, tau: float) -> None:
+    """Move the target network's weights towards the network's, by the share ``tau`` of the way."""
+    for of_target, of_agent in zip(target.parameters(), agent.parameters(), strict=True):
+        of_target.lerp_(of_agent, tau)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS)
