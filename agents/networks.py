@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.envs.stream import channel_axis
@@ -84,16 +85,20 @@ class OneHotGrid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        objects, colours, _ = MINIGRID_CODES
-        self.offsets: Tensor
-        self.register_buffer("offsets", torch.tensor((0, objects, objects + colours)), persistent=False)
+        codes = torch.cartesian_prod(*map(torch.arange, MINIGRID_CODES))
+        onehot = [F.one_hot(code, count) for code, count in zip(codes.unbind(1), MINIGRID_CODES)]
+        self.table: Tensor
+        """Channels of every cell that there can be, (264, 21)."""
+        self.register_buffer("table", torch.cat(onehot, dim=1).float(), persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
         """One-hot."""
-        codes, flags = observations[..., :3].long() + self.offsets, observations[..., 3:]
-        known = sum(MINIGRID_CODES)
-        channels = torch.zeros(*codes.shape[:3], known + flags.shape[3], device=observations.device)
-        channels.scatter_(3, codes, 1.0)[..., known:] = flags / 255.0
+        _, colours, states = MINIGRID_CODES
+        kind, colour, state = observations[..., :3].int().unbind(3)
+        rows = (kind * colours + colour) * states + state
+        channels = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        if observations.shape[3] > 3:
+            channels = torch.cat((channels, observations[..., 3:] / 255.0), dim=3)
         return channels.permute(0, 3, 1, 2)
 
 
@@ -137,7 +142,8 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
         kernels = []
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
-        layers.add_module(f"conv{i}", orthogonal(nn.Conv2d(channels, width, size, stride), gain))
+        conv = orthogonal(nn.Conv2d(channels, width, size, stride), gain)
+        layers.add_module(f"conv{i}", conv.to(memory_format=torch.channels_last))  # up to half as fast again
         layers.add_module(f"conv{i}_activation", activation())
         channels = width
     if kernels:

@@ -143,7 +143,7 @@ class Run:
             try:
                 part.load_state_dict(state["parts"][name])
                 if isinstance(part, torch.optim.Optimizer):
-                    _check_shapes(part)
+                    _fit(part)
             except (KeyError, RuntimeError, ValueError) as error:
                 stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
             if not getattr(part, "exact", True):
@@ -461,13 +461,18 @@ class Run:
         return {"visits": rows}
 
 
-def _check_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse moments that do not fit their parameters: fused kernels would write beyond their ends."""
+def _fit(optimizer: torch.optim.Optimizer) -> None:
+    """Give moments their parameters' layout in memory, and refuse those of another shape.
+
+    Fused kernels take both for granted, and would mix up entries or write beyond their ends.
+    """
     for param, state in optimizer.state.items():
         for name, value in state.items():
             counts = name in ("step", "skipped", "guarded") and value.ndim == 0
             if not counts and value.shape != param.shape:
                 raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(param.shape)}")
+            if not counts and value.stride() != param.stride():
+                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)
 
 
 def _row(visit: Visit) -> dict[str, Any]:
