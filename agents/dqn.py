@@ -20,6 +20,7 @@ from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.runners.exit_codes import BadInputError
 from neoteny.runners.folder import RunArgs, run_folder
 from neoteny.runners.probes import measure, snapshot, update_norms
 from neoteny.runners.replay import Batch, ReplayMemory
@@ -39,16 +40,16 @@ class Args(RunArgs):
     train_every: int = 8
     """Environment steps between rounds of gradient steps."""
     gradient_steps: int = 1
-    """Gradient steps of each round; batch_size times this over train_every is the replay ratio."""
+    """Gradient steps of each round; its share of train_every is the replay ratio."""
     batch_size: int = 64
     """Transitions of a gradient step (B)."""
     learning_starts: int = 1024
     """Environment steps before the first gradient step."""
     buffer_size: int = 100_000
     """Steps that the replay memory holds."""
-    memory: Literal["disk", "device"] = "disk"
-    """Keep the replay memory in files of the run's folder, mapped into memory, of which checkpoints need no
-    copy; or on the device, and copy it into every checkpoint."""
+    memory: Literal["disk", "device"] = "device"
+    """Keep the replay memory on the device, and copy it into every checkpoint; or, if it is large, in files
+    of the run's folder that are mapped into memory, of which checkpoints need no copy."""
     lr: float = 1e-3
     """Learning rate of every optimizer."""
     gamma: float = 0.99
@@ -134,7 +135,7 @@ class QNetwork(nn.Module):
         self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"DQN acts in discrete action spaces, not in {actions}")
+            raise BadInputError(f"DQN acts in discrete action spaces, not in {actions}")
         self.encode = encoder(space, network.flat)
         self.torso = torso(self.encode, space, network)
         self.actions = int(actions.n)
@@ -212,7 +213,7 @@ def main(args: Args) -> dict[str, Any]:
     memory = ReplayMemory(
         args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
         stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
-        interval=max(4 * args.log_every, args.buffer_size // 64),
+        interval=max(16 * args.log_every, args.buffer_size // 64),
     )  # fmt: skip
 
     updates = max(1, args.total_steps // args.log_every)

@@ -19,6 +19,7 @@ from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.runners.exit_codes import BadInputError
 from neoteny.runners.folder import RunArgs
 from neoteny.runners.probes import measure, snapshot, update_norms
 from neoteny.runners.run import Run
@@ -96,7 +97,7 @@ class ActorCritic(nn.Module):
         self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
+            raise BadInputError(f"PPO acts in discrete action spaces, not in {actions}")
         self.encode = encoder(space, network.flat)
         self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
         self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)

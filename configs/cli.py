@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from neoteny.envs.workers import GivenUpError
-from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.runners.exit_codes import BadInputError, ExitCode, stop
 
 Config = TypeVar("Config")
 
@@ -82,10 +82,15 @@ def cli(
 def launch(
     main: Callable[[Config], object], args_type: type[Config], presets: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Train an agent from the command line; exits with code 70 if a worker of its stream is given up."""
+    """Train an agent from the command line.
+
+    Exits with code 2 if agent, stream and machine do not go together, 70 if a worker is given up.
+    """
     args = cli(args_type, presets)
     try:
         main(args)
+    except BadInputError as error:
+        stop(ExitCode.BAD_INPUT, str(error))
     except GivenUpError as error:
         stop(ExitCode.BROKEN, str(error))
 

@@ -23,6 +23,10 @@ class ExitCode(enum.IntEnum):
     """Stopped by a signal, with everything saved: the same command goes on."""
 
 
+class BadInputError(ValueError):
+    """What was asked for cannot be done, as shows once the environment is there; commands exit with 2."""
+
+
 def stop(code: ExitCode, reason: str) -> NoReturn:
     """Say in one sentence why the run cannot start or go on, and exit."""
     prefix = "" if code == ExitCode.PREEMPTED else "error: "

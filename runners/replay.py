@@ -26,6 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neoteny.runners.exit_codes import BadInputError
+
 PROTECTED = 3
 """Intervals that the slack covers.
 
@@ -75,11 +77,12 @@ class ReplayMemory:
         folder: of the files, which are its own; ``None`` for tensors, all of which are saved with each
             checkpoint.
         interval: most places of all environments that are filled between two checkpoints of a memory on disk,
-            which asks for one when half of them are. With 0 there is no slack and no limit, and a killed
-            run can go on only if nothing was added since its checkpoint.
+            which asks for one when seven eighths of them are. With 0 there is no slack and no limit, and a
+            killed run can go on only if nothing was added since its checkpoint.
 
     Raises:
-        ValueError: an argument makes no sense, or there is less memory, or room on the disk, than it needs.
+        ValueError: an argument makes no sense.
+        BadInputError: there is less memory, or room on the disk, than it needs.
     """
 
     def __init__(
@@ -139,7 +142,7 @@ class ReplayMemory:
     @property
     def due(self) -> bool:
         """Whether it is time for a checkpoint."""
-        return self.interval > 0 and 2 * self._pending >= self.interval
+        return self.interval > 0 and 8 * self._pending >= 7 * self.interval
 
     def open(self) -> None:
         """Take the memory, or make or map the files; a checkpoint's state says what they hold.
@@ -339,7 +342,7 @@ class ReplayMemory:
             free = None if made else shutil.disk_usage(above).free
         if free is not None and self.size > free:
             where = "on the disk" if self.folder else f"in the memory of {self.device}"
-            raise ValueError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
+            raise BadInputError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
 
     def _rows(self, envs: Tensor, places: Tensor) -> Tensor:
         """Where places of environments lie in the tensors."""

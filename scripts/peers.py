@@ -173,7 +173,7 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
             layers = list(torso(encode, space, training.network).children())[:-4]
             outputs = nn.Sequential(encode, *layers)(torch.zeros(1, 7, 7, 3, dtype=torch.uint8)).shape[1]
             super().__init__(flat, outputs)
-            self.layers = nn.Sequential(encode, *layers)
+            self.layers = nn.Sequential(encode, *layers).to(memory_format=torch.contiguous_format)
 
         def forward(self, observations: torch.Tensor) -> torch.Tensor:
             """Features, (B, features), of flat observations, (B, 147)."""

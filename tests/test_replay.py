@@ -1,4 +1,4 @@
-"""Replay memory: every sample is what was lived through, and a killed run finds what its checkpoint counted on."""
+"""Replay memory: samples are what was lived through, and a killed run finds what it counted on."""
 
 import errno
 import json
@@ -282,12 +282,12 @@ def test_full_intervals_leave_the_checkpoints_whole(checkpoints, ending, tmp_pat
 
 
 def test_it_asks_for_a_checkpoint_in_time(tmp_path):
-    model = Model(tmp_path, 20, 16, ends=(2,))
+    model = Model(tmp_path, 20, 32, ends=(2,))
     asked = []
-    for _ in range(4):
+    for _ in range(8):
         model.add(1)
         asked.append(model.memory.due)
-    assert asked == [False, True, True, True]
+    assert asked == [False] * 6 + [True] * 2
     model.checkpoint(written=True)
     assert not model.memory.due
     assert not made(20, 2, 1).due
@@ -349,7 +349,7 @@ for update in range(1, 100_000):
         for memory in (slack, none):
             memory.flush()
         states = [memory.state_dict() for memory in (slack, none)]
-        print(json.dumps([s | {"head": s["head"].tolist(), "age": s["age"].tolist()} for s in states]), flush=True)
+        print(json.dumps(states, default=torch.Tensor.tolist), flush=True)
 """
 
 
@@ -420,9 +420,13 @@ def test_another_layout_is_refused_and_the_files_stay(layout, tmp_path):
     other = ReplayMemory(
         capacity, 2, space(stack), ACTIONS, stack, folder=tmp_path / "replay", interval=interval
     )
-    with pytest.raises(ValueError, match=r"frames.npy holds uint8 \(48, 2, 3\)|its layout was"):
+
+    def go_on():
         other.open()
         other.load_state_dict(model.saved[-1][0])
+
+    with pytest.raises(ValueError, match=r"frames.npy holds uint8 \(\d+, 2, 3\), not|its layout was"):
+        go_on()
     model.kill()
     assert_holds(model.memory, model.lives)
 

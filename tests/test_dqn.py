@@ -1,0 +1,307 @@
+import dataclasses
+import re
+
+import gymnasium as gym
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from neoteny.agents import dqn
+from neoteny.agents.dqn import Args, QNetwork, dqn_loss, epsilon_at, td_targets, update_target
+from neoteny.agents.networks import NetworkConfig
+from neoteny.configs.cli import launch, override
+from neoteny.configs.dqn import PRESETS
+from neoteny.envs import StreamConfig, stream
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.runners.folder import run_folder
+from neoteny.runners.replay import Batch
+from neoteny.runners.run import Run
+from tests.events import scalars
+from tests.simple_envs import PayOrToil
+
+
+def small(tmp_path, id, **changes):
+    defaults = {
+        "total_steps": 2048, "num_envs": 4, "train_every": 8, "log_every": 256, "learning_starts": 256,
+        "batch_size": 32, "buffer_size": 1000, "probe_every": 0, "eps_steps": 1000, "optim": AdamConfig(),
+    }  # fmt: skip
+    return Args(stream=StreamConfig(id), runs_dir=tmp_path, **{**defaults, **changes})
+
+
+def batch_of(returns, discounts):
+    """Transitions from anywhere to the three corners of a triangle."""
+    count = len(returns)
+    nothing = torch.zeros(count)
+    return Batch(
+        nothing, nothing.long(), torch.tensor(returns), torch.tensor(discounts), torch.eye(3), nothing + 1
+    )
+
+
+def linear(weight):
+    """A network whose values of corner ``i`` are row ``i``."""
+    layer = nn.Linear(3, 2, bias=False)
+    layer.weight.data = torch.tensor(weight).T
+    return layer
+
+
+def test_targets_by_hand():
+    agent = linear([[1.0, 2.0], [4.0, 3.0], [0.0, 5.0]])  # prefers 1, 0, 1
+    target = linear([[10.0, 20.0], [30.0, 40.0], [50.0, 60.0]])
+    batch = batch_of([1.0, 2.0, 3.0], [0.9, 0.81, 0.0])  # one step, two steps, terminated
+    assert td_targets(agent, target, batch, double=True).tolist() == pytest.approx(
+        [1 + 0.9 * 20, 2 + 0.81 * 30, 3]
+    )
+    assert td_targets(agent, target, batch, double=False).tolist() == pytest.approx(
+        [1 + 0.9 * 20, 2 + 0.81 * 40, 3]
+    )
+
+
+def test_loss_by_hand():
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
+    actions, targets = torch.tensor([1, 0, 0]), torch.tensor([2.5, 0.0, 100.0])
+    loss, stats = dqn_loss(values, actions, targets, weights=torch.tensor([1.0, 1.0, 0.0]))
+    # Quadratic within 1, linear beyond; the third is no transition.
+    assert loss.item() == pytest.approx((0.5 * 0.5**2 + (3 - 0.5)) / 3)
+    assert stats.tolist() == pytest.approx([loss.item(), (2 + 3 + 5) / 3])
+    loss.backward()
+    assert values.grad.flatten().tolist() == pytest.approx([0, -0.5 / 3, 1 / 3, 0, 0, 0])
+
+
+def test_a_dueling_network_by_hand(tmp_path):
+    network = QNetwork(StreamConfig("Identity-v0").make(1), NetworkConfig(hidden=(2,)), dueling=True)
+    network.torso = nn.Flatten()
+    network.head.value = linear([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
+    network.head.value.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    network.head.advantage.weight.data = 2 * torch.eye(4)
+    network.head.advantage.bias.data = torch.tensor([0.0, 0.0, 4.0, 0.0])
+    values = network(torch.eye(4))
+    # 2 where the action is the hot unit, 4 for the third, less their mean of 1.5.
+    expected = 2 * torch.eye(4) + torch.tensor([0, 0, 4, 0]) - 1.5 + torch.arange(1.0, 5.0)[:, None]
+    torch.testing.assert_close(values, expected)
+
+
+def test_epsilon_falls_and_stays():
+    shares = [epsilon_at(step, 1.0, 0.1, 100) for step in (0, 50, 100, 10_000)]
+    assert shares == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+def test_actions_are_the_best_or_any():
+    network = QNetwork(StreamConfig("Identity-v0").make(1), NetworkConfig())
+    observations = torch.eye(4).repeat(1000, 1)
+    best = network(observations).argmax(1)
+    assert torch.equal(network.act(observations, 0.0), best)
+    torch.manual_seed(0)
+    other = (network.act(observations, 0.4) != best).float().mean().item()
+    assert other == pytest.approx(0.4 * 3 / 4, abs=0.03)
+
+
+def test_the_target_network_follows():
+    target, agent = linear([[0.0, 0.0]] * 3), linear([[1.0, 2.0]] * 3)
+    update_target(target, agent, 0.25)
+    assert target.weight.T.tolist() == [[0.25, 0.5]] * 3
+    update_target(target, agent, 1.0)
+    assert torch.equal(target.weight, agent.weight)
+    agent.weight.data += 1
+    assert not torch.equal(target.weight, agent.weight)
+
+
+def trained_values(monkeypatch, tmp_path, id, observations, **changes):
+    """The mean value of observations, gamma = 0.9, after training."""
+    networks = []
+    monkeypatch.setattr(dqn.Run, "finish", lambda self, agent: networks.append(agent))
+    changes = {"total_steps": 6144, "gamma": 0.9, "lr": 3e-3, "target_every": 20, "train_every": 4} | changes
+    dqn.main(small(tmp_path, id, **changes))
+    return networks[0](observations).mean(1).tolist()
+
+
+# The observation does not say how many of five steps are left, so value v is the mean of what they lead to:
+# with one step (4 (1 + 0.9 v) + 1) / 5; with three (2 (2.71 + 0.729 v) + 2.71 + 1.9 + 1) / 5.
+@pytest.mark.parametrize(
+    ("id", "n_step", "value"),
+    [("Constant-v0", 1, 10.0), ("Constant-v0", 3, 10.0), ("Ending-v0", 1, 3.571), ("Ending-v0", 3, 3.114)],
+)
+def test_the_value_of_an_endless_and_of_an_ending_task(id, n_step, value, monkeypatch, tmp_path):
+    # Small rewards, for errors on which the loss is quadratic and so its minimum the mean.
+    changes = {"n_step": n_step, "reward_scale": 0.1}
+    (found,) = trained_values(monkeypatch, tmp_path, id, torch.ones(1, 2), **changes)
+    assert found == pytest.approx(0.1 * value, abs=0.05)
+
+
+@pytest.fixture
+def pay_and_toil():
+    """A stream that changes between two endless tasks after every fifth step of four sub-environments."""
+    stream("PayAndToil-v0", period=4 * 5, tasks=2)(PayOrToil)
+    yield "PayAndToil-v0"
+    del gym.registry["PayAndToil-v0"]
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_values_of_two_tasks_do_not_leak_through_their_boundary(monkeypatch, tmp_path, pay_and_toil, n_step):
+    values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2), n_step=n_step)
+    assert values == pytest.approx([10.0, 0.0], abs=0.6)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"dueling": True, "double": False}, {"tau": 0.05, "target_every": 1}]
+)
+def test_identity_is_learnt(tmp_path, changes):
+    args = small(tmp_path, "Identity-v0", total_steps=6144, gamma=0.0, lr=3e-3, eps_end=0.0, **changes)
+    assert dqn.main(args)["visits"][-1]["return_at_end"] > 9.5
+
+
+OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig()]
+
+
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
+def test_every_optimizer_runs_and_is_measured(tmp_path, optim):
+    dqn.main(small(tmp_path, "cartpole-rotations", optim=optim, probe_every=2, total_steps=1024))
+    events = scalars(tmp_path / "cartpole-rotations" / "dqn" / optim.name / "s1")
+    assert [step for step, _ in events["charts/epsilon"]] == [256, 512, 768, 1024]
+    assert [step for step, _ in events["losses/td_loss"]] == [256, 512, 768, 1024]
+    tags = ("losses/q_values", "plasticity/dormant_0.025/max", "update/grad_norm", "replay/task_0")
+    assert events.keys() >= set(tags)
+    assert "isometry/sigma_max/q.linear1" in events
+
+
+def test_learning_starts_when_it_is_told_to(tmp_path):
+    dqn.main(small(tmp_path, "cartpole-rotations", learning_starts=600, total_steps=1024))
+    events = scalars(tmp_path / "cartpole-rotations" / "dqn" / "adam" / "s1")
+    assert [step for step, _ in events["losses/td_loss"]] == [768, 1024]
+
+
+def test_epsilon_restarts_only_if_it_is_told_to(tmp_path):
+    for restart in (False, True):
+        args = small(tmp_path / str(restart), "cartpole-rotations", eps_restart=restart, eps_steps=256)
+        dqn.main(dataclasses.replace(args, stream=StreamConfig(args.stream.id, period=512)))
+    folders = (run_folder("dqn", small(tmp_path / name, args.stream.id)) for name in ("False", "True"))
+    one, two = ([value for _, value in scalars(folder)["charts/epsilon"]] for folder in folders)
+    assert one[1:] == pytest.approx([0.05] * 7)
+    assert two[1::2] == pytest.approx([0.05] * 4)
+    assert min(two[::2]) > 0.05
+
+
+def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
+    kept = []
+    add = dqn.ReplayMemory.add
+    monkeypatch.setattr(
+        dqn.ReplayMemory, "add", lambda self, *step: (kept.append(step[2]), add(self, *step))[1]
+    )
+    summary = dqn.main(small(tmp_path, "Acrobot-v1", clip_rewards=True, reward_scale=3.0, total_steps=2048))
+    assert set(torch.cat(kept).tolist()) <= {-3.0, 0.0}
+    assert summary["visits"][0]["return_at_end"] >= -500
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def die(args, step, monkeypatch):
+    """Run until so many steps were made."""
+    record = Run.record_episodes
+
+    def recorded(self, now, info):
+        record(self, now, info)
+        if now == step:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "record_episodes", recorded)
+        with pytest.raises(Killed):
+            dqn.main(args)
+
+
+@pytest.mark.parametrize("memory", ["disk", "device"])
+@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-goals"])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, monkeypatch):
+    outcomes = []
+    for name, steps in (("calm", ()), ("killed", (300, 1300, 1304, 1900))):
+        args = small(
+            tmp_path / name, id, memory=memory, checkpoint_every=500, n_step=2, probe_every=3, buffer_size=600
+        )
+        args = dataclasses.replace(args, stream=StreamConfig(id, period=700))
+        for step in steps:
+            die(args, step, monkeypatch)
+        dqn.main(args)
+        folder = run_folder("dqn", args)
+        points = {
+            tag: values
+            for tag, values in scalars(folder).items()
+            if not tag.startswith(("time/", "charts/SPS"))
+        }
+        outcomes.append((points, (folder / "checkpoint" / "weights.safetensors").read_bytes()))
+        assert not (folder / "replay").exists()
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0][0]) > 30
+
+
+@pytest.mark.parametrize("memory", ["disk", "device"])
+def test_what_the_memory_needs_is_told_before_anything_is_written(memory, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["dqn.py", "--memory", memory, "--buffer-size", str(10**12)])
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        launch(dqn.main, Args, {})
+    assert exit.value.code == 2
+    told = r"error: the replay memory needs [\d,]{17,} bytes and [\d,]+ are free (on|in)"
+    assert re.match(told, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
+    args = small(tmp_path, "cartpole-rotations", memory="disk", checkpoint_every=500)
+    die(args, 1300, monkeypatch)
+    path = run_folder("dqn", args) / "replay" / "rewards.npy"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(SystemExit) as exit:
+        dqn.main(args)
+    assert exit.value.code == 2
+    assert "cannot go on: memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs(tmp_path, preset):
+    args = override(Args(), PRESETS[preset])
+    args = dataclasses.replace(
+        args, total_steps=1, log_every=args.train_every, runs_dir=tmp_path, buffer_size=2 * args.learning_starts,
+    )  # fmt: skip
+    assert dqn.main(args)["visits"]
+
+
+def test_bfloat16_is_for_the_networks_alone(tmp_path):
+    dqn.main(small(tmp_path, "grid-layouts", total_steps=512, probe_every=1, amp="bf16"))
+    (weights,) = tmp_path.glob("**/weights.safetensors")
+    assert {weight.dtype for weight in load_file(weights).values()} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("memory", ["disk", "device"])
+@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
+def test_dqn_runs_on_the_gpu(tmp_path, id, memory):
+    assert dqn.main(small(tmp_path, id, device="cuda", probe_every=1, total_steps=512, memory=memory))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"total_steps": 0},
+        {"lr": -1.0},
+        {"tau": 0.0},
+        {"tau": 1.5},
+        {"eps_end": 2.0},
+        {"train_every": 6},
+        {"log_every": 100},
+        {"learning_starts": 10},
+        {"learning_starts": 5000},
+        {"n_step": 100},
+        {"device": "tpu"},
+    ],
+)
+def test_bad_arguments_are_refused(bad, tmp_path):
+    with pytest.raises(ValueError, match="--"):
+        small(tmp_path, "cartpole-rotations", **bad)
+
+
+def test_continuous_actions_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="discrete"):
+        dqn.main(small(tmp_path, "Pendulum-v1"))
+    assert not list(tmp_path.iterdir())
