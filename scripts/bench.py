@@ -89,13 +89,15 @@ class Effort:
     """Capacity of a replay memory; a tenth of it is added between two checkpoints."""
     grids: tuple[int, ...] = (64, 1024, 4096)
     """Numbers of MiniGrid environments."""
+    more_grids: tuple[int, ...] = (1, 4, 8, 16, 256, 16384)
+    """More of them, for the first of the rooms."""
     trainings: tuple[int, ...] = (16, 64, 256, 1024)
     """Numbers of MiniGrid environments on which PPO trains."""
 
 
 QUICK = Effort(
     batches=(4, 8), turn=1e-3, measurement=0.0, budget=0.0, repeats=(2, 2), updates=2, runs=1, switches=10,
-    transitions=320, grids=(4,), trainings=(4,),
+    transitions=320, grids=(4,), more_grids=(), trainings=(4,),
 )  # fmt: skip
 
 Clock = Callable[[], tuple[float, ...]]
@@ -587,15 +589,17 @@ GRIDS = ("DoorKey-8x8", "Empty-8x8", "FourRooms", "LavaCrossingS9N2", "MultiRoom
 
 def grid(bench: Bench, effort: Effort) -> str:
     """MiniGrid on tensors beside its package and, where it is installed, EnvPool's port to C++."""
-    rows, ratios = [], {}
+    rows, ratios, costs = [], {}, {}
     effort = dataclasses.replace(effort, budget=effort.budget / 3)
     for name in GRIDS[: len(effort.grids) * 2]:
-        for count in effort.grids:
+        more = effort.more_grids if name == GRIDS[0] else ()
+        for count in sorted((*effort.grids, *more)):
             arms = grid_arms(f"MiniGrid-{name}-v0", count)
             seconds = alternate(arms, effort, label=f"{name}, {count:,}")
             steps = {arm: 1 if arm == "package" else count for arm in arms}
             rates = {arm: steps[arm] / seconds[arm][:, CPU] for arm in arms}
             row = [name, f"{count:,}", *(thousands(rates[arm]) if arm in rates else "-" for arm in PLAYERS)]
+            costs[name, count] = float(np.median(1e6 / rates["tensors"]))
             for arm in PLAYERS[1:]:
                 ratio = rates["tensors"] / rates[arm] if arm in rates else np.full(1, np.nan)
                 ratios[name, count, arm] = float(np.median(ratio))
@@ -608,6 +612,16 @@ def grid(bench: Bench, effort: Effort) -> str:
         for arm, name, target in (("EnvPool", "EnvPool", 2), ("package", "the package", 35))
         if math.isfinite(ratios.get((*at, arm), math.nan))
     ]
+    if effort.more_grids:
+        few = {count: ratios[GRIDS[0], count, "package"] for count in effort.more_grids if count <= 16}
+        slowest = min(few, key=few.__getitem__)
+        many = {count: cost for (name, count), cost in costs.items() if name == GRIDS[0] and count >= 256}
+        told += [
+            f"with few environments: {few[slowest]:.1f} times the package at worst, at {slowest}",
+            "microseconds of a step of one environment: "
+            + ", ".join(f"{cost:.2f} at {count:,}" for count, cost in sorted(many.items())),
+            f"bytes of one environment: {grid_bytes(GRIDS[0]):,}",
+        ]
     return "\n".join(
         [
             "Steps per second of CPU time, random actions, images of the agent's view; median and quartiles.",
@@ -619,6 +633,18 @@ def grid(bench: Bench, effort: Effort) -> str:
             *told,
         ]
     )
+
+
+def grid_bytes(name: str) -> int:
+    """What each environment more takes in memory, of its state and of what is observed."""
+    sizes = []
+    for count in (1, 2):
+        envs = StreamConfig(f"MiniGrid-{name}-v0").make(count, device="cpu").envs
+        envs.reset()
+        tensors = (value for value in vars(envs).values() if isinstance(value, torch.Tensor))
+        kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        sizes.append(sum(kept.values()) + sum(of_task.nbytes for of_task in envs.episodes.values()))
+    return sizes[1] - sizes[0]
 
 
 PLAYERS = ("tensors", "EnvPool", "package")

@@ -52,11 +52,11 @@ def mission(envs, i):
 
 
 def compare(make, steps, num_envs=4, seed=0, **options):
-    """Step both; returns what happened, by how often."""
+    """Step both; returns what happened, by how often, and what was there for it to happen to."""
     envs = engine(lambda: ImgObsWrapper(make()), num_envs, seed, **options)
     twins = [make() for _ in range(num_envs)]
     bots = [Bot(twin.unwrapped, np.random.default_rng([seed, i])) for i, twin in enumerate(twins)]
-    seen = collections.Counter()
+    seen, there = collections.Counter(), set()
 
     def check(i, observation):
         np.testing.assert_array_equal(envs.seen[i], observation["image"])
@@ -65,6 +65,8 @@ def compare(make, steps, num_envs=4, seed=0, **options):
 
     def reset(i):
         bots[i].forget()
+        there.update(thing.type for thing in twins[i].unwrapped.grid.grid if thing)
+        there.update({"lock"} if doors(twins[i].unwrapped) else ())
         check(i, twins[i].reset(seed=envs.layout_seeds()[i])[0])
 
     for i in range(num_envs):
@@ -91,7 +93,23 @@ def compare(make, steps, num_envs=4, seed=0, **options):
         envs.reset(done)
         for i in done.nonzero().flatten().tolist():
             reset(i)
-    return seen
+    return seen, there
+
+
+# What has to happen in 20,000 steps, and to which things; any if none are named.
+HAPPENS = {
+    "success": (),
+    "failure": ("lava",),
+    "time over": (),
+    "picked up": ("key", "ball", "box"),
+    "dropped": ("key", "ball", "box"),
+    "box opened": ("box",),
+    "door opened": ("door",),
+    "door unlocked": ("lock",),
+}
+
+# What cannot happen, by the rules of the environment.
+NEVER: dict[str, tuple[str, ...]] = {}
 
 
 def doors(env):
@@ -102,10 +120,11 @@ def doors(env):
 @pytest.mark.parametrize("id", [id for id in IDS if id not in MOVING])
 def test_the_package_does_the_same(id, request):
     steps = request.config.getoption("--grid-steps")
-    seen = compare(lambda: package(id), steps, layouts=32, renew_every=1)
+    seen, there = compare(lambda: package(id), steps, layouts=32, renew_every=1)
     if steps >= 20_000:
-        assert seen["success"] or "Playground" in id, seen
-        print(id, dict(seen))
+        happens = [event for event, things in HAPPENS.items() if not things or there & set(things)]
+        print("|", " | ".join([id, *(f"{seen[event]:,}" for event in HAPPENS)]), "|")
+        assert all(seen[event] for event in happens if event not in NEVER.get(id.split("-")[1], ())), seen
 
 
 OBJECT = st.sampled_from([thing for thing in OBJECTS if thing is None or thing.type not in ("goal", "lava")])
