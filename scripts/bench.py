@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 import importlib.util
 import io
@@ -42,7 +43,7 @@ from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig, encoder, head, torso
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
-from neoteny.envs import Schedule
+from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid_engine import GridEnvs
 from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
 from neoteny.runners.probes import measure
@@ -532,13 +533,13 @@ def save_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tup
 
 def _replay_memory(effort: Effort) -> list[str]:
     seconds, size = time_replay_memory(effort.transitions, 5 * effort.repeats[0])
-    seconds["extra"] = seconds["add"] - seconds["add to arrays"] + seconds["flush"]
+    seconds["extra"] = seconds["add"] - seconds["add to tensors"] + seconds["flush"]
     new, repeats = effort.transitions // 10, len(seconds["add"])
     cells = [[name, ms(lap[:, CPU]), ms(lap[:, WALL])] for name, lap in seconds.items()]
     flush = float(np.median(seconds["flush"][:, WALL]))
     return [
-        f"A replay memory of {effort.transitions:,} frames of 84x84 bytes, {size / 1e6:,.0f} MB with slack:",
-        f"{new:,} are added, 16 at once, and flushed for a checkpoint; extra is the cost beyond arrays'.",
+        f"A replay memory of {effort.transitions:,} frames of 84x84 bytes, {size / 1e6:,.0f} MB on disk:",
+        f"{new:,} are added, 16 at once, and flushed for a checkpoint; extra is the cost beyond tensors'.",
         "",
         table([f"{repeats} repeats", "ms CPU", "ms wall"], cells),
         "",
@@ -547,41 +548,40 @@ def _replay_memory(effort: Effort) -> list[str]:
 
 
 def time_replay_memory(capacity: int, repeats: int) -> tuple[dict[str, np.ndarray], int]:
-    """Seconds of adding a tenth of the capacity, to arrays and on disk, and of the flush; the memory's bytes.
+    """Seconds of adding a tenth of the capacity, to tensors and on disk, and of the flush; bytes of the files.
 
     What is written for the first time, while the system finds room for it, is not timed.
     """
     new, at_once = capacity // 10, 16
-    frames = np.random.default_rng(0).integers(0, 256, (64, at_once, 84, 84), dtype=np.uint8)
-    actions = np.zeros(at_once, dtype=np.int64)
-    array_of_frames = np.empty((capacity, 84, 84), dtype=np.uint8)
-    array_of_actions = np.empty(capacity, dtype=np.int64)
-    counter = itertools.count(step=at_once)
-
-    def add_to_arrays() -> None:
-        for step in range(new // at_once):
-            first = next(counter)
-            slots = np.arange(first, first + at_once) % capacity
-            array_of_frames[slots], array_of_actions[slots] = frames[step % 64], actions
+    frames = torch.randint(256, (64, at_once, 84, 84), dtype=torch.uint8)
+    actions, rewards = torch.zeros(at_once, dtype=torch.int64), torch.zeros(at_once)
+    running = torch.zeros(at_once, dtype=torch.bool)
+    spaces = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(18)
 
     with tempfile.TemporaryDirectory() as folder:
-        fields = {"frames": ((84, 84), np.uint8), "actions": ((), np.int64)}
-        memory = ReplayMemory(Path(folder), capacity, new, fields)
+        in_tensors = ReplayMemory(capacity, at_once, *spaces)
+        on_disk = ReplayMemory(capacity, at_once, *spaces, folder=Path(folder), interval=new)
+        for memory in (in_tensors, on_disk):
+            memory.open()
 
-        def add() -> None:
+        def add(memory: ReplayMemory) -> None:
             for step in range(new // at_once):
-                memory.add(frames=frames[step % 64], actions=actions)
+                now, then = frames[step % 64], frames[(step + 1) % 64]
+                memory.add(now, actions, rewards, running, running, then)
 
-        arms = {"add to arrays": add_to_arrays, "add": add, "flush": memory.flush}
-        first_time = math.ceil(memory.slots / new)
+        arms = {
+            "add to tensors": functools.partial(add, in_tensors),
+            "add": functools.partial(add, on_disk),
+            "flush": on_disk.flush,
+        }
+        first_time = math.ceil(on_disk.places * at_once / new)
         total = np.zeros((len(arms), first_time + repeats, 2))
         for repeat in tqdm(range(first_time + repeats), "replay memory", leave=False):
             for arm, call in enumerate(arms.values()):
                 start = clocks()
                 call()
                 total[arm, repeat] = np.subtract(clocks(), start)
-        size = sum(path.stat().st_size for path in Path(folder).iterdir())
-    return dict(zip(arms, total[:, first_time:])), size
+    return dict(zip(arms, total[:, first_time:])), on_disk.size
 
 
 GRIDS = ("DoorKey-8x8", "Empty-8x8", "FourRooms", "LavaCrossingS9N2", "MultiRoom-N6")

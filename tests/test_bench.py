@@ -182,7 +182,7 @@ def test_probes_smoke(capsys):
 def test_checkpoint_smoke(capsys):
     printed, rows = smoke("checkpoint", capsys)
     assert [row[0] for row in rows[:3]] == ["preset", *bench.SAVED_PRESETS]
-    assert [row[0] for row in rows[4:]] == ["add to arrays", "add", "flush", "extra"]
+    assert [row[0] for row in rows[4:]] == ["add to tensors", "add", "flush", "extra"]
     assert all(len(row) == len(rows[0]) for row in rows[:3])
     for row in rows[1:3]:
         assert_positive(row[1:])

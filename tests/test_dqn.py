@@ -261,9 +261,8 @@ def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs(tmp_path, preset):
     args = override(Args(), PRESETS[preset])
-    args = dataclasses.replace(
-        args, total_steps=1, log_every=args.train_every, runs_dir=tmp_path, buffer_size=2 * args.learning_starts,
-    )  # fmt: skip
+    short = {"total_steps": 1, "log_every": args.train_every, "buffer_size": 2 * args.learning_starts}
+    args = dataclasses.replace(args, **short, runs_dir=tmp_path)
     assert dqn.main(args)["visits"]
 
 
