@@ -39,18 +39,18 @@ class Args(RunArgs):
     """Environment steps of an update: between two logs, and between the moments when a run can be saved."""
     train_every: int = 8
     """Environment steps between rounds of gradient steps."""
-    gradient_steps: int = 1
+    gradient_steps: int = 2
     """Gradient steps of each round; its share of train_every is the replay ratio."""
     batch_size: int = 64
     """Transitions of a gradient step (B)."""
     learning_starts: int = 1024
     """Environment steps before the first gradient step."""
-    buffer_size: int = 100_000
-    """Steps that the replay memory holds."""
+    buffer_size: int = 10_000
+    """Steps that the replay memory holds; what is much older than a task only holds up its learning."""
     memory: Literal["disk", "device"] = "device"
     """Keep the replay memory on the device, and copy it into every checkpoint; or, if it is large, in files
     of the run's folder that are mapped into memory, of which checkpoints need no copy."""
-    lr: float = 1e-3
+    lr: float = 5e-4
     """Learning rate of every optimizer."""
     gamma: float = 0.99
     """Discount of rewards."""
@@ -83,9 +83,9 @@ class Args(RunArgs):
     compile: bool = False
     """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
-    network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
-    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.05, iso_scale=2.0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
