@@ -548,7 +548,7 @@ def _replay_memory(effort: Effort) -> list[str]:
 
 
 def time_replay_memory(capacity: int, repeats: int) -> tuple[dict[str, np.ndarray], int]:
-    """Seconds of adding a tenth of the capacity, to tensors and on disk, and of the flush; bytes of the files.
+    """Seconds of adding a tenth of the capacity, to tensors and on disk, and of the flush; and the bytes.
 
     What is written for the first time, while the system finds room for it, is not timed.
     """

@@ -44,19 +44,20 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders that hold runs, at any depth."""
     figure: Path | None = None
-    """Where to draw the curves (PNG, SVG or PDF); with several streams, the stream's name is put in."""
+    """Where to draw the curves (PNG, SVG or PDF); with several streams or agents, their names are put in."""
 
 
 def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
-    """All scalars of all finished runs: columns stream, optimizer, seed, tag, step, value."""
+    """All scalars of all finished runs: columns stream, agent, optimizer, seed, tag, step, value."""
     frames = []
     for summary in sorted({path for folder in folders for path in folder.glob("**/summary.json")}):
-        stream, _, optimizer, seed = summary.parent.parts[-4:]
+        stream, agent, optimizer, seed = summary.parent.parts[-4:]
         events = EventAccumulator(str(summary.parent), size_guidance={"scalars": 0}).Reload()
         for tag in events.Tags()["scalars"]:
             points = [(event.step, event.value) for event in events.Scalars(tag)]
             frame = pd.DataFrame(points, columns=["step", "value"])
-            frames.append(frame.assign(stream=stream, optimizer=optimizer, seed=int(seed[1:]), tag=tag))
+            names = {"stream": stream, "agent": agent, "optimizer": optimizer, "seed": int(seed[1:])}
+            frames.append(frame.assign(**names, tag=tag))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -130,12 +131,13 @@ def main(args: Compare) -> int:
     if runs.empty:
         print(f"no finished run below {', '.join(map(str, args.folders))}")
         return 2
-    for stream, group in runs.groupby("stream"):
-        print(f"\n{stream}\n", table(group), "", *differences(group), sep="\n")
+    for (stream, agent), group in runs.groupby(["stream", "agent"]):
+        print(f"\n{agent.upper()} on {stream}\n", table(group), "", *differences(group), sep="\n")
         if args.figure:
-            several = runs["stream"].nunique() > 1
-            path = args.figure.with_stem(f"{args.figure.stem}-{stream}") if several else args.figure
-            draw(group, path, f"PPO on {stream}, seeds: {group['seed'].nunique()}")
+            several = len(runs[["stream", "agent"]].drop_duplicates()) > 1
+            stem = f"{args.figure.stem}-{stream}-{agent}"
+            path = args.figure.with_stem(stem) if several else args.figure
+            draw(group, path, f"{agent.upper()} on {stream}, seeds: {group['seed'].nunique()}")
             print(f"figure: {path}")
     return 0
 

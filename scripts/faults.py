@@ -44,6 +44,7 @@ from neoteny.runners import checkpoint, run
 from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.events import event_files
 from neoteny.runners.folder import run_folder
+from neoteny.runners.replay import ReplayMemory
 
 TOTAL, INTERVAL = 2048, 256  # steps of a run, and between checkpoints
 
@@ -69,17 +70,28 @@ IN_WORKERS = {"acrobot-jumps", "grid-goals"}
 WORKERS = 2
 WORKER_FAULTS = {"worker killed": signal.SIGKILL, "worker stopped": signal.SIGSTOP}
 
-# What is killed: an agent's stream and the flags that go with it.
+# What is killed: streams, agents, and the flags that go with them.
 STREAMS = {
     "cartpole-rotations": "",
     "cartpole-drift": "--stream.normalizer keep",
     "acrobot-jumps": "--stream.normalizer reset --stream.jitter 0.5",
-    "mountaincar-drift": "--anneal-lr",
+    "mountaincar-drift": "",
     "FaultyWrappers-v0": "--stream.task-id onehot --stream.order random",
     "grid-layouts": "--stream.order random --stream.jitter 0.5",
-    "grid-goals": "--shared-torso --stream.engine package",
+    "grid-goals": "--stream.engine package",
     "grid-resampled-crossings": "",
     "grid-permuted-actions": "--network.activation maxmin",
+}
+AGENTS = {
+    "ppo": "--num-steps 32 --epochs 2 --minibatches 2",
+    "dqn": "--log-every 128 --train-every 16 --learning-starts 128 --batch-size 16 --buffer-size 1000 "
+    "--n-step 3 --eps-steps 1000",
+}
+BOTH = {
+    ("ppo", "mountaincar-drift"): "--anneal-lr",
+    ("ppo", "grid-goals"): "--shared-torso",
+    ("dqn", "grid-goals"): "--dueling --no-double",
+    ("dqn", "cartpole-rotations"): "--eps-restart",
 }
 OPTIMIZERS = ("adamo", "adam", "muon", "adamw")
 
@@ -90,7 +102,7 @@ class Faults:
 
     kills: int = 200
     """Kills of every kind, at least, in all."""
-    agents: tuple[str, ...] = ("ppo",)
+    agents: tuple[str, ...] = tuple(AGENTS)
     """Files in agents/."""
     streams: tuple[str, ...] = tuple(STREAMS)
     """Ids of streams."""
@@ -135,10 +147,12 @@ def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     module = importlib.import_module(f"neoteny.agents.{case.agent}")
     words = (
         f"--stream.id {case.stream} optim:{case.optimizer} --seed {case.seed} --runs-dir {runs_dir} "
-        f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --num-steps 32 --epochs 2 "
-        f"--minibatches 2 --probe-every 5 --network.hidden 32 32 --stream.period 700 "
-        f"{STREAMS.get(case.stream, '')} {more}"
+        f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --probe-every 5 "
+        f"--network.hidden 32 32 --stream.period 700 {AGENTS[case.agent]} {STREAMS.get(case.stream, '')} "
+        f"{BOTH.get((case.agent, case.stream), '')} {more}"
     )
+    if case.agent == "dqn" and case.seed % 4 < 2:
+        words += " --memory disk"
     return cli(module.Args, {}, words.split())
 
 
@@ -158,6 +172,7 @@ class Process:
                 os.dup2(1, 2)
                 tqdm.set_lock(threading.RLock())  # one that is killed would keep the forks' own
                 self._watch()
+                ReplayMemory.discard = lambda memory: None  # type: ignore[method-assign]  (it is compared)
                 kill_at(point, nth)
                 importlib.import_module(f"neoteny.agents.{case.agent}").main(args)
                 code = 0
@@ -315,6 +330,15 @@ def contents(folder: Path) -> Iterator[tuple[str, Any]]:
     state = checkpoint.load_checkpoint(folder / "checkpoint")
     assert state is not None
     yield from leaves({name: state[name] for name in ("step", "update", "parts", "rng", "visits")}, "state")
+    if (folder / "replay").exists():
+        memory = state["parts"]["memory"]
+        kept, places = memory["layout"]["kept"], memory["layout"]["places"]
+        rows = [
+            env * places + np.arange(max(0, head - kept), head) % places
+            for env, head in enumerate(memory["head"].tolist())
+        ]
+        for path in sorted((folder / "replay").glob("*.npy")):
+            yield f"replay/{path.name}", np.load(path, mmap_mode="r")[np.concatenate(rows)].tobytes()
 
 
 def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -400,11 +424,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lost = sum(bool(outcome.lost) for outcome in outcomes)
     different = sum(bool(outcome.different) for outcome in outcomes)
     total = sum(len(outcome.met) for outcome in outcomes)
+    agents = sorted({outcome.case.agent for outcome in outcomes})
+    streams = len({outcome.case.stream for outcome in outcomes})
     return "\n".join(
         [
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            f"{total} faults in {len(outcomes)} runs over {len({o.case.stream for o in outcomes})} streams: "
+            f"{total} faults in {len(outcomes)} runs of {' and '.join(agents).upper()} over {streams} streams: "
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(o.duplicated for o in outcomes)}, points missing {sum(o.missing for o in outcomes)}. "
             f"A run has {TOTAL:,} steps and a checkpoint every {INTERVAL}.",
