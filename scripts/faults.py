@@ -424,13 +424,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lost = sum(bool(outcome.lost) for outcome in outcomes)
     different = sum(bool(outcome.different) for outcome in outcomes)
     total = sum(len(outcome.met) for outcome in outcomes)
-    agents = sorted({outcome.case.agent for outcome in outcomes})
+    names = " and ".join(sorted({outcome.case.agent.upper() for outcome in outcomes}))
     streams = len({outcome.case.stream for outcome in outcomes})
     return "\n".join(
         [
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            f"{total} faults in {len(outcomes)} runs of {' and '.join(agents).upper()} over {streams} streams: "
+            f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams: "
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(o.duplicated for o in outcomes)}, points missing {sum(o.missing for o in outcomes)}. "
             f"A run has {TOTAL:,} steps and a checkpoint every {INTERVAL}.",
