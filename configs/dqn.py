@@ -34,7 +34,7 @@ PRESETS: dict[str, dict] = {
         **GRID,
         "stream": {"id": "MiniGrid-Empty-8x8-v0"},
         "total_steps": 40_960,
-        "optim": {"iso": 0.4},
+        "optim": {"iso": 0.05},
     },
     # Three MiniGrid families in two cycles.
     "grid-layouts-small": {
