@@ -634,7 +634,7 @@ def test_mismatched_arguments_free_ones_change_nothing_that_is_learned():
         "allow_device_change",
     }  # fmt: skip
     streams = {name for name in FREE if "." in name}
-    assert streams == {"stream.workers", "stream.worker_timeout", "stream.replay"}
+    assert streams == {"stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay"}
 
 
 def test_mismatched_optimizer(tmp_path, capsys):

@@ -1,0 +1,444 @@
+"""Atari games on ale-py's vector environment: all emulators of a game stepped at once, in threads.
+
+A task is an ordinary Gymnasium environment (:func:`neoteny.envs.arcade.make_game`). What it is made of says
+how to make the vector environment that does the same, bit for bit, several times as fast. ale-py is imported
+only where a game is made: it is optional.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import itertools
+import sys
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnvChecker
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from neoteny.envs.grid_tables import UncoveredError
+from neoteny.envs.schedule import Schedule
+from neoteny.envs.tasks import Episode, EpisodeLog, Spaces, TaskFunction, check_spaces, episode_seed
+
+SIZE = 84
+"""Pixels along a side of what is seen."""
+
+RESEED_AFTER = 5_000
+"""Steps since an emulator was seeded after which the next end of an episode seeds it again."""
+
+RESEED_AT_SWITCH_AFTER = 20_000
+"""The same where a switch cut the episode short: seeding takes long, and a switch should not."""
+
+
+class Screen(gym.Wrapper):
+    """A game as agents see it: each action for some frames, the brighter of the last two, gray, 84x84.
+
+    The same as Gymnasium's ``AtariPreprocessing`` without no-ops, and as ale-py's vector environment, bit for
+    bit, but without OpenCV, whose averaging over areas :func:`shrink` does.
+
+    Args:
+        env: an Atari environment that shows each frame in gray.
+        frame_skip: frames for which an action is repeated; 1 shows every frame as it is.
+    """
+
+    def __init__(self, env: gym.Env, frame_skip: int = 4) -> None:
+        super().__init__(env)
+        self.frame_skip = frame_skip
+        self.observation_space = Box(0, 255, (SIZE, SIZE), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start an episode."""
+        self.last, info = self.env.reset(seed=seed, options=options)
+        self.last_but_one = np.zeros_like(self.last)
+        return shrink(self.last), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Repeat an action; rewards are added up."""
+        total = 0.0
+        for left in reversed(range(self.frame_skip)):
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break  # this frame is not seen
+            if left == 1:
+                self.last_but_one = screen
+            elif left == 0:
+                self.last = screen
+        if self.frame_skip > 1:
+            self.last = np.maximum(self.last, self.last_but_one)
+        return shrink(self.last), total, terminated, truncated, info
+
+
+def shrink(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean over the area of each pixel of a smaller image, (H, W) -> (84, 84).
+
+    Sums are taken in single precision, columns before rows and each from its first pixel to its last, as
+    OpenCV takes them: another order would round some pixels otherwise.
+    """
+    rows, columns = map(_areas, screen.shape)
+    wide = sum(screen[:, pixel] * share for pixel, share in zip(*columns))
+    small = sum(wide[pixel] * share[:, None] for pixel, share in zip(*rows))
+    return np.rint(small).astype(np.uint8)
+
+
+@functools.lru_cache
+def _areas(size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which of ``size`` pixels in a row lie in each of 84, and which shares of it they are, (n, 84)."""
+    width = size / SIZE
+    begin = np.arange(SIZE) * width
+    pixel = np.floor(begin).astype(np.int64) + np.arange(int(np.ceil(width)) + 1)[:, None]
+    inside = np.minimum(pixel + 1, begin + width) - np.maximum(pixel, begin)
+    inside[inside < 1e-3] = 0.0  # a rounding error is no pixel
+    return np.minimum(pixel, size - 1), (inside / width).astype(np.float32)
+
+
+def is_game(env: gym.Env) -> bool:
+    """Whether it is an Atari game, in any wrappers."""
+    ale = sys.modules.get("ale_py")
+    return ale is not None and isinstance(env.unwrapped, ale.AtariEnv)
+
+
+def vector_options(env: gym.Env) -> dict[str, Any]:
+    """With which arguments ale-py's vector environment does what ``env`` does.
+
+    Raises:
+        UncoveredError: there are none, since it is another game mode or in other wrappers.
+    """
+    match env:
+        case FrameStackObservation(env=Screen() as screen, padding_type="zero"):
+            pass
+        case _:
+            raise UncoveredError(f"{type(env).__name__} is no stack of screens")
+    game = screen.env
+    while isinstance(game, OrderEnforcing | PassiveEnvChecker):
+        game = game.env
+    if not is_game(game) or isinstance(game, gym.Wrapper) or game.spec is None:
+        raise UncoveredError(f"{type(game).__name__} does what it does not")
+    options = {"mode": None, "difficulty": None, "continuous": False, **game.spec.kwargs}
+    if (options["mode"], options["difficulty"]) != (None, None):
+        raise UncoveredError(f"{game.spec.name} in a mode or difficulty of its own")
+    if options["frameskip"] != 1 or options["continuous"] or options["obs_type"] != "grayscale":
+        raise UncoveredError(f"{game.spec.name} with other frames or actions than it has")
+    same = ("game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
+    return {
+        **{name: options[name] for name in same},
+        "frameskip": screen.frame_skip,
+        "stack_num": env.stack_size,
+        "img_height": SIZE,
+        "img_width": SIZE,
+        "grayscale": True,
+        "maxpool": screen.frame_skip > 1,
+        "noop_max": 0,
+        "use_fire_reset": False,
+        "episodic_life": False,
+        "life_loss_info": False,
+        "reward_clipping": False,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+
+def emulator_seed(seed: int) -> int:
+    """The seed that ale-py's single environment gives the emulator when it is reset with ``seed``."""
+    return int(np.random.SeedSequence(seed).generate_state(2)[1])
+
+
+class Emulators:
+    """N emulators of one game, and what it takes to bring them back.
+
+    An emulator is a function of its seed, of the actions since and of when episodes were started among them.
+    All this is in the log, where what follows one seeding stands as one episode; its ``lifelong`` holds after
+    how many steps the emulator was reset without a seed.
+
+    Args:
+        make: makes the vector environment.
+        num_envs: N.
+        actions: how many there are.
+        seed: (environment, number of the seeding) -> seed of a single environment.
+    """
+
+    def __init__(
+        self, make: Callable[[], Any], num_envs: int, actions: int, seed: Callable[[int, int], int]
+    ) -> None:
+        self.make, self.seed = make, seed
+        self.vector: Any = None
+        self.log = EpisodeLog(MultiDiscrete([actions] * num_envs, dtype=np.uint8))
+        self.seedings = np.zeros(num_envs, np.int64)
+        """Numbers of the next seedings."""
+        self.checksum: int | None = None
+
+    def start(self) -> None:
+        """Make the vector environment, if there is none, and play in it what the log holds.
+
+        Raises:
+            ValueError: it comes out otherwise than before.
+        """
+        if self.vector is not None:
+            return
+        self.vector = self.make()
+        self.observations = self.vector.reset()[0]
+        lives = self.log.running()
+        if lives:
+            self._play(lives)
+            if zlib.crc32(self.observations) != self.checksum:
+                raise ValueError(
+                    "an Atari game is no function of seeds and actions, or of another version of ale-py: its "
+                    "replay went elsewhere; --stream.no-replay starts new episodes instead"
+                )
+
+    def reset(self, mask: NDArray[np.bool_], step: int, patience: int) -> None:
+        """Start episodes.
+
+        Args:
+            mask: (N,), where.
+            step: of the stream.
+            patience: steps since its seeding after which an emulator is seeded again.
+        """
+        seeds = np.full(len(mask), -1)
+        for env in np.flatnonzero(mask).tolist():
+            life = self.log.starts[env]
+            if life is None or self.log.rows - life[0] >= patience:
+                seed = self._next_seed(env)
+                self.log.begin(env, step, seed, [])
+                seeds[env] = emulator_seed(seed)
+            else:
+                life[3].append(self.log.rows - life[0])
+        self._reset(mask, seeds)
+
+    def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
+        """Step all; returns rewards, terminated and truncated, (N,)."""
+        self.observations, *ends, _ = self.vector.step(actions.astype(np.int64))
+        self.log.append(actions)
+        return tuple(ends)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the emulators depend on."""
+        return {
+            "lives": [dataclasses.asdict(life) for life in self.log.running()],
+            "seedings": self.seedings.copy(),
+            "checksum": self.checksum if self.vector is None else zlib.crc32(self.observations),
+        }
+
+    def load_state_dict(self, state: dict[str, Any], replay: bool) -> None:
+        """Be what others were, as soon as they are started; without ``replay`` keep only which seeds are next."""
+        self.seedings = state["seedings"].copy()
+        self.checksum = state["checksum"]
+        if replay and state["lives"]:
+            self.log.load([Episode(**life) for life in state["lives"]])
+
+    def close(self) -> None:
+        """Close the vector environment."""
+        if self.vector is not None:
+            self.vector.close()
+
+    def _next_seed(self, env: int) -> int:
+        # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
+        for number in itertools.count(int(self.seedings[env])):
+            seed = self.seed(env, number)
+            if emulator_seed(seed) < 2**31:
+                break
+        self.seedings[env] = number + 1
+        return seed
+
+    def _reset(self, mask: NDArray[np.bool_], seeds: NDArray[np.int64]) -> None:
+        self.observations = self.vector.reset(seed=seeds[mask], options={"reset_mask": mask})[0]
+
+    def _play(self, lives: Sequence[Episode]) -> None:
+        """Play all again side by side, so that they end together."""
+        rows = max(len(life.actions) for life in lives)
+        actions = np.zeros((rows, len(lives)), np.int64)  # what is done before its seeding an emulator forgets
+        resets: dict[int, dict[int, int]] = defaultdict(dict)
+        for env, life in enumerate(lives):
+            begin = rows - len(life.actions)
+            actions[begin:, env] = life.actions
+            resets[begin][env] = emulator_seed(life.seed)
+            for offset in life.lifelong:
+                resets[begin + offset][env] = -1
+        for row in tqdm(range(rows + 1), desc="playing again", unit="step", delay=2, leave=False):
+            if row in resets:
+                seeds = np.array([resets[row].get(env, -2) for env in range(len(lives))])
+                self._reset(seeds != -2, seeds)
+            if row < rows:
+                self.observations = self.vector.step(actions[row])[0]
+
+
+class ArcadeEnvs:
+    """N environments of Atari games, on ale-py's vector environment.
+
+    The interface is that of :class:`neoteny.envs.played.PlayedEnvs`. The emulators of recurring tasks stay,
+    since making and seeding them takes a hundred times as long as to reset them. They are seeded at first, and
+    again at the first end of an episode after 5,000 steps, a function of counts alone, so that the log of
+    what they did stays short. What comes does not depend on ``threads``.
+
+    Args:
+        task: makes the single environment of task ``k`` from ``(k, seed)``.
+        spaces: of one observation and one action, the same in all tasks.
+        num_envs: N.
+        replay: play the games of a loaded state again; else new ones start.
+        threads: in which emulators are stepped; 0 for as many as there are cores, at most N.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self, task: TaskFunction, spaces: Spaces, num_envs: int, replay: bool = True, threads: int = 0
+    ) -> None:
+        self.make_task, self.spaces, self.num_envs = task, spaces, num_envs
+        self.replay, self.threads = replay, threads
+        self.games: dict[int, Emulators] = {}
+        self.exact = True
+
+    @property
+    def observations(self) -> Tensor:
+        """The latest, (N, ...)."""
+        return torch.from_numpy(self.game.observations.copy())
+
+    def clear(self) -> None:
+        """Go back to before the first episode."""
+        self.close()
+        self.games.clear()
+        self.exact = True  # what comes is a function of seeds and actions alone
+
+    def enter(self, schedule: Schedule, step: int) -> None:
+        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        self.seed, self.k, self.now = schedule.seed, schedule.task_at(step), step
+        if not schedule.cycle:  # what was on never comes again
+            self.close()
+            self.games.clear()
+        if self.k not in self.games:
+            self.games[self.k] = self._emulators(self.k)
+        self.game = self.games[self.k]
+        self.game.start()
+        self.patience = RESEED_AT_SWITCH_AFTER
+
+    def reset(self, done: Tensor | None = None) -> None:
+        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        mask = np.ones(self.num_envs, dtype=bool) if done is None else done.numpy()
+        self.game.reset(mask, self.now, self.patience)
+        self.patience = RESEED_AFTER
+
+    def step(self, actions: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
+        """Step all.
+
+        Args:
+            actions: (N,), whole numbers.
+
+        Returns:
+            Rewards, float64, terminated and truncated, (N,), and no infos.
+        """
+        rewards, terminated, truncated = map(torch.from_numpy, self.game.step(actions))
+        self.now += self.num_envs
+        return rewards.double(), terminated, truncated, []
+
+    def seeds(self) -> list[int | None]:
+        """With which seed the single environment does what each does from here; ``None``: with none.
+
+        Only right after a reset.
+        """
+        log = self.game.log
+        return [life[2] if life and life[0] == log.rows else None for life in log.starts]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was done in each game."""
+        return {"games": {str(k): game.state_dict() for k, game in self.games.items()}}
+
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
+        """Go to where others of the same tasks were at ``step`` of the stream.
+
+        The game that is on then is played again now, others when their turn comes. Without ``replay`` new
+        episodes begin, and what comes is not ``exact`` then.
+
+        Raises:
+            ValueError: the game comes out otherwise.
+        """
+        self.clear()
+        self.seed = schedule.seed
+        for k, game in state["games"].items():
+            self.games[int(k)] = self._emulators(int(k))
+            self.games[int(k)].load_state_dict(game, self.replay)
+        self.enter(schedule, step)
+        if not self.replay:
+            self.reset()
+        self.patience = RESEED_AFTER
+        self.exact = self.replay
+
+    def close(self) -> None:
+        """Close all."""
+        for game in self.games.values():
+            game.close()
+
+    def _emulators(self, k: int) -> Emulators:
+        seed, actions = self.seed, int(self.spaces[1].n)  # type: ignore[attr-defined]
+
+        def make() -> gym.vector.VectorEnv:
+            env = self.make_task(k, seed)
+            check_spaces(env, self.spaces, k)
+            options = vector_options(env)
+            env.close()
+            return ale().vector_env.AtariVectorEnv(
+                num_envs=self.num_envs, num_threads=self.threads, **options
+            )
+
+        return Emulators(make, self.num_envs, actions, lambda env, number: episode_seed(seed, k, env, number))
+
+
+def ale() -> Any:
+    """The package ale-py, whose import registers its games with Gymnasium.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import ale_py
+        import ale_py.vector_env
+    except ImportError as error:
+        raise ValueError(f"Atari games need ale-py, pip install neoteny[atari]: {error}") from error
+    gym.register_envs(ale_py)
+    return ale_py
+
+
+def parse_game(text: str) -> tuple[str, int | None, int | None]:
+    """Name, mode and difficulty of ``Freeway`` (with its own of these) or ``Freeway/1/0``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, *numbers = text.split("/")
+    if not numbers:
+        return name, None, None
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"a game is Name or Name/mode/difficulty, such as Freeway/1/0, not {text!r}")
+    return name, int(numbers[0]), int(numbers[1])
+
+
+def check_games(games: Sequence[str]) -> None:
+    """Refuse what cannot be made.
+
+    Raises:
+        ValueError: ale-py is not installed, or has no such game, mode or difficulty.
+    """
+    if not games:
+        return
+    ale()
+    known = {id[4:-3] for id in gym.registry if id.startswith("ALE/") and id.endswith("-v5")}
+    for text in games:
+        name, *numbers = parse_game(text)
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known)) or sorted(known)
+            raise ValueError(f"there is no Atari game {name!r}; there are {', '.join(near)}")
+        if numbers != [None, None]:
+            emulator = gym.make(f"ALE/{name}-v5").unwrapped.ale  # type: ignore[attr-defined]
+            kinds = ("mode", emulator.getAvailableModes()), ("difficulty", emulator.getAvailableDifficulties())
+            for number, (kind, there) in zip(numbers, kinds):
+                if number not in there:
+                    raise ValueError(f"{name} has no {kind} {number}; it has {', '.join(map(str, there))}")
