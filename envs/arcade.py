@@ -80,7 +80,7 @@ def atari_switching(k: int, seed: int) -> gym.Env:
 @stream("atari-upper-bound-small", period=40_000, games=UPPER_BOUND)
 @stream("atari-upper-bound", period=400_000, games=UPPER_BOUND)
 def atari_upper_bound(k: int, seed: int) -> gym.Env:
-    """Atlantis, BattleZone, Centipede, Defender, Krull, MsPacman, Qbert, UpNDown, one frame a step, in cycles.
+    """Atlantis, BattleZone, Centipede, Defender, Krull, MsPacman, Qbert, UpNDown, in cycles, a frame a step.
 
     The sequence of Carmack's talk at Upper Bound 2025: three cycles of 400,000 frames of each game, with all
     actions, scored by the last cycle. There a physical console's pace is kept, here none is. The small period

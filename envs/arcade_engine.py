@@ -12,6 +12,7 @@ import difflib
 import functools
 import itertools
 import sys
+import threading
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -36,9 +37,6 @@ SIZE = 84
 
 RESEED_AFTER = 5_000
 """Steps since an emulator was seeded after which the next end of an episode seeds it again."""
-
-RESEED_AT_SWITCH_AFTER = 20_000
-"""The same where a switch cut the episode short: seeding takes long, and a switch should not."""
 
 
 class Screen(gym.Wrapper):
@@ -172,6 +170,7 @@ class Emulators:
     ) -> None:
         self.make, self.seed = make, seed
         self.vector: Any = None
+        self.leaving: threading.Thread | None = None
         self.log = EpisodeLog(MultiDiscrete([actions] * num_envs, dtype=np.uint8))
         self.seedings = np.zeros(num_envs, np.int64)
         """Numbers of the next seedings."""
@@ -184,6 +183,7 @@ class Emulators:
             ValueError: it comes out otherwise than before.
         """
         if self.vector is not None:
+            self.wait()
             return
         self.vector = self.make()
         self.observations = self.vector.reset()[0]
@@ -196,24 +196,27 @@ class Emulators:
                     "replay went elsewhere; --stream.no-replay starts new episodes instead"
                 )
 
-    def reset(self, mask: NDArray[np.bool_], step: int, patience: int) -> None:
-        """Start episodes.
+    @property
+    def fresh(self) -> bool:
+        """Whether no step was made since all were reset."""
+        rows = self.log.rows
+        return all(life is not None and life[0] + ([0] + life[3])[-1] == rows for life in self.log.starts)
 
-        Args:
-            mask: (N,), where.
-            step: of the stream.
-            patience: steps since its seeding after which an emulator is seeded again.
-        """
-        seeds = np.full(len(mask), -1)
-        for env in np.flatnonzero(mask).tolist():
-            life = self.log.starts[env]
-            if life is None or self.log.rows - life[0] >= patience:
-                seed = self._next_seed(env)
-                self.log.begin(env, step, seed, [])
-                seeds[env] = emulator_seed(seed)
-            else:
-                life[3].append(self.log.rows - life[0])
-        self._reset(mask, seeds)
+    def reset(self, mask: NDArray[np.bool_], step: int) -> None:
+        """Start episodes where ``mask``, (N,), at ``step`` of the stream."""
+        self._reset(mask, self._seeds(mask, step))
+
+    def leave(self, step: int) -> None:
+        """Start episodes everywhere, for when the game comes again; meanwhile others can be played."""
+        mask = np.ones(len(self.seedings), dtype=bool)
+        self.leaving = threading.Thread(target=self._reset, args=(mask, self._seeds(mask, step)))
+        self.leaving.start()
+
+    def wait(self) -> None:
+        """Until all have left."""
+        if self.leaving is not None:
+            self.leaving.join()
+            self.leaving = None
 
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Step all; returns rewards, terminated and truncated, (N,)."""
@@ -223,6 +226,7 @@ class Emulators:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the emulators depend on."""
+        self.wait()
         return {
             "lives": [dataclasses.asdict(life) for life in self.log.running()],
             "seedings": self.seedings.copy(),
@@ -230,7 +234,7 @@ class Emulators:
         }
 
     def load_state_dict(self, state: dict[str, Any], replay: bool) -> None:
-        """Be what others were, as soon as they are started; without ``replay`` keep only which seeds are next."""
+        """Be what others were once started; without ``replay`` keep only which seeds are next."""
         self.seedings = state["seedings"].copy()
         self.checksum = state["checksum"]
         if replay and state["lives"]:
@@ -238,8 +242,22 @@ class Emulators:
 
     def close(self) -> None:
         """Close the vector environment."""
+        self.wait()
         if self.vector is not None:
             self.vector.close()
+
+    def _seeds(self, mask: NDArray[np.bool_], step: int) -> NDArray[np.int64]:
+        """Enter resets into the log; returns seeds for those that need one, and -1, (N,)."""
+        seeds = np.full(len(mask), -1)
+        for env in np.flatnonzero(mask).tolist():
+            life = self.log.starts[env]
+            if life is None or self.log.rows - life[0] >= RESEED_AFTER:
+                seed = self._next_seed(env)
+                self.log.begin(env, step, seed, [])
+                seeds[env] = emulator_seed(seed)
+            else:
+                life[3].append(self.log.rows - life[0])
+        return seeds
 
     def _next_seed(self, env: int) -> int:
         # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
@@ -256,7 +274,7 @@ class Emulators:
     def _play(self, lives: Sequence[Episode]) -> None:
         """Play all again side by side, so that they end together."""
         rows = max(len(life.actions) for life in lives)
-        actions = np.zeros((rows, len(lives)), np.int64)  # what is done before its seeding an emulator forgets
+        actions = np.zeros((rows, len(lives)), np.int64)  # what comes before its seeding does not matter
         resets: dict[int, dict[int, int]] = defaultdict(dict)
         for env, life in enumerate(lives):
             begin = rows - len(life.actions)
@@ -276,9 +294,10 @@ class ArcadeEnvs:
     """N environments of Atari games, on ale-py's vector environment.
 
     The interface is that of :class:`neoteny.envs.played.PlayedEnvs`. The emulators of recurring tasks stay,
-    since making and seeding them takes a hundred times as long as to reset them. They are seeded at first, and
-    again at the first end of an episode after 5,000 steps, a function of counts alone, so that the log of
-    what they did stays short. What comes does not depend on ``threads``.
+    since making and seeding them takes thirty times as long as to reset them, and a game is reset when it is
+    left, beside the next one. Emulators are seeded at first, and again at the first end of an episode after
+    5,000 steps, a function of counts alone, so that the log of what they did stays short. What comes does not
+    depend on ``threads``.
 
     Args:
         task: makes the single environment of task ``k`` from ``(k, seed)``.
@@ -296,7 +315,13 @@ class ArcadeEnvs:
         self.make_task, self.spaces, self.num_envs = task, spaces, num_envs
         self.replay, self.threads = replay, threads
         self.games: dict[int, Emulators] = {}
-        self.exact = True
+        self.clear()
+
+    @property
+    def game(self) -> Emulators:
+        """What is played now."""
+        assert self.k is not None
+        return self.games[self.k]
 
     @property
     def observations(self) -> Tensor:
@@ -307,25 +332,25 @@ class ArcadeEnvs:
         """Go back to before the first episode."""
         self.close()
         self.games.clear()
+        self.k: int | None = None
         self.exact = True  # what comes is a function of seeds and actions alone
 
     def enter(self, schedule: Schedule, step: int) -> None:
         """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        if self.k is not None and schedule.cycle:
+            self.game.leave(step)
+        elif self.k is not None:  # it never comes again
+            self.clear()
         self.seed, self.k, self.now = schedule.seed, schedule.task_at(step), step
-        if not schedule.cycle:  # what was on never comes again
-            self.close()
-            self.games.clear()
         if self.k not in self.games:
             self.games[self.k] = self._emulators(self.k)
-        self.game = self.games[self.k]
         self.game.start()
-        self.patience = RESEED_AT_SWITCH_AFTER
 
     def reset(self, done: Tensor | None = None) -> None:
         """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
         mask = np.ones(self.num_envs, dtype=bool) if done is None else done.numpy()
-        self.game.reset(mask, self.now, self.patience)
-        self.patience = RESEED_AFTER
+        if not self.game.fresh:
+            self.game.reset(mask, self.now)
 
     def step(self, actions: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
         """Step all.
@@ -369,7 +394,6 @@ class ArcadeEnvs:
         self.enter(schedule, step)
         if not self.replay:
             self.reset()
-        self.patience = RESEED_AFTER
         self.exact = self.replay
 
     def close(self) -> None:
@@ -438,7 +462,7 @@ def check_games(games: Sequence[str]) -> None:
             raise ValueError(f"there is no Atari game {name!r}; there are {', '.join(near)}")
         if numbers != [None, None]:
             emulator = gym.make(f"ALE/{name}-v5").unwrapped.ale  # type: ignore[attr-defined]
-            kinds = ("mode", emulator.getAvailableModes()), ("difficulty", emulator.getAvailableDifficulties())
-            for number, (kind, there) in zip(numbers, kinds):
-                if number not in there:
-                    raise ValueError(f"{name} has no {kind} {number}; it has {', '.join(map(str, there))}")
+            there = {"mode": emulator.getAvailableModes(), "difficulty": emulator.getAvailableDifficulties()}
+            for number, (kind, available) in zip(numbers, there.items()):
+                if number not in available:
+                    raise ValueError(f"{name} has no {kind} {number}, only {', '.join(map(str, available))}")

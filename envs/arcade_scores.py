@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 
-# Random player, human. Both from Wang et al. (2016), "Dueling Network Architectures for Deep Reinforcement
-# Learning", table 2 (30 no-op starts), which takes those of 49 games from Mnih et al. (2015), "Human-level
-# control through deep reinforcement learning", extended data table 2.
+# Random player, human: the numbers by which scores on 57 games are usually normalized, from episodes that
+# start with up to 30 no-ops. Wang et al. (2016), "Dueling Network Architectures for Deep Reinforcement
+# Learning"; compared with the table in github.com/google-deepmind/dqn_zoo. Mnih et al. (2015) introduced the
+# measure, with slightly other numbers for 49 games.
 SCORES = {
     "Alien": (227.8, 7127.7),
     "Amidar": (5.8, 1719.5),

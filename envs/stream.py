@@ -56,9 +56,9 @@ class Stream(VectorEnv):
     of an Atari game.
 
     The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
-    is a pure function of (run seed, k, i, j), or is where the one before it left an Atari game that was seeded
-    so. No two runs share an episode, and any stream is restored where it was (:meth:`state_dict`) by playing
-    the running episodes again.
+    is a pure function of (run seed, k, i, j), or, in an Atari game, where the one before it left an emulator
+    with such a seed. No two runs share an episode, and any stream is restored where it was
+    (:meth:`state_dict`) by playing the running episodes again.
 
     The audit: at every switch a separate copy of the new task is rolled out under fixed seeds and actions,
     and ``info["fingerprint"]``, what it did, must differ from the old task's. If the schedule lets tasks turn
@@ -122,6 +122,8 @@ class Stream(VectorEnv):
         self.device = device
         self.audit = audit and schedule.period is not None
         self.audit_seconds = 0.0
+        self.frame_stack = 1
+        """How many frames are stacked along the first axis of an observation, zeros before the first."""
         self.games = games
         self.fingerprints: dict[int, Fingerprint] = {}
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
@@ -131,7 +133,6 @@ class Stream(VectorEnv):
         space, self.single_action_space = spaces
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.normalizer: Normalizer | None = None
-        self.frame_stack = 1 if task_id == "onehot" else self.frame_stack
         self.forgetful = normalizer == "reset"
         if normalizer != "none":
             space = _normalized(space)
@@ -139,6 +140,7 @@ class Stream(VectorEnv):
         self.marked_tasks: list[int] = []
         if task_id == "onehot":
             self.marked_tasks = _recurring(schedule)
+            self.frame_stack = 1
             space = _marked(space, len(self.marked_tasks))
         self.single_observation_space = space
         self.observation_space = batch_space(space, num_envs)
@@ -325,7 +327,6 @@ class Stream(VectorEnv):
         env = self._copy()
         env.close()
         self.frame_stack = _frame_stack(env)
-        """How many frames are stacked along the first axis of an observation, zeros before the first; or 1."""
         for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
             if space.shape is None:
                 raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
@@ -338,7 +339,7 @@ class Stream(VectorEnv):
         if isinstance(first.unwrapped, MiniGridEnv):
             kind, slow = GridEnvs, "MiniGrid's own package steps this stream, many times slower than tensors"
         elif is_game(first):
-            kind, slow = ArcadeEnvs, "ale-py steps the games of this stream one after the other, which is slower"
+            kind, slow = ArcadeEnvs, "the games of this stream are stepped one by one, many times slower"
         else:
             return PlayedEnvs
         try:
@@ -455,7 +456,7 @@ def stream(
     def register(task: TaskFunction) -> TaskFunction:
         def make(num_envs: int, **options: Any) -> Stream:
             chosen = options.get("games", ())
-            made = task if chosen == games else functools.partial(task, games=chosen)
+            made = task if chosen == games else functools.partial(task, games=chosen)  # type: ignore[call-arg]
             return Stream(made, num_envs=num_envs, **options)
 
         kwargs: dict[str, Any] = {"schedule": Schedule(period, len(games) or tasks, span=span)}
