@@ -12,40 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import gymnasium as gym
-from gymnasium.wrappers import FrameStackObservation
 
-from neoteny.envs.arcade_engine import Screen, ale, parse_game
+from neoteny.envs.arcade_games import make_game
 from neoteny.envs.stream import stream
 
 GAMES = ("Breakout", "Pong", "SpaceInvaders")
 CORA = ("SpaceInvaders", "Krull", "BeamRider", "Hero", "StarGunner", "MsPacman")
 SWITCHING = ("Alien", "Atlantis", "Boxing", "Breakout", "Centipede")
 UPPER_BOUND = ("Atlantis", "BattleZone", "Centipede", "Defender", "Krull", "MsPacman", "Qbert", "UpNDown")
-
-
-def make_game(text: str, frame_skip: int = 4) -> gym.Env:
-    """A single game, ``Name`` or ``Name/mode/difficulty``, as agents see it.
-
-    Args:
-        text: a name of ale-py's, such as ``MsPacman``, or ``Freeway/1/0``.
-        frame_skip: frames for which an action is repeated.
-
-    Raises:
-        ValueError: ale-py is not installed, or the text is no game.
-    """
-    ale()
-    name, mode, difficulty = parse_game(text)
-    env = gym.make(
-        f"ALE/{name}-v5",
-        disable_env_checker=True,
-        obs_type="grayscale",
-        frameskip=1,
-        repeat_action_probability=0.25,
-        full_action_space=True,
-        mode=mode,
-        difficulty=difficulty,
-    )
-    return FrameStackObservation(Screen(env, frame_skip), 4, padding_type="zero")
 
 
 @stream("atari", period=250_000, games=GAMES)

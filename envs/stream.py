@@ -28,7 +28,8 @@ from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnv
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import ImgObsWrapper
 
-from neoteny.envs.arcade_engine import ArcadeEnvs, check_games, is_game, vector_options
+from neoteny.envs.arcade_engine import ArcadeEnvs
+from neoteny.envs.arcade_games import check_games, is_game, vector_options
 from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
 from neoteny.envs.grid_engine import GridEnvs, GridTask, check_bank
 from neoteny.envs.grid_tables import UncoveredError

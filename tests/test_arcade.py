@@ -14,8 +14,16 @@ from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.ppo import Args
 from neoteny.envs import Schedule, Stream, StreamConfig, arcade_engine
-from neoteny.envs.arcade import GAMES, make_game
-from neoteny.envs.arcade_engine import ArcadeEnvs, Screen, ale, check_games, emulator_seed, vector_options
+from neoteny.envs.arcade import GAMES
+from neoteny.envs.arcade_engine import ArcadeEnvs
+from neoteny.envs.arcade_games import (
+    Screen,
+    ale,
+    check_games,
+    emulator_seed,
+    make_game,
+    vector_options,
+)
 from neoteny.envs.arcade_scores import SCORES, human_normalized
 from neoteny.envs.audit import fingerprint
 from neoteny.envs.grid_tables import UncoveredError
