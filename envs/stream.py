@@ -340,7 +340,7 @@ class Stream(VectorEnv):
         if isinstance(first.unwrapped, MiniGridEnv):
             kind, slow = GridEnvs, "MiniGrid's own package steps this stream, many times slower than tensors"
         elif is_game(first):
-            kind, slow = ArcadeEnvs, "the games of this stream are stepped one by one, many times slower"
+            kind, slow = ArcadeEnvs, "the games of this stream are stepped one by one"
         else:
             return PlayedEnvs
         try:
