@@ -30,7 +30,7 @@ class Args(RunArgs):
     """PPO on a stream of tasks."""
 
     total_steps: int = 393_216
-    """Environment steps of the whole run, summed over sub-environments."""
+    """Environment steps of the whole run, summed over sub-environments (or see --stream.cycles)."""
     num_envs: int = 16
     """Sub-environments stepped together (N)."""
     num_steps: int = 64
@@ -57,6 +57,8 @@ class Args(RunArgs):
     """Norm to which gradients are clipped."""
     reward_scale: float = 1.0
     """Factor on the rewards that are learned from (logged returns stay as they are)."""
+    clip_rewards: bool = False
+    """Learn from the signs of rewards alone (logged returns stay as they are)."""
     shared_torso: bool = False
     """One torso for policy and value function instead of one each."""
     amp: Literal["none", "bf16"] = "none"
@@ -226,7 +228,7 @@ def main(args: Args) -> dict[str, Any]:
     optimizer = args.optim.build(agent, args.lr, exclude=("actor.head", "critic.head"))
 
     batch = args.num_steps * args.num_envs
-    updates = max(1, args.total_steps // batch)
+    updates = max(1, (args.stream.total_steps() or args.total_steps) // batch)
     run = Run("ppo", args, total_steps=updates * batch)
     report = isometry_report(optimizer, updates * args.epochs * args.minibatches)
     run.say(f"{args.stream.id}: {stream.schedule}\n{report}")
@@ -252,7 +254,7 @@ def main(args: Args) -> dict[str, Any]:
                 actions[t], log_probs[t], values[t] = agent.act(observation)
             run.lap("act")
             observation, reward, terminated, truncated, info = stream.step(actions[t])
-            rewards[t] = args.reward_scale * reward
+            rewards[t] = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
             done[t] = terminated | truncated
             if "final_obs" in info:
                 with torch.inference_mode():

@@ -9,6 +9,18 @@ from typing import Any
 # MiniGrid: sparse rewards. At twice the learning rate a policy that has just solved its task can collapse.
 GRID = {"num_steps": 128, "epochs": 4, "lr": 5e-4, "network": {"hidden": (128,)}, "optim": {"iso": 0.2}}
 
+# Atari: the network of Mnih et al. (2015), and the sizes that PPO has had there since Schulman et al. (2017).
+ATARI = {
+    "num_envs": 8,
+    "num_steps": 128,
+    "epochs": 4,
+    "lr": 2.5e-4,
+    "clip": 0.1,
+    "clip_rewards": True,
+    "shared_torso": True,
+    "network": {"hidden": (512,)},
+}
+
 # Four times the updates: faster where rewards are found at once, but exploration ends sooner.
 QUICK_GRID = {**GRID, "num_steps": 32}
 
@@ -52,6 +64,14 @@ PRESETS: dict[str, dict] = {
     ),
     "grid-permuted-actions": preset(GRID, "grid-permuted-actions", 51_200_000, iso=0.004),
     "grid-permuted-actions-small": preset(GRID, "grid-permuted-actions-small", 409_600, iso=0.5),
+    # Atari games, three cycles of them; CORA's five.
+    "atari": preset(ATARI, "atari", 2_250_000, iso=0.06),
+    "atari-cora": preset(ATARI, "atari-cora", 375_000_000, iso=0.0005),
+    "atari-cora-small": preset(ATARI, "atari-cora-small", 1_800_000, iso=0.08),
+    "atari-switching": preset(ATARI, "atari-switching", 75_000_000, iso=0.002),
+    "atari-switching-small": preset(ATARI, "atari-switching-small", 1_500_000, iso=0.1),
+    "atari-upper-bound": preset(ATARI, "atari-upper-bound", 9_600_000, iso=0.015),
+    "atari-upper-bound-small": preset(ATARI, "atari-upper-bound-small", 960_000, iso=0.15),
 }
 
 # Physics that jump or drift, in twenty tasks, and ten to sixteen small ones. Observations are normalized, as

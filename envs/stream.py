@@ -24,9 +24,12 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnvChecker, TimeLimit
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import ImgObsWrapper
 
+from neoteny.envs.arcade_engine import ArcadeEnvs
+from neoteny.envs.arcade_games import check_games, is_game, vector_options
 from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
 from neoteny.envs.grid_engine import GridEnvs, GridTask, check_bank
 from neoteny.envs.grid_tables import UncoveredError
@@ -50,11 +53,13 @@ class Stream(VectorEnv):
     next episode, after a switch of the new task. ``info["task"]`` is the task in which the step was made.
     Undiscounted returns and lengths of episodes stand in ``info["episode_return"]`` and
     ``info["episode_length"]``, valid where ``info["_episode_return"]``: episodes that a switch cut short are
-    left out, since the return of half an episode says nothing about the agent.
+    left out, since the return of half an episode says nothing about the agent. ``info["game"]`` is the name
+    of an Atari game.
 
     The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
-    is a pure function of (run seed, k, i, j). No two runs share an episode, and any stream is restored where
-    it was (:meth:`state_dict`) by playing the running episodes again.
+    is a pure function of (run seed, k, i, j), or, in an Atari game, where the one before it left an emulator
+    with such a seed. No two runs share an episode, and any stream is restored where it was
+    (:meth:`state_dict`) by playing the running episodes again.
 
     The audit: at every switch a separate copy of the new task is rolled out under fixed seeds and actions,
     and ``info["fingerprint"]``, what it did, must differ from the old task's. If the schedule lets tasks turn
@@ -78,9 +83,11 @@ class Stream(VectorEnv):
         worker_timeout: seconds that the workers may take for one step, or to make or reset environments.
         replay: play the running episodes of a loaded state again; else new ones start.
         engine: step MiniGrid as tensors on ``device`` where that gives the same, see
-            :mod:`neoteny.envs.grid_engine`; or by its package, as all else.
+            :mod:`neoteny.envs.grid_engine`, and Atari games all at once, see
+            :mod:`neoteny.envs.arcade_engine`; or one environment after the other, as all else.
         layouts: of MiniGrid, held for each task, from which episodes start; a power of two.
         renew_every: steps of all sub-environments after which one of these is replaced by a new one.
+        games: names of the tasks, if they are Atari games.
 
     Raises:
         ValueError: observations or actions are not arrays; at a switch, if the new task's spaces differ from
@@ -104,6 +111,7 @@ class Stream(VectorEnv):
         engine: Literal["auto", "package"] = "auto",
         layouts: int = 256,
         renew_every: int = 16,
+        games: tuple[str, ...] = (),
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
@@ -115,6 +123,9 @@ class Stream(VectorEnv):
         self.device = device
         self.audit = audit and schedule.period is not None
         self.audit_seconds = 0.0
+        self.frame_stack = 1
+        """How many frames are stacked along the first axis of an observation, zeros before the first."""
+        self.games = games
         self.fingerprints: dict[int, Fingerprint] = {}
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
@@ -130,19 +141,21 @@ class Stream(VectorEnv):
         self.marked_tasks: list[int] = []
         if task_id == "onehot":
             self.marked_tasks = _recurring(schedule)
+            self.frame_stack = 1
             space = _marked(space, len(self.marked_tasks))
         self.single_observation_space = space
         self.observation_space = batch_space(space, num_envs)
-        on_tensors = engine == "auto" and self._on_tensors()
-        if on_tensors and workers:
-            raise ValueError(
-                "MiniGrid on tensors has no use for --stream.workers: --stream.engine package does"
-            )
-        self.envs: GridEnvs | PlayedEnvs = (
-            GridEnvs(task, spaces, num_envs, device or "cpu", layouts, renew_every)
-            if on_tensors
-            else PlayedEnvs(task, spaces, num_envs, workers, worker_timeout, replay)
-        )
+        kind = self._kind() if engine == "auto" else PlayedEnvs
+        if workers and kind is not PlayedEnvs:
+            what = "MiniGrid on tensors" if kind is GridEnvs else "ale-py's vector environment"
+            raise ValueError(f"{what} has no use for --stream.workers: --stream.engine package does")
+        self.envs: GridEnvs | ArcadeEnvs | PlayedEnvs
+        if kind is GridEnvs:
+            self.envs = GridEnvs(task, spaces, num_envs, device or "cpu", layouts, renew_every)
+        elif kind is ArcadeEnvs:
+            self.envs = ArcadeEnvs(task, spaces, num_envs, replay)
+        else:
+            self.envs = PlayedEnvs(task, spaces, num_envs, workers, worker_timeout, replay)
         self.envs.enter(self.schedule, 0)
         self.began = False
 
@@ -207,6 +220,8 @@ class Stream(VectorEnv):
         for env, its in enumerate(infos):
             info = self._add_info(info, its, env)
         info["task"] = self.task
+        if self.games:
+            info["game"] = self.games[self.task]
         if self.audit:
             info |= {"fingerprint": self.fingerprints[self.task], "audit_seconds": self.audit_seconds}
 
@@ -317,24 +332,32 @@ class Stream(VectorEnv):
         """Of one observation and one action of the first task."""
         env = self._copy()
         env.close()
+        self.frame_stack = _frame_stack(env)
         for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
             if space.shape is None:
                 raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
         return env.observation_space, env.action_space
 
-    def _on_tensors(self) -> bool:
-        """Whether all tasks can be stepped as tensors."""
-        if not isinstance(self._copy().unwrapped, MiniGridEnv):
-            return False
+    def _kind(self) -> type[GridEnvs] | type[ArcadeEnvs] | type[PlayedEnvs]:
+        """What can step all tasks; tells if it is the slow one, though the first could be stepped fast."""
+        first = self._copy()
+        kind: type[GridEnvs] | type[ArcadeEnvs]
+        if isinstance(first.unwrapped, MiniGridEnv):
+            kind, slow = GridEnvs, "MiniGrid's own package steps this stream, many times slower than tensors"
+        elif is_game(first):
+            kind, slow = ArcadeEnvs, "the games of this stream are stepped one by one"
+        else:
+            return PlayedEnvs
         try:
             if self.schedule.span:
-                raise UncoveredError("tasks that turn gradually into one another are in no table")
+                raise UncoveredError("tasks that turn gradually into one another are stepped singly")
             for k in self.schedule.cycle or (self.task,):
-                GridTask(self.make_task(k, self.seed)).draw(0)
+                env = self.make_task(k, self.seed)
+                GridTask(env).draw(0) if kind is GridEnvs else vector_options(env)
         except UncoveredError as reason:
-            print(f"MiniGrid's own package steps this stream, many times slower than tensors: {reason}")
-            return False
-        return True
+            print(f"{slow}: {reason}")
+            return PlayedEnvs
+        return kind
 
     @property
     def _home(self) -> torch.device:
@@ -372,6 +395,14 @@ class Stream(VectorEnv):
     def _out(self, tensor: torch.Tensor) -> Any:
         """A tensor on the agent's device; NumPy if there is none."""
         return tensor.numpy() if self.device is None else tensor.to(self.device)
+
+
+def _frame_stack(env: gym.Env) -> int:
+    """How many frames are stacked along the first axis of its observations, zeros before the first; or 1."""
+    while isinstance(env, OrderEnforcing | PassiveEnvChecker | TimeLimit):
+        env = env.env
+    padded = isinstance(env, FrameStackObservation) and env.padding_type == "zero"
+    return env.stack_size if padded else 1  # type: ignore[attr-defined]
 
 
 def channel_axis(shape: Sequence[int]) -> int:
@@ -416,7 +447,7 @@ def task_rng(seed: int, task: int) -> np.random.Generator:
 
 
 def stream(
-    id: str, *, period: int, tasks: int | None = None, span: float = 0.0
+    id: str, *, period: int, tasks: int | None = None, span: float = 0.0, games: tuple[str, ...] = ()
 ) -> Callable[[TaskFunction], TaskFunction]:
     """Register ``task(k, seed) -> env`` with Gymnasium as the stream ``id``.
 
@@ -425,14 +456,19 @@ def stream(
         period: environment steps, summed over sub-environments, that each task lasts by default.
         tasks: how many different tasks there are, if they come in cycles.
         span: share of each visit over which the old task turns gradually into the new.
+        games: names of the tasks instead of their number, if they are Atari games that come in cycles.
     """
 
     def register(task: TaskFunction) -> TaskFunction:
         def make(num_envs: int, **options: Any) -> Stream:
-            return Stream(task, num_envs=num_envs, **options)
+            chosen = options.get("games", ())
+            made = task if chosen == games else functools.partial(task, games=chosen)  # type: ignore[call-arg]
+            return Stream(made, num_envs=num_envs, **options)
 
-        schedule = Schedule(period, tasks, span=span)
-        gym.register(id, vector_entry_point=make, kwargs={"schedule": schedule})  # type: ignore[arg-type]
+        kwargs: dict[str, Any] = {"schedule": Schedule(period, len(games) or tasks, span=span)}
+        if games:
+            kwargs["games"] = games
+        gym.register(id, vector_entry_point=make, kwargs=kwargs)  # type: ignore[arg-type]
         return task
 
     return register
@@ -484,6 +520,10 @@ class StreamConfig:
     """Recurring tasks come always in the same order, or in one that is drawn anew for every cycle."""
     jitter: float = 0.0
     """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
+    games: tuple[str, ...] | None = None
+    """Atari games to play in turn, of the stream "atari": Pong, or Freeway/1/0 in mode 1, difficulty 0."""
+    cycles: int | None = None
+    """Length of the run, in visits to all recurring tasks, instead of --total-steps."""
     span: float | None = None
     """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""
     audit: bool = True
@@ -499,7 +539,8 @@ class StreamConfig:
     replay: bool = True
     """When a stopped run goes on, play its running episodes again, for the same bits; else start new ones."""
     engine: Literal["auto", "package"] = "auto"
-    """Step MiniGrid as tensors on the agent's device wherever that gives the same; or by its package."""
+    """Step MiniGrid as tensors on the agent's device, and Atari games together, wherever that gives the same;
+    or one environment after the other by its package."""
     layouts: int = 256
     """Layouts of MiniGrid that are held for each task, from which episodes start; a power of two."""
     renew_every: int = 16
@@ -528,6 +569,12 @@ class StreamConfig:
             ValueError: the id is unknown, or a flag is out of range or would be ignored.
         """
         own = self.spec().kwargs.get("schedule", Schedule())
+        if self.games is not None:
+            if self.id != "atari":
+                raise ValueError(f"--stream.games are for --stream.id atari, {self.id} has tasks of its own")
+            if not self.games:
+                raise ValueError("--stream.games must name at least one Atari game")
+            own = dataclasses.replace(own, tasks=len(self.games))
         flags = {"period": self.period, "tasks": self.tasks, "span": self.span}
         given = {name: value for name, value in flags.items() if value is not None}
         changed = dataclasses.replace(own, order=self.order, jitter=self.jitter, **given)
@@ -535,7 +582,19 @@ class StreamConfig:
             raise ValueError(f"{self.id} never switches, so flags of its schedule would be ignored")
         if unknown := set(changed.cycle) - set(own.cycle or changed.cycle):
             raise ValueError(f"{self.id} has tasks 0 to {len(own.cycle) - 1}, not {sorted(unknown)}")
+        if self.cycles is not None:
+            if not changed.cycle:
+                raise ValueError(f"--stream.cycles needs tasks that recur, which those of {self.id} do not")
+            if self.cycles < 1:
+                raise ValueError(f"--stream.cycles must be at least 1, not {self.cycles}")
         return changed
+
+    def total_steps(self) -> int | None:
+        """Environment steps of all ``cycles``; ``None`` if their number is not given."""
+        schedule = self.schedule()
+        if self.cycles is None or schedule.period is None:
+            return None
+        return self.cycles * len(schedule.cycle) * schedule.period
 
     def check(self, num_envs: int) -> None:
         """Refuse what cannot run, before anything is made.
@@ -551,6 +610,7 @@ class StreamConfig:
             )
         check_workers(self.workers, num_envs, self.worker_timeout)
         check_bank(self.layouts, self.renew_every)
+        check_games(self._games())
         if self.task_id == "onehot":
             _recurring(self.schedule())
 
@@ -559,13 +619,19 @@ class StreamConfig:
         self.check(num_envs)
         spec = self.spec()
         options: dict[str, Any] = {"schedule": self.schedule(), "seed": seed, "device": device}
-        schedule = {"id", "period", "tasks", "order", "jitter", "span"}
+        schedule = {"id", "period", "tasks", "order", "jitter", "span", "games", "cycles"}
         options |= {name: value for name, value in vars(self).items() if name not in schedule}
+        if games := self._games():
+            options["games"] = games
         if "schedule" not in spec.kwargs:
             return Stream(functools.partial(_ordinary, spec), num_envs=num_envs, **options)
         made = gym.make_vec(spec, num_envs=num_envs, **options)
         assert isinstance(made, Stream)
         return made
+
+    def _games(self) -> tuple[str, ...]:
+        """Atari games of the stream, if its tasks are such."""
+        return self.games or self.spec().kwargs.get("games", ())
 
 
 def _ordinary(spec: EnvSpec, k: int, seed: int) -> gym.Env:

@@ -36,7 +36,7 @@ from neoteny.runners.exit_codes import ExitCode, stop
 # threads or of the device is told as not exact.
 FREE = {
     "total_steps", "probe_every", "checkpoint_every", "runs_dir", "overwrite", "threads", "device",
-    "allow_device_change", "stream.workers", "stream.worker_timeout", "stream.replay",
+    "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay",
 }  # fmt: skip
 
 

@@ -229,7 +229,7 @@ class Run:
         """
         if not self.visits or info["task"] != self.visits[-1].task:
             self._count_episodes()
-            self._begin_visit(info["task"], info.get("fingerprint"))
+            self._begin_visit(info["task"], info.get("fingerprint"), info.get("game"))
         self._step = self.visits[-1].end = step
         if "audit_seconds" in info:
             self.seconds["audit"] = info["audit_seconds"]
@@ -430,7 +430,7 @@ class Run:
                 self.visits[-1].add(total, int(length), steps[row])
             self._ended.clear()
 
-    def _begin_visit(self, task: int, fingerprint: Fingerprint | None) -> None:
+    def _begin_visit(self, task: int, fingerprint: Fingerprint | None, game: str | None) -> None:
         self._check_attempt()
         if self.visits:
             self._end_visit()
@@ -439,7 +439,8 @@ class Run:
                 self.log(self._step, {"stream/fingerprint_changed": not fingerprint.same_as(old)})
                 change = f"task {self.visits[-1].task} -> {task}: {fingerprint.changes(old)}"
                 self.writer.add(text("stream/switch", change), self._step)
-        self.visits.append(Visit(task, self._step, level_to_recover(self.visits, task), fingerprint))
+        level = level_to_recover(self.visits, task)
+        self.visits.append(Visit(task, self._step, level, fingerprint, game=game))
         try:
             write_json(self.folder / "stream.json", self._tasks())
         except OSError as error:
@@ -447,8 +448,8 @@ class Run:
 
     def _end_visit(self) -> None:
         row = _row(self.visits[-1])
-        tags = ("return_at_end", "return_auc", "recovery_steps", "recovered")
-        scores = {f"task/{tag}": row[tag] for tag in tags if row[tag] is not None}
+        tags = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
+        scores = {f"task/{tag}": row[tag] for tag in tags if row.get(tag) is not None}
         self.log(len(self.visits) - 1, {tag: score for tag, score in scores.items() if math.isfinite(score)})
 
     def _tasks(self) -> dict[str, Any]:
@@ -487,7 +488,7 @@ def _row(visit: Visit) -> dict[str, Any]:
         "return_auc": visit.return_auc,
         "recovery_steps": visit.recovery_steps if level else None,
         "recovered": visit.recovered_at is not None if level else None,
-    }
+    } | ({"game": visit.game, "human_normalized": visit.human_normalized} if visit.game else {})
 
 
 def _visit(row: dict[str, Any]) -> Visit:

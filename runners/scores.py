@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from neoteny.envs.arcade_scores import human_normalized
+
 EPISODES_AT_END = 20
 
 
@@ -36,6 +38,8 @@ class Visit:
     """Returns of the last 20 episodes."""
     recovered_at: int | None = None
     """Step of the run at which the level was first reached."""
+    game: str | None = None
+    """Name of the task, if it is an Atari game."""
 
     def add(self, episode_return: float, length: int, step: int) -> None:
         """Take in an episode of ``length`` steps that ended at ``step`` of the run."""
@@ -52,6 +56,11 @@ class Visit:
     def return_at_end(self) -> float:
         """Mean return of the last 20 episodes; NaN if none ended."""
         return sum(self.last_returns) / len(self.last_returns) if self.last_returns else float("nan")
+
+    @property
+    def human_normalized(self) -> float:
+        """Its ``return_at_end`` from 0, a random player's, to 1, a human's; NaN for what is no Atari game."""
+        return human_normalized(self.game, self.return_at_end) if self.game else float("nan")
 
     @property
     def return_auc(self) -> float:

@@ -26,7 +26,7 @@ def enter() -> None:
         venv.create(VENV, with_pip=True, clear=Path(sys.prefix) != VENV)
         install = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         subprocess.run(
-            [*install, "-c", "scripts/constraints.txt", "-e", ".[analysis,dev]"], cwd=ROOT, check=True
+            [*install, "-c", "scripts/constraints.txt", "-e", ".[analysis,atari,dev]"], cwd=ROOT, check=True
         )
         stamp.write_text(wanted.hexdigest())
     if Path(sys.prefix) != VENV:

@@ -63,6 +63,11 @@ BAD = {
     "--stream.id CartPole-v1 --stream.jitter 0.5": "never switches",
     "--stream.jitter 1": "jitter",
     "--stream.order random": "never recur",
+    "atari --stream.games Pongg": "there is no Atari game 'Pongg'; there are Pong",
+    "atari --stream.games Freeway/1": "Name/mode/difficulty",
+    "atari-cora --stream.games Pong": "--stream.games are for --stream.id atari",
+    "atari --stream.cycles 0": "--stream.cycles must be at least 1, not 0",
+    "--stream.cycles 2": "needs tasks that recur",
     "optim:adamo --optim.iso -1": "iso",
     "optim:adamo --optim.iso nan": "iso",
     "optim:adam --optim.iso 1": "--optim.iso",
@@ -124,7 +129,15 @@ def written(folder, line):
 
 
 @pytest.mark.parametrize("optim", ["adam", "adamw", "adamo", "muon"])
-@pytest.mark.parametrize("preset", ["cartpole-rotations", "grid-layouts-small", "mountaincar-drift-small"])
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "cartpole-rotations",
+        "grid-layouts-small",
+        "mountaincar-drift-small",
+        "atari --stream.games Pong Freeway/1/0 --stream.cycles 2",
+    ],
+)
 def test_the_arguments_of_a_run_are_read_back(preset, optim, tmp_path):
     line = f"{preset} optim:{optim} --stream.no-audit --network.hidden 8 16 --stream.period 700 --note x"
     assert read_args(Args, written(tmp_path, line)) == parse(f"{line} --runs-dir {tmp_path}")

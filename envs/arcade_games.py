@@ -1,0 +1,215 @@
+"""A single Atari game as an ordinary Gymnasium environment, and what it is made of.
+
+ale-py is imported only where a game is made or named: it is optional.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnvChecker
+from numpy.typing import NDArray
+
+from neoteny.envs.grid_tables import UncoveredError
+
+SIZE = 84
+"""Pixels along a side of what is seen."""
+
+
+def make_game(text: str, frame_skip: int = 4) -> gym.Env:
+    """A single game, ``Name`` or ``Name/mode/difficulty``, as agents see it.
+
+    Args:
+        text: a name of ale-py's, such as ``MsPacman``, or ``Freeway/1/0``.
+        frame_skip: frames for which an action is repeated.
+
+    Raises:
+        ValueError: ale-py is not installed, or the text is no game.
+    """
+    ale()
+    name, mode, difficulty = parse_game(text)
+    env = gym.make(
+        f"ALE/{name}-v5",
+        disable_env_checker=True,
+        obs_type="grayscale",
+        frameskip=1,
+        repeat_action_probability=0.25,
+        full_action_space=True,
+        mode=mode,
+        difficulty=difficulty,
+    )
+    return FrameStackObservation(Screen(env, frame_skip), 4, padding_type="zero")
+
+
+def ale() -> Any:
+    """The package ale-py, whose import registers its games with Gymnasium.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import ale_py
+        import ale_py.vector_env
+    except ImportError as error:
+        raise ValueError(f"Atari games need ale-py, pip install neoteny[atari]: {error}") from error
+    gym.register_envs(ale_py)
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else every process prints its name
+    return ale_py
+
+
+def parse_game(text: str) -> tuple[str, int | None, int | None]:
+    """Name, mode and difficulty of ``Freeway`` (with its own of these) or ``Freeway/1/0``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    name, *numbers = text.split("/")
+    if not numbers:
+        return name, None, None
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"a game is Name or Name/mode/difficulty, such as Freeway/1/0, not {text!r}")
+    return name, int(numbers[0]), int(numbers[1])
+
+
+def check_games(games: Sequence[str]) -> None:
+    """Refuse what cannot be made.
+
+    Raises:
+        ValueError: ale-py is not installed, or has no such game, mode or difficulty.
+    """
+    if not games:
+        return
+    ale()
+    known = {id[4:-3] for id in gym.registry if id.startswith("ALE/") and id.endswith("-v5")}
+    for text in games:
+        name, *numbers = parse_game(text)
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known)) or sorted(known)
+            raise ValueError(f"there is no Atari game {name!r}; there are {', '.join(near)}")
+        if numbers != [None, None]:
+            emulator = gym.make(f"ALE/{name}-v5").unwrapped.ale  # type: ignore[attr-defined]
+            there = {"mode": emulator.getAvailableModes(), "difficulty": emulator.getAvailableDifficulties()}
+            for number, (kind, available) in zip(numbers, there.items()):
+                if number not in available:
+                    raise ValueError(f"{name} has no {kind} {number}, only {', '.join(map(str, available))}")
+
+
+class Screen(gym.Wrapper):
+    """A game as agents see it: each action for some frames, the brighter of the last two, gray, 84x84.
+
+    The same as Gymnasium's ``AtariPreprocessing`` without no-ops, and as ale-py's vector environment, bit for
+    bit, but without OpenCV, whose averaging over areas :func:`shrink` does.
+
+    Args:
+        env: an Atari environment that shows each frame in gray.
+        frame_skip: frames for which an action is repeated; 1 shows every frame as it is.
+    """
+
+    def __init__(self, env: gym.Env, frame_skip: int = 4) -> None:
+        super().__init__(env)
+        self.frame_skip = frame_skip
+        self.observation_space = Box(0, 255, (SIZE, SIZE), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        """Start an episode."""
+        self.last, info = self.env.reset(seed=seed, options=options)
+        self.last_but_one = np.zeros_like(self.last)
+        return shrink(self.last), info
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Repeat an action; rewards are added up."""
+        total = 0.0
+        for left in reversed(range(self.frame_skip)):
+            screen, reward, terminated, truncated, info = self.env.step(action)
+            total += float(reward)
+            if terminated or truncated:
+                break  # this frame is not seen
+            if left == 1:
+                self.last_but_one = screen
+            elif left == 0:
+                self.last = screen
+        if self.frame_skip > 1:
+            self.last = np.maximum(self.last, self.last_but_one)
+        return shrink(self.last), total, terminated, truncated, info
+
+
+def shrink(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The mean over the area of each pixel of a smaller image, (H, W) -> (84, 84).
+
+    Sums are taken in single precision, columns before rows and each from its first pixel to its last, as
+    OpenCV takes them: another order would round some pixels otherwise.
+    """
+    rows, columns = map(_areas, screen.shape)
+    wide = sum(screen[:, pixel] * share for pixel, share in zip(*columns))
+    small = sum(wide[pixel] * share[:, None] for pixel, share in zip(*rows))
+    return np.rint(small).astype(np.uint8)
+
+
+@functools.lru_cache
+def _areas(size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Which of ``size`` pixels in a row lie in each of 84, and which shares of it they are, (n, 84)."""
+    width = size / SIZE
+    begin = np.arange(SIZE) * width
+    pixel = np.floor(begin).astype(np.int64) + np.arange(int(np.ceil(width)) + 1)[:, None]
+    inside = np.minimum(pixel + 1, begin + width) - np.maximum(pixel, begin)
+    inside[inside < 1e-3] = 0.0  # a rounding error is no pixel
+    return np.minimum(pixel, size - 1), (inside / width).astype(np.float32)
+
+
+def is_game(env: gym.Env) -> bool:
+    """Whether it is an Atari game, in any wrappers."""
+    ale = sys.modules.get("ale_py")
+    return ale is not None and isinstance(env.unwrapped, ale.AtariEnv)
+
+
+def vector_options(env: gym.Env) -> dict[str, Any]:
+    """With which arguments ale-py's vector environment does what ``env`` does.
+
+    Raises:
+        UncoveredError: there are none, since it is another game mode or in other wrappers.
+    """
+    match env:
+        case FrameStackObservation(env=Screen() as screen, padding_type="zero"):
+            pass
+        case _:
+            raise UncoveredError(f"{type(env).__name__} is no stack of screens")
+    game = screen.env
+    while isinstance(game, OrderEnforcing | PassiveEnvChecker):
+        game = game.env
+    if not is_game(game) or isinstance(game, gym.Wrapper) or game.spec is None:
+        raise UncoveredError(f"{type(game).__name__} does what it does not")
+    default = {"mode": None, "difficulty": None, "continuous": False, "obs_type": "rgb"}
+    options = default | game.spec.kwargs
+    if (options["mode"], options["difficulty"]) != (None, None):
+        raise UncoveredError(f"{game.spec.name} in a mode or difficulty of its own")
+    if options["frameskip"] != 1 or options["continuous"] or options["obs_type"] != "grayscale":
+        raise UncoveredError(f"{game.spec.name} with other frames or actions than it has")
+    same = ("game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
+    return {
+        **{name: options[name] for name in same},
+        "frameskip": screen.frame_skip,
+        "stack_num": env.stack_size,
+        "img_height": SIZE,
+        "img_width": SIZE,
+        "grayscale": True,
+        "maxpool": screen.frame_skip > 1,
+        "noop_max": 0,
+        "use_fire_reset": False,
+        "episodic_life": False,
+        "life_loss_info": False,
+        "reward_clipping": False,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+
+def emulator_seed(seed: int) -> int:
+    """The seed that ale-py's single environment gives the emulator when it is reset with ``seed``."""
+    return int(np.random.SeedSequence(seed).generate_state(2)[1])

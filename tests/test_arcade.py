@@ -1,0 +1,394 @@
+"""Atari games: the vector environment beside the single one, and streams of them."""
+
+import json
+import subprocess
+import sys
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLimit, TransformAction
+
+from neoteny.agents import ppo
+from neoteny.agents.networks import NetworkConfig
+from neoteny.agents.ppo import Args
+from neoteny.envs import Schedule, Stream, StreamConfig, arcade_engine
+from neoteny.envs.arcade import GAMES
+from neoteny.envs.arcade_engine import ArcadeEnvs
+from neoteny.envs.arcade_games import (
+    Screen,
+    ale,
+    check_games,
+    emulator_seed,
+    make_game,
+    vector_options,
+)
+from neoteny.envs.arcade_scores import SCORES, human_normalized
+from neoteny.envs.audit import fingerprint
+from neoteny.envs.grid_tables import UncoveredError
+from neoteny.envs.played import PlayedEnvs
+from neoteny.envs.stream import registered_streams
+from neoteny.optim import AdamConfig
+from neoteny.runners.folder import run_folder
+from tests.events import scalars
+from tests.test_reliability import at, ending, kill, outcome
+
+STREAMS = [id for id in registered_streams() if id.startswith("atari")]
+SEEDS = [seed for seed in range(99) if emulator_seed(seed) < 2**31]  # which the vector environment can take
+
+
+def raw(name, **options):
+    ale()
+    return gym.make(
+        f"ALE/{name}-v5", frameskip=1, full_action_space=True, disable_env_checker=True, **options
+    )
+
+
+def assert_equal(one, step, reset, ends, most):
+    """Both do the same under random actions until so many episodes have ended."""
+    rng, observation = np.random.default_rng(0), one.reset(seed=SEEDS[0])[0]
+    np.testing.assert_array_equal(observation, reset(SEEDS[0]))
+    for _ in range(most):
+        action = int(rng.integers(18))
+        observation, reward, terminated, truncated, _ = one.step(action)
+        other, *rest = step(action)
+        np.testing.assert_array_equal(observation, other)
+        assert rest == [reward, terminated, truncated]
+        if terminated or truncated:
+            ends -= 1
+            np.testing.assert_array_equal(one.reset()[0], reset(None))
+        if not ends:
+            return
+    raise AssertionError("no end came")
+
+
+@pytest.mark.parametrize(
+    ("name", "frame_skip", "options"),
+    [
+        ("Breakout", 4, {}),
+        ("SpaceInvaders", 4, {}),
+        ("Alien", 4, {"repeat_action_probability": 0.0}),
+        ("Breakout", 1, {}),
+        ("Pong", 4, {"max_num_frames_per_episode": 402}),  # which cuts an action short
+        ("Boxing", 1, {"max_num_frames_per_episode": 301}),
+        ("Tennis", 3, {"max_num_frames_per_episode": 900}),  # of another height
+    ],
+)
+def test_the_vector_environment_does_what_the_single_one_does(name, frame_skip, options):
+    env = raw(name, obs_type="grayscale", **options)
+    env = FrameStackObservation(Screen(env, frame_skip), 4, padding_type="zero")
+    made = vector_options(env)
+    assert made["repeat_action_probability"] == options.get("repeat_action_probability", 0.25)
+    vector = ale().vector_env.AtariVectorEnv(num_envs=1, **made)
+
+    def step(action):
+        observation, *rest, _ = vector.step(np.array([action]))
+        return observation[0], *(part.item() for part in rest)
+
+    def reset(seed):
+        seeds = np.array([-1 if seed is None else emulator_seed(seed)])
+        return vector.reset(seed=seeds, options={"reset_mask": np.array([True])})[0][0]
+
+    assert_equal(env, step, reset, ends=2, most=4000)
+
+
+@pytest.mark.parametrize("frame_skip", [1, 4])
+@pytest.mark.parametrize("name", ["Breakout", "SpaceInvaders", "UpNDown"])
+def test_screens_are_those_of_gymnasium(name, frame_skip):
+    pytest.importorskip("cv2")
+    other = FrameStackObservation(
+        AtariPreprocessing(raw(name), noop_max=0, frame_skip=frame_skip), 4, padding_type="zero"
+    )
+
+    def step(action):
+        return other.step(action)[:4]
+
+    assert_equal(make_game(name, frame_skip), step, lambda seed: other.reset(seed=seed)[0], 1, 6000)
+
+
+def config(games=("Breakout", "SpaceInvaders"), period=90, **flags):
+    return StreamConfig("atari", period=period, games=games, audit=False, **flags)
+
+
+def with_threads(stream, threads):
+    """The stream with so many threads for its emulators."""
+    stream.envs.close()
+    spaces = stream.single_observation_space, stream.single_action_space
+    stream.envs = ArcadeEnvs(stream.make_task, spaces, stream.num_envs, threads=threads)
+    stream.envs.enter(stream.schedule, 0)
+    return stream
+
+
+def steps_of(stream, actions):
+    """All that a stream returns, with raw rewards and without names."""
+    out = []
+    for action in actions:
+        *arrays, info = stream.step(action)
+        out.append([*arrays, info.get("final_obs", 0), info.get("episode_return", 0), info["task"]])
+    return out
+
+
+def assert_same(one, two):
+    for a, b in zip(one, two, strict=True):
+        for x, y in zip(a, b, strict=True):
+            np.testing.assert_array_equal(x, y)
+
+
+ACTIONS = np.random.default_rng(5).integers(18, size=(1200, 3))
+
+
+@pytest.fixture
+def soon_seeded_again(monkeypatch):
+    monkeypatch.setattr(arcade_engine, "RESEED_AFTER", 60)
+
+
+def test_a_restored_stream_goes_on_as_if_never_stopped(soon_seeded_again):
+    calm = with_threads(config(period=900).make(3, seed=2), 2)
+    calm.reset()
+    expected, states, at = [], {}, [0, 299, 300, 450, 1000]
+    for t in range(len(ACTIONS)):
+        if t in at:
+            states[t] = calm.state_dict()
+        expected += steps_of(calm, ACTIONS[t : t + 1])
+    assert len({row[-1] for row in expected}) == 2
+    assert sum(bool(np.any(row[2])) for row in expected) > 5  # episodes that ended by themselves
+    assert min(game.seedings.min() for game in calm.envs.games.values()) > 2
+    logs = [life["actions"] for game in states[1000]["envs"]["games"].values() for life in game["lives"]]
+    assert max(map(len, logs)) < 500
+    for i, (t, state) in enumerate(states.items()):
+        restored = with_threads(config(period=900).make(3, seed=9), 1 + i % 2)
+        restored.load_state_dict(state)
+        again = restored.state_dict()["envs"]["games"]
+        assert {k: game["checksum"] for k, game in again.items()} == {
+            k: game["checksum"] for k, game in state["envs"]["games"].items()
+        }
+        assert_same(steps_of(restored, ACTIONS[t : t + 200]), expected[t : t + 200])
+        restored.close()
+    calm.close()
+
+
+def test_a_stream_does_not_depend_on_threads_and_does_on_its_seed():
+    one, two, other = (
+        with_threads(config().make(3, seed), threads) for seed, threads in ((1, 1), (1, 2), (2, 2))
+    )
+    for stream in (one, two, other):
+        stream.reset()
+    first = steps_of(one, ACTIONS[:120])
+    assert_same(first, steps_of(two, ACTIONS[:120]))
+    with pytest.raises(AssertionError):
+        assert_same(first, steps_of(other, ACTIONS[:120]))
+    one.reset()
+    assert_same(first, steps_of(one, ACTIONS[:120]))
+
+
+def test_without_replay_new_episodes_begin():
+    stream, other = config().make(3, seed=1), config(replay=False).make(3, seed=1)
+    stream.reset()
+    steps_of(stream, ACTIONS[:40])
+    state = stream.state_dict()
+    other.load_state_dict(state)
+    assert not other.exact
+    assert (other.steps, other.task) == (stream.steps, stream.task)
+    assert not other.returns.any()
+    assert all(
+        (other.envs.game.seedings > game["seedings"]).all()
+        for k, game in state["envs"]["games"].items()
+        if int(k) == other.task
+    )
+    steps_of(other, ACTIONS[:60])
+    other.reset()
+    assert other.exact
+
+
+def test_a_replay_that_goes_elsewhere_is_told():
+    stream, other = config().make(2, seed=1), config().make(2, seed=1)
+    stream.reset()
+    steps_of(stream, ACTIONS[:20, :2])
+    state = stream.state_dict()
+    state["envs"]["games"]["0"]["lives"][1]["actions"][5:] = 3
+    with pytest.raises(ValueError, match=r"went elsewhere.*--stream\.no-replay"):
+        other.load_state_dict(state)
+
+
+def test_switches_are_exact_and_returns_raw():
+    stream = config(period=300).make(3, device="cpu")
+    stream.reset()
+    largest = 0.0
+    for t in range(320):
+        assert stream.task == 3 * t // 300 % 2
+        _, reward, terminated, truncated, info = stream.step(ACTIONS[t])
+        assert info["game"] == ("Breakout", "SpaceInvaders")[3 * t // 300 % 2]
+        largest = max(largest, float(reward.max()))
+        if t % 100 == 99:
+            assert (terminated ^ truncated).all()
+            assert (stream.observation[:, :3] == 0).all()
+            assert not (info["final_obs"][:, :3] == 0).all()
+    assert largest >= 5
+
+
+def test_games_of_ever_new_tasks_do_not_stay():
+    stream = Stream(lambda k, seed: make_game(GAMES[k]), Schedule(period=4), 2)
+    stream.reset()
+    for _ in range(5):
+        stream.step(np.zeros(2, int))
+    assert list(stream.envs.games) == [2]
+
+
+def test_frames_are_stacked():
+    assert config().make(1).frame_stack == 4
+    assert config(engine="package").make(1).frame_stack == 4
+    assert config(task_id="onehot").make(1).frame_stack == 1
+    assert StreamConfig("cartpole-gravity").make(1).frame_stack == 1
+    assert StreamConfig("grid-layouts").make(1).frame_stack == 1
+
+
+@pytest.mark.parametrize("id", STREAMS)
+def test_the_games_of_a_stream_are_there_and_tell_apart(id):
+    spec = gym.spec(id).kwargs
+    check_games(spec["games"])
+    assert spec["schedule"].cycle == tuple(range(len(spec["games"])))
+    if id.endswith("-small"):
+        assert spec["schedule"].period < gym.spec(id.removesuffix("-small")).kwargs["schedule"].period
+        stream = StreamConfig(id).make(1)
+        prints = [fingerprint(stream.make_task(k, 0), steps=64) for k in stream.schedule.cycle]
+        assert isinstance(stream.envs, ArcadeEnvs)
+        assert len({print.rollout for print in prints}) == len(prints)
+        assert len({print.spaces for print in prints}) == 1
+
+
+def test_a_mode_is_another_task_and_is_stepped_singly(capsys):
+    stream = StreamConfig("atari", 20, games=("Freeway", "Freeway/1/0")).make(2)
+    assert isinstance(stream.envs, PlayedEnvs)
+    assert "stepped one by one" in (told := capsys.readouterr().out)
+    assert "mode" in told
+    stream.reset()
+    for _ in range(12):
+        *_, info = stream.step(np.ones(2, int))  # across the audit
+    assert info["game"] == "Freeway/1/0"
+    spread = StreamConfig("atari", 20, games=("Pong", "Breakout"), span=0.5, audit=False).make(1)
+    assert isinstance(spread.envs, PlayedEnvs)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: TimeLimit(env, 5),
+        lambda env: TransformAction(env, lambda action: action, env.action_space),
+        lambda env: FrameStackObservation(env.env, 4),
+        lambda env: env.env,
+        lambda env: FrameStackObservation(Screen(TimeLimit(env.env.env, 5)), 4, padding_type="zero"),
+        lambda env: FrameStackObservation(
+            Screen(raw("Pong", obs_type="grayscale", difficulty=0)), 4, padding_type="zero"
+        ),
+    ],
+)
+def test_what_the_vector_environment_cannot_do_is_told(wrap):
+    with pytest.raises(UncoveredError):
+        vector_options(wrap(make_game("Pong")))
+
+
+@pytest.mark.parametrize(
+    ("games", "told"),
+    [
+        (("MsPackman",), "there is no Atari game 'MsPackman'; there are MsPacman"),
+        (("pong",), "Pong"),
+        (("Combat",), "there is no Atari game 'Combat'"),
+        (("Freeway/99/0",), "Freeway has no mode 99, only 0, 1"),
+        (("Freeway/1/7",), "Freeway has no difficulty 7, only 0, 1"),
+        (("Freeway/1",), "Name/mode/difficulty"),
+        (("Freeway/a/b",), "Name/mode/difficulty"),
+        ((), "at least one"),
+    ],
+)
+def test_bad_games_are_told(games, told):
+    with pytest.raises(ValueError, match=r"game|Freeway") as error:
+        StreamConfig("atari", games=games).check(1)
+    assert told in str(error.value)
+
+
+def test_flags_that_would_be_ignored_are_refused():
+    with pytest.raises(ValueError, match="atari-cora has tasks of its own"):
+        StreamConfig("atari-cora", games=("Pong",)).check(1)
+    with pytest.raises(ValueError, match="no use for --stream"):
+        config(workers=1).make(2)
+    with pytest.raises(ValueError, match="tasks that recur"):
+        StreamConfig("cartpole-gravity", cycles=2).check(1)
+    with pytest.raises(ValueError, match="at least 1, not 0"):
+        config(cycles=0).check(1)
+    with pytest.raises(ValueError, match="has tasks 0 to 1"):
+        config(tasks=(0, 2)).check(1)
+
+
+def test_without_ale_py_one_sentence_is_said(monkeypatch):
+    for name in ("ale_py", "ale_py.vector_env"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ValueError, match=r"pip install neoteny\[atari\]"):
+        StreamConfig("atari").check(1)
+
+
+def test_ale_py_is_imported_only_for_games():
+    script = "import sys, neoteny.agents.ppo; assert 'ale_py' not in sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_cycles_are_the_length_of_a_run():
+    assert config(period=100, cycles=3).total_steps() == 600
+    assert config(period=100, cycles=3, tasks=(1, 0, 1)).total_steps() == 900
+    assert config().total_steps() is None
+
+
+def test_scores():
+    assert len(SCORES) == 57
+    check_games(list(SCORES))
+    assert human_normalized("Breakout", 1.7) == 0
+    assert human_normalized("Breakout", 30.5) == 1
+    assert np.isnan(human_normalized("Freeway/1/0", 3.0))
+
+
+def run(folder, **stream):
+    games = stream.pop("games", ("Breakout", "Asterix"))
+    return Args(
+        stream=StreamConfig("atari", 512, games=games, **stream), num_envs=4, num_steps=32, epochs=1,
+        network=NetworkConfig(hidden=(8,)), shared_torso=True, probe_every=0, checkpoint_every=256,
+        optim=AdamConfig(), runs_dir=folder,
+    )  # fmt: skip
+
+
+def test_a_killed_run_of_games_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys):
+    calm, killed = run(tmp_path / "calm", cycles=2), run(tmp_path / "killed", cycles=1)
+    assert ending(calm) == 0
+    at(monkeypatch, 900, kill)
+    assert ending(killed) < 0
+    assert ending(run(tmp_path / "killed", games=("Breakout", "Pong"))) == 2
+    assert "stream.games" in capsys.readouterr().err
+    assert ending(run(tmp_path / "killed", cycles=2)) == 0
+    assert "goes on at step 768, exactly" in capsys.readouterr().out
+    assert outcome(killed) == outcome(calm)
+    assert json.loads((run_folder("ppo", killed) / "args.json").read_text())["stream"]["cycles"] == 2
+
+
+def test_ppo_learns_from_signs_and_logs_scores(tmp_path, monkeypatch):
+    learned = []
+
+    def spy(rewards, *rest):
+        learned.append(rewards.clone())
+        return gae(rewards, *rest)
+
+    gae = ppo.gae
+    monkeypatch.setattr(ppo, "gae", spy)
+    args = Args(
+        stream=StreamConfig("atari", 2048, games=("Asterix", "Breakout"), cycles=1),
+        num_envs=4, num_steps=64, epochs=1, network=NetworkConfig(hidden=(16,)), shared_torso=True,
+        clip_rewards=True, probe_every=0, optim=AdamConfig(), runs_dir=tmp_path,
+    )  # fmt: skip
+    summary = ppo.main(args)
+    assert set(torch.cat(learned).unique().tolist()) == {0.0, 1.0}
+    first, second = summary["visits"]
+    assert (first["game"], first["end"]) == ("Asterix", 2048)
+    assert (second["game"], second["end"]) == ("Breakout", 4096)
+    assert first["return_at_end"] >= 50
+    assert first["human_normalized"] == pytest.approx((first["return_at_end"] - 210) / (8503.3 - 210))
+    (folder,) = {path.parent for path in tmp_path.rglob("summary.json")}
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert [step for step, _ in scalars(folder)["task/human_normalized"]] == [0, 1]
