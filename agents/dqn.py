@@ -32,7 +32,7 @@ class Args(RunArgs):
     """Deep Q-learning on a stream of tasks."""
 
     total_steps: int = 196_608
-    """Environment steps of the whole run, summed over sub-environments."""
+    """Environment steps of the whole run, summed over sub-environments (or see --stream.cycles)."""
     num_envs: int = 4
     """Sub-environments stepped together (N)."""
     log_every: int = 1024
@@ -77,7 +77,7 @@ class Args(RunArgs):
     reward_scale: float = 1.0
     """Factor on the rewards that are learned from (logged returns stay as they are)."""
     clip_rewards: bool = False
-    """Learn from the sign of rewards only (Mnih et al., 2015); logged returns stay as they are."""
+    """Learn from the signs of rewards alone (logged returns stay as they are)."""
     amp: Literal["none", "bf16"] = "none"
     """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
     compile: bool = False
@@ -216,7 +216,7 @@ def main(args: Args) -> dict[str, Any]:
         interval=max(16 * args.log_every, args.buffer_size // 64),
     )  # fmt: skip
 
-    updates = max(1, args.total_steps // args.log_every)
+    updates = max(1, (args.stream.total_steps() or args.total_steps) // args.log_every)
     run = Run("dqn", args, total_steps=updates * args.log_every)
     rounds = (updates * args.log_every - args.learning_starts) // args.train_every
     report = isometry_report(optimizer, max(0, rounds * args.gradient_steps))

@@ -16,6 +16,31 @@ GRID: dict[str, Any] = {
     "network": {"hidden": (128,)},
 }
 
+# Atari: the network of Mnih et al. (2015) and, as they have it, a gradient step of 32 transitions every 4 steps.
+ATARI: dict[str, Any] = {
+    "num_envs": 8,
+    "train_every": 8,
+    "batch_size": 32,
+    "learning_starts": 20_000,
+    "buffer_size": 1_000_000,
+    "memory": "disk",
+    "lr": 1e-4,
+    "target_every": 1000,
+    "eps_end": 0.01,
+    "eps_steps": 250_000,
+    "clip_rewards": True,
+    "network": {"hidden": (512,)},
+}
+
+# A tenth of the memory and a shorter warm-up.
+SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}
+
+
+def preset(shared: dict[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
+    """What a stream needs beyond what others need too."""
+    return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
+
+
 PRESETS: dict[str, dict] = {
     # CartPole behind a new rotation of its observations and a new order of its actions every 16k steps.
     "cartpole-rotations": {},
@@ -30,17 +55,18 @@ PRESETS: dict[str, dict] = {
         "buffer_size": 100_000,
     },
     # An empty MiniGrid room, for ever: the fastest look at learning from images.
-    "grid-empty": {
-        **GRID,
-        "stream": {"id": "MiniGrid-Empty-8x8-v0"},
-        "total_steps": 40_960,
-        "optim": {"iso": 0.05},
-    },
+    "grid-empty": preset(GRID, "MiniGrid-Empty-8x8-v0", 40_960, iso=0.05),
     # Three MiniGrid families in two cycles.
-    "grid-layouts-small": {
-        **GRID,
-        "stream": {"id": "grid-layouts-small"},
-        "total_steps": 240_640,
-        "optim": {"iso": 0.1},
-    },
+    "grid-layouts-small": preset(GRID, "grid-layouts-small", 240_640, iso=0.05),
+    # Atari games in three cycles, CORA's in five; and two games in 300,000 steps, half an hour on a laptop.
+    "atari": preset(ATARI, "atari", 2_250_000, iso=0.015),
+    "atari-two-games": preset(
+        SMALL_ATARI, "atari", 300_032, iso=0.1, games=("Breakout", "Pong"), period=75_008
+    ),
+    "atari-cora": preset(ATARI, "atari-cora", 375_000_000, iso=1e-4),
+    "atari-cora-small": preset(SMALL_ATARI, "atari-cora-small", 1_800_000, iso=0.02),
+    "atari-switching": preset(ATARI, "atari-switching", 75_000_000, iso=5e-4),
+    "atari-switching-small": preset(SMALL_ATARI, "atari-switching-small", 1_500_000, iso=0.02),
+    "atari-upper-bound": preset(ATARI, "atari-upper-bound", 9_600_000, iso=0.004),
+    "atari-upper-bound-small": preset(SMALL_ATARI, "atari-upper-bound-small", 960_000, iso=0.03),
 }

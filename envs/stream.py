@@ -170,11 +170,6 @@ class Stream(VectorEnv):
         return self._seen()
 
     @property
-    def frame_stack(self) -> int:
-        """How many frames an observation stacks along its first axis, newest last; 1 for none."""
-        return 1
-
-    @property
     def exact(self) -> bool:
         """Whether what it returns is a function of the run's seed and the actions alone."""
         return self.envs.exact

@@ -261,7 +261,8 @@ def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs(tmp_path, preset):
     args = override(Args(), PRESETS[preset])
-    short = {"total_steps": 1, "log_every": args.train_every, "buffer_size": 2 * args.learning_starts}
+    few = max(args.batch_size, args.n_step * args.num_envs)
+    short = {"total_steps": 1, "log_every": args.train_every, "learning_starts": few, "buffer_size": few}
     args = dataclasses.replace(args, **short, runs_dir=tmp_path)
     assert dqn.main(args)["visits"]
 
