@@ -16,7 +16,7 @@ GRID: dict[str, Any] = {
     "network": {"hidden": (128,)},
 }
 
-# Atari: the network of Mnih et al. (2015) and, as they have it, a gradient step of 32 transitions every 4 steps.
+# Atari: the network of Mnih et al. (2015) and, as they have it, 32 transitions learned from every 4 steps.
 ATARI: dict[str, Any] = {
     "num_envs": 8,
     "train_every": 8,

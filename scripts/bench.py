@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -49,6 +49,9 @@ from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
 from neoteny.runners.probes import measure
 from neoteny.runners.replay import ReplayMemory
 
+if TYPE_CHECKING:
+    import peers
+
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
@@ -59,7 +62,10 @@ class Bench:
     streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
     checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
     grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 8 minutes.
-    train: PPO on MiniGrid against a plain loop and, if it is installed, Stable-Baselines3, 15 minutes."""
+    train: PPO on MiniGrid, or PPO and DQN on Atari, against a plain loop and, if it is installed,
+    Stable-Baselines3, 8 minutes."""
+    task: Literal["grid", "atari"] = "grid"
+    """What train trains on."""
     threads: int = 1
     """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
     quick: bool = False
@@ -695,57 +701,102 @@ def thousands(rates: np.ndarray) -> str:
     return f"{median} ({low} to {high})"
 
 
-TRAIN_TARGETS = {
-    ("flat", 16): 4, ("flat", 64): 6, ("flat", 256): 10, ("image", 16): 2, ("image", 256): 2,
-    ("image, bf16", 256): 3,
-}  # fmt: skip
+def trainings(bench: Bench, effort: Effort) -> list[tuple[peers.Training, float]]:
+    """What is trained, and how many times as fast as the others it has to be; 0 if nothing is asked."""
+    import peers
+
+    if bench.task == "atari":
+        count = 8 if not bench.quick else effort.trainings[0]
+        asked = {("ppo", "none"): 0.0, ("ppo", "bf16"): 1.8, ("dqn", "none"): 0.0, ("dqn", "bf16"): 1.5}
+        return [
+            (peers.Training("atari", count, amp, agent), target) for (agent, amp), target in asked.items()
+        ]
+    targets = {
+        ("flat", 16): 4.0, ("flat", 64): 6.0, ("flat", 256): 10.0, ("image", 16): 2.0, ("image", 256): 2.0,
+    }  # fmt: skip
+    views: tuple[Literal["flat", "image"], ...] = ("flat", "image")
+    chosen = [
+        (peers.Training(view, count), targets.get((view, count), 0.0))
+        for view in views
+        for count in effort.trainings
+    ]
+    return chosen + [(peers.Training("image", n, "bf16"), 3.0 * (n == 256)) for n in effort.trainings[-2:]]
 
 
 def train_beside_peers(bench: Bench, effort: Effort) -> str:
-    """PPO on MiniGrid beside a plain loop and, where it is installed, Stable-Baselines3."""
+    """PPO and DQN beside a plain loop and, where it is installed, Stable-Baselines3."""
     import peers
 
-    trainers = {"neoteny": peers.neoteny, "plain loop": peers.plain}
-    if importlib.util.find_spec("stable_baselines3"):
-        trainers["Stable-Baselines3"] = peers.stable_baselines
-    rows, verdicts = [], []
-    for view in ("flat", "image", "image, bf16"):
-        for count in effort.trainings if view != "image, bf16" else effort.trainings[-2:]:
-            training = peers.Training(view, count)
-            updates = max(1, min(effort.updates, 8192 // training.batch))
-            rates: dict[str, list[float]] = {name: [] for name in trainers}
-            order = random.Random(0)
-            for _ in tqdm(range(effort.runs), f"{view}, {count}", leave=False):
-                for name in order.sample(list(trainers), len(trainers)):
-                    seconds = trainers[name](training, updates)[:, CPU]
-                    rates[name].append(training.batch * len(seconds) / float(seconds.sum()))
-            row = [
-                view,
-                f"{count:,}",
-                str(training.num_steps),
-                *(thousands(np.array(r)) for r in rates.values()),
-            ]
-            for name in list(trainers)[1:]:
-                ratio = np.divide(rates["neoteny"], rates[name])
-                row.append(percent(ratio, ".1f"))
-                if (view, count) in TRAIN_TARGETS:
-                    holds = "holds " if np.median(ratio) >= TRAIN_TARGETS[view, count] else "MISSED"
-                    told = f"{view}, {count} environments: {np.median(ratio):.1f} times {name}"
-                    verdicts.append(f"{holds}  {told}, target {TRAIN_TARGETS[view, count]}")
-            rows.append(row)
-    names = [f"{name}, thousands" for name in trainers]
-    header = ["view", "environments", "steps", *names, *(f"to {name}" for name in list(trainers)[1:])]
+    rows, verdicts, names = [], [], list(peers.trainers(peers.Training("flat", 1)))
+    for training, target in trainings(bench, effort):
+        updates = max(1, min(effort.updates, 8192 // training.batch))
+        rates: dict[str, list[float]] = {name: [] for name in peers.trainers(training)}
+        order = random.Random(0)
+        for _ in tqdm(range(effort.runs), f"{training.name}, {training.num_envs}", leave=False):
+            for name in order.sample(list(rates), len(rates)):
+                seconds = peers.trainers(training)[name](training, updates)[:, CPU]
+                rates[name].append(training.batch * len(seconds) / float(seconds.sum()))
+        row = [training.name, f"{training.num_envs:,}", str(training.num_steps)]
+        row += [thousands(np.array(rates[name])) if name in rates else "-" for name in names]
+        for name in names[1:]:
+            ratio = np.divide(rates["neoteny"], rates.get(name, math.nan))
+            row.append(percent(ratio, ".1f") if name in rates else "-")
+            if target and name in rates:
+                holds = "holds " if np.median(ratio) >= target else "MISSED"
+                told = f"{training.name}, {training.num_envs:,} environments: {np.median(ratio):.1f} times"
+                verdicts.append(f"{holds}  {told} {name}, target {target:g}")
+        rows.append(row)
+    header = ["", "environments", "steps", *(f"{name}, thousands" for name in names)]
+    header += [f"to {name}" for name in names[1:]]
     return "\n".join(
         [
-            "Steps of DoorKey-8x8 per second of CPU time in PPO, rollouts and updates, by the same networks",
-            "with as many environments, steps, epochs and minibatches. Median and quartiles of",
-            f"{effort.runs} runs each.",
+            f"Steps of {'DoorKey-8x8' if bench.task == 'grid' else 'Breakout'} per second of CPU time, acting and",
+            "learning by the same networks, with as many environments, steps, epochs, minibatches and gradient",
+            f"steps. Median and quartiles of {effort.runs} runs each. With bf16, neoteny alone computes in it.",
             "",
             table(header, rows),
             "",
             *verdicts,
+            *(emulators(effort) if bench.task == "atari" else ()),
         ]
     )
+
+
+def emulators(effort: Effort) -> list[str]:
+    """How much of an emulator's own speed is left to the stream."""
+    import ale_py
+    import peers
+
+    count, steps = 8, 20 * effort.updates
+    stream = peers.Training("atari", count).stream.make(count, device="cpu")
+    stream.reset()
+    emulator = ale_py.ALEInterface()
+    emulator.loadROM(ale_py.roms.get_rom_path("breakout"))
+    actions = torch.randint(18, (steps, count))
+
+    def play(step: int) -> None:
+        stream.step(actions[step])
+
+    def act(step: int) -> None:
+        for _ in range(4 * count):
+            emulator.act(0)
+        if emulator.game_over():
+            emulator.reset_game()
+
+    seconds = {}
+    for name, call in (("stream", play), ("emulator", act)):
+        start = clocks()
+        for step in range(steps):
+            call(step)
+        seconds[name] = np.subtract(clocks(), start)[CPU]
+    stream.close()
+    share = seconds["emulator"] / seconds["stream"]
+    rates = {name: count * steps / value for name, value in seconds.items()}
+    return [
+        "",
+        f"The stream alone makes {rates['stream']:,.0f} steps per second of CPU time, {100 * share:.0f} % of",
+        f"the {rates['emulator']:,.0f} of four frames each that the emulator makes if nobody looks at them.",
+    ]
 
 
 BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
@@ -779,7 +830,8 @@ def main(bench: Bench) -> int:
     torch.manual_seed(0)
     started = time.perf_counter()
     quick = " --quick" if bench.quick else ""
-    print(f"$ python scripts/bench.py {bench.name} --threads {bench.threads}{quick}\n{machine()}\n")
+    task = f" --task {bench.task}" if bench.name == "train" else ""
+    print(f"$ python scripts/bench.py {bench.name}{task} --threads {bench.threads}{quick}\n{machine()}\n")
     if bench.quick:
         print("A smoke run: the numbers mean nothing.\n")
     print(BENCHMARKS[bench.name](bench, QUICK if bench.quick else Effort()))

@@ -1,18 +1,21 @@
-"""The same PPO three times: neoteny's, Stable-Baselines3's and a plain loop in the manner of CleanRL's.
+"""The same PPO three times, and DQN twice: neoteny's, Stable-Baselines3's and a plain loop like CleanRL's.
 
-All train the same networks on the same MiniGrid environment with as many environments, steps, epochs and
-minibatches. Each function returns the wall and CPU seconds of every update but the first, (updates, 2).
+All train the same networks on the same environments, as many at once, for as many steps, epochs,
+minibatches and gradient steps. Each function returns the wall and CPU seconds of every update but the first,
+(updates, 2).
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import importlib.util
 import io
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,28 +26,39 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from minigrid.wrappers import ImgObsWrapper
 from torch import nn
 
-from neoteny.agents import ppo
+from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig, encoder, torso
 from neoteny.envs import StreamConfig
+from neoteny.envs.arcade_games import make_game
 from neoteny.optim import AdamConfig
 from neoteny.runners.run import Run
+
+GRID = "MiniGrid-DoorKey-8x8-v0"
 
 
 @dataclasses.dataclass(frozen=True)
 class Training:
     """What is trained."""
 
-    view: Literal["flat", "image", "image, bf16"]
-    """The view as a vector of 147 numbers, or as an image that passes two convolutions."""
+    view: Literal["flat", "image", "atari"]
+    """MiniGrid's as a vector of 147 numbers, or as an image for two convolutions; or Breakout for three."""
     num_envs: int
-    id: str = "MiniGrid-DoorKey-8x8-v0"
+    amp: Literal["none", "bf16"] = "none"
+    """Of neoteny; the others compute in float32."""
+    agent: Literal["ppo", "dqn"] = "ppo"
     epochs: int = 4
     minibatches: int = 4
     lr: float = 2.5e-4
 
     @property
+    def name(self) -> str:
+        """For a table."""
+        atari = self.view == "atari"
+        return (self.agent.upper() if atari else self.view) + (", bf16" if self.amp == "bf16" else "")
+
+    @property
     def num_steps(self) -> int:
-        """Steps of each environment between updates."""
+        """Steps of each environment between updates of PPO, or logs of DQN."""
         return 128 if self.num_envs < 256 else 32
 
     @property
@@ -54,17 +68,45 @@ class Training:
 
     @property
     def network(self) -> NetworkConfig:
-        """A torso for the policy and one for the value function."""
-        return NetworkConfig(hidden=(64, 64), activation="relu", flat=self.view == "flat")
+        """Torsos for the policy and the value function; one for both on Atari."""
+        return NetworkConfig(hidden=(512,) if self.view == "atari" else (64, 64), flat=self.view == "flat")
+
+    @property
+    def shared(self) -> bool:
+        """Whether there is one torso."""
+        return self.view == "atari"
+
+    @property
+    def stream(self) -> StreamConfig:
+        """The environments as neoteny has them."""
+        if self.view == "atari":
+            return StreamConfig("atari", games=("Breakout",), period=10**9, audit=False)
+        return StreamConfig(GRID)
 
     def make(self) -> gym.Env:
         """One environment of the package."""
-        return ImgObsWrapper(gym.make(self.id, disable_env_checker=True))
+        if self.view == "atari":
+            return make_game("Breakout")
+        return ImgObsWrapper(gym.make(GRID, disable_env_checker=True))
+
+
+BUFFER = 8192
+"""Transitions in the replay memory of DQN."""
 
 
 def now() -> tuple[float, float]:
     """Wall time and the CPU time of this process, in seconds."""
     return time.perf_counter(), time.process_time()
+
+
+def trainers(training: Training) -> dict[str, Callable[[Training, int], np.ndarray]]:
+    """Who can do it here, by name."""
+    found: dict[str, Callable[[Training, int], np.ndarray]] = {"neoteny": neoteny}
+    if training.agent == "ppo":
+        found["plain loop"] = plain
+    if importlib.util.find_spec("stable_baselines3"):
+        found["Stable-Baselines3"] = stable_baselines
+    return found
 
 
 def neoteny(training: Training, updates: int) -> np.ndarray:
@@ -77,26 +119,39 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
         times.append(now())
 
     with tempfile.TemporaryDirectory() as folder:
-        args = ppo.Args(
-            stream=StreamConfig(training.id), network=training.network, num_envs=training.num_envs,
-            num_steps=training.num_steps, epochs=training.epochs, minibatches=training.minibatches,
-            total_steps=(updates + 1) * training.batch, lr=training.lr, probe_every=0, checkpoint_every=0,
-            optim=AdamConfig(), amp="bf16" if "bf16" in training.view else "none", runs_dir=Path(folder),
-            threads=torch.get_num_threads(),
+        common: dict[str, Any] = {
+            "stream": training.stream, "network": training.network, "num_envs": training.num_envs,
+            "total_steps": (updates + 1) * training.batch, "lr": training.lr, "probe_every": 0,
+            "checkpoint_every": 0, "optim": AdamConfig(), "amp": training.amp, "runs_dir": Path(folder),
+            "threads": torch.get_num_threads(),
+        }  # fmt: skip
+        run: Callable[[], Any] = functools.partial(
+            ppo.main,
+            ppo.Args(
+                num_steps=training.num_steps, epochs=training.epochs, minibatches=training.minibatches,
+                shared_torso=training.shared, **common,
+            ),
         )  # fmt: skip
+        if training.agent == "dqn":
+            args = dqn.Args(
+                log_every=training.batch, learning_starts=training.batch, buffer_size=BUFFER, double=False,
+                train_every=training.num_envs, gradient_steps=2, batch_size=32, target_every=250, **common,
+            )  # fmt: skip
+            run = functools.partial(dqn.main, args)
         with (
             unittest.mock.patch.object(Run, "log_update", logged),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            ppo.main(args)
+            run()
     return np.diff(times, axis=0)
 
 
 def plain(training: Training, updates: int) -> np.ndarray:
     """A loop as CleanRL's ppo.py writes it, which takes a truncated episode for a terminated one."""
     envs = SyncVectorEnv([training.make] * training.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    agent = ppo.ActorCritic(envs, training.network)
+    agent = ppo.ActorCritic(envs, training.network, training.shared)
+    agent.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(agent.parameters(), lr=training.lr, eps=1e-5)
     shape = training.num_steps, training.num_envs
     obs = torch.zeros(*shape, *envs.single_observation_space.shape)  # type: ignore[misc]
@@ -157,13 +212,15 @@ def plain(training: Training, updates: int) -> np.ndarray:
 
 
 def stable_baselines(training: Training, updates: int) -> np.ndarray:
-    """Stable-Baselines3's PPO."""
-    from stable_baselines3 import PPO
+    """Stable-Baselines3's PPO or DQN."""
+    from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    space = training.make().observation_space
+    env = training.make()
+    space = env.observation_space
+    env.close()
 
     class Convolutions(BaseFeaturesExtractor):
         """The layers before the two hidden ones."""
@@ -180,26 +237,36 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
             return self.layers(observations.to(torch.uint8).view(-1, 7, 7, 3))
 
     class Stopwatch(BaseCallback):
-        """Reads the clocks before each rollout: after each update."""
+        """Reads the clocks after each update."""
 
         def __init__(self) -> None:
             super().__init__()
             self.times: list[tuple[float, float]] = []
 
         def _on_rollout_start(self) -> None:
-            self.times.append(now())
+            if self.num_timesteps % training.batch == 0:  # DQN calls each step a rollout
+                self.times.append(now())
 
         def _on_step(self) -> bool:
             return True
 
-    options: dict[str, Any] = {"net_arch": [64, 64]}
-    if training.view != "flat":
+    options: dict[str, Any] = {"net_arch": [64, 64], "activation_fn": nn.ReLU}
+    if training.view == "image":
         options |= {"features_extractor_class": Convolutions, "share_features_extractor": False}
-    envs = DummyVecEnv([lambda: gym.wrappers.FlattenObservation(training.make())] * training.num_envs)
-    model = PPO(
-        "MlpPolicy", envs, training.lr, training.num_steps, training.batch // training.minibatches,
+    if training.view == "atari":  # whose policies have the three convolutions and 512 units
+        policy, make, options = "CnnPolicy", training.make, {"net_arch": []}
+    else:
+        policy, make = "MlpPolicy", lambda: gym.wrappers.FlattenObservation(training.make())
+    envs = DummyVecEnv([make] * training.num_envs)
+    model: PPO | DQN = PPO(
+        policy, envs, training.lr, training.num_steps, training.batch // training.minibatches,
         training.epochs, ent_coef=0.01, device="cpu", policy_kwargs=options,
     )  # fmt: skip
+    if training.agent == "dqn":
+        model = DQN(
+            policy, envs, training.lr, BUFFER, learning_starts=training.batch, batch_size=32, train_freq=1,
+            gradient_steps=2, target_update_interval=1000, device="cpu", policy_kwargs=options,
+        )  # fmt: skip
     stopwatch = Stopwatch()
     model.learn((updates + 1) * training.batch, callback=stopwatch)
     envs.close()
