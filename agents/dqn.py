@@ -89,9 +89,11 @@ class Args(RunArgs):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        sizes = ("total_steps", "num_envs", "log_every", "train_every", "gradient_steps", "batch_size")
-        sizes = (*sizes, "buffer_size", "n_step", "target_every", "eps_steps")
-        check_numbers(self, (*sizes, "lr", "tau", "max_grad_norm"), above=0)
+        positive = (
+            "total_steps", "num_envs", "log_every", "train_every", "gradient_steps", "batch_size",
+            "buffer_size", "lr", "n_step", "target_every", "tau", "eps_steps", "max_grad_norm",
+        )  # fmt: skip
+        check_numbers(self, positive, above=0)
         check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
         check_numbers(self, ("reward_scale",))
         for name, of in (("train_every", "num_envs"), ("log_every", "train_every")):

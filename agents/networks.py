@@ -143,7 +143,9 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
         conv = orthogonal(nn.Conv2d(channels, width, size, stride), gain)
-        layers.add_module(f"conv{i}", conv.to(memory_format=torch.channels_last))  # up to half as fast again
+        # Up to half as fast again.
+        conv = nn.utils.convert_conv2d_weight_memory_format(conv, torch.channels_last)
+        layers.add_module(f"conv{i}", conv)
         layers.add_module(f"conv{i}_activation", activation())
         channels = width
     if kernels:

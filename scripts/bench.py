@@ -575,7 +575,7 @@ def time_replay_memory(capacity: int, repeats: int) -> tuple[dict[str, np.ndarra
                 now, then = frames[step % 64], frames[(step + 1) % 64]
                 memory.add(now, actions, rewards, running, running, then)
 
-        arms = {
+        arms: dict[str, Callable[[], object]] = {
             "add to tensors": functools.partial(add, in_tensors),
             "add": functools.partial(add, on_disk),
             "flush": on_disk.flush,
@@ -643,9 +643,10 @@ def grid(bench: Bench, effort: Effort) -> str:
 
 def grid_bytes(name: str) -> int:
     """What each environment more takes in memory, of its state and of what is observed."""
-    sizes = []
+    sizes: list[int] = []
     for count in (1, 2):
         envs = StreamConfig(f"MiniGrid-{name}-v0").make(count, device="cpu").envs
+        assert isinstance(envs, GridEnvs)
         envs.reset()
         tensors = (value for value in vars(envs).values() if isinstance(value, torch.Tensor))
         kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -707,9 +708,11 @@ def trainings(bench: Bench, effort: Effort) -> list[tuple[peers.Training, float]
 
     if bench.task == "atari":
         count = 8 if not bench.quick else effort.trainings[0]
-        asked = {("ppo", "none"): 0.0, ("ppo", "bf16"): 1.8, ("dqn", "none"): 0.0, ("dqn", "bf16"): 1.5}
         return [
-            (peers.Training("atari", count, amp, agent), target) for (agent, amp), target in asked.items()
+            (peers.Training("atari", count), 0.0),
+            (peers.Training("atari", count, "bf16"), 1.8),
+            (peers.Training("atari", count, agent="dqn"), 0.0),
+            (peers.Training("atari", count, "bf16", "dqn"), 1.5),
         ]
     targets = {
         ("flat", 16): 4.0, ("flat", 64): 6.0, ("flat", 256): 10.0, ("image", 16): 2.0, ("image", 256): 2.0,
@@ -750,9 +753,9 @@ def train_beside_peers(bench: Bench, effort: Effort) -> str:
     header += [f"to {name}" for name in names[1:]]
     return "\n".join(
         [
-            f"Steps of {'DoorKey-8x8' if bench.task == 'grid' else 'Breakout'} per second of CPU time, acting and",
-            "learning by the same networks, with as many environments, steps, epochs, minibatches and gradient",
-            f"steps. Median and quartiles of {effort.runs} runs each. With bf16, neoteny alone computes in it.",
+            f"Steps of {peers.NAMES[bench.task]} per second of CPU time, acting and learning by the same",
+            "networks, with as many environments, steps, epochs, minibatches and gradient steps. Median and",
+            f"quartiles of {effort.runs} runs each. With bf16, neoteny alone computes in it.",
             "",
             table(header, rows),
             "",
@@ -771,7 +774,7 @@ def emulators(effort: Effort) -> list[str]:
     stream = peers.Training("atari", count).stream.make(count, device="cpu")
     stream.reset()
     emulator = ale_py.ALEInterface()
-    emulator.loadROM(ale_py.roms.get_rom_path("breakout"))
+    emulator.loadROM(str(ale_py.roms.get_rom_path("breakout")))
     actions = torch.randint(18, (steps, count))
 
     def play(step: int) -> None:

@@ -34,6 +34,8 @@ from neoteny.optim import AdamConfig
 from neoteny.runners.run import Run
 
 GRID = "MiniGrid-DoorKey-8x8-v0"
+GAME = "Breakout"
+NAMES = {"grid": "DoorKey-8x8", "atari": GAME}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,13 +82,13 @@ class Training:
     def stream(self) -> StreamConfig:
         """The environments as neoteny has them."""
         if self.view == "atari":
-            return StreamConfig("atari", games=("Breakout",), period=10**9, audit=False)
+            return StreamConfig("atari", games=(GAME,), period=10**9, audit=False)
         return StreamConfig(GRID)
 
     def make(self) -> gym.Env:
         """One environment of the package."""
         if self.view == "atari":
-            return make_game("Breakout")
+            return make_game(GAME)
         return ImgObsWrapper(gym.make(GRID, disable_env_checker=True))
 
 
@@ -151,7 +153,7 @@ def plain(training: Training, updates: int) -> np.ndarray:
     """A loop as CleanRL's ppo.py writes it, which takes a truncated episode for a terminated one."""
     envs = SyncVectorEnv([training.make] * training.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     agent = ppo.ActorCritic(envs, training.network, training.shared)
-    agent.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    nn.utils.convert_conv2d_weight_memory_format(agent, torch.contiguous_format)
     optimizer = torch.optim.Adam(agent.parameters(), lr=training.lr, eps=1e-5)
     shape = training.num_steps, training.num_envs
     obs = torch.zeros(*shape, *envs.single_observation_space.shape)  # type: ignore[misc]
@@ -230,7 +232,8 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
             layers = list(torso(encode, space, training.network).children())[:-4]
             outputs = nn.Sequential(encode, *layers)(torch.zeros(1, 7, 7, 3, dtype=torch.uint8)).shape[1]
             super().__init__(flat, outputs)
-            self.layers = nn.Sequential(encode, *layers).to(memory_format=torch.contiguous_format)
+            self.layers = nn.Sequential(encode, *layers)
+            nn.utils.convert_conv2d_weight_memory_format(self.layers, torch.contiguous_format)
 
         def forward(self, observations: torch.Tensor) -> torch.Tensor:
             """Features, (B, features), of flat observations, (B, 147)."""
