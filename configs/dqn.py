@@ -19,6 +19,8 @@ GRID: dict[str, Any] = {
 # Atari: the network of Mnih et al. (2015) and, as they have it, 32 transitions learned from every 4 steps.
 ATARI: dict[str, Any] = {
     "num_envs": 8,
+    "log_every": 256,
+    "probe_every": 80,
     "train_every": 8,
     "batch_size": 32,
     "learning_starts": 20_000,

@@ -102,6 +102,7 @@ class Run:
         self._ended: list[tuple[int, Tensor]] = []
         self._returns: list[float] = []
         self._lengths: list[int] = []
+        self._by_game: dict[str, list[float]] = {}
         self._step = self._saved = self._failed_saves = 0
 
         try:
@@ -250,8 +251,10 @@ class Run:
             charts["charts/episodic_length"] = float(np.mean(self._lengths))
             progress = f"task {self.visits[-1].task}, return {charts['charts/episodic_return']:.2f}"
             self.bar.set_postfix_str(progress, refresh=False)
+            charts |= {f"game/{game}": float(np.mean(returns)) for game, returns in self._by_game.items()}
             self._returns.clear()
             self._lengths.clear()
+            self._by_game.clear()
         times = {f"time/{section}": seconds for section, seconds in self.seconds.items()}
         self.log(step, {**charts, **metrics, **times, "stream/task": self.visits[-1].task})
         self.bar.update(step - self.bar.n)
@@ -426,6 +429,8 @@ class Run:
             returns, lengths = (number[ended > 0].tolist() for number in numbers)
             for (row, _), total, length in zip(ended.nonzero().tolist(), returns, lengths):
                 self._returns.append(total)
+                if game := self.visits[-1].game:
+                    self._by_game.setdefault(game, []).append(total)
                 self._lengths.append(int(length))
                 self.visits[-1].add(total, int(length), steps[row])
             self._ended.clear()

@@ -81,6 +81,7 @@ STREAMS = {
     "grid-goals": "--stream.engine package",
     "grid-resampled-crossings": "",
     "grid-permuted-actions": "--network.activation maxmin",
+    "atari": "--stream.games Breakout Pong",
 }
 AGENTS = {
     "ppo": "--num-steps 32 --epochs 2 --minibatches 2",

@@ -211,15 +211,26 @@ def die(args, step, monkeypatch):
             dqn.main(args)
 
 
-@pytest.mark.parametrize("memory", ["disk", "device"])
-@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-goals"])
+@pytest.mark.parametrize(
+    ("id", "memory"),
+    [
+        ("cartpole-rotations", "device"),
+        ("cartpole-rotations", "disk"),
+        ("grid-goals", "disk"),
+        ("atari", "disk"),
+    ],
+)
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, monkeypatch):
+    changes = {"memory": memory, "checkpoint_every": 500, "n_step": 2, "probe_every": 3, "buffer_size": 600}
+    stream = StreamConfig(id, period=700)
+    if id == "atari":
+        pytest.importorskip("ale_py")
+        stream = dataclasses.replace(GAMES, period=300)
+        changes |= {"total_steps": 512, "log_every": 64, "learning_starts": 128, "checkpoint_every": 128}
+        changes |= {"buffer_size": 240, "network": NetworkConfig(hidden=(16,)), "train_every": 32}
     outcomes = []
-    for name, steps in (("calm", ()), ("killed", (300, 1300, 1304, 1900))):
-        args = small(
-            tmp_path / name, id, memory=memory, checkpoint_every=500, n_step=2, probe_every=3, buffer_size=600
-        )
-        args = dataclasses.replace(args, stream=StreamConfig(id, period=700))
+    for name, steps in (("calm", ()), ("killed", (300, 420) if id == "atari" else (300, 1300, 1304, 1900))):
+        args = dataclasses.replace(small(tmp_path / name, id, **changes), stream=stream)
         for step in steps:
             die(args, step, monkeypatch)
         dqn.main(args)
@@ -233,6 +244,44 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
         assert not (folder / "replay").exists()
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0][0]) > 30
+
+
+GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit=False)
+
+
+@pytest.mark.parametrize("memory", ["disk", "device"])
+def test_sampled_stacks_are_the_streams_own(memory, tmp_path):
+    pytest.importorskip("ale_py")
+    envs = 4
+    stream = GAMES.make(envs, device="cpu")
+    spaces = stream.single_observation_space, stream.single_action_space
+    folder = tmp_path / "replay" if memory == "disk" else None
+    kept = dqn.ReplayMemory(160, envs, *spaces, stream.frame_stack, folder=folder)
+    kept.open()
+    observation, _ = stream.reset()
+    lived, torch_rng = [], torch.Generator().manual_seed(0)
+    for _ in range(100):  # four switches, and each place filled twice
+        actions = torch.randint(18, (envs,), generator=torch_rng)
+        following, reward, terminated, truncated, info = stream.step(actions)
+        final = info.get("final_obs", following)
+        kept.add(observation, actions, reward, terminated, truncated, final, info["task"])
+        lived.append((observation, truncated & ~terminated, final))
+        observation = following
+    stream.close()
+    oldest, end = kept.bounds()
+    checked = 0
+    for env in range(envs):
+        place = 0
+        for seen, cut, after in lived:
+            if oldest[env] <= place < end[env]:
+                batch = kept.gather(torch.tensor([env]), torch.tensor([place]))
+                assert torch.equal(batch.observations[0], seen[env])
+                assert batch.discounts == 0 or torch.equal(batch.next_observations[0], after[env])
+                assert batch.weights == 1
+                checked += 1
+            place += 1 + int(cut[env])
+    assert checked >= 150
+    assert set(kept.tasks()) == {0, 1}
 
 
 @pytest.mark.parametrize("memory", ["disk", "device"])
