@@ -732,7 +732,7 @@ def train_beside_peers(bench: Bench, effort: Effort) -> str:
 
     rows, verdicts, names = [], [], list(peers.trainers(peers.Training("flat", 1)))
     for training, target in trainings(bench, effort):
-        updates = max(1, min(effort.updates, 8192 // training.batch))
+        updates = max(1, min(effort.updates, (4096 if bench.task == "atari" else 8192) // training.batch))
         rates: dict[str, list[float]] = {name: [] for name in peers.trainers(training)}
         order = random.Random(0)
         for _ in tqdm(range(effort.runs), f"{training.name}, {training.num_envs}", leave=False):

@@ -61,7 +61,7 @@ class Training:
     @property
     def num_steps(self) -> int:
         """Steps of each environment between updates of PPO, or logs of DQN."""
-        return 128 if self.num_envs < 256 else 32
+        return 32 if self.num_envs >= 256 else 64 if self.agent == "dqn" else 128
 
     @property
     def batch(self) -> int:
