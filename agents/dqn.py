@@ -275,6 +275,7 @@ def main(args: Args) -> dict[str, Any]:
             metrics |= {f"replay/task_{task}": share for task, share in memory.tasks().items()}
             run.lap("probe")
         run.log_update(stream.steps, metrics)
+        run.record_video(stream, lambda seen: agent.act(seen, args.eps_end))
         run.checkpoint(update)
 
     stream.close()

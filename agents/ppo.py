@@ -303,6 +303,7 @@ def main(args: Args) -> dict[str, Any]:
             metrics |= measure(agent.parts(), agent.encode(b_observations[:: max(1, batch // 256)]))
             run.lap("probe")
         run.log_update(stream.steps, metrics)
+        run.record_video(stream, lambda seen: agent.act(seen)[0])
         run.checkpoint(update)
 
     stream.close()

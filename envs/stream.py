@@ -36,7 +36,7 @@ from neoteny.envs.grid_tables import UncoveredError
 from neoteny.envs.normalizer import Normalizer
 from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.schedule import Order, Schedule
-from neoteny.envs.tasks import TaskFunction
+from neoteny.envs.tasks import TaskEnv, TaskFunction
 from neoteny.envs.workers import check_workers
 
 
@@ -130,7 +130,7 @@ class Stream(VectorEnv):
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self.task = self.schedule.task_at(0)
-        spaces = self._copy_spaces()
+        self.raw_spaces = spaces = self._copy_spaces()
         space, self.single_action_space = spaces
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.normalizer: Normalizer | None = None
@@ -279,6 +279,32 @@ class Stream(VectorEnv):
             self.lengths.zero_()
             self._seen(learn=True)
 
+    def twin(self) -> TaskEnv:
+        """One more sub-environment of the task that is on, as it is at this step, which stays as it is."""
+        twin = TaskEnv(self.make_task, self.raw_spaces, stride=0)
+        twin.enter(self.schedule, self.steps)
+        if isinstance(self.envs, PlayedEnvs) and (running := self.envs.log[0]):
+            twin.lifelong = running.lifelong
+        return twin
+
+    def view(self, observations: torch.Tensor, learn: bool = False) -> Any:
+        """What the agent sees of observations (B, ...) of the task that is on; the normalizer may learn."""
+        if self.normalizer is None and not self.marked_tasks:
+            return self._out(observations)
+        seen = observations.to(self.device or "cpu")
+        if self.normalizer is not None:
+            if learn:
+                self.normalizer.update(seen)
+            seen = self.normalizer(seen)
+        if self.marked_tasks:
+            axis = channel_axis(seen.shape[1:])
+            shape = list(seen.shape)
+            shape[axis] = len(self.marked_tasks)
+            mark = torch.zeros(shape, dtype=seen.dtype, device=seen.device)
+            mark.select(axis, self.marked_tasks.index(self.task)).fill_(_MARK[len(shape) - 1])
+            seen = torch.cat((seen, mark), dim=axis)
+        return seen.numpy() if self.device is None else seen
+
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
         self.envs.close()
@@ -369,23 +395,8 @@ class Stream(VectorEnv):
         return array.astype(self.action_space.dtype, casting="same_kind")
 
     def _seen(self, learn: bool = False) -> Any:
-        """What the agent sees of the latest observations, (N, ...), of the task that is on."""
-        seen = self.envs.observations
-        if self.normalizer is None and not self.marked_tasks:
-            return self._out(seen)
-        seen = seen.to(self.device or "cpu")
-        if self.normalizer is not None:
-            if learn:
-                self.normalizer.update(seen)
-            seen = self.normalizer(seen)
-        if self.marked_tasks:
-            axis = channel_axis(seen.shape[1:])
-            shape = list(seen.shape)
-            shape[axis] = len(self.marked_tasks)
-            mark = torch.zeros(shape, dtype=seen.dtype, device=seen.device)
-            mark.select(axis, self.marked_tasks.index(self.task)).fill_(_MARK[len(shape) - 1])
-            seen = torch.cat((seen, mark), dim=axis)
-        return seen.numpy() if self.device is None else seen
+        """What the agent sees of the latest observations, (N, ...)."""
+        return self.view(self.envs.observations, learn)
 
     def _out(self, tensor: torch.Tensor) -> Any:
         """A tensor on the agent's device; NumPy if there is none."""

@@ -6,6 +6,7 @@ A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/``:
 * ``stream.json``: which task began when;
 * ``events.out.tfevents.*``: TensorBoard's, one file for each attempt;
 * ``checkpoint/step_*``: the newest two checkpoints, and ``checkpoint/weights.safetensors`` at the end;
+* ``videos/step_*.gif``: an episode each of the policy as it was then, if asked for;
 * ``attempts/``: one file for each process that has worked on the run;
 * ``crash/``: what led to a value that is not finite;
 * ``summary.json``: there if, and only if, the run is finished.
@@ -35,8 +36,9 @@ from neoteny.runners.exit_codes import ExitCode, stop
 # What may differ when a run goes on: how long, how it is watched and kept, and what computes it. A change of
 # threads or of the device is told as not exact.
 FREE = {
-    "total_steps", "probe_every", "checkpoint_every", "runs_dir", "overwrite", "threads", "device",
-    "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay",
+    "total_steps", "probe_every", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads",
+    "device", "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout",
+    "stream.replay",
 }  # fmt: skip
 
 
@@ -60,6 +62,8 @@ class RunArgs:
     """Updates between two measurements by the plasticity probes; 0 for none."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
+    video_every: int = 0
+    """Environment steps between two videos of an episode of the policy as it is; 0 for none."""
     allow_device_change: bool = False
     """Let an unfinished run go on on another kind of device; its bits will differ."""
 
@@ -69,7 +73,8 @@ class RunArgs:
         Raises:
             ValueError: names the flag. A device that is not there is never replaced by another.
         """
-        for name, least in (("seed", 0), ("threads", 1), ("probe_every", 0), ("checkpoint_every", 0)):
+        leasts = {"seed": 0, "threads": 1, "probe_every": 0, "checkpoint_every": 0, "video_every": 0}
+        for name, least in leasts.items():
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} must be at least {least}, not {getattr(self, name)}")

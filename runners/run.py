@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
@@ -21,7 +21,14 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
-from neoteny.runners.checkpoint import CheckpointError, load_checkpoint, save_checkpoint, write_bytes
+from neoteny.envs.stream import Stream
+from neoteny.runners.checkpoint import (
+    CheckpointError,
+    load_checkpoint,
+    replace_file,
+    save_checkpoint,
+    write_bytes,
+)
 from neoteny.runners.events import EventWriter, check_event_files, cut_event_files
 from neoteny.runners.exit_codes import ExitCode, stop
 from neoteny.runners.folder import (
@@ -39,6 +46,7 @@ from neoteny.runners.folder import (
 )
 from neoteny.runners.preemption import Preemption
 from neoteny.runners.scores import Visit, level_to_recover, run_scores
+from neoteny.runners.video import cut_films, film
 
 # One chart each on TensorBoard's custom-scalars page, all runs over one another.
 CHARTS = {
@@ -93,7 +101,7 @@ class Run:
         self.folder = run_folder(agent, args)
         self.config = {"agent": agent, **dataclasses.asdict(args)}
         self.config["optim"]["name"] = args.optim.name
-        self.checkpoint_every = args.checkpoint_every
+        self.checkpoint_every, self.video_every = args.checkpoint_every, args.video_every
         self.machine = machine(args.device)
         self.inexact = [] if self.machine["device"] == "cpu" else ["bits are promised on the CPU only"]
         self.visits: list[Visit] = []
@@ -103,7 +111,8 @@ class Run:
         self._returns: list[float] = []
         self._lengths: list[int] = []
         self._by_game: dict[str, list[float]] = {}
-        self._step = self._saved = self._failed_saves = 0
+        self._step = self._saved = self._filmed = self._failed_saves = 0
+        self._video_lost = False
 
         try:
             self.restored = self._open(args)
@@ -154,7 +163,7 @@ class Run:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
         self.visits = [_visit(row) for row in state["visits"]]
         self.seconds = state["seconds"]
-        self._step = self._saved = state["step"]
+        self._step = self._saved = self._filmed = state["step"]
         self._write("stream.json", self._tasks())
         self.inexact = list(dict.fromkeys((*state["inexact"], *self.inexact)))
         self._write("meta.json", self._meta())
@@ -197,6 +206,37 @@ class Run:
         if self.preemption.signal:
             reason = f"stopped by {self.preemption.signal} at step {self._step:,}; the same command goes on"
             stop(ExitCode.PREEMPTED, reason)
+
+    def record_video(self, stream: Stream, act: Callable[[Tensor], Tensor]) -> None:
+        """Film an episode of the policy ``act``, observations (1, ...) -> actions (1,), if it is time to.
+
+        Call it before :meth:`checkpoint`, which counts on it. Nothing else of the run depends on it: what
+        cannot be filmed, or not be written, is told once.
+
+        Raises:
+            SystemExit: code 73 if another process has taken the run over.
+        """
+        every, before, self._filmed = self.video_every, self._filmed, self._step
+        if every == 0 or self._step // every == before // every:
+            return
+        self._check_attempt()
+        try:
+            gif, summary = film(stream, act)
+        except Exception as error:
+            print(f"there will be no videos: {type(error).__name__}: {error}", flush=True)
+            self.video_every = 0
+            return
+        path = self.folder / "videos" / f"step_{self._step:09d}.gif"
+        try:
+            path.parent.mkdir(exist_ok=True)
+            replace_file(path, gif)
+        except OSError as error:
+            if not self._video_lost:
+                print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
+            self._video_lost = True
+        else:
+            self.writer.add(summary, self._step)
+        self.lap("video")
 
     def check_finite(self, **values: Tensor | nn.Module) -> None:
         """End the run if a NaN or an infinity is anywhere in tensors or networks.
@@ -302,6 +342,8 @@ class Run:
             if (self.folder / "args.json").exists() and not finished:
                 print(f"{self.folder} holds no checkpoint yet: it starts again", file=sys.stderr)
             clear_folder(self.folder)
+        else:
+            cut_films(self.folder / "videos", restored["step"])
         self.attempt = attempt
         write_json(self.folder / "args.json", self.config)
         return restored

@@ -1,0 +1,129 @@
+"""A film of what the policy does, made beside training, which does not notice."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
+from torch import Tensor
+from torch.utils.tensorboard.summary import text
+
+from neoteny.envs.stream import Stream
+from neoteny.envs.tasks import TaskEnv
+
+LONGEST = 600
+"""Frames of a film, one a step of the agent; a longer episode is cut short."""
+
+SIZE = 240
+"""Pixels of a frame's longer side, at most."""
+
+
+def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
+    """Play one episode of the task that is on in an environment of its own, and film it.
+
+    Episode and actions are drawn from the run's seed and the stream's step; the random state of PyTorch is
+    put back; the stream and its normalizer are only read.
+
+    Args:
+        stream: on which the agent lives, with a device.
+        act: the policy, observations (1, ...) -> actions (1,).
+
+    Returns:
+        A GIF, and what TensorBoard shows: it, the number of the task and the return.
+
+    Raises:
+        ValueError: there is nothing to see. An environment that cannot draw itself raises what it likes.
+    """
+    words = np.random.SeedSequence([stream.seed, stream.steps, *b"video"]).generate_state(2, np.uint64)
+    episode, policy = (words >> 1).tolist()
+    device = torch.device(stream.device or "cpu")
+    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []  # manual_seed seeds them all
+    with _no_window(), torch.random.fork_rng(devices), _eager(), contextlib.closing(stream.twin()) as env:
+        torch.manual_seed(policy)
+        observation = env.reset(episode)
+        frames, total, ended = [_frame(env, observation)], 0.0, False
+        while not ended and len(frames) < LONGEST:
+            batch = np.asarray(observation, dtype=env.spaces[0].dtype)[None].copy()
+            with torch.inference_mode():
+                (action,) = act(stream.view(torch.from_numpy(batch))).cpu().numpy()
+            observation, reward, terminated, truncated, _ = env.step(action.astype(env.spaces[1].dtype))
+            total += float(reward)
+            frames.append(_frame(env, observation))
+            ended = bool(terminated or truncated)
+        speed = env.env.metadata.get("render_fps") or 30
+    game = f" ({stream.games[stream.task]})" if stream.games else ""
+    told = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
+    gif = _gif(frames, speed)
+    width, height = frames[0].size
+    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
+    episode_told = text("video/episode", told + ("" if ended else ", then cut short")).value
+    return gif, Summary(value=[Summary.Value(tag="video/policy", image=image), *episode_told])
+
+
+def cut_films(folder: Path, step: int) -> None:
+    """Remove films of a run's folder ``videos`` that were made after ``step``."""
+    for path in folder.glob("step_*.gif"):
+        if int(path.stem.removeprefix("step_")) > step:
+            path.unlink()
+
+
+def _frame(env: TaskEnv, observation: Any) -> Image.Image:
+    """What the environment looks like: as it draws itself, or else as the agent sees it."""
+    bare = env.env.unwrapped
+    if "rgb_array" in bare.metadata.get("render_modes", ()):
+        # Tasks are made without a render mode; it is read when a frame is drawn.
+        bare.render_mode = "rgb_array"
+        picture = bare.render()
+    else:
+        picture = np.asarray(observation)
+        if picture.ndim == 3 and picture.shape[2] != 3:
+            picture = picture[-1]  # the newest of a stack
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.shape[2:] == (3,)):
+        raise ValueError(f"{bare} neither draws itself nor are its observations pictures")
+    image = Image.fromarray(picture).convert("RGB")
+    scale = SIZE / max(image.size)
+    scale = min(scale, max(1, int(scale)))  # small ones grow by whole numbers
+    width, height = (max(1, round(scale * side)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BOX)
+
+
+def _gif(frames: list[Image.Image], speed: float) -> bytes:
+    """Frames, so many a second, as a GIF that runs for ever, all in the same 256 colours."""
+    some = frames[:: -(-len(frames) // 16)]
+    sheet = Image.new("RGB", (frames[0].width, len(some) * frames[0].height))
+    for row, frame in enumerate(some):
+        sheet.paste(frame, (0, row * frame.height))
+    palette = sheet.quantize()
+    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    file = io.BytesIO()
+    duration = 10 * max(2, round(100 / speed))  # in ms; viewers show anything shorter for 100
+    first.save(file, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
+    return file.getvalue()
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Call compiled networks as they are written: compiled for a batch of one too, they might change."""
+    compiling = "torch._dynamo" in sys.modules  # which takes a second to import
+    return torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _no_window() -> Iterator[None]:
+    """Let pygame, with which many environments draw, look for neither a display nor a loudspeaker."""
+    names = [name for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER") if name not in os.environ]
+    os.environ.update(dict.fromkeys(names, "dummy"))
+    try:
+        yield
+    finally:
+        for name in names:
+            del os.environ[name]
