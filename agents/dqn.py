@@ -227,6 +227,8 @@ def main(args: Args) -> dict[str, Any]:
     stream.reset()
     updates_made = run.resume(agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory)
     observation = stream.observation
+    if not stream.exact:
+        memory.cut()
 
     for update in range(updates_made + 1, updates + 1):
         probing = args.probe_every > 0 and (update % args.probe_every == 0 or update == 1)

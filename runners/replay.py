@@ -215,6 +215,15 @@ class ReplayMemory:
         self.head += 1 + cut
         self.added += 1
 
+    def cut(self) -> None:
+        """Take the running episodes for truncated, since those that go on are others."""
+        last = self._rows(self.envs, self.head - 1)
+        running = (self.age > 0) & (self._read("ends", last) == GOES_ON)
+        self._write("ends", last, self._read("ends", last).masked_fill(running, CUT))
+        self.head += running  # what the last steps led to is there already
+        self.age.zero_()
+        self._pending += 1
+
     def sample(
         self, batch: int, n_step: int = 1, gamma: float = 0.99, generator: torch.Generator | None = None
     ) -> Batch:

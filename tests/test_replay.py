@@ -138,6 +138,19 @@ def test_a_switch_ends_all_episodes_and_nothing_is_stacked_across_it():
     assert memory.tasks() == {0: pytest.approx(1 / 3), 1: pytest.approx(1 / 3), 2: pytest.approx(1 / 3)}
 
 
+def test_episodes_that_do_not_go_on_are_cut():
+    memory, lives = made(40, 3, 4), [Life(env, 4, random.Random(env)) for env in range(3)]
+    for ends in ([0, 0, 0], [0, 0, 0], [0, 1, 2]):
+        add(memory, lives, ends)
+    memory.cut()
+    lives[0].steps[-1] = lives[0].steps[-1]._replace(truncated=True)  # the others have just ended
+    lives[0].begin()
+    for _ in range(3):
+        add(memory, lives, [0, 0, 0])
+    assert_holds(memory, lives, n_step=2)
+    made(40, 3, 4).cut()  # where there is nothing yet
+
+
 def test_the_latest_observations():
     memory, lives = made(8, 2, 1), [Life(env, 1, random.Random(env)) for env in range(2)]
     for _ in range(9):
