@@ -246,6 +246,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
     assert len(outcomes[0][0]) > 30
 
 
+def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch, capsys):
+    cuts, cut = [], dqn.ReplayMemory.cut
+    monkeypatch.setattr(dqn.ReplayMemory, "cut", lambda self: (cuts.append(self.age.tolist()), cut(self)))
+    args = small(tmp_path, "cartpole-rotations", checkpoint_every=500)
+    die(args, 1300, monkeypatch)
+    dqn.main(dataclasses.replace(args, stream=dataclasses.replace(args.stream, replay=False)))
+    assert "but not bit for bit" in capsys.readouterr().out
+    assert len(cuts) == 1
+    assert any(cuts[0])
+
+
 GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit=False)
 
 
