@@ -52,7 +52,7 @@ PRESETS: dict[str, dict] = {
     "cartpole": {
         "stream": {"id": "CartPole-v1"},
         "total_steps": 50_176,
-        "gradient_steps": 4,
+        "gradient_steps": 8,
         "batch_size": 128,
         "target_every": 2,
         "tau": 0.01,
