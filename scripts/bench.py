@@ -61,9 +61,9 @@ class Bench:
     """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes.
     streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
     checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
-    grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 8 minutes.
-    train: PPO on MiniGrid, or PPO and DQN on Atari, against a plain loop and, if it is installed,
-    Stable-Baselines3, 8 minutes."""
+    grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 12 minutes.
+    train: PPO on MiniGrid, 8 minutes, or PPO and DQN on Atari, 15 minutes, against a plain loop and, if it is
+    installed, Stable-Baselines3."""
     task: Literal["grid", "atari"] = "grid"
     """What train trains on."""
     threads: int = 1
