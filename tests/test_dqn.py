@@ -16,8 +16,8 @@ from neoteny.envs import StreamConfig, stream
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners.folder import run_folder
 from neoteny.runners.replay import Batch
-from neoteny.runners.run import Run
 from tests.events import scalars
+from tests.killed import die
 from tests.simple_envs import PayOrToil
 
 
@@ -192,25 +192,6 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
     assert summary["visits"][0]["return_at_end"] >= -500
 
 
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-def die(args, step, monkeypatch):
-    """Run until so many steps were made."""
-    record = Run.record_episodes
-
-    def recorded(self, now, info):
-        record(self, now, info)
-        if now == step:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "record_episodes", recorded)
-        with pytest.raises(Killed):
-            dqn.main(args)
-
-
 @pytest.mark.parametrize(
     ("id", "memory"),
     [
@@ -232,7 +213,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
     for name, steps in (("calm", ()), ("killed", (300, 420) if id == "atari" else (300, 1300, 1304, 1900))):
         args = dataclasses.replace(small(tmp_path / name, id, **changes), stream=stream)
         for step in steps:
-            die(args, step, monkeypatch)
+            die(dqn, args, step, monkeypatch)
         dqn.main(args)
         folder = run_folder("dqn", args)
         points = {
@@ -250,7 +231,7 @@ def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch,
     cuts, cut = [], dqn.ReplayMemory.cut
     monkeypatch.setattr(dqn.ReplayMemory, "cut", lambda self: (cuts.append(self.age.tolist()), cut(self)))
     args = small(tmp_path, "cartpole-rotations", checkpoint_every=500)
-    die(args, 1300, monkeypatch)
+    die(dqn, args, 1300, monkeypatch)
     dqn.main(dataclasses.replace(args, stream=dataclasses.replace(args.stream, replay=False)))
     assert "but not bit for bit" in capsys.readouterr().out
     assert len(cuts) == 1
@@ -309,7 +290,7 @@ def test_what_the_memory_needs_is_told_before_anything_is_written(memory, tmp_pa
 
 def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
     args = small(tmp_path, "cartpole-rotations", memory="disk", checkpoint_every=500)
-    die(args, 1300, monkeypatch)
+    die(dqn, args, 1300, monkeypatch)
     path = run_folder("dqn", args) / "replay" / "rewards.npy"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(SystemExit) as exit:

@@ -42,6 +42,7 @@ from neoteny.runners.folder import FREE, flatten, run_folder
 from neoteny.runners.preemption import NAMES
 from neoteny.runners.run import Run
 from tests.events import scalars
+from tests.killed import Killed
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of a run
@@ -51,10 +52,6 @@ FLAGS = (
     "optim:adam"
 )
 BASE = cli(Args, {}, FLAGS.split())
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing saves anything any more."""
 
 
 def small(folder, **changes):

@@ -19,10 +19,10 @@ from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
 from neoteny.runners import run, video
 from neoteny.runners.folder import run_folder
-from neoteny.runners.run import Run
 from neoteny.runners.video import film
 from tests import simple_envs
 from tests.events import scalars
+from tests.killed import die
 
 EVERY = 400
 
@@ -90,25 +90,6 @@ def test_videos_do_not_disturb_training(agent, id, tmp_path):
         assert (folder_of(agent, args) / "videos").exists() == bool(every)
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0][1]) == 3
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL."""
-
-
-def die(agent, args, step, monkeypatch):
-    """Run until so many steps were made."""
-    record = Run.record_episodes
-
-    def recorded(self, now, info):
-        record(self, now, info)
-        if now == step:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "record_episodes", recorded)
-        with pytest.raises(Killed):
-            agent.main(args)
 
 
 @pytest.mark.parametrize("agent", [ppo, dqn])
