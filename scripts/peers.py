@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import importlib.util
 import io
 import tempfile
@@ -127,25 +126,24 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
             "checkpoint_every": 0, "optim": AdamConfig(), "amp": training.amp, "runs_dir": Path(folder),
             "threads": torch.get_num_threads(),
         }  # fmt: skip
-        run: Callable[[], Any] = functools.partial(
-            ppo.main,
-            ppo.Args(
-                num_steps=training.num_steps, epochs=training.epochs, minibatches=training.minibatches,
-                shared_torso=training.shared, **common,
-            ),
-        )  # fmt: skip
-        if training.agent == "dqn":
-            args = dqn.Args(
-                log_every=training.batch, learning_starts=training.batch, buffer_size=BUFFER, double=False,
-                train_every=training.num_envs, gradient_steps=2, batch_size=32, target_every=250, **common,
-            )  # fmt: skip
-            run = functools.partial(dqn.main, args)
         with (
             unittest.mock.patch.object(Run, "log_update", logged),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):
-            run()
+            if training.agent == "dqn":
+                own: dict[str, Any] = {
+                    "log_every": training.batch, "learning_starts": training.batch, "buffer_size": BUFFER,
+                    "train_every": training.num_envs, "gradient_steps": 2, "batch_size": 32,
+                    "double": False, "target_every": 250,
+                }  # fmt: skip
+                dqn.main(dqn.Args(**own, **common))
+            else:
+                own = {
+                    "num_steps": training.num_steps, "epochs": training.epochs,
+                    "minibatches": training.minibatches, "shared_torso": training.shared,
+                }  # fmt: skip
+                ppo.main(ppo.Args(**own, **common))
     return np.diff(times, axis=0)
 
 

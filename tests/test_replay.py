@@ -224,7 +224,7 @@ class Model:
     def __init__(self, folder, capacity, interval, stack=1, rng=None, ends=(0, 0, 0, 1, 2)):
         self.folder, self.capacity, self.interval, self.stack = folder, capacity, interval, stack
         self.rng, self.ends, self.number = rng or random.Random(0), ends, 0
-        self.saved = []  # of the checkpoints kept: state, lives, furthest that any ring was since then
+        self.saved = []  # of the checkpoints kept: state and lives
         self.lives = [Life(env, stack, self.rng) for env in range(2)]
         self.begin()
 
@@ -247,14 +247,13 @@ class Model:
                 return
             add(self.memory, self.lives, ends)
             self.pending = pending
-            self.saved = [(*rest, max(reached, int(self.memory.head.max()))) for *rest, reached in self.saved]
 
     def checkpoint(self, written):
         self.memory.flush()
         self.pending = 0
         if written:
             lives = [(list(life.steps), life.past) for life in self.lives]
-            self.saved = [*self.saved, (self.memory.state_dict(), lives, int(self.memory.head.max()))][-KEEP:]
+            self.saved = [*self.saved, (self.memory.state_dict(), lives)][-KEEP:]
         self.failed = 0 if written else self.failed + 1
         if self.failed == FAILED_SAVES:  # the run ends, and is started again
             self.kill()
@@ -264,7 +263,7 @@ class Model:
             self.saved = self.saved[:-1]
         self.begin()
         self.number += 1
-        state, lives, _ = self.saved[-1] if self.saved else (None, [([], None)] * 2, 0)
+        state, lives = self.saved[-1] if self.saved else (None, [([], None)] * 2)
         for life, (steps, past) in zip(self.lives, lives):
             life.steps, life.life = list(steps), self.number
             life.past = past
