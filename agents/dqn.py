@@ -19,10 +19,10 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, precision, tor
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig
-from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.optim import AdamOConfig, OptimConfig, isometry_report
 from neoteny.runners.exit_codes import BadInputError
 from neoteny.runners.folder import RunArgs, run_folder
-from neoteny.runners.probes import measure, snapshot, update_norms
+from neoteny.runners.probes import Probes
 from neoteny.runners.replay import Batch, ReplayMemory
 from neoteny.runners.run import Run
 
@@ -206,12 +206,20 @@ def main(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     stream = args.stream.make(args.num_envs, args.seed, device)
-    agent = QNetwork(stream, args.network, args.dueling, args.amp).to(device)
+
+    def new_agent() -> QNetwork:
+        return QNetwork(stream, args.network, args.dueling, args.amp).to(device)
+
+    def new_optimizer(agent: nn.Module) -> torch.optim.Optimizer:
+        return args.optim.build(agent, args.lr, exclude=("head",))
+
+    agent = new_agent()
     target = copy.deepcopy(agent).requires_grad_(False)
     if args.compile:
         agent.compile()
         target.compile()
-    optimizer = args.optim.build(agent, args.lr, exclude=("head",))
+    optimizer = new_optimizer(agent)
+    probes = Probes(args.probes, agent, optimizer, new_agent, new_optimizer)
     memory = ReplayMemory(
         args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
         stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
@@ -231,8 +239,7 @@ def main(args: Args) -> dict[str, Any]:
         memory.cut()
 
     for update in range(updates_made + 1, updates + 1):
-        probing = args.probe_every > 0 and (update % args.probe_every == 0 or update == 1)
-        before = snapshot(agent) if probing else None
+        probes.begin(update)
         stats = []
         for _ in range(args.log_every // args.train_every):
             for _ in range(args.train_every // args.num_envs):
@@ -269,11 +276,10 @@ def main(args: Args) -> dict[str, Any]:
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
         run.check_finite(observations=observation.float(), losses=losses, weights=agent)
-        metrics = {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
+        metrics: dict[str, float | list[float]] = {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
         metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
-        if before is not None:
-            metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}
-            metrics |= measure(agent.parts(), agent.encode(memory.latest(256)))
+        if probes.due:
+            metrics |= probes.measure(memory.latest(args.probes.samples))
             metrics |= {f"replay/task_{task}": share for task, share in memory.tasks().items()}
             run.lap("probe")
         run.log_update(stream.steps, metrics)

@@ -18,10 +18,10 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, precision, tor
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import StreamConfig
-from neoteny.optim import AdamOConfig, OptimConfig, isometry_report, pull_norm
+from neoteny.optim import AdamOConfig, OptimConfig, isometry_report
 from neoteny.runners.exit_codes import BadInputError
 from neoteny.runners.folder import RunArgs
-from neoteny.runners.probes import measure, snapshot, update_norms
+from neoteny.runners.probes import Probes
 from neoteny.runners.run import Run
 
 
@@ -222,10 +222,18 @@ def main(args: Args) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
     stream = args.stream.make(args.num_envs, args.seed, device)
-    agent = ActorCritic(stream, args.network, args.shared_torso, args.amp).to(device)
+
+    def new_agent() -> ActorCritic:
+        return ActorCritic(stream, args.network, args.shared_torso, args.amp).to(device)
+
+    def new_optimizer(agent: nn.Module) -> torch.optim.Optimizer:
+        return args.optim.build(agent, args.lr, exclude=("actor.head", "critic.head"))
+
+    agent = new_agent()
     if args.compile:
         agent.compile()
-    optimizer = args.optim.build(agent, args.lr, exclude=("actor.head", "critic.head"))
+    optimizer = new_optimizer(agent)
+    probes = Probes(args.probes, agent, optimizer, new_agent, new_optimizer)
 
     batch = args.num_steps * args.num_envs
     updates = max(1, (args.stream.total_steps() or args.total_steps) // batch)
@@ -267,8 +275,7 @@ def main(args: Args) -> dict[str, Any]:
             advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
         returns = advantages + values
 
-        probing = args.probe_every > 0 and (update % args.probe_every == 0 or update == 1)
-        before = snapshot(agent) if probing else None
+        probes.begin(update)
         b_observations, *b_others = (
             storage.flatten(0, 1) for storage in (observations, actions, log_probs, advantages, returns)
         )
@@ -298,9 +305,8 @@ def main(args: Args) -> dict[str, Any]:
         *means, explained = torch.cat((losses.mean(0), explained_variance[None])).tolist()
         metrics = dict(zip(STATS, means)) | {"losses/explained_variance": explained}
         metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
-        if before is not None:
-            metrics |= update_norms(agent, before) | {"update/pull_norm": float(pull_norm(optimizer))}
-            metrics |= measure(agent.parts(), agent.encode(b_observations[:: max(1, batch // 256)]))
+        if probes.due:
+            metrics |= probes.measure(b_observations)
             run.lap("probe")
         run.log_update(stream.steps, metrics)
         run.record_video(stream, lambda seen: agent.act(seen)[0])

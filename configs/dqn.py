@@ -20,7 +20,7 @@ GRID: dict[str, Any] = {
 ATARI: dict[str, Any] = {
     "num_envs": 8,
     "log_every": 256,
-    "probe_every": 80,
+    "probes": {"every": 80},
     "train_every": 8,
     "batch_size": 32,
     "learning_starts": 20_000,

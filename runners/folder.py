@@ -32,13 +32,14 @@ import torch
 
 from neoteny.runners.checkpoint import replace_file
 from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.runners.probes import ProbeConfig
 
 # What may differ when a run goes on: how long, how it is watched and kept, and what computes it. A change of
 # threads or of the device is told as not exact.
 FREE = {
-    "total_steps", "probe_every", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads",
-    "device", "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout",
-    "stream.replay",
+    "total_steps", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads", "device",
+    "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay",
+    *(f"probes.{field.name}" for field in dataclasses.fields(ProbeConfig)),
 }  # fmt: skip
 
 
@@ -58,14 +59,13 @@ class RunArgs:
     """A word that tells this run's folder from others of the same optimizer."""
     overwrite: bool = False
     """Replace a finished run (an unfinished one goes on)."""
-    probe_every: int = 20
-    """Updates between two measurements by the plasticity probes; 0 for none."""
     checkpoint_every: int = 50_000
     """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
     video_every: int = 0
     """Environment steps between two videos of an episode of the policy as it is; 0 for none."""
     allow_device_change: bool = False
     """Let an unfinished run go on on another kind of device; its bits will differ."""
+    probes: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         """Refuse what would fail, or be put in the wrong place, once the run has begun.
@@ -73,7 +73,7 @@ class RunArgs:
         Raises:
             ValueError: names the flag. A device that is not there is never replaced by another.
         """
-        leasts = {"seed": 0, "threads": 1, "probe_every": 0, "checkpoint_every": 0, "video_every": 0}
+        leasts = {"seed": 0, "threads": 1, "checkpoint_every": 0, "video_every": 0}
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")

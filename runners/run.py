@@ -280,7 +280,7 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write scalars at ``step``, all of them in one event."""
-        self.writer.scalars(metrics, step)
+        self.writer.scalars({tag: v for tag, v in metrics.items() if not isinstance(v, list)}, step)
 
     def log_update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""

@@ -359,7 +359,7 @@ def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> di
 def probes(bench: Bench, effort: Effort) -> str:
     """The probes' share of PPO runs at the default frequency, and the cost of one measurement."""
     rows, verdicts = [], []
-    every = ppo.Args().probe_every
+    every = ppo.Args().probes.every
     runs = list(itertools.product(PROBED_PRESETS, range(effort.runs)))
     costs = [probe_and_update(*run, bench, effort) for run in tqdm(runs, desc="PPO runs", leave=False)]
     for preset, cost in zip(PROBED_PRESETS, np.array(costs).reshape(-1, effort.runs, 2)):
@@ -381,7 +381,7 @@ def probe_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tu
     args = preset_args(preset, seed, bench)
     with tempfile.TemporaryDirectory() as folder:
         seconds = train(args, Path(folder), effort.updates)
-    probed = {1, *range(args.probe_every, effort.updates + 1, args.probe_every)}
+    probed = {1, *range(args.probes.every, effort.updates + 1, args.probes.every)}
     return seconds["probe"] / len(probed), updating(seconds) / effort.updates
 
 

@@ -148,7 +148,7 @@ def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     module = importlib.import_module(f"neoteny.agents.{case.agent}")
     words = (
         f"--stream.id {case.stream} optim:{case.optimizer} --seed {case.seed} --runs-dir {runs_dir} "
-        f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --probe-every 5 "
+        f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --probes.every 5 "
         f"--network.hidden 32 32 --stream.period 700 {AGENTS[case.agent]} {STREAMS.get(case.stream, '')} "
         f"{BOTH.get((case.agent, case.stream), '')} {more}"
     )

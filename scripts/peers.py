@@ -30,6 +30,7 @@ from neoteny.agents.networks import NetworkConfig, encoder, torso
 from neoteny.envs import StreamConfig
 from neoteny.envs.arcade_games import make_game
 from neoteny.optim import AdamConfig
+from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
 
 GRID = "MiniGrid-DoorKey-8x8-v0"
@@ -122,7 +123,7 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
     with tempfile.TemporaryDirectory() as folder:
         common: dict[str, Any] = {
             "stream": training.stream, "network": training.network, "num_envs": training.num_envs,
-            "total_steps": (updates + 1) * training.batch, "lr": training.lr, "probe_every": 0,
+            "total_steps": (updates + 1) * training.batch, "lr": training.lr, "probes": ProbeConfig(every=0),
             "checkpoint_every": 0, "optim": AdamConfig(), "amp": training.amp, "runs_dir": Path(folder),
             "threads": torch.get_num_threads(),
         }  # fmt: skip

@@ -31,6 +31,7 @@ from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.stream import registered_streams
 from neoteny.optim import AdamConfig
 from neoteny.runners.folder import run_folder
+from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.test_reliability import at, ending, kill, outcome
 
@@ -350,8 +351,8 @@ def run(folder, **stream):
     games = stream.pop("games", ("Breakout", "Asterix"))
     return Args(
         stream=StreamConfig("atari", 512, games=games, **stream), num_envs=4, num_steps=32, epochs=1,
-        network=NetworkConfig(hidden=(8,)), shared_torso=True, probe_every=0, checkpoint_every=256,
-        optim=AdamConfig(), runs_dir=folder,
+        network=NetworkConfig(hidden=(8,)), shared_torso=True, probes=ProbeConfig(every=0),
+        checkpoint_every=256, optim=AdamConfig(), runs_dir=folder,
     )  # fmt: skip
 
 
@@ -380,7 +381,7 @@ def test_ppo_learns_from_signs_and_logs_scores(tmp_path, monkeypatch):
     args = Args(
         stream=StreamConfig("atari", 2048, games=("Asterix", "Breakout"), cycles=1),
         num_envs=4, num_steps=64, epochs=1, network=NetworkConfig(hidden=(16,)), shared_torso=True,
-        clip_rewards=True, probe_every=0, optim=AdamConfig(), runs_dir=tmp_path,
+        clip_rewards=True, probes=ProbeConfig(every=0), optim=AdamConfig(), runs_dir=tmp_path,
     )  # fmt: skip
     summary = ppo.main(args)
     assert set(torch.cat(learned).unique().tolist()) == {0.0, 1.0}

@@ -76,7 +76,7 @@ BAD = {
     "--gamma 1.5": "--gamma must be at least 0 and at most 1, not 1.5",
     "--ent-coef inf": "--ent-coef must be at least 0",
     "--reward-scale nan": "--reward-scale must be finite",
-    "--probe-every -1": "--probe-every",
+    "--probes.every -1": "--probes.every",
     "--note a/b": "--note",
     "--lr 0": "--lr must be above 0, not 0.0",
     "--lr nan": "--lr",

@@ -15,6 +15,7 @@ from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig, stream
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners.folder import run_folder
+from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.replay import Batch
 from tests.events import scalars
 from tests.killed import die
@@ -24,7 +25,8 @@ from tests.simple_envs import PayOrToil
 def small(tmp_path, id, **changes):
     defaults = {
         "total_steps": 2048, "num_envs": 4, "train_every": 8, "log_every": 256, "learning_starts": 256,
-        "batch_size": 32, "buffer_size": 1000, "probe_every": 0, "eps_steps": 1000, "optim": AdamConfig(),
+        "batch_size": 32, "buffer_size": 1000, "probes": ProbeConfig(every=0), "eps_steps": 1000,
+        "optim": AdamConfig(),
     }  # fmt: skip
     return Args(stream=StreamConfig(id), runs_dir=tmp_path, **{**defaults, **changes})
 
@@ -155,7 +157,9 @@ OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig()]
 
 @pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
 def test_every_optimizer_runs_and_is_measured(tmp_path, optim):
-    dqn.main(small(tmp_path, "cartpole-rotations", optim=optim, probe_every=2, total_steps=1024))
+    dqn.main(
+        small(tmp_path, "cartpole-rotations", optim=optim, probes=ProbeConfig(every=2), total_steps=1024)
+    )
     events = scalars(tmp_path / "cartpole-rotations" / "dqn" / optim.name / "s1")
     assert [step for step, _ in events["charts/epsilon"]] == [256, 512, 768, 1024]
     assert [step for step, _ in events["losses/td_loss"]] == [256, 512, 768, 1024]
@@ -202,7 +206,13 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
     ],
 )
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, monkeypatch):
-    changes = {"memory": memory, "checkpoint_every": 500, "n_step": 2, "probe_every": 3, "buffer_size": 600}
+    changes = {
+        "memory": memory,
+        "checkpoint_every": 500,
+        "n_step": 2,
+        "probes": ProbeConfig(every=3),
+        "buffer_size": 600,
+    }
     stream = StreamConfig(id, period=700)
     if id == "atari":
         pytest.importorskip("ale_py")
@@ -225,6 +235,17 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
         assert not (folder / "replay").exists()
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0][0]) > 30
+
+
+def test_probes_do_not_disturb_training(tmp_path):
+    weights = []
+    for probes in (ProbeConfig(every=0), ProbeConfig(every=2, full_every=1, plasticity_every=1)):
+        folder = tmp_path / str(probes.every)
+        dqn.main(small(folder, "cartpole-rotations", total_steps=1024, dueling=True, probes=probes))
+        weights.append(next(folder.glob("**/weights.safetensors")).read_bytes())
+    assert weights[0] == weights[1]
+    events = scalars(next(folder.glob("**/args.json")).parent)
+    assert [step for step, _ in events["plasticity/lost/q"]] == [256, 512, 1024]
 
 
 def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch, capsys):
@@ -309,7 +330,7 @@ def test_every_preset_runs(tmp_path, preset):
 
 
 def test_bfloat16_is_for_the_networks_alone(tmp_path):
-    dqn.main(small(tmp_path, "grid-layouts", total_steps=512, probe_every=1, amp="bf16"))
+    dqn.main(small(tmp_path, "grid-layouts", total_steps=512, probes=ProbeConfig(every=1), amp="bf16"))
     (weights,) = tmp_path.glob("**/weights.safetensors")
     assert {weight.dtype for weight in load_file(weights).values()} == {torch.float32}
 
@@ -318,7 +339,9 @@ def test_bfloat16_is_for_the_networks_alone(tmp_path):
 @pytest.mark.parametrize("memory", ["disk", "device"])
 @pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
 def test_dqn_runs_on_the_gpu(tmp_path, id, memory):
-    assert dqn.main(small(tmp_path, id, device="cuda", probe_every=1, total_steps=512, memory=memory))
+    assert dqn.main(
+        small(tmp_path, id, device="cuda", probes=ProbeConfig(every=1), total_steps=512, memory=memory)
+    )
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,19 @@ from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig, stream
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.simple_envs import PayOrToil
 
 
 def small(tmp_path, id, **changes):
-    defaults = {"total_steps": 2048, "num_envs": 4, "num_steps": 32, "probe_every": 0, "optim": AdamConfig()}
+    defaults = {
+        "total_steps": 2048,
+        "num_envs": 4,
+        "num_steps": 32,
+        "probes": ProbeConfig(every=0),
+        "optim": AdamConfig(),
+    }
     return Args(stream=StreamConfig(id), runs_dir=tmp_path, **{**defaults, **changes})
 
 
@@ -156,7 +163,7 @@ OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig()]
 
 @pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
 def test_every_optimizer_runs_and_anneals_every_group(tmp_path, optim):
-    changes = {"optim": optim, "probe_every": 2, "anneal_lr": True, "total_steps": 512}
+    changes = {"optim": optim, "probes": ProbeConfig(every=2), "anneal_lr": True, "total_steps": 512}
     ppo.main(small(tmp_path, "cartpole-rotations", **changes))
     events = scalars(tmp_path / "cartpole-rotations" / "ppo" / optim.name / "s1")
     rates = [value for _, value in events["charts/learning_rate"]]
@@ -166,7 +173,9 @@ def test_every_optimizer_runs_and_anneals_every_group(tmp_path, optim):
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_torsos_are_separate_or_shared(tmp_path, shared):
-    ppo.main(small(tmp_path, "grid-layouts", total_steps=256, probe_every=1, shared_torso=shared))
+    ppo.main(
+        small(tmp_path, "grid-layouts", total_steps=256, probes=ProbeConfig(every=1), shared_torso=shared)
+    )
     (weights,) = tmp_path.glob("**/weights.safetensors")
     names = load_file(weights).keys()
     assert ("shared.conv1.weight" in names) == shared
@@ -178,7 +187,7 @@ def test_torsos_are_separate_or_shared(tmp_path, shared):
 
 
 def test_bfloat16_is_for_the_networks_alone(tmp_path):
-    ppo.main(small(tmp_path, "grid-layouts", total_steps=256, probe_every=1, amp="bf16"))
+    ppo.main(small(tmp_path, "grid-layouts", total_steps=256, probes=ProbeConfig(every=1), amp="bf16"))
     (weights,) = tmp_path.glob("**/weights.safetensors")
     assert {weight.dtype for weight in load_file(weights).values()} == {torch.float32}
     stream = StreamConfig("grid-layouts").make(8, device="cpu")
@@ -216,7 +225,7 @@ def test_every_preset_runs(tmp_path, preset):
 
 @pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
 def test_two_equal_runs_give_equal_events_and_weights(tmp_path, id):
-    changes = {"stream": StreamConfig(id, period=512), "optim": AdamOConfig(), "probe_every": 3}
+    changes = {"stream": StreamConfig(id, period=512), "optim": AdamOConfig(), "probes": ProbeConfig(every=3)}
     runs = []
     for name in ("a", "b"):
         args = dataclasses.replace(small(tmp_path / name, id), **changes)
@@ -232,19 +241,27 @@ def test_two_equal_runs_give_equal_events_and_weights(tmp_path, id):
     assert weights[0] == weights[1]
 
 
-def test_probes_do_not_disturb_training(tmp_path):
+@pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
+def test_probes_do_not_disturb_training(tmp_path, id):
     weights = []
-    for every in (0, 1):
-        args = small(tmp_path / str(every), "cartpole-rotations", probe_every=every, optim=AdamOConfig())
-        ppo.main(args)
-        weights.append(next((tmp_path / str(every)).glob("**/*.safetensors")).read_bytes())
+    for probes in (ProbeConfig(every=0), ProbeConfig(every=1, full_every=1, plasticity_every=1)):
+        folder = tmp_path / str(probes.every)
+        changes = {"stream": StreamConfig(id, period=512), "optim": AdamOConfig(), "total_steps": 1024}
+        ppo.main(dataclasses.replace(small(folder, id), probes=probes, **changes))
+        weights.append(next(folder.glob("**/weights.safetensors")).read_bytes())
     assert weights[0] == weights[1]
+    events = scalars(next(folder.glob("**/args.json")).parent)
+    for tag in ("isometry/ntk_log10_cond/actor", "plasticity/lost", "plasticity/fraction_eliminated/critic"):
+        assert len(events[tag]) == 8
+    assert ("isometry/operator_sigma_max/critic.conv2" in events) == (id == "grid-layouts")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
 def test_ppo_runs_on_the_gpu(tmp_path, id):
-    assert ppo.main(small(tmp_path, id, device="cuda", probe_every=1, total_steps=512, optim=AdamOConfig()))
+    assert ppo.main(
+        small(tmp_path, id, device="cuda", probes=ProbeConfig(every=1), total_steps=512, optim=AdamOConfig())
+    )
 
 
 @pytest.mark.parametrize(

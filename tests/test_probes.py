@@ -1,14 +1,25 @@
+import dataclasses
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from neoteny.runners import probes
+from neoteny.runners.jacobians import jacobian_statistics
+from neoteny.runners.spectra import effective_rank, isometry_penalty, singular_values, srank
+from tests.simple_networks import (
+    Abs,
+    CReLU,
+    GroupSort,
+    MaxMin,
+    Noise,
+    conv_net,
+    mlp,
+    reference_jacobians,
+    sequential,
+)
 
 INF, NAN = math.inf, math.nan
 DEVICES = [
@@ -19,304 +30,9 @@ DEVICES = [
 ]
 
 
-class MaxMin(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        pairs = x.unflatten(1, (-1, 2))
-        return torch.stack((pairs.amax(2), pairs.amin(2)), dim=2).flatten(1, 2)
-
-
-class GroupSort(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, 4)).sort(dim=2).values.flatten(1, 2)
-
-
-class CReLU(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((self.relu(x), self.relu(-x)), dim=1)
-
-
-class Abs(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
-
-
-class Noise(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.randn_like(x)
-
-
-def sequential(**children: nn.Module) -> nn.Sequential:
-    return nn.Sequential(OrderedDict(children))
-
-
-def mlp(activation: Callable[[], nn.Module] = nn.ReLU, width_out: int = 8) -> nn.Sequential:
-    return sequential(
-        linear1=nn.Linear(5, 8),
-        act1=activation(),
-        linear2=nn.Linear(width_out, 8),
-        act2=activation(),
-        head=nn.Linear(width_out, 3),
-    )
-
-
-def conv_net() -> nn.Sequential:
-    return sequential(
-        conv1=nn.Conv2d(2, 4, 3),
-        act1=nn.ReLU(),
-        flatten=nn.Flatten(),
-        linear1=nn.Linear(4 * 9, 6),
-        act2=nn.Tanh(),
-        head=nn.Linear(6, 3),
-    )
-
-
-def with_singular_values(sigma: Tensor, rows: int, columns: int) -> Tensor:
-    """A float64 matrix (rows, columns) with these singular values and random singular vectors."""
-    left = torch.linalg.qr(torch.randn(rows, len(sigma), dtype=torch.float64))[0]
-    right = torch.linalg.qr(torch.randn(columns, len(sigma), dtype=torch.float64))[0]
-    return left * sigma.double() @ right.T
-
-
-def reference_jacobians(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    rows = [torch.autograd.functional.jacobian(function, x[None]).flatten(2).flatten(0, 1) for x in inputs]
-    return torch.stack([row.reshape(-1, inputs[0].numel()) for row in rows])
-
-
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-class TestUnits:
-    def test_dormant_fraction_by_hand(self):
-        activations = torch.tensor(
-            [[0.0, 0.1, 1.0, -2.0], [0.0, -0.1, 3.0, 2.0]]
-        )  # sizes 0, .1, 2, 2; mean 1.025
-        assert probes.dormant_fraction(activations, 0.0) == 0.25
-        assert probes.dormant_fraction(activations, 0.025) == 0.25
-        assert probes.dormant_fraction(activations, 0.1) == 0.5
-        assert probes.dormant_fraction(activations, 2.0) == 1.0
-
-    def test_a_layer_of_zeros_is_wholly_dormant(self):
-        for tau in probes.TAUS:
-            assert probes.dormant_fraction(torch.zeros(3, 4), tau) == 1.0
-
-    def test_the_threshold_itself_is_dormant(self):
-        assert probes.dormant_fraction(torch.tensor([[1.0, 3.0]]), 0.5) == 0.5
-
-    def test_dead_is_not_sparse(self):
-        assert probes.dead_fraction(torch.eye(4)) == 0.0
-        assert probes.dead_fraction(torch.tensor([[0.0, 0.0, 0.0, 1e-30], [0.0, 0.0, 0.0, 0.0]])) == 0.75
-
-    def test_conv_units_are_channels_over_batch_and_space(self):
-        activations = torch.zeros(2, 4, 3, 3)
-        activations[0, 0, 0, 0] = 1.0  # alive at a single position of a single sample
-        activations[1, 1] = 1.0
-        assert probes.dead_fraction(activations) == 0.5
-        assert probes.dormant_fraction(activations, 0.1) == 0.5
-        assert probes.dormant_fraction(activations, 0.5) == 0.75  # sizes 1/18 and 1/2, mean 5/36
-
-    def test_activations_that_are_not_finite_give_nan(self):
-        for bad in (NAN, INF):
-            activations = torch.tensor([[1.0, bad]])
-            assert probes.dead_fraction(activations).isnan()
-            assert probes.dormant_fraction(activations, 0.1).isnan()
-
-    @given(exponent=st.integers(-20, 20), seed=st.integers(0, 2**31), tau=st.sampled_from(probes.TAUS))
-    @settings(max_examples=50, deadline=None)
-    def test_dormancy_does_not_depend_on_scale(self, exponent: int, seed: int, tau: float):
-        activations = torch.randn(16, 12, generator=torch.Generator().manual_seed(seed)) * torch.logspace(
-            -4, 0, 12
-        )
-        scaled = activations * 2.0**exponent
-        assert probes.dormant_fraction(scaled, tau) == probes.dormant_fraction(activations, tau)
-        assert probes.dead_fraction(scaled) == probes.dead_fraction(activations)
-
-
-class TestSpectra:
-    @pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (2, 3, 7)])
-    def test_singular_values_equal_the_svd(self, shape: tuple[int, ...]):
-        matrix = torch.randn(shape)
-        sigma = probes.singular_values(matrix)
-        assert sigma.dtype == torch.float64
-        torch.testing.assert_close(sigma, torch.linalg.svdvals(matrix.double()))
-
-    @pytest.mark.parametrize(("condition", "tolerance"), [(1e3, 1e-3), (1e4, 1e-3), (1e5, 1e-3), (1e6, 1e-2)])
-    def test_large_condition_numbers_survive_the_gram(self, condition: float, tolerance: float):
-        # A Gram matrix of float32, even if it is cast afterwards, has negative eigenvalues from 1e4 on.
-        matrix = with_singular_values(torch.logspace(0, -math.log10(condition), 128), 256, 128).float()
-        measured = probes.condition_number(probes.singular_values(matrix)).item()
-        assert measured == pytest.approx(condition, rel=tolerance)
-
-    def test_condition_number_of_a_singular_matrix_is_infinite(self):
-        assert probes.condition_number(torch.tensor([2.0, 0.5])) == 4.0
-        assert probes.condition_number(torch.tensor([2.0, 0.0])) == INF
-        assert probes.condition_number(torch.tensor([0.0, 0.0])) == INF
-        assert probes.condition_number(probes.singular_values(torch.zeros(3, 5))) == INF
-
-    def test_penalty_equals_the_gram_distance_of_the_smaller_side(self):
-        for matrix in (torch.randn(3, 7, dtype=torch.float64), torch.randn(7, 3, dtype=torch.float64)):
-            wide = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
-            distance = (wide @ wide.T - torch.eye(3)).square().sum()
-            torch.testing.assert_close(probes.isometry_penalty(probes.singular_values(matrix)), distance)
-
-    def test_a_matrix_that_is_not_finite_gives_nan(self):
-        matrices = torch.stack((torch.eye(3), torch.full((3, 3), NAN), torch.full((3, 3), INF)))
-        sigma = probes.singular_values(matrices)
-        assert sigma[0].tolist() == [1.0, 1.0, 1.0]
-        assert sigma[1:].isnan().all()
-        for rank in (probes.srank, probes.rank99, probes.stable_rank, probes.effective_rank):
-            assert rank(sigma).isnan().tolist() == [False, True, True]
-
-    @given(seed=st.integers(0, 2**31), scale=st.floats(1e-3, 1e3))
-    @settings(max_examples=30, deadline=None)
-    def test_singular_values_scale_linearly(self, seed: int, scale: float):
-        matrix = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        torch.testing.assert_close(
-            probes.singular_values(matrix * scale), probes.singular_values(matrix) * scale
-        )
-
-
-class TestRanks:
-    def test_of_an_identity(self):
-        sigma = torch.ones(10, dtype=torch.float64)
-        assert probes.stable_rank(sigma) == 10.0
-        assert probes.srank(sigma) == 10.0
-        assert probes.rank99(sigma) == 10.0
-        assert probes.effective_rank(sigma).item() == pytest.approx(10.0)
-
-    def test_of_rank_one(self):
-        sigma = torch.tensor([3.0, 0.0, 0.0])
-        for rank in (probes.srank, probes.rank99, probes.stable_rank, probes.effective_rank):
-            assert rank(sigma) == 1.0
-
-    def test_of_zero(self):
-        for rank in (probes.srank, probes.rank99, probes.stable_rank, probes.effective_rank):
-            assert rank(torch.zeros(4)) == 0.0
-        assert probes.effective_rank(torch.zeros(4), power=2) == 0.0
-
-    def test_by_hand(self):
-        sigma = torch.tensor([90.0, 9.0, 0.9, 0.1], dtype=torch.float64)
-        assert probes.srank(sigma) == 2.0  # 99 of 100
-        assert probes.srank(sigma, delta=0.2) == 1.0
-        assert probes.srank(sigma, delta=0.001) == 3.0
-        assert probes.rank99(torch.tensor([10.0, 1.0])) == 1.0  # 100 of 101 is 0.9901
-        assert probes.rank99(torch.tensor([9.0, 1.0])) == 2.0  # 81 of 82 is 0.988
-        assert probes.stable_rank(torch.tensor([2.0, 1.0])) == 1.25
-        half, third = torch.tensor([1.0, 1.0, 0.0]), torch.tensor([2.0, 1.0], dtype=torch.float64)
-        assert probes.effective_rank(half).item() == pytest.approx(2.0)
-        entropy = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3)
-        assert probes.effective_rank(third).item() == pytest.approx(math.exp(entropy))
-        entropy = -0.8 * math.log(0.8) - 0.2 * math.log(0.2)
-        assert probes.effective_rank(third, power=2).item() == pytest.approx(math.exp(entropy))
-
-    @given(
-        seed=st.integers(0, 2**31),
-        rows=st.integers(1, 9),
-        columns=st.integers(1, 9),
-        exponent=st.integers(-30, 30),
-    )
-    @settings(max_examples=60, deadline=None)
-    def test_bounds(self, seed: int, rows: int, columns: int, exponent: int):
-        generator = torch.Generator().manual_seed(seed)
-        inner = 1 + seed % min(rows, columns)
-        matrix = torch.randn(rows, inner, generator=generator) @ torch.randn(
-            inner, columns, generator=generator
-        )
-        sigma = probes.singular_values(matrix)
-        slack = 1e-5
-        ranks = {
-            "srank": probes.srank(sigma),
-            "rank99": probes.rank99(sigma),
-            "stable": probes.stable_rank(sigma),
-            "effective": probes.effective_rank(sigma),
-            "effective squared": probes.effective_rank(sigma, power=2),
-        }
-        for name, rank in ranks.items():
-            assert 1 - slack <= rank <= inner * (1 + slack), name
-        assert ranks["stable"] <= ranks["effective squared"] * (
-            1 + slack
-        )  # Renyi entropies fall with their order
-        assert ranks["effective squared"] <= ranks["effective"] * (1 + slack)
-        scaled = probes.singular_values(matrix * 2.0**exponent)
-        assert probes.srank(scaled) == ranks["srank"]
-        assert probes.stable_rank(scaled).item() == pytest.approx(ranks["stable"].item())
-
-
-class TestJacobians:
-    def test_quantile_is_one_of_the_values(self):
-        values = torch.tensor([INF, 1.0, 3.0, 2.0])
-        assert probes.quantile(values, 0.5) == 2.0
-        assert probes.quantile(values, 0.75) == 3.0
-        assert probes.quantile(values, 0.95) == INF
-        assert probes.quantile(torch.tensor([5.0]), 0.5) == 5.0
-        assert probes.quantile(torch.full((4,), INF), 0.5) == INF
-
-    def test_statistics_by_hand(self):
-        sigma = torch.tensor([[1.0, 1.0], [10.0, 1.0], [3.0, 0.0]], dtype=torch.float64)
-        statistics = {name: value.item() for name, value in probes.jacobian_statistics(sigma).items()}
-        assert statistics == {
-            "jacobian_log10_cond/median": 1.0,
-            "jacobian_log10_cond/p95": INF,
-            "jacobian_log10_cond_active/median": 0.0,
-            "jacobian_log10_cond_active/p95": 1.0,
-            "jacobian_distance/median": pytest.approx(math.sqrt(2.5)),
-            "jacobian_distance/p95": pytest.approx(math.sqrt(40.5)),
-            "jacobian_rank/median": 2.0,
-        }
-
-    def test_a_dead_jacobian_is_not_well_conditioned(self):
-        statistics = probes.jacobian_statistics(torch.zeros(4, 3, dtype=torch.float64))
-        assert statistics["jacobian_log10_cond/median"] == INF
-        assert statistics["jacobian_log10_cond_active/median"] == INF
-        assert statistics["jacobian_distance/median"] == 1.0
-        assert statistics["jacobian_rank/median"] == 0.0
-
-    @pytest.mark.parametrize(
-        ("activation", "width"),
-        [
-            (nn.ReLU, 8),
-            (nn.Tanh, 8),
-            (MaxMin, 8),
-            (GroupSort, 8),
-            (CReLU, 16),
-            (lambda: nn.ReLU(inplace=True), 8),
-        ],
-    )
-    def test_equals_autograd(self, activation: Callable[[], nn.Module], width: int):
-        net, inputs = mlp(activation, width).double(), torch.randn(6, 5, dtype=torch.float64)
-        jacobians = probes.jacobian(net, inputs)
-        assert jacobians.shape == (6, 3, 5)
-        torch.testing.assert_close(jacobians, reference_jacobians(net, inputs))
-
-    def test_equals_autograd_through_convolutions(self):
-        net, inputs = conv_net().double(), torch.randn(3, 2, 5, 5, dtype=torch.float64)
-        torch.testing.assert_close(probes.jacobian(net, inputs), reference_jacobians(net, inputs))
-
-    def test_many_outputs_are_taken_in_chunks(self, monkeypatch: pytest.MonkeyPatch):
-        net, inputs = mlp(nn.Tanh).double(), torch.randn(4, 5, dtype=torch.float64)
-        whole = probes.jacobian(net, inputs)
-        monkeypatch.setattr(probes, "_ROWS_AT_ONCE", 1)
-        torch.testing.assert_close(probes.jacobian(net, inputs), whole)
-
-    @pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4)])
-    @pytest.mark.parametrize("gates", ["open", "half", "closed", "smooth"])
-    def test_gated_singular_values(self, shape: tuple[int, int], gates: str):
-        weight = torch.randn(shape, dtype=torch.float64)
-        slopes = {
-            "open": torch.ones(5, shape[0]),
-            "half": (torch.rand(5, shape[0]) < 0.5).double(),
-            "closed": torch.zeros(5, shape[0]),
-            "smooth": torch.randn(5, shape[0]).double(),
-        }[gates]
-        expected = torch.linalg.svdvals(slopes.double()[:, :, None] * weight)
-        sigma = probes.gated_singular_values(slopes, weight)
-        torch.testing.assert_close(sigma, expected, atol=1e-6, rtol=1e-6)
-        torch.testing.assert_close(probes.gated_singular_values(slopes, weight, probes.gram(weight)), sigma)
 
 
 def layer_jacobian_tags(net: nn.Sequential, inputs: Tensor) -> dict[str, float]:
@@ -324,8 +40,7 @@ def layer_jacobian_tags(net: nn.Sequential, inputs: Tensor) -> dict[str, float]:
     hidden = net[:2](inputs).detach()
     sigma = torch.linalg.svdvals(reference_jacobians(net[2:4], hidden))
     return {
-        tag.replace("/", "/net.linear2/"): value.item()
-        for tag, value in probes.jacobian_statistics(sigma).items()
+        tag.replace("/", "/net.linear2/"): value.item() for tag, value in jacobian_statistics(sigma).items()
     }
 
 
@@ -349,7 +64,7 @@ class TestMeasure:
         for tag, value in layer_jacobian_tags(net, inputs).items():
             assert measured[f"isometry/{tag}"] == pytest.approx(value, abs=1e-5), tag
         sigma = torch.linalg.svdvals(reference_jacobians(net, inputs))
-        for tag, expected in probes.jacobian_statistics(sigma).items():
+        for tag, expected in jacobian_statistics(sigma).items():
             tag = tag.replace("/", "/net.input_output/")
             assert measured[f"isometry/{tag}"] == pytest.approx(expected.item(), abs=1e-6), tag
 
@@ -446,7 +161,8 @@ class TestMeasure:
             measured = probes.measure({"net": net}, inputs)
             assert list(measured) == tags
             if not math.isfinite(value):
-                assert all(math.isnan(x) for x in measured.values())
+                numbers = [x if isinstance(x, list) else [x] for x in measured.values()]
+                assert all(math.isnan(number) for value in numbers for number in value)
 
     def test_weights_and_features(self):
         net, inputs = conv_net(), torch.randn(30, 2, 5, 5)
@@ -467,16 +183,68 @@ class TestMeasure:
         assert measured["isometry/log10_cond/max"] == pytest.approx(
             max((s[0] / s[-1]).log10().item() for s in hidden)
         )
-        assert measured["isometry/penalty"] == pytest.approx(
-            sum(probes.isometry_penalty(s).item() for s in hidden)
-        )
-        features = probes.singular_values(net[:-1](inputs).detach())
-        assert measured["plasticity/feature_srank/net"] == probes.srank(features).item()
+        assert measured["isometry/penalty"] == pytest.approx(sum(isometry_penalty(s).item() for s in hidden))
+        features = singular_values(net[:-1](inputs).detach())
+        assert measured["plasticity/feature_srank/net"] == srank(features).item()
         assert measured["plasticity/feature_effective_rank/net"] == pytest.approx(
-            probes.effective_rank(features).item()
+            effective_rank(features).item()
         )
         assert not any("jacobian" in tag and "conv1" in tag for tag in measured)
         assert not any("head" in tag for tag in measured if "jacobian" in tag or "plasticity" in tag)
+
+        assert measured["isometry/mean_squared_sigma/mean"] == pytest.approx(
+            torch.cat(hidden).square().mean().item()
+        )
+        assert measured["spectra/net.linear1"] == pytest.approx(spectra["linear1"].tolist())
+
+    def test_what_the_penalty_does_not_see_of_a_convolution(self):
+        # Each channel blurred on its own: orthonormal rows, but the operator is far from an isometry.
+        net = sequential(
+            conv1=nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+            act1=nn.ReLU(),
+            pool=nn.AvgPool2d(8),
+            flatten=nn.Flatten(),
+            head=nn.Linear(16, 2),
+        )
+        with torch.no_grad():
+            net.conv1.weight.copy_(torch.eye(4)[:, :, None, None] / 3)
+        measured = probes.measure({"net": net}, torch.randn(5, 4, 16, 16))
+        assert measured["isometry/penalty"] == pytest.approx(0.0, abs=1e-10)
+        assert measured["isometry/sigma_max/net.conv1"] == pytest.approx(1.0)
+        assert measured["isometry/sigma_min/net.conv1"] == pytest.approx(1.0)
+        assert measured["isometry/circular_sigma_max/net.conv1"] == pytest.approx(3.0)
+        assert measured["isometry/circular_sigma_min/net.conv1"] == pytest.approx(0.01835, abs=1e-5)
+
+    @pytest.mark.parametrize("activation", [nn.ReLU, MaxMin])
+    def test_convolutions_as_operators(self, activation: type[nn.Module]):
+        net = sequential(
+            conv1=nn.Conv2d(2, 4, 3, stride=2, padding=1),
+            act1=activation(),
+            flatten=nn.Flatten(),
+            head=nn.Linear(36, 2),
+        ).double()
+        inputs = torch.randn(6, 2, 5, 5, dtype=torch.float64)
+        partly = probes.measure({"net": net}, inputs)
+        measured = probes.measure({"net": net}, inputs, operators=True)
+        assert {tag: measured[tag] for tag in partly} == partly
+        added = set(measured) - set(partly)
+        assert added
+        assert all("operator" in tag or "jacobian" in tag for tag in added)
+        operator = reference_jacobians(net.conv1, inputs[:1])[0]
+        sigma = torch.linalg.svdvals(operator)
+        assert measured["isometry/operator_sigma_max/net.conv1"] == pytest.approx(sigma[0].item())
+        assert measured["isometry/operator_sigma_min/net.conv1"] == pytest.approx(sigma[-1].item(), abs=1e-7)
+        sigma = torch.linalg.svdvals(reference_jacobians(net[:2], inputs))
+        for tag, value in jacobian_statistics(sigma).items():
+            found = measured[f"isometry/{tag.replace('/', '/net.conv1/')}"]
+            assert found == pytest.approx(value.item(), abs=1e-5), tag
+
+    def test_large_operators_are_left_out(self):
+        net = sequential(conv1=nn.Conv2d(1, 3, 3), act1=nn.ReLU(), flatten=nn.Flatten())
+        net.add_module("head", nn.Linear(3 * 22**2, 2))
+        measured = probes.measure({"net": net}, torch.randn(2, 1, 24, 24), operators=True)
+        assert "isometry/circular_sigma_max/net.conv1" in measured
+        assert not any("operator" in tag or "jacobian_rank/net.conv1" in tag for tag in measured)
 
     def test_a_shared_torso_is_measured_once(self):
         torso = sequential(linear1=nn.Linear(5, 8), act1=nn.ReLU(), linear2=nn.Linear(8, 8), act2=nn.ReLU())
@@ -538,8 +306,8 @@ class TestMeasure:
         taken = []
         monkeypatch.setattr(
             probes,
-            "_slopes",
-            lambda activation, z, inner=probes._slopes: taken.append(len(z)) or inner(activation, z),
+            "slopes_of",
+            lambda activation, z, inner=probes.slopes_of: taken.append(len(z)) or inner(activation, z),
         )
         net = sequential(
             linear1=nn.Linear(8, 8),
@@ -573,9 +341,11 @@ class TestMeasure:
     @pytest.mark.parametrize("device", DEVICES)
     def test_devices_agree(self, device: str):
         net, inputs = conv_net().double(), torch.randn(30, 2, 5, 5, dtype=torch.float64)
-        expected = probes.measure({"net": net}, inputs)
-        measured = probes.measure({"net": net.to(device)}, inputs.to(device))
-        assert measured == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        expected = probes.measure({"net": net}, inputs, operators=True)
+        measured = probes.measure({"net": net.to(device)}, inputs.to(device), operators=True)
+        assert list(measured) == list(expected)
+        for tag, value in expected.items():
+            assert measured[tag] == pytest.approx(value, rel=1e-6, abs=1e-6), tag
 
 
 class TestNothingIsDisturbed:
@@ -663,6 +433,102 @@ class TestNothingIsDisturbed:
         expected = probes.measure({"net": net}, inputs)
         with mode():
             assert probes.measure({"net": net}, inputs * 1.0) == expected
+
+
+class Agent(nn.Module):
+    """Observations of uint8, of which many are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp()
+
+    def encode(self, observations: Tensor) -> Tensor:
+        return observations.float() / 10
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"net": self.net}
+
+
+def probes_of(**config: int) -> probes.Probes:
+    agent = Agent()
+    optimizer = torch.optim.Adam(agent.parameters())
+    return probes.Probes(
+        probes.ProbeConfig(**config),
+        agent,
+        optimizer,
+        Agent,
+        lambda agent: torch.optim.Adam(agent.parameters()),
+    )
+
+
+class TestProbes:
+    @pytest.mark.parametrize(
+        ("config", "expected"),
+        [
+            ({"every": 3, "full_every": 2, "plasticity_every": 4}, {1: "np", 3: "", 6: "n", 9: "", 12: "np"}),
+            ({"every": 1, "full_every": 5, "plasticity_every": 0}, {
+                1: "n", **dict.fromkeys(range(2, 15), ""), 5: "n", 10: "n"}),
+            ({"every": 10, "full_every": 0, "plasticity_every": 1}, {1: "p", 10: "p"}),
+            ({"every": 0}, {}),
+        ],
+    )  # fmt: skip
+    def test_when_what_is_measured(self, config: dict[str, int], expected: dict[int, str]):
+        these = probes_of(**config, plasticity_steps=1)
+        found = {}
+        for update in range(1, 15):
+            these.begin(update)
+            if these.due:
+                measured = these.measure(torch.randint(10, (20, 5), dtype=torch.uint8))
+                assert {"update/step_norm", "update/pull_norm", "isometry/penalty"} <= measured.keys()
+                tags = " ".join(measured)
+                found[update] = "n" * ("ntk_isotropy_gap/net" in tags) + "p" * ("plasticity/lost" in tags)
+        assert found == expected
+
+    def test_twins_count_once_in_the_kernel(self):
+        observations = torch.randint(10, (20, 5), dtype=torch.uint8)
+        these = probes_of()
+        these.begin(1)
+        once, thrice = (these.measure(observations.repeat(times, 1)) for times in (1, 3))
+        tags = [tag for tag in once if "ntk" in tag]
+        assert len(tags) == 5
+        assert {tag: thrice[tag] for tag in tags} == {tag: once[tag] for tag in tags}
+
+    def test_how_much_is_measured(self, monkeypatch: pytest.MonkeyPatch):
+        sizes = {}
+        for name in ("measure", "empirical_ntk", "plasticity"):
+            inner = getattr(probes, name)
+
+            def noting(*args, name=name, inner=inner, **options):
+                inputs = next(arg for arg in args if isinstance(arg, Tensor))
+                sizes[name] = len(inputs)
+                return inner(*args, **options)
+
+            monkeypatch.setattr(probes, name, noting)
+        these = probes_of(samples=50, ntk_samples=7, plasticity_every=1)
+        these.begin(1)
+        these.measure(torch.arange(1000).reshape(200, 5).remainder(251).to(torch.uint8))
+        assert sizes == {"measure": 50, "empirical_ntk": 7, "plasticity": 50}
+
+    def test_the_sum_of_outputs(self):
+        values = {}
+        for outputs in ("each", "sum"):
+            torch.manual_seed(0)
+            these = probes_of(ntk_outputs=outputs, ntk_samples=8)
+            these.begin(1)
+            measured = these.measure(torch.randint(10, (20, 5), dtype=torch.uint8))
+            values[outputs] = measured["isometry/ntk_participation_rank/net"]
+        assert 1 <= values["sum"] <= 8
+        assert 1 <= values["each"] <= 24
+        assert values["each"] != values["sum"]
+
+    @pytest.mark.parametrize(
+        "name", [field.name for field in dataclasses.fields(probes.ProbeConfig) if field.type is int]
+    )
+    def test_bad_numbers_are_refused(self, name: str):
+        with pytest.raises(
+            ValueError, match=f"--probes.{name.replace('_', '-')} must be at least [01], not -1"
+        ):
+            probes.ProbeConfig(**{name: -1})
 
 
 class TestNorms:

@@ -40,6 +40,7 @@ from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint
 from neoteny.runners.events import event_files
 from neoteny.runners.folder import FREE, flatten, run_folder
 from neoteny.runners.preemption import NAMES
+from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
 from tests.events import scalars
 from tests.killed import Killed
@@ -48,7 +49,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of a run
 FLAGS = (
     "--stream.id cartpole-rotations --stream.period 100 --num-envs 2 --num-steps 8 --minibatches 2 "
-    f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probe-every 5 "
+    f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probes.every 5 "
     "optim:adam"
 )
 BASE = cli(Args, {}, FLAGS.split())
@@ -628,10 +629,10 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
 def test_mismatched_arguments_free_ones_change_nothing_that_is_learned():
     assert set(flatten(dataclasses.asdict(BASE))) >= FREE
     assert {name for name in FREE if "." not in name} == {
-        "total_steps", "probe_every", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads",
-        "device", "allow_device_change",
+        "total_steps", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads", "device",
+        "allow_device_change",
     }  # fmt: skip
-    streams = {name for name in FREE if "." in name}
+    streams = {name for name in FREE if name.startswith("stream.")}
     assert streams == {"stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay"}
 
 
@@ -885,7 +886,7 @@ def test_clock_noise_is_not_seen_in_tensorboard(tmp_path, monkeypatch, undisturb
 @pytest.mark.parametrize("saving", [0, BATCH, 7 * BATCH])
 @pytest.mark.parametrize("probing", [0, 1, 7])
 def test_noninterference_of_probes_and_checkpoints(probing, saving, tmp_path, undisturbed):
-    args = small(tmp_path, probe_every=probing, checkpoint_every=saving)
+    args = small(tmp_path, probes=ProbeConfig(every=probing), checkpoint_every=saving)
     assert ending(args) == 0
     assert outcome(args)["weights"] == undisturbed["weights"]
     assert len(list(tmp_path.glob("**/step_*"))) == (2 if saving else 0)

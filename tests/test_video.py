@@ -19,6 +19,7 @@ from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
 from neoteny.runners import run, video
 from neoteny.runners.folder import run_folder
+from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.video import film
 from tests import simple_envs
 from tests.events import scalars
@@ -34,8 +35,8 @@ def small(agent, folder, id, **changes):
         "dqn": {"log_every": 128, "learning_starts": 128, "buffer_size": 600, "eps_steps": 600},
     }[agent.__name__.rpartition(".")[2]]
     defaults = {
-        "total_steps": 1024, "num_envs": 4, "probe_every": 0, "checkpoint_every": 256, "video_every": EVERY,
-        "network": NetworkConfig(hidden=(16,)), "optim": AdamConfig(),
+        "total_steps": 1024, "num_envs": 4, "probes": ProbeConfig(every=0), "checkpoint_every": 256,
+        "video_every": EVERY, "network": NetworkConfig(hidden=(16,)), "optim": AdamConfig(),
     }  # fmt: skip
     config = id if isinstance(id, StreamConfig) else StreamConfig(id)
     return agent.Args(stream=config, runs_dir=folder, **{**defaults, **sizes, **changes})

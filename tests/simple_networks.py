@@ -1,0 +1,65 @@
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+class MaxMin(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        pairs = x.unflatten(1, (-1, 2))
+        return torch.stack((pairs.amax(2), pairs.amin(2)), dim=2).flatten(1, 2)
+
+
+class GroupSort(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.unflatten(1, (-1, 4)).sort(dim=2).values.flatten(1, 2)
+
+
+class CReLU(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.relu(x), self.relu(-x)), dim=1)
+
+
+class Abs(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+def sequential(**children: nn.Module) -> nn.Sequential:
+    return nn.Sequential(OrderedDict(children))
+
+
+def mlp(activation: Callable[[], nn.Module] = nn.ReLU, width_out: int = 8) -> nn.Sequential:
+    return sequential(
+        linear1=nn.Linear(5, 8),
+        act1=activation(),
+        linear2=nn.Linear(width_out, 8),
+        act2=activation(),
+        head=nn.Linear(width_out, 3),
+    )
+
+
+def conv_net() -> nn.Sequential:
+    return sequential(
+        conv1=nn.Conv2d(2, 4, 3),
+        act1=nn.ReLU(),
+        flatten=nn.Flatten(),
+        linear1=nn.Linear(4 * 9, 6),
+        act2=nn.Tanh(),
+        head=nn.Linear(6, 3),
+    )
+
+
+def reference_jacobians(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+    rows = [torch.autograd.functional.jacobian(function, x[None]).flatten(2).flatten(0, 1) for x in inputs]
+    return torch.stack([row.reshape(-1, inputs[0].numel()) for row in rows])
