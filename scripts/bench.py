@@ -26,6 +26,7 @@ import resource
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -46,7 +47,7 @@ from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid_engine import GridEnvs
 from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
-from neoteny.runners.probes import measure
+from neoteny.runners.probes import Probes, measure
 from neoteny.runners.replay import ReplayMemory
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Bench:
     """Measure what the parts of neoteny cost on this machine."""
 
     name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint", "grid", "train"]]
-    """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 3 minutes.
+    """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 8 minutes.
     streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
     checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
     grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 12 minutes.
@@ -309,7 +310,7 @@ def updater(
 INTERVALS = (1, 10)
 # Percent of an update by which AdamO may be slower than AdamW, at the smaller batch and the longest interval.
 OPTIM_TARGETS = (5.0, 10.0, 2.0)
-PROBED_PRESETS = ("cartpole-rotations", "grid-layouts-small")
+PROBED_PRESETS = ("cartpole-rotations", "grid-layouts-small", "atari")
 # Percent of the time of a PPO run.
 PROBE_TARGET = 2.0
 
@@ -357,39 +358,66 @@ def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> di
 
 
 def probes(bench: Bench, effort: Effort) -> str:
-    """The probes' share of PPO runs at the default frequency, and the cost of one measurement."""
+    """The probes' share of PPO runs at the presets' frequencies, and what each kind of measurement costs."""
+    presets = [preset for preset in PROBED_PRESETS if preset != "atari" or importlib.util.find_spec("ale_py")]
     rows, verdicts = [], []
-    every = ppo.Args().probes.every
-    runs = list(itertools.product(PROBED_PRESETS, range(effort.runs)))
-    costs = [probe_and_update(*run, bench, effort) for run in tqdm(runs, desc="PPO runs", leave=False)]
-    for preset, cost in zip(PROBED_PRESETS, np.array(costs).reshape(-1, effort.runs, 2)):
-        shares = 100 * cost[:, 0] / (every * cost[:, 1])
-        row = [preset, str(effort.runs), str(effort.updates), *(ms(column) for column in cost.T)]
-        rows.append([*row, percent(shares, ".2f")])
+    for preset in tqdm(presets, desc="PPO runs", leave=False):
+        updates = effort.updates // 10 if preset == "atari" else effort.updates
+        effort_here = dataclasses.replace(effort, updates=max(2, updates))
+        costs = [probe_costs(preset, seed, bench, effort_here) for seed in range(effort.runs)]
+        default, full, _, update = np.array(costs).T
+        config = override(ppo.Args(), PRESETS[preset]).probes
+        shares = 100 * (default + (full - default) / config.full_every) / (config.every * update)
+        rows.append([preset, str(effort.runs), str(effort_here.updates), *map(ms, np.array(costs).T)])
+        rows[-1] += [str(config.every), str(config.every * config.full_every), percent(shares, ".2f")]
         verdicts.append(verdict(f"probes in {preset}", float(np.median(shares)), PROBE_TARGET))
-    header = ["preset", "runs", "updates", "one probe, ms wall", "one update, ms wall", "share, %"]
+    header = ["preset", "runs", "updates", "default, ms", "full, ms", "full and plasticity, ms"]
+    header += ["one update, ms", "updates between two", "between two full ones", "share, %"]
     lines = [
-        f"Share of the probes in PPO runs: one probe over the {every} updates to the next, these without it.",
+        "Wall time of one measurement in PPO runs: the default set; the full one, with the neural tangent",
+        "kernel and convolutions as operators; and the full one with plasticity by definition. The share is",
+        "that of default and full measurements, as often as the preset takes them, over the updates between.",
         "",
         *(table(header, rows), "", *verdicts, "", *_one_measurement(effort)),
     ]
     return "\n".join(lines)
 
 
-def probe_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float]:
-    """Train PPO for a few updates; returns the wall seconds of one probe, and of one update without it."""
+def probe_costs(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float, float, float]:
+    """Wall seconds of a default and a full measurement, of one with plasticity too, and of an update."""
     args = preset_args(preset, seed, bench)
+    kinds = [
+        dataclasses.replace(args.probes, full_every=full, plasticity_every=training)
+        for full, training in ((0, 0), (1, 0), (1, 1))
+    ]
+    spent: list[list[float]] = []
+    inner = Probes.measure
+
+    def timed(self: Probes, observations: Tensor) -> dict[str, float | list[float]]:
+        spent.append([])
+        for self.config in kinds:
+            start = time.perf_counter()
+            measured = inner(self, observations)
+            spent[-1].append(time.perf_counter() - start)
+        return measured
+
+    with unittest.mock.patch.object(Probes, "measure", timed):
+        one_update = update_seconds(args, effort)
+    return (*np.median(spent, axis=0).tolist(), one_update)
+
+
+def update_seconds(args: ppo.Args, effort: Effort) -> float:
+    """Train PPO for a few updates; returns the wall seconds of one, apart from probes."""
     with tempfile.TemporaryDirectory() as folder:
-        seconds = train(args, Path(folder), effort.updates)
-    probed = {1, *range(args.probes.every, effort.updates + 1, args.probes.every)}
-    return seconds["probe"] / len(probed), updating(seconds) / effort.updates
+        return updating(train(args, Path(folder), effort.updates)) / effort.updates
 
 
 def preset_args(preset: str, seed: int, bench: Bench) -> ppo.Args:
     """Arguments of a preset's runs."""
     args = override(ppo.Args(), PRESETS[preset])
     if bench.quick:
-        args = dataclasses.replace(args, num_envs=4, num_steps=8)
+        probes = dataclasses.replace(args.probes, plasticity_steps=1, ntk_samples=2)
+        args = dataclasses.replace(args, num_envs=4, num_steps=8, probes=probes)
     return dataclasses.replace(args, seed=seed, threads=bench.threads)
 
 
@@ -467,7 +495,7 @@ def switch_and_period(
     """Wall seconds of one switch, of the audit in it, and of a period of training without a switch."""
     args = preset_args(preset, seed, bench)
     num_envs, batch = args.num_envs, args.num_envs * args.num_steps
-    _, one_update = probe_and_update(preset, seed, bench, effort)
+    one_update = update_seconds(args, effort)
     stream = dataclasses.replace(args.stream, period=num_envs).make(num_envs, seed, args.device)
     stream.reset()
     actions = np.zeros(num_envs, dtype=np.int64)
