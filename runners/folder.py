@@ -7,6 +7,7 @@ A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/``:
 * ``events.out.tfevents.*``: TensorBoard's, one file for each attempt;
 * ``checkpoint/step_*``: the newest two checkpoints, and ``checkpoint/weights.safetensors`` at the end;
 * ``videos/step_*.gif``: an episode each of the policy as it was then, if asked for;
+* ``pictures/*.png``: spectra and dormant units over the run, at the end;
 * ``attempts/``: one file for each process that has worked on the run;
 * ``crash/``: what led to a value that is not finite;
 * ``summary.json``: there if, and only if, the run is finished.
@@ -36,8 +37,8 @@ from neoteny.runners.exit_codes import ExitCode, stop
 # What may differ when a run goes on: how long, how it is watched and kept, and what computes it. A change of
 # threads or of the device is told as not exact.
 FREE = {
-    "total_steps", "probe_every", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads",
-    "device", "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout",
+    "total_steps", "probe_every", "checkpoint_every", "video_every", "pictures", "runs_dir", "overwrite",
+    "threads", "device", "allow_device_change", "stream.cycles", "stream.workers", "stream.worker_timeout",
     "stream.replay",
 }  # fmt: skip
 
@@ -64,6 +65,8 @@ class RunArgs:
     """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
     video_every: int = 0
     """Environment steps between two videos of an episode of the policy as it is; 0 for none."""
+    pictures: bool = True
+    """Draw spectra and dormant units over the run at its end."""
     allow_device_change: bool = False
     """Let an unfinished run go on on another kind of device; its bits will differ."""
 

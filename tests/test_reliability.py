@@ -628,8 +628,8 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
 def test_mismatched_arguments_free_ones_change_nothing_that_is_learned():
     assert set(flatten(dataclasses.asdict(BASE))) >= FREE
     assert {name for name in FREE if "." not in name} == {
-        "total_steps", "probe_every", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads",
-        "device", "allow_device_change",
+        "total_steps", "probe_every", "checkpoint_every", "video_every", "pictures", "runs_dir", "overwrite",
+        "threads", "device", "allow_device_change",
     }  # fmt: skip
     streams = {name for name in FREE if "." in name}
     assert streams == {"stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay"}
