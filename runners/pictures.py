@@ -73,6 +73,8 @@ def _layers(points: Points, prefix: str) -> Points:
 
 def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
     """A heat map for each layer, those of a part below one another: where its singular values are."""
+    from matplotlib.ticker import LogLocator
+
     parts: dict[str, list[str]] = {}
     for layer in spectra:
         parts.setdefault(layer.partition(".")[0], []).append(layer)
@@ -94,6 +96,7 @@ def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
             axis.axhline(1, color="black", linewidth=0.6, linestyle=":")
             axis.set_axis_on()
             axis.set(title=layer, yscale="log")
+            axis.yaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:g}")
             axis.minorticks_off()
             _mark(axis, switches)
         axis.tick_params(labelbottom=True)  # where the other columns go on

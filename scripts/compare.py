@@ -18,7 +18,6 @@ import pandas as pd
 import scipy.stats
 import seaborn as sns
 import tyro
-from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter
 
 from neoteny.runners.events import read_points
@@ -129,24 +128,31 @@ def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] =
         runs: of one agent on one stream.
         path: of the figure.
         title: of the figure.
-        panels: pattern of tags, over which the mean is taken -> what it is called.
+        panels: pattern of tags, over which the mean is taken -> what it is called; only what was measured.
     """
     matplotlib.use("agg")
     sns.set_theme(style="whitegrid", context="paper")
     order = sorted(runs["optimizer"].unique())
-    columns = -(-len(panels) // 2)
+    colors = sns.color_palette(n_colors=len(order))
+    measured = {label: points for tag, label in panels.items() if len(points := with_tag(runs, tag))}
+    columns = -(-len(measured) // 2)
     size = (5 * columns if columns < 3 else 3.6 * columns, 6.2)
-    figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained")
-    for axis, (pattern, label) in zip(axes.flat, panels.items()):
-        points = with_tag(runs, pattern)
-        if pattern.startswith("charts/") and len(points):
+    figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis, (label, points) in zip(axes.flat, measured.items()):
+        kind = points["tag"].iloc[0].partition("/")[0]
+        if kind == "charts":
             width = max(1, int(points["step"].max() // 80))
             points = points.assign(step=points["step"] // width * width)
-        for optimizer, color in zip(order, sns.color_palette(n_colors=len(order))):
-            _curve(axis, points[points["optimizer"] == optimizer], optimizer, color)
-        axis.set(title=label, xlabel="visit" if pattern.startswith("task/") else "environment steps")
+        curves = [_mean_and_half(points[points["optimizer"] == optimizer]) for optimizer in order]
+        for optimizer, color, (mean, _) in zip(order, colors, curves):
+            axis.plot(mean.index, mean, color=color, label=optimizer)
+        axis.margins(y=0.25)
+        axis.set_ylim(axis.get_ylim())  # by the means: intervals over two or three seeds would flatten them
+        for color, (mean, half) in zip(colors, curves):
+            axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+        axis.set(title=label, xlabel="visit" if kind == "task" else "environment steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    for axis in axes.flat[len(panels) :]:
+    for axis in axes.flat[len(measured) :]:
         axis.set_axis_off()
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels())
     figure.suptitle(title)
@@ -155,17 +161,13 @@ def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] =
     plt.close(figure)
 
 
-def _curve(axis: Axes, points: pd.DataFrame, label: str, color: tuple[float, float, float]) -> None:
-    """Mean over seeds at each step, with its 95 % interval (Student's t)."""
-    points = points.assign(
-        value=points["value"].where(np.isfinite(points["value"]), np.inf)
-    )  # nan is left out
-    seeds = points.pivot_table(index="step", columns="seed", values="value")
+def _mean_and_half(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Mean over seeds at each step and half of its 95 % interval (Student's t); nan if one is not finite."""
+    infinite = points["value"].where(np.isfinite(points["value"]), np.inf)  # pandas leaves out nan
+    seeds = points.assign(value=infinite).pivot_table(index="step", columns="seed", values="value")
     seeds[np.isinf(seeds).any(axis=1)] = np.nan
-    mean = seeds.mean(axis=1)
     half = seeds.sem(axis=1) * scipy.stats.t.ppf(0.975, seeds.count(axis=1) - 1)
-    axis.plot(mean.index, mean, label=label, color=color)
-    axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+    return seeds.mean(axis=1), half
 
 
 def main(args: Compare) -> int:
