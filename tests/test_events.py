@@ -4,18 +4,24 @@ import collections
 import errno
 import io
 import itertools
+import math
 import time
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.context import RequestContext
+from tensorboard.plugins.histogram.metadata import PLUGIN_NAME
 from torch.utils.tensorboard.summary import text
 
 from neoteny.runners import events
-from neoteny.runners.events import EventWriter, cut_event_files, event_files
+from neoteny.runners.events import LONGEST, EventWriter, cut_event_files, event_files, read_points
 from tests.events import scalars
 
 FOLDERS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -90,6 +96,78 @@ def test_all_scalars_of_a_step_are_one_event(tmp_path):
     writer.metrics({"a": 1, "b": 2}, 3)
     writer.close()
     assert [len(event.summary.value) for event in read(writer.path)] == [0, 2]
+
+
+@FOLDERS
+@given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=20))
+def test_every_number_of_a_vector_is_read_back(tmp_path_factory, vector):
+    folder = tmp_path_factory.mktemp("run")
+    writer = EventWriter(folder, 1)
+    writer.metrics({"v": vector, "a": 2.0}, 3)
+    writer.close()
+    points = read_points(folder)
+    ((step, value),) = points["v"]
+    assert (step, value.tolist()) == (3, sorted(vector))
+    assert points["a"] == [(3, 2.0)]
+    ((histogram,),) = (EventAccumulator(str(folder)).Reload().Histograms("v"),)
+    assert histogram.histogram_value.bucket_limit == sorted(vector)
+    assert histogram.histogram_value.num == sum(histogram.histogram_value.bucket) == len(vector)
+
+
+def test_of_a_long_vector_order_statistics_are_kept(tmp_path):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"v": [float(i) for i in reversed(range(2 * LONGEST - 1))]}, 3)
+    writer.close()
+    ((_, value),) = read_points(tmp_path)["v"]
+    assert value.tolist() == [2.0 * i for i in range(LONGEST)]
+
+
+@pytest.mark.parametrize("vector", [[], [1.0, math.nan], [math.inf, 1.0]])
+def test_a_vector_that_cannot_be_drawn_is_left_out(tmp_path, vector):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"v": vector, "a": math.inf}, 3)
+    writer.close()
+    assert read_points(tmp_path) == {"a": [(3, math.inf)]}
+
+
+@pytest.mark.parametrize("vector", [[3.0, 1.0, 2.0], [1.4] * 64, [0.0, 0.0], [5.0]])
+def test_tensorboard_shows_a_vector_as_a_histogram(tmp_path, vector):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"spectra/actor.linear1": vector}, 3)
+    writer.close()
+    multiplexer = EventMultiplexer().AddRun(str(tmp_path), "run").Reload()
+    page = MultiplexerDataProvider(multiplexer, str(tmp_path)).read_tensors(
+        RequestContext(), experiment_id="", plugin_name=PLUGIN_NAME, downsample=500
+    )
+    (shown,) = page["run"]["spectra/actor.linear1"]
+    lefts, rights, counts = shown.numpy.T.tolist()
+    values = np.float32(sorted(vector)).tolist()
+    assert (shown.step, rights, counts) == (3, values, [1.0] * len(vector))
+    assert lefts == [values[0], *values[:-1]]
+
+
+def test_points_of_all_attempts_are_read_as_tensorboard_reads_them(tmp_path):
+    for number in (1, 2):
+        writer = EventWriter(tmp_path, number)
+        for step in range(3):
+            writer.metrics({"a": step / 3, "b/c": -number}, 3 * number + step)
+        writer.add(text("setup", "hello"), 7)
+        writer.close()
+    assert read_points(tmp_path) == scalars(tmp_path)
+    assert read_points(tmp_path, lambda tag: tag != "a").keys() == {"b/c"}
+
+
+def test_a_record_that_is_still_being_written_is_left_out(tmp_path):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"a": 1}, 1)
+    whole = writer.flush()
+    writer.metrics({"a": 2}, 2)
+    size = writer.flush()
+    writer.close()
+    data = writer.path.read_bytes()
+    for end in range(whole, size):
+        writer.path.write_bytes(data[:end])
+        assert read_points(tmp_path) == {"a": [(1, 1.0)]}
 
 
 def test_files_sort_by_their_number_whatever_the_clock_says(tmp_path, monkeypatch):
