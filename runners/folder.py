@@ -7,6 +7,7 @@ A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/``:
 * ``events.out.tfevents.*``: TensorBoard's, one file for each attempt;
 * ``checkpoint/step_*``: the newest two checkpoints, and ``checkpoint/weights.safetensors`` at the end;
 * ``videos/step_*.gif``: an episode each of the policy as it was then, if asked for;
+* ``pictures/*.png``: spectra and dormant units over the run, at the end;
 * ``attempts/``: one file for each process that has worked on the run;
 * ``crash/``: what led to a value that is not finite;
 * ``summary.json``: there if, and only if, the run is finished.

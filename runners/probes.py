@@ -113,7 +113,7 @@ class ProbeConfig:
     plasticity_steps: int = 100
     """Gradient steps on the random task."""
     pictures: bool = True
-    """Draw spectra and dormant units over time at the end of a run."""
+    """Draw spectra and dormant units over the run at its end."""
 
     def __post_init__(self) -> None:
         """Refuse negative numbers, and no samples."""

@@ -9,13 +9,14 @@ import shutil
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import safetensors.torch
 import torch
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from neoteny.runners.checkpoint import (
     save_checkpoint,
     write_bytes,
 )
-from neoteny.runners.events import EventWriter, check_event_files, cut_event_files
+from neoteny.runners.events import EventWriter, check_event_files, cut_event_files, image_value
 from neoteny.runners.exit_codes import ExitCode, stop
 from neoteny.runners.folder import (
     FREE,
@@ -44,6 +45,7 @@ from neoteny.runners.folder import (
     run_folder,
     write_json,
 )
+from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.preemption import Preemption
 from neoteny.runners.scores import Visit, level_to_recover, run_scores
 from neoteny.runners.video import cut_films, film
@@ -102,6 +104,7 @@ class Run:
         self.config = {"agent": agent, **dataclasses.asdict(args)}
         self.config["optim"]["name"] = args.optim.name
         self.checkpoint_every, self.video_every = args.checkpoint_every, args.video_every
+        self.pictures = args.probes.pictures
         self.machine = machine(args.device)
         self.inexact = [] if self.machine["device"] == "cpu" else ["bits are promised on the CPU only"]
         self.visits: list[Visit] = []
@@ -278,11 +281,11 @@ class Run:
             row = (info[name] for name in ("_episode_return", "episode_return", "episode_length"))
             self._ended.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
 
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write scalars at ``step``, all of them in one event."""
-        self.writer.scalars({tag: v for tag, v in metrics.items() if not isinstance(v, list)}, step)
+    def log(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
+        """Write scalars, and vectors as histograms, at ``step``, all of them in one event."""
+        self.writer.metrics(metrics, step)
 
-    def log_update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def log_update(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
         self._count_episodes()
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
@@ -314,9 +317,12 @@ class Run:
         self._end_visit()
         weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
         self._write("checkpoint/weights.safetensors", safetensors.torch.save(weights))
+        self.lap("save")
         scores = run_scores(self.visits)
         self.log(self._step, {tag: score for tag, score in scores.items() if math.isfinite(score)})
         self.writer.add(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
+        if self.pictures:
+            self._draw()
         sections = {name: seconds for name, seconds in self.seconds.items() if name != "audit"}
         summary = {
             **scores,
@@ -329,6 +335,22 @@ class Run:
         self.close()
         self._write("summary.json", summary)
         return summary
+
+    def _draw(self) -> None:
+        """Draw what the run went through. Nothing else depends on it: what fails is told in one line."""
+        self.writer.flush()
+        try:
+            switches = [visit.start for visit in self.visits[1:]]
+            for name, png in draw_pictures(self.folder, switches).items():
+                path = self.folder / "pictures" / f"{name}.png"
+                path.parent.mkdir(exist_ok=True)
+                replace_file(path, png)
+                self.writer.add(Summary(value=[image_value(f"pictures/{name}", png)]), self._step)
+        except ModuleNotFoundError:
+            print('pictures of the run need matplotlib: pip install -e ".[analysis]"', flush=True)
+        except Exception as error:
+            print(f"there are no pictures of the run: {type(error).__name__}: {error}", flush=True)
+        self.lap("pictures")
 
     def _open(self, args: Any) -> dict[str, Any] | None:
         """Take the folder; returns the last checkpoint's state, if the run goes on from one."""

@@ -19,6 +19,7 @@ from torch.utils.tensorboard.summary import text
 
 from neoteny.envs.stream import Stream
 from neoteny.envs.tasks import TaskEnv
+from neoteny.runners.events import image_value
 
 LONGEST = 600
 """Frames of a film, one a step of the agent; a longer episode is cut short."""
@@ -63,10 +64,8 @@ def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summar
     game = f" ({stream.games[stream.task]})" if stream.games else ""
     told = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
     gif = _gif(frames, speed)
-    width, height = frames[0].size
-    image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=gif)
     episode_told = text("video/episode", told + ("" if ended else ", then cut short")).value
-    return gif, Summary(value=[Summary.Value(tag="video/policy", image=image), *episode_told])
+    return gif, Summary(value=[image_value("video/policy", gif), *episode_told])
 
 
 def cut_films(folder: Path, step: int) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import matplotlib
@@ -17,7 +19,8 @@ import scipy.stats
 import seaborn as sns
 import tyro
 from matplotlib.ticker import EngFormatter
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from neoteny.runners.events import read_points
 
 # Column -> the tag whose last value, or the score whose value, it shows.
 COLUMNS = {
@@ -52,22 +55,42 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
     frames = []
     for summary in sorted({path for folder in folders for path in folder.glob("**/summary.json")}):
         stream, agent, optimizer, seed = summary.parent.parts[-4:]
-        events = EventAccumulator(str(summary.parent), size_guidance={"scalars": 0}).Reload()
-        for tag in events.Tags()["scalars"]:
-            points = [(event.step, event.value) for event in events.Scalars(tag)]
-            frame = pd.DataFrame(points, columns=["step", "value"])
-            names = {"stream": stream, "agent": agent, "optimizer": optimizer, "seed": int(seed[1:])}
-            frames.append(frame.assign(**names, tag=tag))
+        names = {"stream": stream, "agent": agent, "optimizer": optimizer, "seed": int(seed[1:])}
+        for tag, points in read_points(summary.parent).items():
+            if isinstance(points[0][1], float):
+                frames.append(pd.DataFrame(points, columns=["step", "value"]).assign(**names, tag=tag))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def mean_interval(values: np.ndarray) -> str:
+def with_tag(runs: pd.DataFrame, pattern: str) -> pd.DataFrame:
+    """The points of all tags that a pattern of the shell fits, as ``plasticity/dead/*`` does each layer's."""
+    return runs[runs["tag"].isin([tag for tag in runs["tag"].unique() if fnmatchcase(tag, pattern)])]
+
+
+def comparisons(runs: pd.DataFrame, figure: Path | None) -> Iterator[tuple[str, pd.DataFrame, Path | None]]:
+    """The runs of one agent on one stream after the other, with a title and where to draw them."""
+    groups = runs.groupby(["stream", "agent"])
+    for (stream, agent), group in groups:
+        stem = f"{figure.stem}-{stream}-{agent}" if figure else ""
+        path = figure.with_stem(stem) if figure and len(groups) > 1 else figure
+        yield f"{agent.upper()} on {stream}", group, path
+
+
+def mean_interval(values: np.ndarray, form: str = ".2f") -> str:
     """Mean and 95 % confidence interval over seeds (Student's t); the mean alone for one seed."""
     mean = float(np.mean(values))
     if len(values) < 2 or not math.isfinite(mean):
-        return f"{mean:.2f}"
+        return f"{mean:{form}}"
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-    return f"{mean:.2f} ± {half:.2f}"
+    return f"{mean:{form}} ± {half:{form}}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells, its columns one below the other in plain text too."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (header, *rows)]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
 
 
 def table(runs: pd.DataFrame) -> str:
@@ -79,11 +102,7 @@ def table(runs: pd.DataFrame) -> str:
             last = group[group["tag"] == tag].sort_values("step").groupby("seed")["value"].last()
             cells.append(mean_interval(last.to_numpy()) if len(last) else "-")
         rows.append(cells)
-    header = ["optimizer", "seeds", *COLUMNS]
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (header, *rows)]
-    lines.insert(1, "-|-".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |".replace("-|-", " | ") for line in lines)
+    return markdown(["optimizer", "seeds", *COLUMNS], rows)
 
 
 def differences(runs: pd.DataFrame) -> list[str]:
@@ -100,29 +119,55 @@ def differences(runs: pd.DataFrame) -> list[str]:
     return lines
 
 
-def draw(runs: pd.DataFrame, path: Path, title: str) -> None:
-    """Curves of all optimizers over one another: mean and 95 % interval over seeds."""
+def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] = PANELS) -> None:
+    """Curves of all optimizers over one another: mean and 95 % interval over seeds.
+
+    A value that is not finite is a gap, whatever the other seeds are.
+
+    Args:
+        runs: of one agent on one stream.
+        path: of the figure.
+        title: of the figure.
+        panels: pattern of tags, over which the mean is taken -> what it is called; only what was measured.
+    """
     matplotlib.use("agg")
     sns.set_theme(style="whitegrid", context="paper")
-    figure, axes = plt.subplots(2, 2, figsize=(10, 6.2), constrained_layout=True)
     order = sorted(runs["optimizer"].unique())
-    for axis, (tag, label) in zip(axes.flat, PANELS.items()):
-        points = runs[(runs["tag"] == tag) & np.isfinite(runs["value"])].copy()
-        if tag.startswith("charts/"):
+    colors = sns.color_palette(n_colors=len(order))
+    measured = {label: points for tag, label in panels.items() if len(points := with_tag(runs, tag))}
+    columns = -(-len(measured) // 2)
+    size = (5 * columns if columns < 3 else 3.6 * columns, 6.2)
+    figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", squeeze=False)
+    for axis, (label, points) in zip(axes.flat, measured.items()):
+        kind = points["tag"].iloc[0].partition("/")[0]
+        if kind == "charts":
             width = max(1, int(points["step"].max() // 80))
-            points["step"] = points["step"] // width * width
-            points = points.groupby(["optimizer", "seed", "step"], as_index=False)["value"].mean()
-        several = points["seed"].nunique() > 1
-        sns.lineplot(
-            points, x="step", y="value", hue="optimizer", hue_order=order, ax=axis,
-            errorbar=("ci", 95) if several else None, seed=0, legend=tag == "isometry/log10_cond/max",
-        )  # fmt: skip
-        axis.set(title=label, ylabel="", xlabel="visit" if tag.startswith("task/") else "environment steps")
+            points = points.assign(step=points["step"] // width * width)
+        curves = [_mean_and_half(points[points["optimizer"] == optimizer]) for optimizer in order]
+        for optimizer, color, (mean, _) in zip(order, colors, curves):
+            axis.plot(mean.index, mean, color=color, label=optimizer)
+        axis.margins(y=0.25)
+        axis.set_ylim(axis.get_ylim())  # by the means: intervals over two or three seeds would flatten them
+        for color, (mean, half) in zip(colors, curves):
+            axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
+        axis.set(title=label, xlabel="visit" if kind == "task" else "environment steps")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axis in axes.flat[len(measured) :]:
+        axis.set_axis_off()
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels())
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _mean_and_half(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Mean over seeds at each step and half of its 95 % interval (Student's t); nan if one is not finite."""
+    infinite = points["value"].where(np.isfinite(points["value"]), np.inf)  # pandas leaves out nan
+    seeds = points.assign(value=infinite).pivot_table(index="step", columns="seed", values="value")
+    seeds[np.isinf(seeds).any(axis=1)] = np.nan
+    half = seeds.sem(axis=1) * scipy.stats.t.ppf(0.975, seeds.count(axis=1) - 1)
+    return seeds.mean(axis=1), half
 
 
 def main(args: Compare) -> int:
@@ -131,13 +176,10 @@ def main(args: Compare) -> int:
     if runs.empty:
         print(f"no finished run below {', '.join(map(str, args.folders))}")
         return 2
-    for (stream, agent), group in runs.groupby(["stream", "agent"]):
-        print(f"\n{agent.upper()} on {stream}\n", table(group), "", *differences(group), sep="\n")
-        if args.figure:
-            several = len(runs[["stream", "agent"]].drop_duplicates()) > 1
-            stem = f"{args.figure.stem}-{stream}-{agent}"
-            path = args.figure.with_stem(stem) if several else args.figure
-            draw(group, path, f"{agent.upper()} on {stream}, seeds: {group['seed'].nunique()}")
+    for title, group, path in comparisons(runs, args.figure):
+        print(f"\n{title}\n", table(group), "", *differences(group), sep="\n")
+        if path:
+            draw(group, path, f"{title}, seeds: {group['seed'].nunique()}")
             print(f"figure: {path}")
     return 0
 

@@ -4,18 +4,24 @@ import collections
 import errno
 import io
 import itertools
+import math
 import time
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.context import RequestContext
+from tensorboard.plugins.histogram.metadata import PLUGIN_NAME
 from torch.utils.tensorboard.summary import text
 
 from neoteny.runners import events
-from neoteny.runners.events import EventWriter, cut_event_files, event_files
+from neoteny.runners.events import LONGEST, EventWriter, cut_event_files, event_files, read_points
 from tests.events import scalars
 
 FOLDERS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -76,8 +82,8 @@ def disks(monkeypatch):
 
 def test_scalars_are_read_back(tmp_path):
     writer = EventWriter(tmp_path, 1)
-    writer.scalars({"a": 1.5, "b/c": float("inf")}, 3)
-    writer.scalars({"a": -2}, 2**40)
+    writer.metrics({"a": 1.5, "b/c": float("inf")}, 3)
+    writer.metrics({"a": -2}, 2**40)
     writer.add(text("setup", "hello"), 7)
     writer.close()
     assert scalars(tmp_path) == {"a": [(3, 1.5), (2**40, -2.0)], "b/c": [(3, float("inf"))]}
@@ -87,9 +93,81 @@ def test_scalars_are_read_back(tmp_path):
 
 def test_all_scalars_of_a_step_are_one_event(tmp_path):
     writer = EventWriter(tmp_path, 1)
-    writer.scalars({"a": 1, "b": 2}, 3)
+    writer.metrics({"a": 1, "b": 2}, 3)
     writer.close()
     assert [len(event.summary.value) for event in read(writer.path)] == [0, 2]
+
+
+@FOLDERS
+@given(st.lists(st.floats(-1e100, 1e100), min_size=1, max_size=20))
+def test_every_number_of_a_vector_is_read_back(tmp_path_factory, vector):
+    folder = tmp_path_factory.mktemp("run")
+    writer = EventWriter(folder, 1)
+    writer.metrics({"v": vector, "a": 2.0}, 3)
+    writer.close()
+    points = read_points(folder)
+    ((step, value),) = points["v"]
+    assert (step, value.tolist()) == (3, sorted(vector))
+    assert points["a"] == [(3, 2.0)]
+    ((histogram,),) = (EventAccumulator(str(folder)).Reload().Histograms("v"),)
+    assert histogram.histogram_value.bucket_limit == sorted(vector)
+    assert histogram.histogram_value.num == sum(histogram.histogram_value.bucket) == len(vector)
+
+
+def test_of_a_long_vector_order_statistics_are_kept(tmp_path):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"v": [float(i) for i in reversed(range(2 * LONGEST - 1))]}, 3)
+    writer.close()
+    ((_, value),) = read_points(tmp_path)["v"]
+    assert value.tolist() == [2.0 * i for i in range(LONGEST)]
+
+
+@pytest.mark.parametrize("vector", [[], [1.0, math.nan], [math.inf, 1.0]])
+def test_a_vector_that_cannot_be_drawn_is_left_out(tmp_path, vector):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"v": vector, "a": math.inf}, 3)
+    writer.close()
+    assert read_points(tmp_path) == {"a": [(3, math.inf)]}
+
+
+@pytest.mark.parametrize("vector", [[3.0, 1.0, 2.0], [1.4] * 64, [0.0, 0.0], [5.0]])
+def test_tensorboard_shows_a_vector_as_a_histogram(tmp_path, vector):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"spectra/actor.linear1": vector}, 3)
+    writer.close()
+    multiplexer = EventMultiplexer().AddRun(str(tmp_path), "run").Reload()
+    page = MultiplexerDataProvider(multiplexer, str(tmp_path)).read_tensors(
+        RequestContext(), experiment_id="", plugin_name=PLUGIN_NAME, downsample=500
+    )
+    (shown,) = page["run"]["spectra/actor.linear1"]
+    lefts, rights, counts = shown.numpy.T.tolist()
+    values = np.float32(sorted(vector)).tolist()
+    assert (shown.step, rights, counts) == (3, values, [1.0] * len(vector))
+    assert lefts == [values[0], *values[:-1]]
+
+
+def test_points_of_all_attempts_are_read_as_tensorboard_reads_them(tmp_path):
+    for number in (1, 2):
+        writer = EventWriter(tmp_path, number)
+        for step in range(3):
+            writer.metrics({"a": step / 3, "b/c": -number}, 3 * number + step)
+        writer.add(text("setup", "hello"), 7)
+        writer.close()
+    assert read_points(tmp_path) == scalars(tmp_path)
+    assert read_points(tmp_path, lambda tag: tag != "a").keys() == {"b/c"}
+
+
+def test_a_record_that_is_still_being_written_is_left_out(tmp_path):
+    writer = EventWriter(tmp_path, 1)
+    writer.metrics({"a": 1}, 1)
+    whole = writer.flush()
+    writer.metrics({"a": 2}, 2)
+    size = writer.flush()
+    writer.close()
+    data = writer.path.read_bytes()
+    for end in range(whole, size):
+        writer.path.write_bytes(data[:end])
+        assert read_points(tmp_path) == {"a": [(1, 1.0)]}
 
 
 def test_files_sort_by_their_number_whatever_the_clock_says(tmp_path, monkeypatch):
@@ -120,10 +198,10 @@ def test_a_file_begins_with_its_version_and_the_step_from_which_older_points_are
 def test_a_reader_forgets_points_from_the_purge_step_on(tmp_path):
     old = EventWriter(tmp_path, 1)
     for step in (1, 2, 3):
-        old.scalars({"a": 0.0}, step)
+        old.metrics({"a": 0.0}, step)
     old.close()
     new = EventWriter(tmp_path, 2, purge_step=2)
-    new.scalars({"a": 1.0}, 3)
+    new.metrics({"a": 1.0}, 3)
     new.close()
     assert scalars(tmp_path) == {"a": [(1, 0.0), (3, 1.0)]}
 
@@ -132,12 +210,12 @@ def test_points_are_on_disk_after_some_seconds(tmp_path, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     writer = EventWriter(tmp_path, 1)
-    writer.scalars({"a": 1}, 1)
+    writer.metrics({"a": 1}, 1)
     assert not points(writer.path)
     now = events.FLUSH_SECONDS + 1
-    writer.scalars({"a": 2}, 2)
+    writer.metrics({"a": 2}, 2)
     assert points(writer.path) == expected([({"a": 1}, 1), ({"a": 2}, 2)])
-    writer.scalars({"a": 3}, 3)
+    writer.metrics({"a": 3}, 3)
     assert len(points(writer.path)) == 2
     writer.close()
     assert len(points(writer.path)) == 3
@@ -147,7 +225,7 @@ def test_flush_tells_the_size_of_the_file(tmp_path):
     writer = EventWriter(tmp_path, 1)
     sizes = [writer.flush()]
     for step in range(3):
-        writer.scalars({"a": step}, step)
+        writer.metrics({"a": step}, step)
         sizes.append(writer.flush())
         assert sizes[-1] == writer.path.stat().st_size == writer.flush()
     assert sizes == sorted(set(sizes))
@@ -170,23 +248,23 @@ def test_what_a_checkpoint_knows_of_is_kept_and_nothing_else(
     folder = tmp_path_factory.mktemp("run")
     writer = EventWriter(folder, 1, purge_step=0)
     for i, (values, step) in enumerate(before):
-        writer.scalars(values, step)
+        writer.metrics(values, step)
         if i in flushes:
             writer.flush()
     sizes = {writer.path.name: writer.flush()}
     for values, step in lost:
-        writer.scalars(values, step)
+        writer.metrics(values, step)
     writer.close()
     if more:  # an attempt that came to no checkpoint
         other = EventWriter(folder, 2, purge_step=0)
         for values, step in lost:
-            other.scalars(values, step)
+            other.metrics(values, step)
         other.close()
     cut_event_files(folder, sizes)
     assert points(*event_files(folder)) == expected(before)
     new = EventWriter(folder, 3, purge_step=0)
     for values, step in after:
-        new.scalars(values, step)
+        new.metrics(values, step)
     new.close()
     assert event_files(folder) == [writer.path, new.path]
     assert points(*event_files(folder)) == expected(before) + expected(after)
@@ -194,15 +272,15 @@ def test_what_a_checkpoint_knows_of_is_kept_and_nothing_else(
 
 def test_a_process_that_still_writes_to_a_cut_file_does_no_harm(tmp_path):
     old = EventWriter(tmp_path, 1)
-    old.scalars({"a": 1}, 1)
+    old.metrics({"a": 1}, 1)
     size = old.flush()
-    old.scalars({"a": 2}, 2)
+    old.metrics({"a": 2}, 2)
     old.flush()
     cut_event_files(tmp_path, {old.path.name: size})
     new = EventWriter(tmp_path, 2)
-    new.scalars({"a": 3}, 2)
+    new.metrics({"a": 3}, 2)
     for step in range(2, 9):
-        old.scalars({"a": -step}, step)
+        old.metrics({"a": -step}, step)
         old.flush()
     old.close()
     new.close()
@@ -235,7 +313,7 @@ def test_a_full_disk_loses_no_point_and_leaves_no_half_record(tmp_path_factory, 
             disk.room = act
         else:
             written.append(act)
-            writer.scalars(*act)
+            writer.metrics(*act)
         assert points(writer.path) <= expected(written)
     disk.room = 2**62
     writer.close()
@@ -247,7 +325,7 @@ def test_a_full_disk_is_told_once_until_it_has_room_again(tmp_path, disks, capsy
     for _ in range(2):
         disks[0].room = 10
         for step in range(5):
-            writer.scalars({"a": 1}, step)
+            writer.metrics({"a": 1}, step)
             writer.flush()
         told = capsys.readouterr().err
         assert told.count("warning") == 1
@@ -268,7 +346,7 @@ def test_a_file_that_cannot_be_cut_is_written_over(tmp_path, disks, monkeypatch)
     writer = EventWriter(tmp_path, 1)
     monkeypatch.setattr(Disk, "truncate", truncate)
     disks[0].room = 10
-    writer.scalars({"a": 1}, 1)
+    writer.metrics({"a": 1}, 1)
     writer.flush()
     disks[0].room = 2**62
     writer.close()
@@ -278,7 +356,7 @@ def test_a_file_that_cannot_be_cut_is_written_over(tmp_path, disks, monkeypatch)
 def test_a_disk_that_is_full_from_the_start_gets_everything_later(tmp_path, disks, monkeypatch):
     monkeypatch.setattr(Disk, "room", 0)
     writer = EventWriter(tmp_path, 1, purge_step=5)
-    writer.scalars({"a": 1}, 5)
+    writer.metrics({"a": 1}, 5)
     assert writer.flush() == 0
     disks[0].room = 2**62
     writer.close()

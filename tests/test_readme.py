@@ -49,9 +49,9 @@ def test_the_ten_line_stream(where, tmp_path):
 
 
 def test_sweep_and_compare(tmp_path):
-    sweep, compare = (
+    sweep, compare, lens = (
         next(line for line in COMMANDS if line.startswith(f"python scripts/{name}.py"))
-        for name in ("sweep", "compare")
+        for name in ("sweep", "compare", "lens")
     )
     short = " -- --total-steps 4096"
     assert "6 runs done, 0 were finished before, 0 failed" in run(sweep + short, tmp_path)
@@ -60,6 +60,8 @@ def test_sweep_and_compare(tmp_path):
     assert re.search(r"\| adamo +\| 3 +\|", told)
     assert "mean return, adamo - adam" in told
     assert (tmp_path / "comparison.png").stat().st_size > 10_000
+    assert re.search(r"\* adamo: .*sigma max", run(lens, tmp_path))
+    assert (tmp_path / "lens.png").stat().st_size > 10_000
 
 
 def test_other_commands_exist():

@@ -50,7 +50,7 @@ BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of
 FLAGS = (
     "--stream.id cartpole-rotations --stream.period 100 --num-envs 2 --num-steps 8 --minibatches 2 "
     f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probes.every 5 "
-    "optim:adam"
+    "--probes.no-pictures optim:adam"
 )
 BASE = cli(Args, {}, FLAGS.split())
 
