@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.stats
 import seaborn as sns
 import tyro
-from matplotlib.ticker import EngFormatter
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from neoteny.runners.events import read_points
 
@@ -151,7 +151,7 @@ def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] =
         for color, (mean, half) in zip(colors, curves):
             axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
         axis.set(title=label, xlabel="visit" if kind == "task" else "environment steps")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set(major_locator=MaxNLocator(integer=True), major_formatter=EngFormatter(sep=""))
     for axis in axes.flat[len(measured) :]:
         axis.set_axis_off()
     axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels())
