@@ -105,12 +105,16 @@ class Bjorck(nn.Module):
                 last = self._last = weight.clone(), _orthogonal_weight(weight)
         return last[1]
 
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The raw weight of a layer whose weight is set: its orthogonal factor, whatever its condition."""
+        return _orthogonal_weight(weight, EXACT_ITERATIONS)
 
-def _orthogonal_weight(weight: Tensor) -> Tensor:
+
+def _orthogonal_weight(weight: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """The orthogonal factor of a weight's matrix, in the weight's shape and memory format."""
     matrix = matrix_view(weight)
     with torch.autocast(weight.device.type, enabled=False):
-        matrix = orthogonal_factor(matrix)
+        matrix = orthogonal_factor(matrix, iterations)
     if weight.is_contiguous():
         return matrix.view_as(weight)
     out, channels, *kernel = weight.shape
@@ -121,7 +125,8 @@ def orthogonalize(layer: Layer) -> Layer:
     """Make a layer's weight orthogonal in every forward pass, in place.
 
     The layer's `weight` is then computed; the parameter that is trained is the raw weight,
-    `layer.parametrizations.weight.original`. Biases stay free.
+    `layer.parametrizations.weight.original`, which begins as the orthogonal factor of what the weight was.
+    Biases stay free.
 
     Args:
         layer: linear or convolutional, float32 or float64; channels last stays channels last.
@@ -198,5 +203,4 @@ class Reorthogonalizing(Optimizer):
 @torch.no_grad()
 def _reorthogonalize(weights: list[nn.Parameter]) -> None:
     for weight in weights:
-        matrix = matrix_view(weight)
-        matrix.copy_(orthogonal_factor(matrix, EXACT_ITERATIONS))
+        weight.copy_(_orthogonal_weight(weight, EXACT_ITERATIONS))
