@@ -1,4 +1,4 @@
-"""Networks that the agents share: encoders, torsos, heads and activations.
+"""Networks that the agents share: encoders, torsos and heads.
 
 A network is a :class:`torch.nn.Sequential` whose children have the names that the probes report: ``conv1``,
 ``linear1``, ..., ``head``. Weights start orthogonal and biases at zero.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from typing import Literal, TypeVar
 
 import gymnasium as gym
@@ -17,29 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from neoteny.agents.activations import Activation, activation
 from neoteny.envs.stream import channel_axis
+from neoteny.optim.orthogonal import orthogonalize
+from neoteny.runners.exit_codes import BadInputError
 
 MINIGRID_CODES = (11, 6, 4)  # how many objects, colours and states a MiniGrid cell can hold
 
 
-class MaxMin(nn.Module):
-    """Sort neighbouring pairs of units, (..., 2 D) -> (..., 2 D); a permutation, so an isometry.
-
-    Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The maxima and minima of units (0, 1), (2, 3), ..., each pair in place; channels for images."""
-        pairs = x.unflatten(1, (-1, 2))
-        return torch.stack((pairs.amax(2), pairs.amin(2)), dim=2).flatten(1, 2)
-
-
-# Each with the gain of the orthogonal weights before it that keeps the size of a signal from layer to layer.
-ACTIVATIONS: dict[str, tuple[type[nn.Module], float]] = {
-    "relu": (nn.ReLU, math.sqrt(2)),
-    "tanh": (nn.Tanh, 5 / 3),
-    "maxmin": (MaxMin, 1.0),
-}
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
@@ -48,17 +32,44 @@ class NetworkConfig:
     """The shape of the networks."""
 
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden linear layers (after the convolutions, if observations are images)."""
-    activation: Literal["relu", "tanh", "maxmin"] = "relu"
+    """Widths of the hidden linear layers, after their activation (and after the convolutions, if observations
+    are images)."""
+    activation: Literal["relu", "leaky_relu", "tanh", "abs", "maxmin", "groupsort", "crelu", "fourier"] = (
+        "relu"
+    )
     """The activation function of every hidden layer."""
+    group_size: int | None = None
+    """Units that groupsort sorts together; None is 4."""
+    linear: Literal["free", "orthogonal"] = "free"
+    """Train the weights of hidden layers, convolutions included, as they are, or keep them orthogonal in
+    every forward pass (Björck's iteration). Heads are always free."""
+    conv_init: Literal["orthogonal", "delta"] = "orthogonal"
+    """Start convolutions as orthogonal matrices, or as one such matrix at the centre of each kernel and zeros
+    around it: not for kernels with strides, which then see one pixel of each window."""
     flat: bool = False
     """Take images as one vector of numbers, as they are, instead of through convolutions."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"--network.hidden must be positive widths, not {self.hidden}")
-        if self.activation == "maxmin" and any(width % 2 for width in self.hidden):
-            raise ValueError(f"maxmin sorts pairs, so --network.hidden must be even, not {self.hidden}")
+        multiple = self.units.multiple
+        if any(width % multiple for width in self.hidden):
+            wanted = f"{self.activation} needs --network.hidden to be multiples of {multiple}"
+            raise ValueError(f"{wanted}, not {self.hidden}")
+        if self.linear == "orthogonal" and self.conv_init == "delta":
+            raise ValueError(
+                "--network.conv-init delta starts kernels with fewer singular values than "
+                "--network.linear orthogonal keeps at 1: choose one of them"
+            )
+
+    @property
+    def units(self) -> Activation:
+        """The activation function, and what there is to know of it.
+
+        Raises:
+            ValueError: there is no such group size.
+        """
+        return activation(self.activation, self.group_size)
 
 
 class Flat(nn.Module):
@@ -130,9 +141,13 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
     """Hidden layers for what ``encode`` gives: (B, ...) -> (B, network.hidden[-1]).
 
     MiniGrid images pass two small convolutions first, other images the three of Mnih et al. (Nature, 2015).
+    Widths are those after the activation: where that has two outputs a unit, there are half as many units.
+
+    Raises:
+        BadInputError: the activation, or how convolutions start, does not go with what is observed.
     """
     example = encode(torch.zeros(1, *space.shape, dtype=torch.uint8))  # type: ignore[misc]
-    activation, gain = ACTIVATIONS[network.activation]
+    units = network.units
     layers = nn.Sequential()
     if isinstance(encode, OneHotGrid):
         kernels = [(16, 3, 1), (32, 3, 1)]
@@ -140,22 +155,38 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
         kernels = [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
     else:
         kernels = []
+    if any(width % units.multiple for width, _, _ in kernels):
+        widths = ", ".join(str(width) for width, _, _ in kernels)
+        wanted = f"{network.activation} needs widths that are multiples of {units.multiple}"
+        raise BadInputError(f"{wanted}, and the convolutions have {widths}")
+    if network.conv_init == "delta" and not kernels:
+        raise BadInputError("--network.conv-init delta is for observations that pass convolutions")
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
-        conv = orthogonal(nn.Conv2d(channels, width, size, stride), gain)
-        # Up to half as fast again.
-        conv = nn.utils.convert_conv2d_weight_memory_format(conv, torch.channels_last)
+        conv = hidden_layer(nn.Conv2d(channels, width // units.outputs, size, stride), network)
         layers.add_module(f"conv{i}", conv)
-        layers.add_module(f"conv{i}_activation", activation())
+        layers.add_module(f"conv{i}_activation", units.make())
         channels = width
     if kernels:
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):
-        layers.add_module(f"linear{i}", orthogonal(nn.Linear(features, width), gain))
-        layers.add_module(f"linear{i}_activation", activation())
+        layers.add_module(f"linear{i}", hidden_layer(nn.Linear(features, width // units.outputs), network))
+        layers.add_module(f"linear{i}_activation", units.make())
         features = width
     return layers
+
+
+def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:
+    """A hidden layer as it starts, with an orthogonal weight, and as it is kept."""
+    if isinstance(layer, nn.Conv2d) and network.conv_init == "delta":
+        delta_orthogonal(layer, network.units.gain)
+    else:
+        orthogonal(layer, network.units.gain)
+    if isinstance(layer, nn.Conv2d):
+        # Up to half as fast again.
+        layer = nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)
+    return orthogonalize(layer) if network.linear == "orthogonal" else layer
 
 
 def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
@@ -169,3 +200,22 @@ def orthogonal(layer: Layer, gain: float) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
+
+
+def delta_orthogonal(conv: nn.Conv2d, gain: float) -> nn.Conv2d:
+    """The convolution with an orthogonal matrix at the centre of its kernel, zeros around, and a zero bias.
+
+    At stride 1, with an odd kernel, circular padding and no fewer channels out than in, it is an isometry
+    (times ``gain``); with as many out as in, its reshaped kernel is orthogonal too. With more, the reshaped
+    kernel has singular values of 0, which no pull towards isometry moves. A bad idea with strides: of each
+    window one pixel is seen, the others only once training has filled the kernel.
+
+    Xiao et al., "Dynamical isometry and a mean field theory of CNNs", ICML 2018.
+    """
+    _, _, height, width = conv.weight.shape
+    nn.init.zeros_(conv.weight)
+    with torch.no_grad():
+        nn.init.orthogonal_(conv.weight[:, :, height // 2, width // 2], gain)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv

@@ -3,6 +3,7 @@
 from neoteny.optim.adamo import AdamO
 from neoteny.optim.config import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig
 from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
+from neoteny.optim.orthogonal import orthogonalize
 
 __all__ = [
     "AdamConfig",
@@ -13,6 +14,7 @@ __all__ = [
     "OptimConfig",
     "isometry_penalty",
     "isometry_report",
+    "orthogonalize",
     "param_groups",
     "pull_norm",
 ]

@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 
 from neoteny.optim.adamo import AdamO
 from neoteny.optim.isometry import Exclude, param_groups, split_parameters
+from neoteny.optim.orthogonal import Reorthogonalizing, orthogonal_groups
+from neoteny.runners.exit_codes import BadInputError
 
 __all__ = ["AdamConfig", "AdamOConfig", "AdamWConfig", "MuonConfig", "OptimConfig"]
 
@@ -37,8 +39,8 @@ class AdamConfig:
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        matrices, others = split_parameters(module, exclude)
-        return torch.optim.Adam(matrices + others, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        groups = _one_group(module, exclude)
+        return _Adam(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,8 @@ class AdamWConfig:
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        matrices, others = split_parameters(module, exclude)
-        return torch.optim.AdamW(
-            matrices + others,
+        return _AdamW(
+            _one_group(module, exclude),
             lr=lr,
             betas=self.betas,
             eps=self.eps,
@@ -103,9 +104,18 @@ class AdamOConfig:
             raise ValueError(f"iso_every must be at least 1, got {self.iso_every}")
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
-        """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`."""
-        return AdamO(
-            param_groups(module, exclude),
+        """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
+
+        Raises:
+            BadInputError: if there is a pull and nothing that it could act on.
+        """
+        if self.iso and not split_parameters(module, exclude)[0]:
+            raise BadInputError(
+                "AdamO has no weight to pull towards isometry, since all are kept orthogonal or excluded: "
+                "use optim:adam"
+            )
+        return _AdamO(
+            orthogonal_groups(param_groups(module, exclude), module),
             lr=lr,
             betas=self.betas,
             eps=self.eps,
@@ -147,12 +157,16 @@ class MuonConfig:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are stepped by AdamW.
 
         Raises:
-            ValueError: if no matrix is left to Muon.
+            BadInputError: if no matrix is left to Muon.
         """
         weights, others = split_parameters(module, exclude)
         matrices = [(name, weight) for name, weight in weights if weight.ndim == 2]
         if not matrices:
-            raise ValueError("Muon needs a hidden matrix, but all weights are convolutions or excluded")
+            raise BadInputError(
+                "Muon needs a hidden matrix, but all weights are convolutions, kept orthogonal or excluded: "
+                "use optim:adam"
+            )
+        rest = [(name, weight) for name, weight in weights if weight.ndim > 2] + others
         return MuonWithAdamW(
             torch.optim.Muon(
                 matrices,
@@ -163,8 +177,8 @@ class MuonConfig:
                 # Scales the update to the size of Adam's, so that one learning rate serves both.
                 adjust_lr_fn="match_rms_adamw",
             ),
-            torch.optim.AdamW(
-                [(name, weight) for name, weight in weights if weight.ndim > 2] + others,
+            _AdamW(
+                orthogonal_groups([{"params": rest}], module),
                 lr=lr,
                 betas=self.betas,
                 eps=self.eps,
@@ -172,6 +186,18 @@ class MuonConfig:
                 fused=True,
             ),
         )
+
+
+class _Adam(Reorthogonalizing, torch.optim.Adam):
+    """Adam that looks after orthogonal layers."""
+
+
+class _AdamW(Reorthogonalizing, torch.optim.AdamW):
+    """AdamW that looks after orthogonal layers."""
+
+
+class _AdamO(Reorthogonalizing, AdamO):
+    """AdamO that looks after orthogonal layers."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -220,6 +246,12 @@ class MuonWithAdamW(Optimizer):
         for part in self.parts:
             part.step()
         return loss
+
+
+def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:
+    """All trainable parameters in one group, but for the raw weights of orthogonal layers."""
+    matrices, others = split_parameters(module, exclude)
+    return orthogonal_groups([{"params": matrices + others}], module)
 
 
 def _check_moments(betas: tuple[float, float], eps: float) -> None:

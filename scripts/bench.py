@@ -46,7 +46,7 @@ from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid_engine import GridEnvs
-from neoteny.optim import AdamOConfig, AdamWConfig, OptimConfig
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, OptimConfig, orthogonalize
 from neoteny.runners.probes import Probes, measure
 from neoteny.runners.replay import ReplayMemory
 
@@ -58,10 +58,13 @@ if TYPE_CHECKING:
 class Bench:
     """Measure what the parts of neoteny cost on this machine."""
 
-    name: tyro.conf.Positional[Literal["optim", "probes", "streams", "checkpoint", "grid", "train"]]
-    """optim: AdamO against fused AdamW, 6 minutes. probes: the plasticity probes' share of PPO, 8 minutes.
-    streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3 minutes.
-    checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
+    name: tyro.conf.Positional[
+        Literal["optim", "orthogonal", "probes", "streams", "checkpoint", "grid", "train"]
+    ]
+    """optim: AdamO against fused AdamW, 6 minutes. orthogonal: layers kept orthogonal, by Björck's iteration
+    and by PyTorch's own parametrizations, against free ones, 2 minutes. probes: the plasticity probes' share
+    of PPO, 8 minutes. streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3
+    minutes. checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
     grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 12 minutes.
     train: PPO on MiniGrid, 8 minutes, or PPO and DQN on Atari, 15 minutes, against a plain loop and, if it is
     installed, Stable-Baselines3."""
@@ -355,6 +358,83 @@ def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> di
     loss, stepping = problem.loss(batch), Stopwatch()
     updates = {name: updater(problem, config, loss, stepping) for name, config in configs.items()}
     return alternate(updates, effort, interval=math.lcm(*INTERVALS), label=label, clock=stepping.clocks)
+
+
+torch_orthogonal = nn.utils.parametrizations.orthogonal
+# What is done to hidden layers, and of which kinds: PyTorch's own take a kernel for many small matrices.
+ORTHOGONAL: dict[str, tuple[Callable[..., object], tuple[type[nn.Module], ...]]] = {
+    "free": (lambda layer: layer, ()),
+    "Björck": (orthogonalize, (nn.Linear, nn.Conv2d)),
+    "torch": (torch_orthogonal, (nn.Linear,)),
+    "torch, cayley": (functools.partial(torch_orthogonal, orthogonal_map="cayley"), (nn.Linear,)),
+}
+
+
+def orthogonal(bench: Bench, effort: Effort) -> str:
+    """What it costs to keep hidden layers orthogonal, in training and in acting."""
+    effort = dataclasses.replace(
+        effort, measurement=0.0, repeats=(effort.repeats[0], min(9, effort.repeats[1]))
+    )
+    batch, seen = effort.batches[0], 8
+    rows, acting = [], []
+    for problem in problems():
+        kinds = [kind for kind in ORTHOGONAL if kind != "torch" or "CNN" not in problem.name]
+        networks = {kind: orthogonal_network(problem, kind) for kind in kinds}
+        loss = problem.loss(batch)
+        updates = {
+            kind: updater(dataclasses.replace(problem, network=network), AdamConfig(), loss, Stopwatch())
+            for kind, network in networks.items()
+        }
+        seconds = alternate(updates, effort, label=problem.name)
+        times = [f"{float(np.median(seconds['free'][:, clock])) * 1e3:.3g}" for clock in (CPU, WALL)]
+        ratios = {kind: seconds[kind][:, CPU] / seconds["free"][:, CPU] for kind in kinds}
+        cells = [percent(ratios[kind], ".1f") if kind in kinds else "-" for kind in list(ORTHOGONAL)[1:]]
+        rows.append([problem.name, str(len(seconds["free"])), *times, *cells])
+        actions = actors(networks, torch.randn(seen, *problem.shape))
+        # Short turns, since an arm is hundreds of times as slow as the one by which calls are counted.
+        seconds = alternate(actions, dataclasses.replace(effort, turn=1e-3), label=problem.name)
+        acting.append([problem.name, *(ms(seconds[kind][:, CPU]) for kind in seconds)])
+    header = ["network", "repeats", "free, ms CPU", "free, ms wall", *list(ORTHOGONAL)[1:]]
+    explained = ORTHOGONAL_EXPLAINED.format(batch=batch, seen=seen)
+    acted = table(["network", "free, ms CPU", "kept", "computed anew"], acting)
+    return "\n".join([explained, "", table(header, rows), "", acted])
+
+
+ORTHOGONAL_EXPLAINED = """\
+Above, whole updates at batch {batch} with fused Adam, those of orthogonal layers as multiples of those of
+free ones, in CPU time: median and quartiles of ratios within each repeat. PyTorch's own parametrizations are
+of linear layers alone; its default takes most of a minute for a step of NatureCNN, whose linear layer is
+512x3136, and is left out there. Below, a forward pass on {seen} observations without gradients, as an agent
+acts: with orthogonal weights kept from call to call, and with raw weights that change between any two."""
+
+
+def orthogonal_network(problem: Problem, kind: str) -> nn.Module:
+    """A copy of a problem's network whose hidden layers are kept orthogonal."""
+    network = copy.deepcopy(problem.network)
+    change, layers = ORTHOGONAL[kind]
+    for name, module in list(network.named_modules()):
+        if isinstance(module, layers) and name not in problem.heads:
+            change(module)
+    return network
+
+
+def actors(networks: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, Callable[[], object]]:
+    """Forward passes without gradients: of free weights, of kept ones, and of changed ones."""
+    free, kept = networks["free"], networks["Björck"]
+    anew = copy.deepcopy(kept)
+    raw = [weight for name, weight in anew.named_parameters() if name.endswith("original")]
+
+    def act(network: nn.Module, changed: Sequence[Tensor] = ()) -> None:
+        with torch.inference_mode():
+            for weight in changed:
+                weight.neg_()
+            network(inputs)
+
+    return {
+        "free": lambda: act(free),
+        "kept": lambda: act(kept),
+        "computed anew": lambda: act(anew, raw),
+    }
 
 
 def probes(bench: Bench, effort: Effort) -> str:
@@ -832,6 +912,7 @@ def emulators(effort: Effort) -> list[str]:
 
 BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
     "optim": optim,
+    "orthogonal": orthogonal,
     "probes": probes,
     "streams": streams,
     "checkpoint": checkpoint,

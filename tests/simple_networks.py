@@ -5,17 +5,6 @@ import torch
 from torch import Tensor, nn
 
 
-class MaxMin(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        pairs = x.unflatten(1, (-1, 2))
-        return torch.stack((pairs.amax(2), pairs.amin(2)), dim=2).flatten(1, 2)
-
-
-class GroupSort(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(1, (-1, 4)).sort(dim=2).values.flatten(1, 2)
-
-
 class CReLU(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -23,11 +12,6 @@ class CReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((self.relu(x), self.relu(-x)), dim=1)
-
-
-class Abs(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.abs()
 
 
 class Noise(nn.Module):

@@ -169,6 +169,27 @@ def test_optim_smoke(capsys):
         assert re.search(rf"(holds |MISSED)  {re.escape(name)}, batch 4, k=10: ", printed)
 
 
+def test_orthogonal_networks_keep_all_but_heads_orthogonal():
+    problem = bench.problems()[1]
+    for kind in bench.ORTHOGONAL:
+        network = bench.orthogonal_network(problem, kind)
+        kept = [name for name, part in network.named_children() if hasattr(part, "parametrizations")]
+        assert kept == ([] if kind == "free" else ["linear1", "linear2", "linear3", "linear4"])
+
+
+def test_orthogonal_smoke(capsys, monkeypatch):
+    small = bench.problems()[:1]
+    monkeypatch.setattr(bench, "problems", lambda: small)
+    _, (header, *rows) = smoke("orthogonal", capsys)
+    names = [problem.name for problem in small]
+    assert [row[0] for row in rows] == [*names, "network", *names]
+    for row in rows[: len(names)]:
+        assert len(row) == len(header)
+        assert_positive(row[1:])
+    for row in rows[-len(names) :]:
+        assert_positive(row[1:])
+
+
 def test_probes_smoke(capsys):
     printed, rows = smoke("probes", capsys)
     presets = [name for name in bench.PROBED_PRESETS if name != "atari" or find_spec("ale_py")]

@@ -14,8 +14,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from neoteny.agents import dqn, ppo
 from neoteny.agents.ppo import Args
-from neoteny.configs.cli import cli, override, read_args
+from neoteny.configs.cli import cli, launch, override, read_args
 from neoteny.configs.ppo import PRESETS
 from neoteny.runners.run import Run
 
@@ -85,6 +86,9 @@ BAD = {
     "--minibatches 7": "--minibatches",
     "--network.hidden 0": "--network.hidden",
     "--network.activation relux": "relu",
+    "--network.activation crelu --network.hidden 7": "crelu needs --network.hidden to be multiples of 2",
+    "--network.activation maxmin --network.group-size 2": "--network.group-size is for",
+    "--network.linear orthogonal --network.conv-init delta": "choose one of them",
     "--device tpu": "--device",
     "--no-such-flag 1": "--no-such-flag",
     **({} if torch.cuda.is_available() else {"--device cuda": "--device cuda"}),
@@ -112,6 +116,28 @@ def test_the_script_itself_exits_with_code_2(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+NO_WEIGHT = "--network.linear orthogonal --stream.id cartpole-rotations"
+UNFIT = {
+    NO_WEIGHT: "AdamO has no weight to pull towards isometry",
+    f"{NO_WEIGHT} optim:muon": "Muon needs a hidden matrix",
+    "--network.conv-init delta": "--network.conv-init delta is for observations that pass convolutions",
+}
+
+
+@pytest.mark.parametrize("agent", [dqn, ppo])
+@pytest.mark.parametrize("line", UNFIT)
+def test_what_does_not_go_together_is_told_and_nothing_is_written(line, agent, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["agent.py", *line.split()])
+    with pytest.raises(SystemExit) as exit:
+        launch(agent.main, agent.Args, {})
+    assert exit.value.code == 2
+    told = capsys.readouterr().err
+    assert UNFIT[line] in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.iterdir())
+
+
 def test_help_shows_the_optimizers_and_presets(capsys):
     with pytest.raises(SystemExit) as exit:
         parse("--help")
@@ -135,6 +161,7 @@ def written(folder, line):
         "cartpole-rotations",
         "grid-layouts-small",
         "mountaincar-drift-small",
+        "grid-layouts --network.activation groupsort --network.group-size 8 --network.conv-init delta",
         "atari --stream.games Pong Freeway/1/0 --stream.cycles 2",
     ],
 )

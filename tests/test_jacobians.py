@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from neoteny.agents.activations import GroupSort, MaxMin
 from neoteny.runners import jacobians
 from neoteny.runners.spectra import gram
-from tests.simple_networks import CReLU, GroupSort, MaxMin, conv_net, mlp, reference_jacobians
+from tests.simple_networks import CReLU, conv_net, mlp, reference_jacobians
 
 INF = math.inf
 

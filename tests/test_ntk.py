@@ -5,8 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from neoteny.agents.activations import MaxMin
 from neoteny.runners.ntk import empirical_ntk, ntk_statistics
-from tests.simple_networks import CReLU, MaxMin, conv_net, mlp, sequential
+from tests.simple_networks import CReLU, conv_net, mlp, sequential
 
 
 @pytest.fixture(autouse=True)

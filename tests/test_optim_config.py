@@ -11,7 +11,8 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig
+from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig, orthogonalize
+from neoteny.runners.exit_codes import BadInputError
 
 CONFIGS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), MuonConfig()]
 DEVICES = [
@@ -202,8 +203,16 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest() -> None:
 
 
 def test_muon_needs_a_hidden_matrix() -> None:
-    with pytest.raises(ValueError, match="hidden matrix"):
+    with pytest.raises(BadInputError, match=r"hidden matrix.*optim:adam"):
         MuonConfig().build(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2)), 1e-2, "1")
+
+
+def test_adamo_needs_a_weight_to_pull() -> None:
+    kept = nn.Sequential(orthogonalize(nn.Conv2d(1, 1, 1)), orthogonalize(nn.Linear(2, 2)), nn.Linear(2, 2))
+    with pytest.raises(BadInputError, match=r"no weight to pull.*optim:adam"):
+        AdamOConfig(iso=0.1).build(kept, 1e-2, "2")
+    AdamOConfig(iso=0.0).build(kept, 1e-2, "2")
+    AdamOConfig(iso=0.1).build(kept, 1e-2)
 
 
 @pytest.mark.parametrize("make", [type(config) for config in CONFIGS])

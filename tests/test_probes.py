@@ -6,20 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from neoteny.agents.activations import Abs, GroupSort, MaxMin
 from neoteny.runners import probes
 from neoteny.runners.jacobians import jacobian_statistics
 from neoteny.runners.spectra import effective_rank, isometry_penalty, singular_values, srank
-from tests.simple_networks import (
-    Abs,
-    CReLU,
-    GroupSort,
-    MaxMin,
-    Noise,
-    conv_net,
-    mlp,
-    reference_jacobians,
-    sequential,
-)
+from tests.simple_networks import CReLU, Noise, conv_net, mlp, reference_jacobians, sequential
 
 INF, NAN = math.inf, math.nan
 DEVICES = [
