@@ -19,14 +19,15 @@ def plasticity(
     new_agent: Callable[[], nn.Module],
     new_optimizer: Callable[[nn.Module], Optimizer],
     *,
-    steps: int = 100,
+    steps: int = 300,
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """Measure plasticity on a task that nobody has seen: a random change of all outputs.
 
-    Every output of every sample shall move by a draw from the standard normal distribution. So the gap is
-    the same at the start whatever the outputs were, and a network that interpolates closes all of it. What is
-    trained are copies: agent, optimizer and random state are afterwards what they were before.
+    Every output of every sample shall move by a draw from a normal distribution, as wide as the outputs of
+    its part differ from sample to sample, and of width 1 at least. So at the start the gap is the same for
+    all networks, measured by what they say, and one that interpolates closes all of it. What is trained are
+    copies: agent, optimizer and random state are afterwards what they were before.
 
     Args:
         agent: The network, with `parts()`: networks by name, each from `inputs` to outputs (B, O).
@@ -74,17 +75,22 @@ def plasticity(
 def learn(
     agent: nn.Module, optimizer: Optimizer, inputs: Tensor, changes: Mapping[str, Tensor], steps: int
 ) -> dict[str, Tensor]:
-    """Train an agent to change its outputs; returns the fraction of each part's gap that is closed.
+    """Train an agent to change its outputs; returns the fraction of each part's gap that it closes.
 
     Args:
         agent: The network, with `parts()`; changed in place.
         optimizer: Of its parameters.
         inputs: (B, ...).
-        changes: What shall be added to the outputs of each part, (B, O).
+        changes: What shall be added to the outputs of each part, (B, O), in units of the standard deviation
+            of its outputs over the samples, or of 1 if that is more.
         steps: Gradient steps.
     """
     parts = agent.parts()  # type: ignore[operator]
-    targets = {name: parts[name](inputs).detach() + change for name, change in changes.items()}
+    targets, whole = {}, {}
+    for name, change in changes.items():
+        outputs = parts[name](inputs).detach()
+        change = change * outputs.std(0, correction=0).mean().clamp(min=1.0)
+        targets[name], whole[name] = outputs + change, change.square().mean()
 
     def gaps() -> dict[str, Tensor]:
         return {name: (parts[name](inputs) - target).square().mean() for name, target in targets.items()}
@@ -94,4 +100,4 @@ def learn(
         sum(gaps().values()).backward()  # type: ignore[union-attr]
         optimizer.step()
     with torch.no_grad():
-        return {name: 1.0 - gap / changes[name].square().mean() for name, gap in gaps().items()}
+        return {name: 1.0 - gap / whole[name] for name, gap in gaps().items()}

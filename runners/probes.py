@@ -102,7 +102,7 @@ class ProbeConfig:
     """Measurements from one that also takes plasticity as it is defined, by training copies on a random task,
     to the next; 0 for none."""
     samples: int = 256
-    """Current observations that units, features and plasticity are measured on."""
+    """Current observations that units and features are measured on."""
     jacobian_samples: int = 32
     """Of these, those whose Jacobians are taken (fewer in wide layers)."""
     ntk_samples: int = 32
@@ -110,15 +110,18 @@ class ProbeConfig:
     ntk_outputs: Literal["each", "sum"] = "each"
     """A row of the kernel for each output of a sample, or only for their sum: cheap, but it says nothing of
     differences between outputs."""
-    plasticity_steps: int = 100
-    """Gradient steps on the random task."""
+    plasticity_samples: int = 64
+    """Distinct observations of the random task: few enough for a fresh network to learn a good part of it."""
+    plasticity_steps: int = 300
+    """Gradient steps on it."""
     pictures: bool = True
     """Draw spectra and dormant units over the run at its end."""
 
     def __post_init__(self) -> None:
         """Refuse negative numbers, and no samples."""
         leasts = {"every": 0, "full_every": 0, "plasticity_every": 0}
-        leasts |= dict.fromkeys(("samples", "jacobian_samples", "ntk_samples", "plasticity_steps"), 1)
+        leasts |= dict.fromkeys(("samples", "jacobian_samples", "ntk_samples"), 1)
+        leasts |= dict.fromkeys(("plasticity_samples", "plasticity_steps"), 1)
         for name, least in leasts.items():
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
@@ -187,8 +190,8 @@ class Probes:
                 others |= {f"isometry/{tag}/{name}": v for tag, v in ntk_statistics(kernel).items()}
         if training:
             others |= plasticity(
-                agent, self.optimizer, distinct, self.new_agent, self.new_optimizer,
-                steps=config.plasticity_steps, seed=self._update,
+                agent, self.optimizer, _spread(distinct, config.plasticity_samples), self.new_agent,
+                self.new_optimizer, steps=config.plasticity_steps, seed=self._update,
             )  # fmt: skip
         return values | _fetch(others)
 

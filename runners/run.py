@@ -62,11 +62,13 @@ CHARTS = {
         "dormant units (0.025), worst layer": ["Multiline", ["plasticity/dormant_0.025/max"]],
         "dead units, worst layer": ["Multiline", ["plasticity/dead/max"]],
         "effective rank of the features": ["Multiline", ["plasticity/feature_effective_rank/.*"]],
+        "plasticity lost (definition 2.1)": ["Multiline", ["plasticity/lost"]],
     },
     "isometry": {
         "log10 condition number, worst hidden layer": ["Multiline", ["isometry/log10_cond/max"]],
         "largest singular value, hidden layers": ["Multiline", ["isometry/sigma_max/max"]],
         "isometry penalty": ["Multiline", ["isometry/penalty"]],
+        "log10 condition number of the tangent kernel": ["Multiline", ["isometry/ntk_log10_cond/.*"]],
     },
 }
 

@@ -23,6 +23,7 @@ ROWS = {
     "dead units": "plasticity/dead/max",
     "NTK log10 cond": "isometry/ntk_log10_cond/*",
     "NTK participation rank": "isometry/ntk_participation_rank/*",
+    "NTK isotropy gap": "isometry/ntk_isotropy_gap/*",
     "Jacobian distance": "isometry/jacobian_distance/*.input_output/median",
     "plasticity lost": "plasticity/lost",
     "mean return": "score/return_auc",

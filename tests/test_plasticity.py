@@ -59,6 +59,32 @@ def test_the_fraction_by_hand():
     assert agent.bias.item() == pytest.approx(7.0)
 
 
+def test_the_change_is_as_large_as_outputs_differ():
+    class Free(nn.Module):
+        """Outputs that are numbers of their own."""
+
+        def __init__(self, outputs: list[float]) -> None:
+            super().__init__()
+            self.outputs = nn.Parameter(torch.tensor([outputs]).T)
+
+        def parts(self) -> dict[str, nn.Module]:
+            return {"net": self}
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.outputs.clone()
+
+    for outputs, size in (([0.0, 0.2], 1.0), ([10.0, 18.0], 4.0)):
+        agent = Free(outputs)
+        optimizer = torch.optim.SGD(agent.parameters(), lr=0.5)
+        fractions = learn(
+            agent, optimizer, torch.zeros(2, 1), {"net": torch.tensor([[1.0], [-1.0]])}, steps=1
+        )
+        # The gradient of the mean of squares is the error itself, so that a step goes half of the way.
+        moved = agent.outputs.detach().flatten() - torch.tensor(outputs)
+        assert moved.tolist() == pytest.approx([0.5 * size, -0.5 * size])
+        assert fractions["net"].item() == pytest.approx(0.75)
+
+
 def test_a_dead_network_has_no_plasticity_and_a_fresh_one_has():
     torch.manual_seed(1)
     agent = TwoParts()

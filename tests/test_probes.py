@@ -495,10 +495,10 @@ class TestProbes:
                 return inner(*args, **options)
 
             monkeypatch.setattr(probes, name, noting)
-        these = probes_of(samples=50, ntk_samples=7, plasticity_every=1)
+        these = probes_of(samples=50, ntk_samples=7, plasticity_samples=9, plasticity_every=1)
         these.begin(1)
         these.measure(torch.arange(1000).reshape(200, 5).remainder(251).to(torch.uint8))
-        assert sizes == {"measure": 50, "empirical_ntk": 7, "plasticity": 50}
+        assert sizes == {"measure": 50, "empirical_ntk": 7, "plasticity": 9}
 
     def test_the_sum_of_outputs(self):
         values = {}
