@@ -79,12 +79,14 @@ def ntk_statistics(kernel: Tensor) -> dict[str, Tensor]:
 
     Returns:
         `ntk_log10_cond`: largest over smallest eigenvalue, infinite if that is 0 to within rounding.
+        `ntk_rank`: number of eigenvalues that are not.
         `ntk_eigenvalue_std`: standard deviation of the eigenvalues.
         `ntk_participation_rank`: (sum of lambda)^2 / sum of lambda^2, from 1 to n.
         `ntk_effective_rank`: exponential of the entropy of the eigenvalues.
         `ntk_isotropy_gap`: Frobenius norm of K / (tr K / n) - I, 0 for an isotropic kernel.
-        A zero kernel has an infinite condition number and gap and both ranks 0; one that is not finite has
-        nan everywhere.
+        A zero kernel has an infinite condition number and gap, and ranks of 0; one that is not finite has nan
+        everywhere. Few regions of a piecewise linear network among the samples are enough for an exactly
+        singular kernel, and few inputs.
     """
     finite = kernel.isfinite().all()
     size = len(kernel)
@@ -95,6 +97,7 @@ def ntk_statistics(kernel: Tensor) -> dict[str, Tensor]:
     dead = mean == 0
     values = {
         "ntk_log10_cond": condition_number(eigenvalues).log10(),
+        "ntk_rank": resolved.sum().double(),
         "ntk_eigenvalue_std": eigenvalues.std(correction=0),
         "ntk_participation_rank": torch.where(
             dead, 0.0, eigenvalues.sum().square() / eigenvalues.square().sum()

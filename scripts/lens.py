@@ -22,6 +22,7 @@ ROWS = {
     "dormant units": "plasticity/dormant_0.025/max",
     "dead units": "plasticity/dead/max",
     "NTK log10 cond": "isometry/ntk_log10_cond/*",
+    "NTK rank": "isometry/ntk_rank/*",
     "NTK participation rank": "isometry/ntk_participation_rank/*",
     "NTK isotropy gap": "isometry/ntk_isotropy_gap/*",
     "Jacobian distance": "isometry/jacobian_distance/*.input_output/median",
@@ -30,7 +31,7 @@ ROWS = {
     "late return": "score/late_return",
 }
 SPECTRUM = ("sigma max", "mean squared sigma", "sigma min")
-DRAWN = (*SPECTRUM, "log10 cond", "dormant units", "NTK log10 cond")
+DRAWN = (*SPECTRUM, "log10 cond", "dormant units", "NTK participation rank")
 PANELS = {"charts/episodic_return": "return", **{ROWS[row]: row for row in DRAWN}}
 
 HELD = 1.5

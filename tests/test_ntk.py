@@ -135,6 +135,7 @@ def test_statistics_by_hand():
     entropy = 0.5 * math.log(2) + 0.25 * math.log(4) + 2 * 0.125 * math.log(8)
     assert statistics == {
         "ntk_log10_cond": pytest.approx(math.log10(4)),
+        "ntk_rank": 4.0,
         "ntk_eigenvalue_std": pytest.approx(math.sqrt(150)),
         "ntk_participation_rank": pytest.approx(80**2 / 2200),
         "ntk_effective_rank": pytest.approx(math.exp(entropy)),
@@ -155,6 +156,7 @@ def test_a_singular_kernel_is_not_well_conditioned():
     statistics = ntk_statistics(rows @ rows.T)
     assert statistics["ntk_log10_cond"] == math.inf
     assert statistics["ntk_participation_rank"] <= 3.0
+    assert statistics["ntk_rank"] == 3.0
 
 
 def test_a_dead_network():
@@ -164,6 +166,7 @@ def test_a_dead_network():
     assert statistics["ntk_log10_cond"] == math.inf
     assert statistics["ntk_isotropy_gap"] == math.inf
     assert statistics["ntk_participation_rank"] == 0.0
+    assert statistics["ntk_rank"] == 0.0
     assert statistics["ntk_effective_rank"] == 0.0
 
 

@@ -481,7 +481,7 @@ class TestProbes:
         these.begin(1)
         once, thrice = (these.measure(observations.repeat(times, 1)) for times in (1, 3))
         tags = [tag for tag in once if "ntk" in tag]
-        assert len(tags) == 5
+        assert len(tags) == 6
         assert {tag: thrice[tag] for tag in tags} == {tag: once[tag] for tag in tags}
 
     def test_how_much_is_measured(self, monkeypatch: pytest.MonkeyPatch):
