@@ -47,7 +47,7 @@ their mean square is bound to the kernel's. Operators are left out where their s
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import chain
 from typing import Literal
@@ -118,7 +118,7 @@ class ProbeConfig:
     """Draw spectra and dormant units over the run at its end."""
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers, and no samples."""
+        """Refuse negative numbers, no samples, and what would be ignored."""
         leasts = {"every": 0, "full_every": 0, "plasticity_every": 0}
         leasts |= dict.fromkeys(("samples", "jacobian_samples", "ntk_samples"), 1)
         leasts |= dict.fromkeys(("plasticity_samples", "plasticity_steps"), 1)
@@ -126,6 +126,13 @@ class ProbeConfig:
             if getattr(self, name) < least:
                 flag = name.replace("_", "-")
                 raise ValueError(f"--probes.{flag} must be at least {least}, not {getattr(self, name)}")
+        needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
+        needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
+        defaults = {field.name: field.default for field in fields(self)}
+        for name, switch in needed.items():
+            if getattr(self, switch) == 0 and getattr(self, name) != defaults[name]:
+                flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
+                raise ValueError("{} does nothing without {}".format(*flags))
 
 
 class Probes:

@@ -29,7 +29,7 @@ import time
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -466,10 +466,9 @@ def probes(bench: Bench, effort: Effort) -> str:
 def probe_costs(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float, float, float]:
     """Wall seconds of a default and a full measurement, of one with plasticity too, and of an update."""
     args = preset_args(preset, seed, bench)
-    kinds = [
-        dataclasses.replace(args.probes, full_every=full, plasticity_every=training)
-        for full, training in ((0, 0), (1, 0), (1, 1))
-    ]
+    full: dict[str, Any] = {"full_every": 1, **({"ntk_samples": 2} if bench.quick else {})}
+    training: dict[str, Any] = {"plasticity_every": 1, **({"plasticity_steps": 1} if bench.quick else {})}
+    kinds = [dataclasses.replace(args.probes, **more) for more in ({"full_every": 0}, full, full | training)]
     spent: list[list[float]] = []
     inner = Probes.measure
 
@@ -496,8 +495,7 @@ def preset_args(preset: str, seed: int, bench: Bench) -> ppo.Args:
     """Arguments of a preset's runs."""
     args = override(ppo.Args(), PRESETS[preset])
     if bench.quick:
-        probes = dataclasses.replace(args.probes, plasticity_steps=1, ntk_samples=2)
-        args = dataclasses.replace(args, num_envs=4, num_steps=8, probes=probes)
+        args = dataclasses.replace(args, num_envs=4, num_steps=8)
     return dataclasses.replace(args, seed=seed, threads=bench.threads)
 
 

@@ -464,7 +464,7 @@ class TestProbes:
         ],
     )  # fmt: skip
     def test_when_what_is_measured(self, config: dict[str, int], expected: dict[int, str]):
-        these = probes_of(**config, plasticity_steps=1)
+        these = probes_of(**config, **({"plasticity_steps": 1} if config.get("plasticity_every") else {}))
         found = {}
         for update in range(1, 15):
             these.begin(update)
@@ -520,6 +520,14 @@ class TestProbes:
             ValueError, match=f"--probes.{name.replace('_', '-')} must be at least [01], not -1"
         ):
             probes.ProbeConfig(**{name: -1})
+
+    @pytest.mark.parametrize("name", ["plasticity_samples", "plasticity_steps", "ntk_samples"])
+    def test_what_would_be_ignored_is_refused(self, name: str):
+        with pytest.raises(
+            ValueError, match=f"--probes.{name.replace('_', '-')} does nothing without --probes"
+        ):
+            probes.ProbeConfig(full_every=0, **{name: 5})
+        probes.ProbeConfig(plasticity_every=1, **{name: 5})
 
 
 class TestNorms:
