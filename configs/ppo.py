@@ -18,6 +18,7 @@ ATARI = {
     "clip": 0.1,
     "clip_rewards": True,
     "shared_torso": True,
+    "probes": {"every": 40},
     "network": {"hidden": (512,)},
 }
 
