@@ -15,8 +15,7 @@ Isometry", ICML 2026, appendix B.1, but for the norm by which weights are divide
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -178,30 +177,30 @@ class Reorthogonalizing(Optimizer):
     it: the moments are too small at first, and steps too large, until the average of squares has caught up,
     after about 1 / (1 - beta2) steps.
 
-    Steps are counted in the group, and so are part of the optimizer's state. A class, and not a hook, which
-    copies of an optimizer would lose.
+    Steps are counted in the group, and so are part of the optimizer's state. The hook that counts them is put
+    back on copies, which lose their hooks; a step that calls its parent's would run other hooks twice.
     """
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one optimization step; after every `orthogonal_every`-th make raw weights orthogonal.
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._watch_steps()
 
-        Args:
-            closure: reevaluates the model and returns the loss.
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._watch_steps()
 
-        Returns:
-            The closure's loss, or None.
-        """
-        loss = super().step(closure)
-        for group in self.param_groups:
-            if "orthogonal_every" in group:
-                group["orthogonal_phase"] = (group["orthogonal_phase"] + 1) % group["orthogonal_every"]
-                if group["orthogonal_phase"] == 0:
-                    _reorthogonalize(group["params"])
-        return loss
+    def _watch_steps(self) -> None:
+        if _count_step not in self._optimizer_step_post_hooks.values():
+            self.register_step_post_hook(_count_step)
+
+
+def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Count a step of every group of raw weights; make them orthogonal if it is time to."""
+    for group in optimizer.param_groups:
+        if "orthogonal_every" in group:
+            group["orthogonal_phase"] = (group["orthogonal_phase"] + 1) % group["orthogonal_every"]
+            if group["orthogonal_phase"] == 0:
+                _reorthogonalize(group["params"])
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.activations import Abs, MaxMin
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig, orthogonal, orthogonalize
+from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig, orthogonal, orthogonalize
 from neoteny.optim.isometry import matrix_view
 from neoteny.optim.orthogonal import EXACT_ITERATIONS, Bjorck, orthogonal_factor, orthogonal_groups
 from neoteny.runners.folder import run_folder
@@ -389,6 +389,22 @@ class TestReorthogonalization:
         for name, tensor in network.state_dict().items():
             assert torch.equal(tensor, before[name])
         assert train(network, optimizer, 8, first=2) == losses
+
+    @configs
+    def test_hooks_of_a_step_run_once_whatever_was_built_before(self, config):
+        for optimizer_class in (torch.optim.Adam, torch.optim.AdamW, AdamO):
+            optimizer_class([nn.Linear(2, 2).weight])
+        network, ran = mixed_net(), []
+        optimizer = config.build(network, 1e-2, "4")
+        optimizer.register_step_pre_hook(lambda *_: ran.append("before"))
+        optimizer.register_step_post_hook(lambda *_: ran.append("after"))
+        optimizer.load_state_dict(optimizer.state_dict())
+        train(network, optimizer, 1)
+        assert ran == ["before", "after"]
+        phases = [
+            group["orthogonal_phase"] for group in optimizer.param_groups if "orthogonal_phase" in group
+        ]
+        assert phases == [1]
 
     def test_a_copy_of_the_network_alone_is_left_alone(self):
         network = mixed_net()
