@@ -609,6 +609,8 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
     if name == "network.group_size":  # of no other activation
         network = dataclasses.replace(args.network, activation="groupsort", group_size=4)
         args = dataclasses.replace(args, network=network)
+    if name.startswith("probes.plasticity_"):  # of no measurement else
+        args = dataclasses.replace(args, probes=ProbeConfig(every=5, plasticity_every=10, pictures=False))
     other = dataclasses.replace(changed(args, name), runs_dir=tmp_path / "now")
     folder = run_folder("ppo", other)
     shutil.copytree(interrupted(args), folder)
