@@ -52,6 +52,7 @@ from functools import partial
 from itertools import chain
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -196,9 +197,11 @@ class Probes:
                 kernel = empirical_ntk(part, some, summed=config.ntk_outputs == "sum")
                 others |= {f"isometry/{tag}/{name}": v for tag, v in ntk_statistics(kernel).items()}
         if training:
+            run_and_update = np.random.SeedSequence((torch.initial_seed(), self._update))
+            seed = int(run_and_update.generate_state(1)[0])
             others |= plasticity(
                 agent, self.optimizer, _spread(distinct, config.plasticity_samples), self.new_agent,
-                self.new_optimizer, steps=config.plasticity_steps, seed=self._update,
+                self.new_optimizer, steps=config.plasticity_steps, seed=seed,
             )  # fmt: skip
         return values | _fetch(others)
 

@@ -500,6 +500,19 @@ class TestProbes:
         these.measure(torch.arange(1000).reshape(200, 5).remainder(251).to(torch.uint8))
         assert sizes == {"measure": 50, "empirical_ntk": 7, "plasticity": 9}
 
+    def test_the_random_task_is_another_one_in_each_run_and_update(self):
+        seen = torch.randint(10, (20, 5), dtype=torch.uint8)
+        values = {}
+        for seed, update in ((1, 20), (1, 40), (2, 20), (1, 20)):
+            torch.manual_seed(0)
+            these = probes_of(plasticity_every=1, plasticity_steps=3)
+            torch.manual_seed(seed)
+            torch.randn(update)  # whatever else has been drawn does not count
+            these.begin(update)
+            value = these.measure(seen)["plasticity/fresh"]
+            assert values.setdefault((seed, update), value) == value
+        assert len(set(values.values())) == 3
+
     def test_the_sum_of_outputs(self):
         values = {}
         for outputs in ("each", "sum"):
