@@ -26,13 +26,16 @@ are hidden.
 | `isometry/jacobian_rank/<layer>/median` | number of singular values that are not zero |
 | `spectra/<layer>` | all singular values, descending |
 
-What costs more is taken in full measurements only:
+What costs more, `measure` takes with `operators`, and `Probes` in full measurements:
 
 | tag | meaning |
 |---|---|
 | `isometry/operator_sigma_max/<conv>`, `_min` | of the convolution as it is, with its stride and padding |
 | `isometry/jacobian_.../<conv>/<q>` | as above, of a convolution together with its activation |
-| `isometry/ntk_.../<part>` | of the empirical neural tangent kernel: see `ntk.ntk_statistics` |
+
+In full measurements `Probes` adds `isometry/ntk_.../<part>`, of the empirical neural tangent kernel (see
+`ntk.ntk_statistics`), and if asked `plasticity/fraction_eliminated`, `fresh` and `lost` (see
+`plasticity.plasticity`).
 
 `<tau>` is 0, 0.025 or 0.1; `<q>` is `median` or `p95`, over samples. There are Jacobians of every hidden
 layer together with its activation, J = D W, and of every part end to end, under `<part>.input_output`. A
@@ -231,7 +234,7 @@ def measure(
         operators: Take convolutions as the matrices that they are, and their Jacobians, too.
 
     Returns:
-        Values by tag, as the first table of this module lists them; spectra are lists.
+        Values by tag, as the tables of this module list them; spectra are lists.
 
     Raises:
         TypeError: If `inputs` is not floating point.
