@@ -14,13 +14,14 @@ import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso
+from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso, zeros
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.dqn import PRESETS
-from neoteny.envs import StreamConfig
-from neoteny.optim import AdamOConfig, OptimConfig, isometry_report
-from neoteny.runners.exit_codes import BadInputError
+from neoteny.envs import Stream, StreamConfig
+from neoteny.optim import AdamOConfig, Learner, MethodConfigs, Methods, OptimConfig, build_methods, heads
+from neoteny.runners.exit_codes import bad_input
 from neoteny.runners.folder import RunArgs, run_folder
 from neoteny.runners.probes import Probes
 from neoteny.runners.replay import Batch, ReplayMemory
@@ -84,6 +85,7 @@ class Args(RunArgs):
     """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
+    methods: MethodConfigs = ()
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.05, iso_scale=2.0))
 
@@ -137,8 +139,9 @@ class QNetwork(nn.Module):
         self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise BadInputError(f"DQN acts in discrete action spaces, not in {actions}")
+            raise ValueError(f"DQN acts in discrete action spaces, not in {actions}")
         self.encode = encoder(space, network.flat)
+        self.register_buffer("example", zeros(space, 1), persistent=False)
         self.torso = torso(self.encode, space, network)
         self.actions = int(actions.n)
         self.head = Dueling(network, self.actions) if dueling else head(network, self.actions, gain=1.0)
@@ -200,76 +203,118 @@ def dqn_loss(values: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) 
 STATS = ("losses/td_loss", "losses/q_values", "update/grad_norm")
 
 
+def update(
+    agent: QNetwork, target: QNetwork, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args
+) -> Tensor:
+    """One gradient step on a minibatch; returns its statistics, those of `STATS`, (3,)."""
+    targets = td_targets(agent, target, batch, args.double)
+    loss, stats = dqn_loss(agent(batch.observations), batch.actions, targets, batch.weights)
+    optimizer.zero_grad()
+    (loss + methods.penalty(batch)).backward()
+    grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    methods.add_gradients(batch)
+    optimizer.step()
+    methods.after_step()
+    return torch.cat((stats, grad_norm[None]))
+
+
+@torch.no_grad()
+def update_target(target: nn.Module, agent: nn.Module, tau: float) -> None:
+    """Move the target network's weights towards the network's, by the share ``tau`` of the way."""
+    for of_target, of_agent in zip(target.parameters(), agent.parameters(), strict=True):
+        of_target.lerp_(of_agent, tau)
+
+
+def rollout_step(
+    agent: QNetwork,
+    stream: Stream,
+    observation: Tensor,
+    memory: ReplayMemory,
+    epsilon: float,
+    args: Args,
+    run: Run,
+) -> Tensor:
+    """Act in every sub-environment, and remember what happened; returns the next observation."""
+    with torch.inference_mode():
+        action = agent.act(observation, epsilon)
+    run.lap("act")
+    next_observation, reward, terminated, truncated, info = stream.step(action)
+    run.lap("env")
+    final = info.get("final_obs", next_observation)
+    learned = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
+    memory.add(observation, action, learned, terminated, truncated, final, info["task"])
+    run.record_episodes(stream.steps, info)
+    run.lap("replay")
+    return next_observation
+
+
+def epsilon_now(stream: Stream, args: Args) -> float:
+    """The share of random actions at this step of the stream."""
+    since = stream.schedule.switched_at(stream.steps) if args.eps_restart else 0
+    return epsilon_at(stream.steps - since, args.eps_start, args.eps_end, args.eps_steps)
+
+
+def gradient_steps(steps: int, args: Args) -> range:
+    """Numbers, from 0 on, of the gradient steps that are due after so many environment steps."""
+    if steps < args.learning_starts:
+        return range(0)
+    first = (steps - args.learning_starts) // args.train_every * args.gradient_steps
+    return range(first, first + args.gradient_steps)
+
+
 def main(args: Args) -> dict[str, Any]:
     """Train; returns the run's summary."""
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
-    stream = args.stream.make(args.num_envs, args.seed, device)
 
     def new_agent() -> QNetwork:
         return QNetwork(stream, args.network, args.dueling, args.amp).to(device)
 
-    def new_optimizer(agent: nn.Module) -> torch.optim.Optimizer:
-        return args.optim.build(agent, args.lr, exclude=("head",))
+    def new_optimizer(agent: nn.Module) -> Optimizer:
+        return args.optim.build(agent, args.lr, exclude=heads(agent))
 
-    agent = new_agent()
-    target = copy.deepcopy(agent).requires_grad_(False)
+    with bad_input():
+        stream = args.stream.make(args.num_envs, args.seed, device)
+        agent = new_agent()
+        target = copy.deepcopy(agent).requires_grad_(False)
+        optimizer = new_optimizer(agent)
+        methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
+        memory = ReplayMemory(
+            args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
+            stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
+            interval=max(16 * args.log_every, args.buffer_size // 64),
+        )  # fmt: skip
     if args.compile:
         agent.compile()
         target.compile()
-    optimizer = new_optimizer(agent)
-    probes = Probes(args.probes, agent, optimizer, new_agent, new_optimizer)
-    memory = ReplayMemory(
-        args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
-        stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
-        interval=max(16 * args.log_every, args.buffer_size // 64),
-    )  # fmt: skip
-
+    probes = Probes(args.probes, methods, new_optimizer)
     updates = max(1, (args.stream.total_steps() or args.total_steps) // args.log_every)
     run = Run("dqn", args, total_steps=updates * args.log_every)
     rounds = (updates * args.log_every - args.learning_starts) // args.train_every
-    report = isometry_report(optimizer, max(0, rounds * args.gradient_steps))
-    run.say(f"{args.stream.id}: {stream.schedule}\n{report}")
+    planned = max(0, rounds * args.gradient_steps)
+    run.say(f"{args.stream.id}: {stream.schedule}", methods.report(planned))
 
     stream.reset()
-    updates_made = run.resume(agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory)
+    made = run.resume(
+        methods=methods, agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory
+    )
     observation = stream.observation
     if not stream.exact:
         memory.cut()
 
-    for update in range(updates_made + 1, updates + 1):
-        probes.begin(update)
+    for iteration in range(made + 1, updates + 1):
+        probes.begin(iteration)
         stats = []
         for _ in range(args.log_every // args.train_every):
             for _ in range(args.train_every // args.num_envs):
-                since = stream.schedule.switched_at(stream.steps) if args.eps_restart else 0
-                epsilon = epsilon_at(stream.steps - since, args.eps_start, args.eps_end, args.eps_steps)
-                with torch.inference_mode():
-                    action = agent.act(observation, epsilon)
-                run.lap("act")
-                next_observation, reward, terminated, truncated, info = stream.step(action)
-                run.lap("env")
-                final = info.get("final_obs", next_observation)
-                learned = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
-                memory.add(observation, action, learned, terminated, truncated, final, info["task"])
-                observation = next_observation
-                run.record_episodes(stream.steps, info)
-                run.lap("replay")
-
-            if stream.steps < args.learning_starts:
-                continue
-            first = (stream.steps - args.learning_starts) // args.train_every * args.gradient_steps
-            for step in range(first, first + args.gradient_steps):
+                epsilon = epsilon_now(stream, args)
+                observation = rollout_step(agent, stream, observation, memory, epsilon, args, run)
+            for step in gradient_steps(stream.steps, args):
                 batch = memory.sample(args.batch_size, args.n_step, args.gamma)
                 run.lap("replay")
-                targets = td_targets(agent, target, batch, args.double)
-                loss, losses = dqn_loss(agent(batch.observations), batch.actions, targets, batch.weights)
-                optimizer.zero_grad()
-                loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                optimizer.step()
-                stats.append(torch.cat((losses, grad_norm[None])))
+                stats.append(update(agent, target, optimizer, methods, batch, args))
+                methods.between_steps(batch)
                 if step % args.target_every == 0:
                     update_target(target, agent, args.tau)
                 run.lap("learn")
@@ -278,25 +323,19 @@ def main(args: Args) -> dict[str, Any]:
         run.check_finite(observations=observation.float(), losses=losses, weights=agent)
         metrics: dict[str, float | list[float]] = {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
         metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
+        metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
         if probes.due:
             metrics |= probes.measure(memory.latest(args.probes.samples))
             metrics |= {f"replay/task_{task}": share for task, share in memory.tasks().items()}
             run.lap("probe")
         run.log_update(stream.steps, metrics)
         run.record_video(stream, lambda seen: agent.act(seen, args.eps_end))
-        run.checkpoint(update)
+        run.checkpoint(iteration)
 
     stream.close()
     summary = run.finish(agent)
     memory.discard()
     return summary
-
-
-@torch.no_grad()
-def update_target(target: nn.Module, agent: nn.Module, tau: float) -> None:
-    """Move the target network's weights towards the network's, by the share ``tau`` of the way."""
-    for of_target, of_agent in zip(target.parameters(), agent.parameters(), strict=True):
-        of_target.lerp_(of_agent, tau)
 
 
 if __name__ == "__main__":

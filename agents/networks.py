@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from neoteny.agents.activations import Activation, activation
 from neoteny.envs.stream import channel_axis
 from neoteny.optim.orthogonal import orthogonalize
-from neoteny.runners.exit_codes import BadInputError
 
 MINIGRID_CODES = (11, 6, 4)  # how many objects, colours and states a MiniGrid cell can hold
 
@@ -113,6 +112,11 @@ class OneHotGrid(nn.Module):
         return channels.permute(0, 3, 1, 2)
 
 
+def zeros(space: gym.Space, *shape: int) -> Tensor:
+    """Room for so many elements of a space of arrays, (*shape, ...), of its type."""
+    return torch.from_numpy(np.zeros((*shape, *space.shape), space.dtype))  # type: ignore[misc]
+
+
 def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.AbstractContextManager:
     """In which networks are computed: in bfloat16, with weights in float32, or in float32."""
     return torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else contextlib.nullcontext()
@@ -144,9 +148,9 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
     Widths are those after the activation: where that has two outputs a unit, there are half as many units.
 
     Raises:
-        BadInputError: the activation, or how convolutions start, does not go with what is observed.
+        ValueError: the activation, or how convolutions start, does not go with what is observed.
     """
-    example = encode(torch.zeros(1, *space.shape, dtype=torch.uint8))  # type: ignore[misc]
+    example = encode(zeros(space, 1))
     units = network.units
     layers = nn.Sequential()
     if isinstance(encode, OneHotGrid):
@@ -158,9 +162,9 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
     if any(width % units.multiple for width, _, _ in kernels):
         widths = ", ".join(str(width) for width, _, _ in kernels)
         wanted = f"{network.activation} needs widths that are multiples of {units.multiple}"
-        raise BadInputError(f"{wanted}, and the convolutions have {widths}")
+        raise ValueError(f"{wanted}, and the convolutions have {widths}")
     if network.conv_init == "delta" and not kernels:
-        raise BadInputError("--network.conv-init delta is for observations that pass convolutions")
+        raise ValueError("--network.conv-init delta is for observations that pass convolutions")
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
         conv = hidden_layer(nn.Conv2d(channels, width // units.outputs, size, stride), network)

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso
+from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso, zeros
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.ppo import PRESETS
-from neoteny.envs import StreamConfig
-from neoteny.optim import AdamOConfig, OptimConfig, isometry_report
-from neoteny.runners.exit_codes import BadInputError
+from neoteny.envs import Stream, StreamConfig
+from neoteny.optim import AdamOConfig, Learner, MethodConfigs, Methods, OptimConfig, build_methods, heads
+from neoteny.runners.exit_codes import bad_input
 from neoteny.runners.folder import RunArgs
 from neoteny.runners.probes import Probes
 from neoteny.runners.run import Run
@@ -67,6 +68,7 @@ class Args(RunArgs):
     """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    methods: MethodConfigs = ()
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
@@ -99,8 +101,9 @@ class ActorCritic(nn.Module):
         self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise BadInputError(f"PPO acts in discrete action spaces, not in {actions}")
+            raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
         self.encode = encoder(space, network.flat)
+        self.register_buffer("example", zeros(space, 1), persistent=False)
         self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
         self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)
         self.critic = nn.Sequential() if shared_torso else torso(self.encode, space, network)
@@ -118,9 +121,16 @@ class ActorCritic(nn.Module):
         """Sample actions (B,); with their log-probabilities (B,) and the values (B,)."""
         logits, values = self(observations)
         log_probs = F.log_softmax(logits, dim=1)
-        # torch.multinomial, but for its check, which waits for the device and dies of a NaN untold
+        # torch.multinomial, but for its check, which waits for the device and ends the program at a NaN
         actions = (log_probs.exp() / torch.empty_like(log_probs).exponential_()).argmax(1, keepdim=True)
         return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1), values
+
+    def evaluate(self, observations: Tensor, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities (B,) of actions (B,), entropies (B,) of the policy, and values (B,)."""
+        logits, values = self(observations)
+        log_probs = F.log_softmax(logits, dim=1)
+        of_actions = log_probs.gather(1, actions[:, None]).squeeze(1)
+        return of_actions, -(log_probs.exp() * log_probs).sum(1), values
 
     def value(self, observations: Tensor) -> Tensor:
         """Values (B,)."""
@@ -135,6 +145,47 @@ class ActorCritic(nn.Module):
             "actor": nn.Sequential(OrderedDict([*shared, *self.actor.named_children()])),
             "critic": nn.Sequential(OrderedDict([*shared, *self.critic.named_children()])),
         }
+
+
+class Rollout(NamedTuple):
+    """T steps of N sub-environments, (T, N, ...)."""
+
+    observations: Tensor
+    """Acted on."""
+    actions: Tensor
+    log_probs: Tensor
+    """Of these actions."""
+    values: Tensor
+    """Of these observations."""
+    rewards: Tensor
+    done: Tensor
+    """Whether the step ended its episode, for whatever reason."""
+    final_values: Tensor
+    """Of an episode's last observation where it was truncated, else 0."""
+
+    @classmethod
+    def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
+        """Room for ``num_steps`` of a stream's steps."""
+        shape = (num_steps, stream.num_envs)
+        observations, actions = (
+            zeros(space, *shape).to(device)
+            for space in (stream.single_observation_space, stream.single_action_space)
+        )
+        log_probs, values, rewards, final_values = (torch.zeros(shape, device=device) for _ in range(4))
+        done = torch.zeros(shape, dtype=torch.bool, device=device)
+        return cls(observations, actions, log_probs, values, rewards, done, final_values)
+
+
+class Batch(NamedTuple):
+    """What is learned from, (B, ...)."""
+
+    observations: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    """Under the policy that acted."""
+    advantages: Tensor
+    returns: Tensor
+    """Targets of the values."""
 
 
 def gae(
@@ -172,12 +223,10 @@ def gae(
 
 
 def ppo_loss(
-    logits: Tensor,
+    log_probs: Tensor,
+    entropy: Tensor,
     values: Tensor,
-    actions: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    returns: Tensor,
+    batch: Batch,
     clip: float,
     ent_coef: float,
     vf_coef: float,
@@ -185,12 +234,10 @@ def ppo_loss(
     """Clipped surrogate objective, value loss and entropy bonus of a minibatch of size B.
 
     Args:
-        logits: (B, A), of the policy as it is now.
+        log_probs: (B,), of the batch's actions under the policy as it is now.
+        entropy: (B,), of this policy.
         values: (B,), of the value function as it is now.
-        actions: (B,), taken under the old policy.
-        old_log_probs: (B,), of those actions under the old policy.
-        advantages: (B,), normalized here.
-        returns: (B,), targets of the values.
+        batch: its advantages are normalized here.
         clip: range of the probability ratio.
         ent_coef: weight of the entropy.
         vf_coef: weight of the value loss.
@@ -198,22 +245,64 @@ def ppo_loss(
     Returns:
         The loss, and (5,): policy loss, value loss, entropy, approximate KL divergence, clipped fraction.
     """
-    all_log_probs = F.log_softmax(logits, dim=1)
-    log_ratio = all_log_probs.gather(1, actions[:, None]).squeeze(1) - old_log_probs
+    log_ratio = log_probs - batch.log_probs
     ratio = log_ratio.exp()
-    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    advantages = (batch.advantages - batch.advantages.mean()) / (batch.advantages.std() + 1e-8)
     policy_loss = -torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip)).mean()
-    value_loss = 0.5 * (values - returns).square().mean()
-    entropy = -(all_log_probs.exp() * all_log_probs).sum(1).mean()
+    value_loss = 0.5 * (values - batch.returns).square().mean()
+    mean_entropy = entropy.mean()
     with torch.no_grad():
         approx_kl = (ratio - 1 - log_ratio).mean()
         clipfrac = ((ratio - 1).abs() > clip).float().mean()
-        stats = torch.stack((policy_loss, value_loss, entropy, approx_kl, clipfrac))
-    return policy_loss - ent_coef * entropy + vf_coef * value_loss, stats
+        stats = torch.stack((policy_loss, value_loss, mean_entropy, approx_kl, clipfrac))
+    return policy_loss - ent_coef * mean_entropy + vf_coef * value_loss, stats
 
 
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 STATS = (*(f"losses/{name}" for name in LOSSES), "update/grad_norm")
+
+
+def update(agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args) -> Tensor:
+    """One gradient step on a minibatch; returns its statistics, those of `STATS`, (6,)."""
+    log_probs, entropy, values = agent.evaluate(batch.observations, batch.actions)
+    loss, stats = ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)
+    optimizer.zero_grad()
+    (loss + methods.penalty(batch)).backward()
+    grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
+    methods.add_gradients(batch)
+    optimizer.step()
+    methods.after_step()
+    return torch.cat((stats, grad_norm[None]))
+
+
+def rollout_step(
+    agent: ActorCritic, stream: Stream, observation: Tensor, rollout: Rollout, t: int, args: Args, run: Run
+) -> Tensor:
+    """Act in every sub-environment, and write down step ``t`` of a rollout; returns the next observation."""
+    rollout.observations[t] = observation
+    with torch.inference_mode():
+        rollout.actions[t], rollout.log_probs[t], rollout.values[t] = agent.act(observation)
+    run.lap("act")
+    observation, reward, terminated, truncated, info = stream.step(rollout.actions[t])
+    rollout.rewards[t] = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
+    rollout.done[t] = terminated | truncated
+    if "final_obs" in info:
+        with torch.inference_mode():
+            rollout.final_values[t] = agent.value(info["final_obs"]) * (truncated & ~terminated)
+    else:
+        rollout.final_values[t] = 0.0
+    run.record_episodes(stream.steps, info)
+    run.lap("env")
+    return observation
+
+
+@torch.no_grad()
+def make_batch(rollout: Rollout, next_value: Tensor, args: Args) -> Batch:
+    """A rollout as a batch of size T * N, with advantages and returns; ``next_value`` as in `gae`."""
+    _, _, _, values, rewards, done, final_values = rollout
+    advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
+    fields = (*rollout[:3], advantages, advantages + values)
+    return Batch(*(field.flatten(0, 1) for field in fields))
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -221,96 +310,67 @@ def main(args: Args) -> dict[str, Any]:
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     device = torch.device(args.device)
-    stream = args.stream.make(args.num_envs, args.seed, device)
 
     def new_agent() -> ActorCritic:
         return ActorCritic(stream, args.network, args.shared_torso, args.amp).to(device)
 
-    def new_optimizer(agent: nn.Module) -> torch.optim.Optimizer:
-        return args.optim.build(agent, args.lr, exclude=("actor.head", "critic.head"))
+    def new_optimizer(agent: nn.Module) -> Optimizer:
+        return args.optim.build(agent, args.lr, exclude=heads(agent))
 
-    agent = new_agent()
+    with bad_input():
+        stream = args.stream.make(args.num_envs, args.seed, device)
+        agent = new_agent()
+        optimizer = new_optimizer(agent)
+        methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
     if args.compile:
         agent.compile()
-    optimizer = new_optimizer(agent)
-    probes = Probes(args.probes, agent, optimizer, new_agent, new_optimizer)
+    probes = Probes(args.probes, methods, new_optimizer)
+    size = args.num_steps * args.num_envs
+    updates = max(1, (args.stream.total_steps() or args.total_steps) // size)
+    run = Run("ppo", args, total_steps=updates * size)
+    planned = updates * args.epochs * args.minibatches
+    run.say(f"{args.stream.id}: {stream.schedule}", methods.report(planned))
 
-    batch = args.num_steps * args.num_envs
-    updates = max(1, (args.stream.total_steps() or args.total_steps) // batch)
-    run = Run("ppo", args, total_steps=updates * batch)
-    report = isometry_report(optimizer, updates * args.epochs * args.minibatches)
-    run.say(f"{args.stream.id}: {stream.schedule}\n{report}")
-    annealing = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda update: 1 - update / updates if args.anneal_lr else 1.0
-    )
-
-    shape = (args.num_steps, args.num_envs)
     stream.reset()
-    updates_made = run.resume(agent=agent, optimizer=optimizer, annealing=annealing, stream=stream)
+    made = run.resume(methods=methods, agent=agent, optimizer=optimizer, stream=stream)
     observation = stream.observation
-    observations = torch.empty(*shape, *observation.shape[1:], dtype=observation.dtype, device=device)
-    actions = torch.empty(shape, dtype=torch.long, device=device)
-    log_probs, values, rewards = (torch.empty(shape, device=device) for _ in range(3))
-    done = torch.empty(shape, dtype=torch.bool, device=device)
-    final_values = torch.empty(shape, device=device)
+    rollout = Rollout.zeros(args.num_steps, stream, device)
 
-    for update in range(updates_made + 1, updates + 1):
-        final_values.zero_()
+    for iteration in range(made + 1, updates + 1):
         for t in range(args.num_steps):
-            observations[t] = observation
-            with torch.inference_mode():
-                actions[t], log_probs[t], values[t] = agent.act(observation)
-            run.lap("act")
-            observation, reward, terminated, truncated, info = stream.step(actions[t])
-            rewards[t] = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
-            done[t] = terminated | truncated
-            if "final_obs" in info:
-                with torch.inference_mode():
-                    final_values[t] = agent.value(info["final_obs"]) * (truncated & ~terminated)
-            run.record_episodes(stream.steps, info)
-            run.lap("env")
-
+            observation = rollout_step(agent, stream, observation, rollout, t, args, run)
         with torch.no_grad():
             next_value = agent.value(observation)
-            advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
-        returns = advantages + values
+        batch = make_batch(rollout, next_value, args)
 
-        probes.begin(update)
-        b_observations, *b_others = (
-            storage.flatten(0, 1) for storage in (observations, actions, log_probs, advantages, returns)
-        )
+        probes.begin(iteration)
         stats = []
         for _ in range(args.epochs):
-            for mb in torch.randperm(batch, device=device).chunk(args.minibatches):
+            for mb in torch.randperm(size, device=device).chunk(args.minibatches):
                 # index_select, since it is ten times as fast as an index
-                mb_actions, mb_log_probs, mb_advantages, mb_returns = (
-                    storage.index_select(0, mb) for storage in b_others
-                )
-                mb_logits, mb_values = agent(b_observations.index_select(0, mb))
-                loss, losses = ppo_loss(
-                    mb_logits, mb_values, mb_actions, mb_log_probs, mb_advantages, mb_returns,
-                    args.clip, args.ent_coef, args.vf_coef,
-                )  # fmt: skip
-                optimizer.zero_grad()
-                loss.backward()
-                grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
-                optimizer.step()
-                stats.append(torch.cat((losses, grad_norm[None])))
-        annealing.step()
+                minibatch = Batch(*(field.index_select(0, mb) for field in batch))
+                stats.append(update(agent, optimizer, methods, minibatch, args))
+                methods.between_steps(minibatch)
+        if args.anneal_lr:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * (1 - iteration / updates)
         run.lap("learn")
 
         losses = torch.stack(stats)
-        run.check_finite(observations=observations, rewards=rewards, losses=losses, weights=agent)
-        explained_variance = 1 - (returns - values).var() / returns.var()
+        run.check_finite(
+            observations=rollout.observations, rewards=rollout.rewards, losses=losses, weights=agent
+        )
+        explained_variance = 1 - (batch.returns - rollout.values.flatten()).var() / batch.returns.var()
         *means, explained = torch.cat((losses.mean(0), explained_variance[None])).tolist()
         metrics = dict(zip(STATS, means)) | {"losses/explained_variance": explained}
         metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+        metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
         if probes.due:
-            metrics |= probes.measure(b_observations)
+            metrics |= probes.measure(batch.observations)
             run.lap("probe")
         run.log_update(stream.steps, metrics)
         run.record_video(stream, lambda seen: agent.act(seen)[0])
-        run.checkpoint(update)
+        run.checkpoint(iteration)
 
     stream.close()
     return run.finish(agent)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from neoteny.envs.workers import GivenUpError
-from neoteny.runners.exit_codes import BadInputError, ExitCode, stop
+from neoteny.runners.exit_codes import ExitCode, stop
 
 Config = TypeVar("Config")
 
@@ -89,8 +89,6 @@ def launch(
     args = cli(args_type, presets)
     try:
         main(args)
-    except BadInputError as error:
-        stop(ExitCode.BAD_INPUT, str(error))
     except GivenUpError as error:
         stop(ExitCode.BROKEN, str(error))
 

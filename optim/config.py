@@ -5,9 +5,9 @@ All of them run torch's fused kernels, on CPU as on CUDA.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, overload
+from typing import Annotated, Any, ClassVar, TypeAlias, overload
 
 import torch
 import tyro
@@ -15,11 +15,22 @@ from torch import nn
 from torch.optim import Optimizer
 
 from neoteny.optim.adamo import AdamO
-from neoteny.optim.isometry import Exclude, param_groups, split_parameters
-from neoteny.optim.orthogonal import Reorthogonalizing, orthogonal_groups
-from neoteny.runners.exit_codes import BadInputError
+from neoteny.optim.isometry import param_groups
+from neoteny.optim.layers import Exclude, split_parameters
+from neoteny.optim.methods import Learner, MethodConfig, Methods
+from neoteny.optim.orthogonal import ReorthogonalizeConfig, is_orthogonal
+from neoteny.optim.regularizers import IsometryConfig
 
-__all__ = ["AdamConfig", "AdamOConfig", "AdamWConfig", "MuonConfig", "OptimConfig"]
+__all__ = [
+    "METHODS",
+    "AdamConfig",
+    "AdamOConfig",
+    "AdamWConfig",
+    "MethodConfigs",
+    "MuonConfig",
+    "OptimConfig",
+    "build_methods",
+]
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,7 @@ class AdamConfig:
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
         groups = _one_group(module, exclude)
-        return _Adam(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.Adam(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
 
 
 @dataclass(frozen=True)
@@ -63,7 +74,7 @@ class AdamWConfig:
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        return _AdamW(
+        return torch.optim.AdamW(
             _one_group(module, exclude),
             lr=lr,
             betas=self.betas,
@@ -107,15 +118,15 @@ class AdamOConfig:
         """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
 
         Raises:
-            BadInputError: if there is a pull and nothing that it could act on.
+            ValueError: if there is a pull and nothing that it could act on.
         """
         if self.iso and not split_parameters(module, exclude)[0]:
-            raise BadInputError(
+            raise ValueError(
                 "AdamO has no weight to pull towards isometry, since all are kept orthogonal or excluded: "
                 "use optim:adam"
             )
-        return _AdamO(
-            orthogonal_groups(param_groups(module, exclude), module),
+        return AdamO(
+            param_groups(module, exclude),
             lr=lr,
             betas=self.betas,
             eps=self.eps,
@@ -157,12 +168,12 @@ class MuonConfig:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are stepped by AdamW.
 
         Raises:
-            BadInputError: if no matrix is left to Muon.
+            ValueError: if no matrix is left to Muon.
         """
         weights, others = split_parameters(module, exclude)
         matrices = [(name, weight) for name, weight in weights if weight.ndim == 2]
         if not matrices:
-            raise BadInputError(
+            raise ValueError(
                 "Muon needs a hidden matrix, but all weights are convolutions, kept orthogonal or excluded: "
                 "use optim:adam"
             )
@@ -177,8 +188,8 @@ class MuonConfig:
                 # Scales the update to the size of Adam's, so that one learning rate serves both.
                 adjust_lr_fn="match_rms_adamw",
             ),
-            _AdamW(
-                orthogonal_groups([{"params": rest}], module),
+            torch.optim.AdamW(
+                rest,
                 lr=lr,
                 betas=self.betas,
                 eps=self.eps,
@@ -186,18 +197,6 @@ class MuonConfig:
                 fused=True,
             ),
         )
-
-
-class _Adam(Reorthogonalizing, torch.optim.Adam):
-    """Adam that looks after orthogonal layers."""
-
-
-class _AdamW(Reorthogonalizing, torch.optim.AdamW):
-    """AdamW that looks after orthogonal layers."""
-
-
-class _AdamO(Reorthogonalizing, AdamO):
-    """AdamO that looks after orthogonal layers."""
 
 
 class MuonWithAdamW(Optimizer):
@@ -249,9 +248,9 @@ class MuonWithAdamW(Optimizer):
 
 
 def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:
-    """All trainable parameters in one group, but for the raw weights of orthogonal layers."""
-    matrices, others = split_parameters(module, exclude)
-    return orthogonal_groups([{"params": matrices + others}], module)
+    """All trainable parameters in one group."""
+    weights, others = split_parameters(module, exclude)
+    return [{"params": weights + others}]
 
 
 def _check_moments(betas: tuple[float, float], eps: float) -> None:
@@ -274,3 +273,23 @@ OptimConfig = (
     | Annotated[MuonConfig, tyro.conf.subcommand(MuonConfig.name)]
 )
 """Any of them; on the command line `optim:adam`, `optim:adamw`, `optim:adamo` or `optim:muon`."""
+
+METHODS: dict[str, type[MethodConfig]] = {
+    config.name: config for config in (IsometryConfig, ReorthogonalizeConfig)
+}
+"""Plasticity methods by the names that the command line has for them."""
+
+MethodConfigs: TypeAlias = Annotated[tuple[MethodConfig, ...], tyro.conf.Suppress]
+"""Any of them, one of each; on the command line `--methods.NAME`, which `configs.cli` reads."""
+
+
+def build_methods(configs: Sequence[MethodConfig], learner: Learner) -> Methods:
+    """The methods of a run: those that are asked for, and what orthogonal layers cannot do without.
+
+    Raises:
+        ValueError: two contradict each other, or one does not go with the network or the optimizer.
+    """
+    orthogonal = any(is_orthogonal(module) for module in learner.network.modules())
+    if orthogonal and not any(config.name == ReorthogonalizeConfig.name for config in configs):
+        configs = (*configs, ReorthogonalizeConfig())
+    return Methods(configs, learner)

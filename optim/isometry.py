@@ -14,11 +14,13 @@ same gradient, so the smaller one is only a matter of cost.
 
 import math
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from neoteny.optim.layers import Exclude, split_parameters
 
 __all__ = [
     "isometry_gradient",
@@ -28,9 +30,6 @@ __all__ = [
     "param_groups",
     "pull_norm",
 ]
-
-Exclude: TypeAlias = Iterable[nn.Module | str] | nn.Module | str
-NamedParameters: TypeAlias = list[tuple[str, nn.Parameter]]
 
 # Below this c * steps even the largest singular values hardly move; above the other bound the weights are so
 # stiff that networks stop fitting their task. The paper's own experiments lie between 0.5 and 8.
@@ -136,43 +135,17 @@ def isometry_penalty(module: nn.Module, scale: float = 1.0, exclude: Exclude = (
     Raises:
         ValueError: if `exclude` holds what is not a submodule.
     """
+    return gram_penalty([weight for _, weight in split_parameters(module, exclude)[0]], scale)
+
+
+def gram_penalty(weights: Iterable[Tensor], scale: float = 1.0) -> Tensor:
+    """The sum of ||G - s I||_F^2 over weights `(out, in)` or `(out, in, *kernel)`, `()`; differentiable."""
     penalty = torch.zeros(())
-    for _, weight in split_parameters(module, exclude)[0]:
+    for weight in weights:
         gram = gram_matrix(matrix_view(weight))
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         penalty = penalty + (gram - scale * identity).square().sum()
     return penalty
-
-
-def _excluded_parameters(module: nn.Module, exclude: Exclude) -> set[nn.Parameter]:
-    """Parameters of the submodules in `exclude`."""
-    submodules = dict(module.named_modules(remove_duplicate=False))
-    names = {submodule: name for name, submodule in submodules.items()}
-    excluded: set[nn.Parameter] = set()
-    for item in (exclude,) if isinstance(exclude, nn.Module | str) else exclude:
-        if item not in (submodules if isinstance(item, str) else names):
-            what = repr(item) if isinstance(item, str) else f"a {type(item).__name__} module"
-            known = ", ".join(name for name in submodules if name)
-            raise ValueError(f"exclude holds {what}, which is no submodule of the network; it has: {known}")
-        excluded.update((submodules[item] if isinstance(item, str) else item).parameters())
-    return excluded
-
-
-def split_parameters(module: nn.Module, exclude: Exclude = ()) -> tuple[NamedParameters, NamedParameters]:
-    """Split the trainable parameters into weights that isometry concerns and all others.
-
-    The first are the weights of `nn.Linear` and `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d` outside `exclude`.
-    Each parameter occurs once, however many layers share it.
-
-    Raises:
-        ValueError: if `exclude` holds what is not a submodule.
-    """
-    layers = (m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d))
-    # A parametrized weight is computed, not a parameter: it is not found here, and its parts are not
-    # matrices.
-    weights = {layer._parameters.get("weight") for layer in layers} - _excluded_parameters(module, exclude)
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    return [(n, p) for n, p in trainable if p in weights], [(n, p) for n, p in trainable if p not in weights]
 
 
 def param_groups(module: nn.Module, exclude: Exclude = ()) -> list[dict[str, Any]]:

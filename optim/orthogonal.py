@@ -6,7 +6,7 @@ which bounds the operator but makes it no isometry. A matrix that is not square 
 columns, whichever are fewer.
 
     layer = orthogonalize(nn.Linear(64, 64))
-    optimizer = AdamConfig().build(layer, lr=1e-3)
+    optimizer = torch.optim.Adam(layer.parameters())
 
 Björck and Bowie, "An iterative algorithm for computing the best estimate of an orthogonal matrix", 1971; in
 networks, Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019; the variant here
@@ -15,16 +15,17 @@ Isometry", ICML 2026, appendix B.1, but for the norm by which weights are divide
 """
 
 import math
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from torch.optim import Optimizer
 
 from neoteny.optim.isometry import gram_matrix, matrix_view
+from neoteny.optim.methods import Event, Learner, Method, MethodConfig
 
-__all__ = ["Bjorck", "Reorthogonalizing", "orthogonal_factor", "orthogonal_groups", "orthogonalize"]
+__all__ = ["Bjorck", "Reorthogonalization", "ReorthogonalizeConfig", "orthogonal_factor", "orthogonalize"]
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -37,7 +38,7 @@ EXACT_ITERATIONS = 40
 REORTHOGONALIZE_EVERY = 10_000
 """Optimizer steps after which raw weights are replaced by the orthogonal ones, as in the paper. At Adam's
 learning rate of 1e-3 a raw weight's condition number is then about 5, within reach of a forward pass; at 1e-2
-it is beyond that after 1,000 steps, and a group's `orthogonal_every` had better be less."""
+it is beyond that after 1,000 steps, and had better be renewed more often."""
 
 
 def orthogonal_factor(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
@@ -139,71 +140,74 @@ def orthogonalize(layer: Layer) -> Layer:
     return layer
 
 
-def orthogonal_groups(groups: list[dict[str, Any]], module: nn.Module) -> list[dict[str, Any]]:
-    """Put the raw weights of orthogonal layers in parameter groups that `Reorthogonalizing` looks after.
-
-    Args:
-        groups: parameter groups of an optimizer, of named parameters.
-        module: the network whose parameters they hold.
-
-    Returns:
-        The groups without raw weights, and behind each that had any one of them alone; the groups as they
-        are if the network has no orthogonal layer.
-    """
-    lists = (part for part in module.modules() if isinstance(part, parametrize.ParametrizationList))
-    raw = {part.original for part in lists if isinstance(part[0], Bjorck)}
-    split: list[dict[str, Any]] = []
-    for group in groups:
-        ours = [(name, parameter) for name, parameter in group["params"] if parameter in raw]
-        others = [(name, parameter) for name, parameter in group["params"] if parameter not in raw]
-        if others:
-            split.append({**group, "params": others})
-        if ours:
-            counted = {"orthogonal_every": REORTHOGONALIZE_EVERY, "orthogonal_phase": 0}
-            split.append({**group, "params": ours, **counted})
-    return split
-
-
-class Reorthogonalizing(Optimizer):
-    """Mixin for an optimizer's class that keeps the raw weights of orthogonal layers near orthogonal.
+class Reorthogonalization(Method):
+    """Keeps the raw weights of orthogonal layers near orthogonal.
 
     A layer does not see the scale of its raw weight. Gradients are orthogonal to it, so that it grows, and
     its singular values drift apart, until the iteration of a forward pass no longer suffices. Therefore raw
-    weights are replaced by their orthogonal factors, after every `orthogonal_every`-th step of a group that
-    has this option (see `orthogonal_groups`). That leaves the layer as it is, but for singular values which
-    the iteration had left below 1.
+    weights are replaced by their orthogonal factors every so many gradient steps. That leaves the layer as it
+    is, but for singular values which the iteration had left below 1.
 
     Adam's moments are not touched. A raw weight that shrinks by some factor has gradients that are larger by
     it: the moments are too small at first, and steps too large, until the average of squares has caught up,
     after about 1 / (1 - beta2) steps.
 
-    Steps are counted in the group, and so are part of the optimizer's state. The hook that counts them is put
-    back on copies, which lose their hooks; a step that calls its parent's would run other hooks twice.
+    Args:
+        learner: Its orthogonal layers are concerned.
+        every: Gradient steps from one time to the next.
+        on: The part of the network.
+
+    Raises:
+        ValueError: there is no orthogonal layer.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._watch_steps()
+    def __init__(self, learner: Learner, every: int = REORTHOGONALIZE_EVERY, on: str = "all") -> None:
+        self.learner, self.every, self.part = learner, every, on
+        if not self._weights():
+            raise ValueError(
+                f"reorthogonalize finds no orthogonal layer on {on}: --network.linear orthogonal"
+            )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._watch_steps()
+    @torch.no_grad()
+    def on(self, event: Event) -> dict[str, float]:
+        """Replace the raw weights."""
+        for weight in self._weights():
+            weight.copy_(_orthogonal_weight(weight, EXACT_ITERATIONS))
+        return {}
 
-    def _watch_steps(self) -> None:
-        if _count_step not in self._optimizer_step_post_hooks.values():
-            self.register_step_post_hook(_count_step)
-
-
-def _count_step(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Count a step of every group of raw weights; make them orthogonal if it is time to."""
-    for group in optimizer.param_groups:
-        if "orthogonal_every" in group:
-            group["orthogonal_phase"] = (group["orthogonal_phase"] + 1) % group["orthogonal_every"]
-            if group["orthogonal_phase"] == 0:
-                _reorthogonalize(group["params"])
+    def _weights(self) -> list[Tensor]:
+        return [
+            layer.module.parametrizations.weight.original  # type: ignore[union-attr]
+            for layer in self.learner.layers(self.part)
+            if is_orthogonal(layer.module)
+        ]
 
 
-@torch.no_grad()
-def _reorthogonalize(weights: list[nn.Parameter]) -> None:
-    for weight in weights:
-        weight.copy_(_orthogonal_weight(weight, EXACT_ITERATIONS))
+@dataclass(frozen=True)
+class ReorthogonalizeConfig(MethodConfig):
+    """Replace the raw weights of orthogonal layers by their orthogonal factors now and then.
+
+    Networks with orthogonal layers have it by default, so its flags only change how.
+    """
+
+    name: ClassVar[str] = "reorthogonalize"
+
+    every: int = REORTHOGONALIZE_EVERY
+    """Gradient steps from one time to the next."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+
+    def build(self, learner: Learner) -> Reorthogonalization:
+        """The method, for one network."""
+        return Reorthogonalization(learner, self.every, self.on)
+
+
+def is_orthogonal(module: nn.Module) -> bool:
+    """Whether a layer's weight is orthogonal in every forward pass."""
+    return parametrize.is_parametrized(module, "weight") and isinstance(
+        module.parametrizations.weight[0],  # type: ignore[index, union-attr]
+        Bjorck,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 
@@ -23,8 +25,13 @@ class ExitCode(enum.IntEnum):
     """Stopped by a signal, with everything saved: the same command goes on."""
 
 
-class BadInputError(ValueError):
-    """What was asked for cannot be done, as shows once the environment is there; commands exit with 2."""
+@contextlib.contextmanager
+def bad_input() -> Iterator[None]:
+    """Whatever raises a ValueError in this block cannot be done as asked for: exit with code 2."""
+    try:
+        yield
+    except ValueError as error:
+        stop(ExitCode.BAD_INPUT, str(error))
 
 
 def stop(code: ExitCode, reason: str) -> NoReturn:

@@ -91,7 +91,8 @@ class RunArgs:
 def run_folder(agent: str, args: Any) -> Path:
     """Where the run of an agent's arguments lives."""
     stream = args.stream.id.rpartition(":")[2].replace("/", "-")
-    optimizer = "-".join(filter(None, (args.optim.name, args.note)))
+    methods = sorted(method.name for method in args.methods)
+    optimizer = "-".join(filter(None, (args.optim.name, *methods, args.note)))
     return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"
 
 

@@ -6,17 +6,25 @@ Plasticity in Continual Learning via Dynamical Isometry, 2026, definition 2.1 an
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from neoteny.optim import Methods
+from neoteny.optim.layers import Network
+
+
+class Observations(NamedTuple):
+    """The minibatch that methods see while a copy learns the random task."""
+
+    observations: Tensor
+
 
 def plasticity(
-    agent: nn.Module,
-    optimizer: Optimizer,
-    inputs: Tensor,
-    new_agent: Callable[[], nn.Module],
+    methods: Methods,
+    observations: Tensor,
     new_optimizer: Callable[[nn.Module], Optimizer],
     *,
     steps: int = 300,
@@ -27,40 +35,38 @@ def plasticity(
     Every output of every sample shall move by a draw from a normal distribution, as wide as the outputs of
     its part differ from sample to sample, and of width 1 at least. So at the start the gap is the same for
     all networks, measured by what they say, and one that interpolates closes all of it. What is trained are
-    copies: agent, optimizer and random state are afterwards what they were before.
+    copies, with copies of their methods: network, optimizer, methods and random state are afterwards what
+    they were before.
 
     Args:
-        agent: The network, with `parts()`: networks by name, each from `inputs` to outputs (B, O).
-        optimizer: Its optimizer.
-        inputs: (B, ...), for its parts; distinct ones, else the gap cannot be closed.
-        new_agent: Makes a network as it was at its beginning.
+        methods: With the network and the optimizer that they act on.
+        observations: (B, ...); distinct ones, else the gap cannot be closed.
         new_optimizer: Makes an optimizer of a network.
-        steps: Gradient steps, each on all inputs.
+        steps: Gradient steps, each on all observations.
         seed: Of the task and of the new network.
 
     Returns:
         For the mean over the parts, and under `/<part>` for each, the fraction of the gap that is closed:
-        `plasticity/fraction_eliminated` by the agent as it is, with its optimizer's state;
+        `plasticity/fraction_eliminated` by the network as it is, with its optimizer's state;
         `plasticity/fraction_eliminated_new_optimizer` with a new optimizer;
-        `plasticity/fresh` by a new network with a new optimizer;
+        `plasticity/fresh` by a new network with a new optimizer and the methods at their beginning;
         `plasticity/lost`, what the first falls short of the last.
         A fraction is below 0 where the gap has grown, and nan for a network that diverged.
     """
-    devices = [inputs.device] if inputs.device.type == "cuda" else []
+    devices = [observations.device] if observations.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        inputs = inputs.detach().clone()
-        as_it_is, its_optimizer = copy.deepcopy((agent, optimizer))
-        restarted = copy.deepcopy(agent)
-        parts: dict[str, nn.Module] = as_it_is.parts()  # type: ignore[operator]
-        changes = {name: torch.randn_like(part(inputs).detach()) for name, part in parts.items()}
-        fresh = new_agent()
+        observations = observations.detach().clone()
+        network = cast(Network, methods.learner.network)
+        inputs = network.encode(observations)
+        as_it_is, restarted = copy.deepcopy(methods), copy.deepcopy(methods)
+        restarted.learner.optimizer = new_optimizer(restarted.learner.network)
+        changes = {name: torch.randn_like(part(inputs).detach()) for name, part in network.parts().items()}
+        fresh = methods.learner.new_network()
         fractions = {
-            "fraction_eliminated": learn(as_it_is, its_optimizer, inputs, changes, steps),
-            "fraction_eliminated_new_optimizer": learn(
-                restarted, new_optimizer(restarted), inputs, changes, steps
-            ),
-            "fresh": learn(fresh, new_optimizer(fresh), inputs, changes, steps),
+            "fraction_eliminated": learn(as_it_is, observations, changes, steps),
+            "fraction_eliminated_new_optimizer": learn(restarted, observations, changes, steps),
+            "fresh": learn(methods.remade(fresh, new_optimizer(fresh)), observations, changes, steps),
         }
     fractions["lost"] = {
         name: fresh - fractions["fraction_eliminated"][name] for name, fresh in fractions["fresh"].items()
@@ -73,19 +79,19 @@ def plasticity(
 
 
 def learn(
-    agent: nn.Module, optimizer: Optimizer, inputs: Tensor, changes: Mapping[str, Tensor], steps: int
+    methods: Methods, observations: Tensor, changes: Mapping[str, Tensor], steps: int
 ) -> dict[str, Tensor]:
-    """Train an agent to change its outputs; returns the fraction of each part's gap that it closes.
+    """Train a network to change its outputs; returns the fraction of each part's gap that it closes.
 
     Args:
-        agent: The network, with `parts()`; changed in place.
-        optimizer: Of its parameters.
-        inputs: (B, ...).
+        methods: With the network and the optimizer, changed in place.
+        observations: (B, ...).
         changes: What shall be added to the outputs of each part, (B, O), in units of the standard deviation
             of its outputs over the samples, or of 1 if that is more.
         steps: Gradient steps.
     """
-    parts = agent.parts()  # type: ignore[operator]
+    network, optimizer = cast(Network, methods.learner.network), methods.learner.optimizer
+    parts, inputs, batch = network.parts(), network.encode(observations), Observations(observations)
     targets, whole = {}, {}
     for name, change in changes.items():
         outputs = parts[name](inputs).detach()
@@ -97,7 +103,10 @@ def learn(
 
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(gaps().values()).backward()  # type: ignore[union-attr]
+        (sum(gaps().values()) + methods.penalty(batch)).backward()  # type: ignore[union-attr]
+        methods.add_gradients(batch)
         optimizer.step()
+        methods.after_step()
+        methods.between_steps(batch)
     with torch.no_grad():
         return {name: 1.0 - gap / whole[name] for name, gap in gaps().items()}

@@ -48,33 +48,34 @@ over and over: where the penalty is 0 its singular values can lie anywhere from 
 their mean square is bound to the kernel's. Operators are left out where their smaller side exceeds 512.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.optim import pull_norm
+from neoteny.optim import Methods, pull_norm
+from neoteny.optim.layers import AllParts, Call, Layer, Network, WeightLayer, describe, trace, undisturbed
 from neoteny.runners.jacobians import (
     ELEMENTWISE,
     circular_singular_values,
     gated_singular_values,
     jacobian,
     jacobian_statistics,
+    operator_matrix,
     slopes_of,
 )
-from neoteny.runners.layers import Layer, trace
 from neoteny.runners.ntk import empirical_ntk, ntk_statistics
 from neoteny.runners.plasticity import plasticity
 from neoteny.runners.spectra import (
     condition_number,
     effective_rank,
+    gram,
     gram_singular_values,
     isometry_penalty,
     rank99,
@@ -82,12 +83,15 @@ from neoteny.runners.spectra import (
     srank,
     stable_rank,
 )
-from neoteny.runners.units import TAUS, dead_fraction, dormant_fraction
+from neoteny.runners.units import TAUS, dead_fraction, dormant_fraction, unit_sizes
 
 # Singular values cost the cube of the smaller side, so wide layers get fewer samples. They can afford it: the
 # wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
 _SPECTRUM_BUDGET = 2**29
 _FEWEST_SAMPLES = 4
+
+WIDEST_OPERATOR = 512
+"""Convolutions are not taken as matrices whose smaller side is larger: singular values cost its cube."""
 
 Measured = dict[str, Tensor]
 """Scalars (), and spectra (r,), by tag."""
@@ -146,22 +150,14 @@ class Probes:
 
     Args:
         config: What is measured, and how often.
-        agent: The network: `encode` takes observations to what enters its `parts()`.
-        optimizer: Its optimizer.
-        new_agent: Makes a network as it was at the beginning of the run.
+        methods: The run's, with the network and the optimizer that they act on.
         new_optimizer: Makes an optimizer of a network.
     """
 
     def __init__(
-        self,
-        config: ProbeConfig,
-        agent: nn.Module,
-        optimizer: Optimizer,
-        new_agent: Callable[[], nn.Module],
-        new_optimizer: Callable[[nn.Module], Optimizer],
+        self, config: ProbeConfig, methods: Methods, new_optimizer: Callable[[nn.Module], Optimizer]
     ) -> None:
-        self.config, self.agent, self.optimizer = config, agent, optimizer
-        self.new_agent, self.new_optimizer = new_agent, new_optimizer
+        self.config, self.methods, self.new_optimizer = config, methods, new_optimizer
         self.due = False
         """Whether the update that is on is to be measured."""
 
@@ -170,7 +166,7 @@ class Probes:
         every = self.config.every
         self.due = every > 0 and (update == 1 or update % every == 0)
         self._update = update
-        self._before = snapshot(self.agent) if self.due else []
+        self._before = snapshot(self.methods.learner.network) if self.due else []
 
     def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
         """Measure what the update has left behind, on current observations (B, ...).
@@ -178,40 +174,43 @@ class Probes:
         Returns:
             Values by tag, to be logged; spectra are lists.
         """
-        config, agent = self.config, self.agent
+        config, learner = self.config, self.methods.learner
+        agent = cast(Network, learner.network)
         count = 0 if self._update == 1 else self._update // config.every
         full, training = (
             every > 0 and count % every == 0 for every in (config.full_every, config.plasticity_every)
         )
         observations = _spread(observations, config.samples)
-        parts, inputs = agent.parts(), agent.encode(observations)  # type: ignore[operator]
-        values: dict[str, float | list[float]] = {**update_norms(agent, self._before)}
-        values["update/pull_norm"] = float(pull_norm(self.optimizer))
-        values |= measure(parts, inputs, jacobian_samples=config.jacobian_samples, operators=full)
+        parts, inputs = agent.parts(), agent.encode(observations)
+        values: dict[str, float | list[float]] = {**update_norms(learner.network, self._before)}
+        values["update/pull_norm"] = float(pull_norm(learner.optimizer))
+        values |= measure(
+            parts, inputs, learner.layers(), jacobian_samples=config.jacobian_samples, operators=full
+        )
         if not (full or training):
             return values
         # In a grid many observations are the same. Twins make the kernel singular, and no network can give
         # them different targets.
-        distinct = agent.encode(observations.unique(dim=0))  # type: ignore[operator]
+        distinct = observations.unique(dim=0)
         others: Measured = {}
         if full:
-            some = _spread(distinct, config.ntk_samples)
+            some = _spread(agent.encode(distinct), config.ntk_samples)
             for name, part in parts.items():
                 kernel = empirical_ntk(part, some, summed=config.ntk_outputs == "sum")
                 others |= {f"isometry/{tag}/{name}": v for tag, v in ntk_statistics(kernel).items()}
         if training:
             run_and_update = np.random.SeedSequence((torch.initial_seed(), self._update))
             seed = int(run_and_update.generate_state(1)[0])
-            others |= plasticity(
-                agent, self.optimizer, _spread(distinct, config.plasticity_samples), self.new_agent,
-                self.new_optimizer, steps=config.plasticity_steps, seed=seed,
-            )  # fmt: skip
+            some = _spread(distinct, config.plasticity_samples)
+            steps = config.plasticity_steps
+            others |= plasticity(self.methods, some, self.new_optimizer, steps=steps, seed=seed)
         return values | _fetch(others)
 
 
 def measure(
     parts: Mapping[str, nn.Module],
     inputs: Tensor,
+    layers: Sequence[Layer] | None = None,
     *,
     activations: tuple[type[nn.Module], ...] | None = None,
     jacobian_samples: int = 32,
@@ -227,8 +226,8 @@ def measure(
         parts: Networks by name, each from `inputs` to an output (B, O).
         inputs: Floating-point batch (B, D) or (B, C, H, W), on the device of the parts. Dead and dormant
             shares depend on its size and distribution: use at least 256 samples of current data.
-        activations: Modules that count as activation functions. By default every module without parameters
-            that follows a linear or convolutional layer and does not merely reshape, pool, drop or normalize.
+        layers: Description of the parts, if it is there already.
+        activations: Modules that count as activation functions, if not those that `layers.trace` takes.
         jacobian_samples: Samples, spread evenly over the batch, whose Jacobians are taken; fewer in layers
             wider than 256. 0 leaves the Jacobians out.
         operators: Take convolutions as the matrices that they are, and their Jacobians, too.
@@ -244,16 +243,18 @@ def measure(
         raise TypeError(f"inputs enter the parts as they are and must be floating point, not {inputs.dtype}")
     if not parts or not len(inputs) or jacobian_samples < 0:
         raise ValueError("measure needs at least one part, at least one sample and jacobian_samples >= 0")
-    with _undisturbed(parts.values(), inputs.device):
+    if layers is None:
+        layers = describe(AllParts(parts), inputs[:1], parts, activations)
+    described = {layer.module: layer for layer in layers}
+    with undisturbed(parts.values(), inputs.device):
         inputs = inputs.clone()
-        traces = {name: trace(name, part, inputs, activations) for name, part in parts.items()}
-        layers: dict[nn.Module, Layer] = {}
-        for layer in chain.from_iterable(traces.values()):
-            layers.setdefault(layer.module, layer)
-        heads = {of_part[-1].module for of_part in traces.values() if of_part}
-        hidden = [layer for module, layer in layers.items() if module not in heads]
-        measured = _unit_scalars(hidden) | _feature_scalars(traces) | _weight_spectra(layers.values(), hidden)
-        measured |= _operator_scalars(layers.values(), operators)
+        calls = {name: trace(part, inputs, activations) for name, part in parts.items()}
+        seen: dict[nn.Module, MeasuredLayer] = {}
+        for call in chain.from_iterable(calls.values()):
+            seen.setdefault(call.module, MeasuredLayer(described[call.module].name, call))
+        hidden = [layer for module, layer in seen.items() if not described[module].is_head]
+        measured = _unit_scalars(hidden) | _feature_scalars(calls) | _weight_spectra(seen.values(), hidden)
+        measured |= _operator_scalars(seen.values(), operators)
         if jacobian_samples:
             measured |= _jacobian_scalars(parts, hidden, inputs, jacobian_samples, operators)
     return _fetch(measured)
@@ -271,19 +272,42 @@ def _fetch(measured: Measured) -> dict[str, float | list[float]]:
     }
 
 
-@contextmanager
-def _undisturbed(parts: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags and random state are put back at the end."""
-    training = {module: module.training for part in parts for module in part.modules()}
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module, flag in training.items():
-                module.training = flag
+@dataclass
+class MeasuredLayer:
+    """A layer as one forward pass saw it, under its name."""
+
+    name: str
+    call: Call
+
+    @property
+    def module(self) -> WeightLayer:
+        """The layer."""
+        return self.call.module
+
+    @cached_property
+    def unit_sizes(self) -> Tensor | None:
+        """Mean absolute output of each unit of its activation, (units,); None without one."""
+        return None if self.call.activations is None else unit_sizes(self.call.activations)
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """The weight as a matrix (out, in), kernels as (out, in * height * width), float64."""
+        return self.module.weight.detach().flatten(1).double()
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Gram matrix of the smaller side of the weight."""
+        return gram(self.matrix)
+
+    @cached_property
+    def operator(self) -> Tensor | None:
+        """A convolution as the matrix that it is, float64; None of another layer, or if it is too large."""
+        if not isinstance(self.module, nn.Conv2d):
+            return None
+        smaller = min(self.call.inputs[0].numel(), self.call.shape[1:].numel())
+        if smaller > WIDEST_OPERATOR:
+            return None
+        return operator_matrix(self.module, *self.call.inputs.shape[2:])
 
 
 _UNIT_PROBES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -292,7 +316,7 @@ _UNIT_PROBES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _unit_scalars(hidden: Sequence[Layer]) -> Measured:
+def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
     """Dormant and dead shares of each hidden layer, of the worst, and of all units together."""
     sizes = {layer.name: layer.unit_sizes for layer in hidden if layer.unit_sizes is not None}
     if not sizes:
@@ -309,14 +333,14 @@ def _unit_scalars(hidden: Sequence[Layer]) -> Measured:
     return scalars
 
 
-def _feature_scalars(traces: Mapping[str, Sequence[Layer]]) -> Measured:
+def _feature_scalars(calls: Mapping[str, Sequence[Call]]) -> Measured:
     """Ranks of the features (samples, features) that enter each part's head."""
     scalars: Measured = {}
-    for part, layers in traces.items():
-        if not layers:
+    for part, of_part in calls.items():
+        if not of_part:
             continue
-        features = layers[-1].inputs
-        linear = isinstance(layers[-1].module, nn.Linear)
+        features = of_part[-1].inputs
+        linear = isinstance(of_part[-1].module, nn.Linear)
         sigma = singular_values(features.reshape(-1, features.shape[-1]) if linear else features.flatten(1))
         scalars[f"plasticity/feature_srank/{part}"] = srank(sigma)
         scalars[f"plasticity/feature_rank99/{part}"] = rank99(sigma)
@@ -326,7 +350,7 @@ def _feature_scalars(traces: Mapping[str, Sequence[Layer]]) -> Measured:
     return scalars
 
 
-def _weight_spectra(layers: Iterable[Layer], hidden: Sequence[Layer]) -> Measured:
+def _weight_spectra(layers: Iterable[MeasuredLayer], hidden: Sequence[MeasuredLayer]) -> Measured:
     """Singular values of the weights and what is said of them, heads included by name only."""
     spectra = {layer.name: gram_singular_values(layer.gram) for layer in layers}
     measured: Measured = {}
@@ -354,7 +378,7 @@ def _extremes(kind: str, name: str, sigma: Tensor) -> Measured:
     }
 
 
-def _operator_scalars(layers: Iterable[Layer], operators: bool) -> Measured:
+def _operator_scalars(layers: Iterable[MeasuredLayer], operators: bool) -> Measured:
     """Extreme singular values of convolutions as maps of images."""
     measured: Measured = {}
     for layer in layers:
@@ -362,7 +386,7 @@ def _operator_scalars(layers: Iterable[Layer], operators: bool) -> Measured:
         if not isinstance(conv, nn.Conv2d):
             continue
         if conv.groups == 1 and conv.dilation == (1, 1):
-            height, width = layer.inputs.shape[2:]
+            height, width = layer.call.inputs.shape[2:]
             sigma = circular_singular_values(conv.weight.detach(), height, width, conv.stride)  # type: ignore[arg-type]
             measured |= _extremes("circular_", layer.name, sigma)
         if operators and layer.operator is not None:
@@ -371,7 +395,11 @@ def _operator_scalars(layers: Iterable[Layer], operators: bool) -> Measured:
 
 
 def _jacobian_scalars(
-    parts: Mapping[str, nn.Module], hidden: Sequence[Layer], inputs: Tensor, samples: int, operators: bool
+    parts: Mapping[str, nn.Module],
+    hidden: Sequence[MeasuredLayer],
+    inputs: Tensor,
+    samples: int,
+    operators: bool,
 ) -> Measured:
     """Conditioning of the Jacobians of hidden layers and of whole parts."""
     spectra = {}
@@ -390,14 +418,14 @@ def _jacobian_scalars(
     }
 
 
-def _layer_jacobian_spectra(layer: Layer, matrix: Tensor, samples: int) -> Tensor:
+def _layer_jacobian_spectra(layer: MeasuredLayer, matrix: Tensor, samples: int) -> Tensor:
     """Singular values (samples, r) of D W, from a layer's input to its activation's output."""
     affordable = max(_FEWEST_SAMPLES, _SPECTRUM_BUDGET // min(matrix.shape) ** 3)
-    entering = layer.inputs
+    entering = layer.call.inputs
     if isinstance(layer.module, nn.Linear):
         entering = entering.reshape(-1, matrix.shape[1])
     before = layer.module(_spread(entering, min(samples, affordable)))
-    after = nn.Sequential(*layer.following)
+    after = nn.Sequential(*layer.call.following)
     if len(after) == 1 and isinstance(after[0], ELEMENTWISE):
         known = layer.gram if matrix is layer.matrix else None
         return gated_singular_values(slopes_of(after, before).flatten(1), matrix, known)

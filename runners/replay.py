@@ -26,8 +26,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neoteny.runners.exit_codes import BadInputError
-
 PROTECTED = 3
 """Intervals that the slack covers.
 
@@ -81,8 +79,7 @@ class ReplayMemory:
             killed run can go on only if nothing was added since its checkpoint.
 
     Raises:
-        ValueError: an argument makes no sense.
-        BadInputError: there is less memory, or room on the disk, than it needs.
+        ValueError: an argument makes no sense, or there is less memory, or room on the disk, than it needs.
     """
 
     def __init__(
@@ -351,7 +348,7 @@ class ReplayMemory:
             free = None if made else shutil.disk_usage(above).free
         if free is not None and self.size > free:
             where = "on the disk" if self.folder else f"in the memory of {self.device}"
-            raise BadInputError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
+            raise ValueError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
 
     def _rows(self, envs: Tensor, places: Tensor) -> Tensor:
         """Where places of environments lie in the tensors."""

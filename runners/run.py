@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
+from neoteny.optim.methods import methods_as_dict
 from neoteny.runners.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -103,7 +104,7 @@ class Run:
 
     def __init__(self, agent: str, args: Any, total_steps: int) -> None:
         self.folder = run_folder(agent, args)
-        self.config = {"agent": agent, **dataclasses.asdict(args)}
+        self.config = {"agent": agent, **dataclasses.asdict(args), "methods": methods_as_dict(args.methods)}
         self.config["optim"]["name"] = args.optim.name
         self.checkpoint_every, self.video_every = args.checkpoint_every, args.video_every
         self.pictures = args.probes.pictures
@@ -133,8 +134,9 @@ class Run:
         self._first = first
         self._start = self._lap = time.perf_counter()
 
-    def say(self, remark: str) -> None:
-        """Print a remark on the run's set-up, and keep it on TensorBoard's text page."""
+    def say(self, *remarks: str) -> None:
+        """Print remarks on the run's set-up, if not empty, and keep them on TensorBoard's text page."""
+        remark = "\n".join(filter(None, remarks))
         print(remark, flush=True)
         if self.restored is None:
             self.writer.add(text("setup", remark.replace("\n", "  \n")))
@@ -154,9 +156,10 @@ class Run:
             self._write("meta.json", self._meta())
             return 0
         state = self.restored
+        saved = {"methods": {}, **state["parts"]}  # those of before there were methods have none
         for name, part in parts.items():
             try:
-                part.load_state_dict(state["parts"][name])
+                part.load_state_dict(saved[name])
                 if isinstance(part, torch.optim.Optimizer):
                     _fit(part)
             except (KeyError, RuntimeError, ValueError) as error:

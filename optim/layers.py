@@ -1,0 +1,441 @@
+"""The layers of a network: which weights and units it has, what enters them and where they go.
+
+This is the one description that optimizers (which weights are hidden, which layers are heads), probes and
+plasticity methods read. It comes from forward passes, so the code between layers may be any:
+
+    layers = describe(network, torch.zeros(1, 4))
+    connect(network, torch.zeros(1, 4), layers)     # for methods: which inputs of later layers carry a unit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["Layer", "Network", "connect", "describe", "describe_agent", "heads", "left_out", "trace"]
+
+Exclude: TypeAlias = Iterable[nn.Module | str] | nn.Module | str
+NamedParameters: TypeAlias = list[tuple[str, nn.Parameter]]
+WeightLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+Activations: TypeAlias = tuple[type[nn.Module], ...] | None
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+WEIGHT_LAYERS = (nn.Linear, *CONVOLUTIONS)
+
+# Modules that carry activations on and are no activation functions themselves, by the file that defines them.
+_NORMALIZATIONS = {f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization")}
+_PASSIVE = _NORMALIZATIONS | {
+    f"torch.nn.modules.{name}" for name in ("dropout", "flatten", "padding", "pooling", "upsampling")
+}
+
+
+class Network(Protocol):
+    """What probes and methods ask of an agent's network, beside being an `nn.Module`."""
+
+    example: Tensor
+    """One observation, (1, ...), as environments give them; its values do not matter."""
+
+    def encode(self, observations: Tensor) -> Tensor:
+        """Observations (B, ...) -> what enters the parts, without parameters."""
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Networks by name, each from encoded observations to an output (B, O): what is measured."""
+
+
+@dataclass(eq=False)
+class Layer:
+    """A linear or convolutional layer of a network.
+
+    Attributes:
+        name: `<part>.<child>`, as in `actor.linear1`.
+        module: The layer.
+        parts: Parts of the agent that it belongs to; several, if they share it.
+        is_head: Its output leaves the network, and enters no other layer.
+        following: Modules after it, up to and including its activation function, if that is a module.
+        outgoing: The later layers that its units enter, known after `connect`. Empty for a head, and for a
+            layer with a `problem`.
+        problem: Why no input of a later layer belongs to one unit of this one alone.
+    """
+
+    name: str
+    module: WeightLayer
+    parts: frozenset[str] = frozenset()
+    is_head: bool = False
+    following: tuple[nn.Module, ...] = ()
+    outgoing: tuple[Connection, ...] = ()
+    problem: str = ""
+
+    @property
+    def weight(self) -> nn.Parameter | None:
+        """The weight if it is trained as it is: (out, in) or (out, in, *kernel); None if it is computed."""
+        return plain_weight(self.module)
+
+    @property
+    def units(self) -> int:
+        """How many there are; those of a convolution are its channels."""
+        return self.module.out_features if isinstance(self.module, nn.Linear) else self.module.out_channels
+
+
+class AllParts(nn.ModuleDict):
+    """Networks that take the same, as one."""
+
+    def forward(self, inputs: Tensor) -> list[Tensor]:
+        """The outputs of all."""
+        return [part(inputs) for part in self.values()]
+
+
+class Connection(NamedTuple):
+    """A later layer that units enter, and in which of its inputs.
+
+    `columns` (units, k) are indices of the second dimension of its weight: k = 1 from a linear layer to the
+    next, k = height * width where images are flattened in between, k = 2 behind CReLU.
+    """
+
+    layer: Layer
+    columns: Tensor
+
+
+@dataclass
+class Call:
+    """A layer as one forward pass saw it.
+
+    Attributes:
+        module: The layer.
+        inputs: What entered it.
+        shape: Of what left it.
+        following: Modules after it, up to and including its activation function.
+        activations: What left its activation function, (B, units) or (B, channels, ...); None without one.
+    """
+
+    module: WeightLayer
+    inputs: Tensor
+    shape: torch.Size
+    following: list[nn.Module] = field(default_factory=list)
+    activations: Tensor | None = None
+
+
+def describe(
+    network: nn.Module,
+    example: Tensor,
+    parts: Mapping[str, nn.Module] | None = None,
+    activations: Activations = None,
+) -> list[Layer]:
+    """The layers of a network, in the order in which it calls them.
+
+    Args:
+        network: Any; in evaluation mode meanwhile, and undisturbed.
+        example: What it takes, (1, ...).
+        parts: Parts of it, by name, from which layers have their names; else a layer has its path's.
+        activations: See `trace`.
+    """
+    parts = parts or {}
+    names: dict[nn.Module, str] = {}
+    for name, module in [*parts.items(), ("", network)]:
+        for step_name, step in _steps(name, module):
+            names.setdefault(step, step_name)
+    members = {name: set(part.modules()) for name, part in parts.items()}
+    with undisturbed([network], example.device):
+        layers: dict[nn.Module, Layer] = {}
+        calls = trace(network, example, activations)
+        for call in calls:
+            of = frozenset(name for name, modules in members.items() if call.module in modules)
+            layer = Layer(names[call.module], call.module, of, following=tuple(call.following))
+            layers.setdefault(call.module, layer)
+        silenced = _Silenced(network, example, calls)
+        for module, layer in layers.items():
+            layer.is_head = not any(changed.any() for changed in silenced.reach(module, each=False).values())
+    return list(layers.values())
+
+
+def describe_agent(network: nn.Module) -> list[Layer]:
+    """The layers of an agent's network."""
+    agent = cast(Network, network)
+    return describe(network, agent.example, agent.parts())
+
+
+def heads(network: nn.Module) -> list[nn.Module]:
+    """The layers of an agent's network whose outputs leave it."""
+    return [layer.module for layer in describe_agent(network) if layer.is_head]
+
+
+def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> None:
+    """Find out which inputs of later layers carry each unit of a layer, and put it into `Layer.outgoing`.
+
+    Whatever is done to outputs between layers: it is tried out, one unit at a time, in a forward pass in
+    which no layer computes. So activations of any kind, flattening, pooling and slicing come out right.
+    Normalizations are left out of that pass. Where units meet (in a residual stream, an attention, a sort),
+    no input belongs to one of them alone, and `Layer.problem` says so.
+
+    Args:
+        network: As it was described.
+        example: What it takes, (1, ...).
+        layers: Its description.
+    """
+    with undisturbed([network], example.device):
+        silenced = _Silenced(network, example, trace(network, example))
+        reached = {layer: silenced.reach(layer.module) for layer in layers}
+        observed = silenced.reach(None)
+    for layer in layers:
+        layer.outgoing, layer.problem = (), ""
+        if layer.is_head:
+            continue
+        others = [reached[other] for other in layers if other is not layer] + [observed]
+        found = []
+        for later in layers:
+            carries = reached[layer].get(later.module)
+            if carries is None or not carries.any():
+                continue
+            sources = carries.sum(0)
+            for other in others:
+                sources = sources + other[later.module].any(0) if later.module in other else sources
+            if getattr(later.module, "groups", 1) > 1:
+                layer.problem = f"{later.name} is a convolution in groups"
+            elif (sources[carries.any(0)] > 1).any():
+                layer.problem = f"its units meet others before {later.name}"
+            elif len(set(carries.sum(1).tolist())) > 1:
+                layer.problem = f"its units enter {later.name} in different numbers"
+            else:
+                columns = carries.nonzero()[:, 1].view(layer.units, -1)
+                found.append(Connection(later, columns.to(example.device)))
+        layer.outgoing = () if layer.problem else tuple(found)
+
+
+def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -> list[Call]:
+    """Run a network forward; every call of a layer, in order.
+
+    Args:
+        network: Any; only modules in it that are called are seen.
+        inputs: What it takes, (B, ...).
+        activations: Modules that count as activation functions. By default every module without parameters
+            that follows a layer and does not merely reshape, pool, drop or normalize.
+    """
+    calls: list[Call] = []
+    current: Call | None = None  # the layer whose activation has not come yet
+    positions = 1
+    for module, entering, leaving in _capture(network, inputs):
+        if isinstance(module, WEIGHT_LAYERS):
+            positions = leaving[0, 0].numel() if isinstance(module, CONVOLUTIONS) else 1
+            current = Call(module, entering, leaving.shape)
+            calls.append(current)
+        elif current is not None:
+            if isinstance(current.module, CONVOLUTIONS) and leaving.dim() > 2:
+                positions = leaving[0, 0].numel()
+            current.following.append(module)
+            if _is_activation(module, activations):
+                current.activations = _by_unit(current.module, leaving, positions)
+                current = None
+            elif has_parameters(module) and not _is_in(module, _PASSIVE):
+                current = None  # an unknown kind of layer: what follows is not this layer's activation
+    return calls
+
+
+def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
+    """One line that names what is trained and is no described layer, nor normalization; empty without any."""
+    described = {layer.module for layer in layers}
+    unknown = [
+        f"{path}.{name} ({type(module).__name__})".lstrip(".")
+        for path, module in network.named_modules()
+        if module not in described
+        and not _is_in(module, _NORMALIZATIONS)
+        and not isinstance(module, parametrize.ParametrizationList)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad
+    ]
+    return f"not of a layer that is described, so left out: {', '.join(unknown)}" if unknown else ""
+
+
+def plain_weight(module: nn.Module) -> nn.Parameter | None:
+    """The weight of a linear or convolutional layer, unless it is computed, as a parametrized one is."""
+    return module._parameters.get("weight") if isinstance(module, WEIGHT_LAYERS) else None
+
+
+def split_parameters(module: nn.Module, exclude: Exclude = ()) -> tuple[NamedParameters, NamedParameters]:
+    """Split the trainable parameters into weights that isometry concerns and all others.
+
+    The first are the weights of linear and convolutional layers outside `exclude`. Each parameter occurs
+    once, however many layers share it.
+
+    Raises:
+        ValueError: if `exclude` holds what is not a submodule.
+    """
+    weights = {plain_weight(layer) for layer in module.modules()} - _excluded_parameters(module, exclude)
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    return [(n, p) for n, p in trainable if p in weights], [(n, p) for n, p in trainable if p not in weights]
+
+
+def _excluded_parameters(module: nn.Module, exclude: Exclude) -> set[nn.Parameter | None]:
+    """Parameters of the submodules in `exclude`."""
+    submodules = dict(module.named_modules(remove_duplicate=False))
+    names = {submodule: name for name, submodule in submodules.items()}
+    excluded: set[nn.Parameter | None] = set()
+    for item in (exclude,) if isinstance(exclude, nn.Module | str) else exclude:
+        if item not in (submodules if isinstance(item, str) else names):
+            what = repr(item) if isinstance(item, str) else f"a {type(item).__name__} module"
+            known = ", ".join(name for name in submodules if name)
+            raise ValueError(f"exclude holds {what}, which is no submodule of the network; it has: {known}")
+        excluded.update((submodules[item] if isinstance(item, str) else item).parameters())
+    return excluded
+
+
+@contextmanager
+def undisturbed(networks: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Evaluation mode without gradients; training flags and random state are put back at the end."""
+    training = {module: module.training for network in networks for module in network.modules()}
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
+        try:
+            for module in training:
+                module.training = False
+            yield
+        finally:
+            for module, flag in training.items():
+                module.training = flag
+
+
+class _Silenced:
+    """Forward passes in which no layer computes: all put out fixed random numbers, but for what is tried."""
+
+    def __init__(self, network: nn.Module, example: Tensor, calls: Iterable[Call]) -> None:
+        self.network, self.example = network, example
+        self.outputs: dict[nn.Module, list[Tensor]] = {}
+        generator = torch.Generator().manual_seed(0)
+        for call in calls:
+            # Between 0.25 and 0.75: rectifiers are open, and no two units are equal.
+            output = 0.25 + 0.5 * torch.rand(call.shape, generator=generator)
+            self.outputs.setdefault(call.module, []).append(output.to(example.device))
+
+    def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module, Tensor]:
+        """Which inputs of the other layers change with the units of a layer, or with the observation.
+
+        Args:
+            module: The layer; None is the observation.
+            each: Tell the units apart.
+
+        Returns:
+            By layer, (units, columns) of bool; (1, columns) for all units together.
+        """
+        reached: dict[nn.Module, Tensor] = {}
+        outputs = self.outputs[module] if module else []
+        rows = outputs[0].shape[_unit_axis(module)] if module and each else 1
+        example = self.example if module else self.example + 1
+        before = self._inputs(self.example.expand(rows, *example.shape[1:]), {})
+        for value in (2.0, -2.0):  # each half of CReLU sees one of them
+            tried = {module: [_set_units(module, output, value, each) for output in outputs]}
+            after = self._inputs(example.expand(rows, *example.shape[1:]), tried)
+            for later, old in before.items():
+                if later is not module:
+                    # Beyond what the same numbers can differ by, elsewhere in a batch.
+                    changed = ((after[later] - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
+                    changed = changed.reshape(rows, -1, changed.shape[-1]).any(1).cpu()
+                    reached[later] = reached.get(later, torch.zeros_like(changed)) | changed
+        return reached
+
+    def _inputs(
+        self, example: Tensor, tried: Mapping[nn.Module | None, Sequence[Tensor]]
+    ) -> dict[nn.Module, Tensor]:
+        """What enters each layer, (B, ...), in its first call."""
+        entered: dict[nn.Module, list[Tensor]] = {module: [] for module in self.outputs}
+
+        def replacement(module: nn.Module) -> Callable[..., Tensor]:
+            def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                call = len(entered[module])
+                entered[module].append(inputs.detach().clone())
+                outputs = tried.get(module) or self.outputs[module]
+                return outputs[call].expand(len(inputs), *outputs[call].shape[1:]).clone()
+
+            return forward
+
+        with ExitStack() as stack:
+            for module in self.network.modules():
+                if module in self.outputs:
+                    stack.enter_context(_forward_as(module, replacement(module)))
+                elif _is_in(module, _NORMALIZATIONS):
+                    stack.enter_context(_forward_as(module, lambda inputs: inputs))
+            self.network.forward(example)
+        return {module: inputs[0] for module, inputs in entered.items()}
+
+
+def _set_units(module: nn.Module | None, output: Tensor, value: float, each: bool) -> Tensor:
+    """An output (1, ...) of a layer with one unit set in each of its rows, or with all of them set in one."""
+    if not each:
+        return torch.full_like(output, value)
+    axis = _unit_axis(module)
+    output = output.movedim(axis, -1)
+    units = output.shape[-1]
+    chosen = torch.eye(units, dtype=torch.bool, device=output.device)
+    chosen = chosen.view(units, *[1] * (output.dim() - 2), units)
+    return torch.where(chosen, value, output).movedim(-1, axis)
+
+
+def _unit_axis(module: nn.Module | None) -> int:
+    """Where a layer's inputs and outputs have its columns and units."""
+    return -1 if isinstance(module, nn.Linear) else 1
+
+
+@contextmanager
+def _forward_as(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Let a module do something else meanwhile."""
+    before = module.__dict__.get("forward")
+    module.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that act as one step: layers, leaves, and custom modules that hold no parameters."""
+    container = isinstance(module, nn.Sequential) or has_parameters(module)
+    children = list(module.named_children()) if container and not isinstance(module, WEIGHT_LAYERS) else []
+    for child_name, child in children:
+        yield from _steps(f"{name}.{child_name}".lstrip("."), child)
+    if not children:
+        yield name, module
+
+
+def _capture(network: nn.Module, inputs: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
+    """Module, input and output of every call of a step of the network during one forward pass."""
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and args:
+            calls.append((module, args[0], output))  # and return None: a value would replace the output
+
+    steps = {step for _, step in _steps("", network)}
+    with ExitStack() as hooks:
+        for module in steps:
+            hooks.enter_context(module.register_forward_hook(record))
+        (network if network in steps else network.forward)(inputs)  # the latter is never a compiled one
+    return calls
+
+
+def has_parameters(module: nn.Module) -> bool:
+    """Whether a module holds any."""
+    return next(module.parameters(), None) is not None
+
+
+def _is_in(module: nn.Module, files: set[str]) -> bool:
+    """Whether a module's class, or one that it extends, is defined in these files of torch."""
+    return isinstance(module, nn.Identity) or any(base.__module__ in files for base in type(module).__mro__)
+
+
+def _is_activation(module: nn.Module, activations: Activations) -> bool:
+    if activations is not None:
+        return isinstance(module, activations)
+    return not has_parameters(module) and not _is_in(module, _PASSIVE)
+
+
+def _by_unit(module: nn.Module, output: Tensor, positions: int) -> Tensor:
+    """Activations as (B, units) after a linear layer, (B, channels, ...) after a convolution."""
+    if isinstance(module, nn.Linear):
+        return output.reshape(-1, output.shape[-1])
+    # Flattened before its activation, a convolution still has one unit a channel, not one a pixel.
+    return output.unflatten(1, (-1, positions)) if output.dim() == 2 else output

@@ -1,0 +1,358 @@
+"""Plasticity methods: what acts on a network beside its optimizer.
+
+A method is a small object made by a frozen dataclass, its configuration. It may add a term to the loss
+(`penalty`), act on the device after each gradient step (`after_step`), and act between gradient steps, every
+so many of them or at a switch of the task (`on`). An agent calls a `Methods`, which holds all of them:
+
+    optimizer.zero_grad()
+    (loss + methods.penalty(batch)).backward()
+    grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), max_grad_norm)
+    methods.add_gradients(batch)
+    optimizer.step()
+    methods.after_step()
+
+`penalty` and `after_step` are made of tensor operations alone, without a read from the device. What the host
+decides is decided in `between_steps` and `end_update`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from neoteny.optim.isometry import isometry_report
+from neoteny.optim.layers import Layer, Network, connect, describe_agent, left_out
+
+__all__ = ["Event", "Learner", "Method", "MethodConfig", "Methods", "Seen"]
+
+
+@dataclass
+class Learner:
+    """What methods read and change.
+
+    Attributes:
+        network: An agent's, see `layers.Network`.
+        optimizer: Its optimizer.
+        new_network: Makes a network as it was at the beginning of a run, with new random weights.
+        target: A copy of the network that follows it, as DQN's; None without one.
+    """
+
+    network: nn.Module
+    optimizer: Optimizer
+    new_network: Callable[[], nn.Module]
+    target: nn.Module | None = None
+    _layers: dict[str, list[Layer]] = field(default_factory=dict, repr=False)
+    _connected: bool = False
+
+    def layers(self, on: str = "all", connected: bool = False) -> list[Layer]:
+        """Layers of a part of the network, heads included, as they are now.
+
+        Args:
+            on: Name of a part, or "all"; a layer that parts share belongs to each.
+            connected: Find out, too, which inputs of later layers carry their units.
+
+        Raises:
+            ValueError: there is no such part.
+        """
+        if not self._layers:
+            self._layers = {"all": describe_agent(self.network)}
+            for part in cast(Network, self.network).parts():
+                self._layers[part] = [layer for layer in self._layers["all"] if part in layer.parts]
+        if on not in self._layers:
+            raise ValueError(f"a network of {', '.join(self._layers)} has no {on}")
+        if connected and not self._connected:
+            connect(self.network, cast(Network, self.network).example, self._layers["all"])
+            self._connected = True
+        return self._layers[on]
+
+    def structure_changed(self) -> None:
+        """Forget the description of the layers, since modules were added or removed."""
+        self._layers, self._connected = {}, False
+
+    def check(self) -> None:
+        """Raise RuntimeError unless optimizer and target network fit the network."""
+        owned = {p: self.optimizer.state.get(p, {}) for g in self.optimizer.param_groups for p in g["params"]}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad and parameter not in owned:
+                raise RuntimeError(f"{name} is not in the optimizer, which would never train it")
+            for key, value in owned.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
+                    raise RuntimeError(f"the optimizer's {key} of {name} has shape {tuple(value.shape)}")
+        if self.target is not None:
+            shapes, of_target = (
+                {name: tensor.shape for name, tensor in network.state_dict().items()}
+                for network in (self.network, self.target)
+            )
+            if shapes != of_target:
+                raise RuntimeError("the target network is not built as the network is")
+
+
+@dataclass(frozen=True)
+class Event:
+    """A moment between two gradient steps at which a method may act on the host.
+
+    Attributes:
+        kind: "step" every `Method.every` gradient steps, "switch" when the task has changed.
+        steps: Gradient steps that were made.
+        batch: The latest minibatch; its `observations` are (B, ...).
+    """
+
+    kind: Literal["step", "switch"]
+    steps: int
+    batch: Any
+
+
+class Method:
+    """A plasticity method, which does nothing; a subclass overrides what it needs.
+
+    It never keeps layers of the network, which an event may replace, but asks the learner for them.
+    """
+
+    every: int = 0
+    """Gradient steps from one event to the next; 0 for none."""
+    at_switch: bool = False
+    """Whether a switch of the task is an event, of which a lifelong learner is not told."""
+    clipped: bool = False
+    """Whether the gradient of the penalty is clipped together with the loss's."""
+
+    def watches(self) -> list[Layer]:
+        """Layers, with outgoing connections, whose activations and gradients `after_step` needs."""
+        return []
+
+    def penalty(self, batch: Any) -> Tensor | float:
+        """A term of the loss, (), given a minibatch."""
+        return 0.0
+
+    def after_step(self, seen: Seen) -> None:
+        """Act on the device after a gradient step, given what was seen of the layers that it watches."""
+
+    def on(self, event: Event) -> dict[str, float]:
+        """Act on the host; returns what is to be logged of it."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the rest of the run depends on: numbers, texts and tensors in dicts and lists."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from such a state.
+
+        It is called before network and optimizer are restored, so that a method which changed their structure
+        can do so again.
+        """
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """What configures a method: a subclass has a `name` and builds it."""
+
+    name: ClassVar[str] = ""
+    conflicts: ClassVar[tuple[str, ...]] = ()
+    """Names of methods that it contradicts."""
+
+    on: Literal["actor", "critic", "all"] = "all"
+    """The part of the agent that it acts on; layers that both share belong to each."""
+
+    def build(self, learner: Learner) -> Method:
+        """The method, for one network.
+
+        Raises:
+            ValueError: it does not go with the network or the optimizer.
+        """
+        raise NotImplementedError
+
+
+class Methods:
+    """All methods of a run, as one part of its state.
+
+    Args:
+        configs: One of each method.
+        learner: What they act on.
+
+    Raises:
+        ValueError: two contradict each other, or one does not go with the network or the optimizer.
+    """
+
+    def __init__(self, configs: Sequence[MethodConfig], learner: Learner) -> None:
+        self.configs, self.learner = configs, learner
+        names = [config.name for config in configs]
+        for config in configs:
+            if names.count(config.name) > 1:
+                raise ValueError(f"the method {config.name} is given twice")
+            if against := set(config.conflicts) & set(names):
+                raise ValueError(f"{config.name} and {', '.join(sorted(against))} contradict each other")
+        self.methods = {config.name: config.build(learner) for config in configs}
+        self.seen = Seen()
+        self._rewatch()
+        self.steps = 0
+        """Gradient steps that were made."""
+        self._switched_at = 0
+        self._batch: Any = None
+        self._tags: dict[str, float] = {}
+
+    def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
+        """The same methods, at their beginning, for another network without a target network."""
+        return Methods(self.configs, Learner(network, optimizer, self.learner.new_network))
+
+    def report(self, planned_steps: int) -> str:
+        """What isometry will do in so many gradient steps, and which parameters no method knows, in lines."""
+        lines = (
+            isometry_report(self.learner.optimizer, planned_steps),
+            left_out(self.learner.network, self.learner.layers()),
+        )
+        return "\n".join(filter(None, lines))
+
+    def penalty(self, batch: Any) -> Tensor | float:
+        """The sum of the penalties whose gradients are clipped together with the loss's, ()."""
+        return self._penalty(batch, clipped=True)
+
+    def add_gradients(self, batch: Any) -> None:
+        """Add the gradients of the other penalties to those of the loss, after these were clipped."""
+        penalty = self._penalty(batch, clipped=False)
+        if isinstance(penalty, Tensor):
+            penalty.backward()
+
+    def after_step(self) -> None:
+        """Let every method act on the device after a gradient step."""
+        for method in self.methods.values():
+            method.after_step(self.seen)
+
+    def between_steps(self, batch: Any) -> None:
+        """Count a gradient step, and let the methods act on the host that are due."""
+        self.steps += 1
+        self._batch = batch
+        for name, method in self.methods.items():
+            if method.every and self.steps % method.every == 0:
+                self._act(name, method, "step")
+
+    def end_update(self, switched_at: int) -> dict[str, float]:
+        """Let the methods act that wait for switches, if there was one in the update that ends here.
+
+        Args:
+            switched_at: The environment step of the last switch; 0 before the first.
+
+        Returns:
+            What is to be logged of all events in the update.
+        """
+        if switched_at != self._switched_at and self.steps:
+            for name, method in self.methods.items():
+                if method.at_switch:
+                    self._act(name, method, "switch")
+        self._switched_at = switched_at
+        tags, self._tags = self._tags, {}
+        return tags
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, and the state of every method."""
+        methods = {name: method.state_dict() for name, method in self.methods.items()}
+        return {"steps": self.steps, "switched_at": self._switched_at, "methods": methods}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from such a state, before network and optimizer do.
+
+        Raises:
+            ValueError: it is one of other methods.
+        """
+        saved = state.get("methods", {})
+        if saved.keys() != self.methods.keys():
+            raise ValueError(f"the checkpoint has the methods {list(saved)}, the run {list(self.methods)}")
+        self.steps, self._switched_at = state.get("steps", 0), state.get("switched_at", 0)
+        for name, method in self.methods.items():
+            method.load_state_dict(saved[name])
+        self._rewatch()
+
+    def _penalty(self, batch: Any, clipped: bool) -> Tensor | float:
+        with self.seen.paused():
+            penalties = (m.penalty(batch) for m in self.methods.values() if m.clipped == clipped)
+            return sum(penalties, 0.0)
+
+    def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
+        with self.seen.paused():
+            tags = method.on(Event(kind, self.steps, self._batch))
+        try:
+            self.learner.check()
+        except RuntimeError as error:
+            raise RuntimeError(f"after the method {name}: {error}") from error
+        self._tags |= {f"methods/{name}/{tag}": value for tag, value in tags.items()}
+        self._rewatch()
+
+    def _rewatch(self) -> None:
+        """Watch the layers as they are now."""
+        self.seen.watch([layer for method in self.methods.values() for layer in method.watches()])
+
+
+class Seen:
+    """What units did in the latest gradient step, of the layers that methods watch.
+
+    Attributes:
+        activations: By name of the layer, (B, units, positions), as they entered the next layer.
+        gradients: Of the loss by these, of the same shape.
+    """
+
+    def __init__(self) -> None:
+        self.activations: dict[str, Tensor] = {}
+        self.gradients: dict[str, Tensor] = {}
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._paused = False
+
+    def watch(self, layers: Iterable[Layer]) -> None:
+        """Watch these layers and no others.
+
+        Raises:
+            ValueError: the units of one cannot be told apart where they go.
+        """
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for layer in {layer.name: layer for layer in layers}.values():
+            if not layer.outgoing:
+                raise ValueError(
+                    f"units of {layer.name} cannot be watched: {layer.problem or 'it is a head'}"
+                )
+            later, columns = layer.outgoing[0]
+            hook = functools.partial(self._record, layer.name, columns)
+            self._handles.append(later.module.register_forward_pre_hook(hook))
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not look at the forward passes in this block."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def _record(self, name: str, columns: Tensor, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if self._paused or not torch.is_grad_enabled():
+            return
+        (entering, *_) = args
+        self.activations[name] = _by_unit(entering.detach(), module, columns)
+        if entering.requires_grad:
+            entering.register_hook(functools.partial(self._record_gradient, name, columns, module))
+
+    def _record_gradient(self, name: str, columns: Tensor, module: nn.Module, gradient: Tensor) -> None:
+        self.gradients[name] = _by_unit(gradient.detach(), module, columns)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies of a network come with copies of its hooks: they need not hold what was seen of the original.
+        return {**self.__dict__, "activations": {}, "gradients": {}}
+
+
+def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
+    """What enters a layer, (B, units, positions), of the units whose columns are these."""
+    if isinstance(module, nn.Linear):
+        return entering.reshape(-1, entering.shape[-1])[:, columns]
+    return entering.flatten(2)[:, columns].flatten(2)
+
+
+def methods_as_dict(configs: Sequence[MethodConfig]) -> dict[str, Any]:
+    """stub"""
+    return {config.name: dataclasses.asdict(config) for config in configs}
