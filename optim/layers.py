@@ -382,7 +382,7 @@ def _unit_axis(module: nn.Module | None) -> int:
 def _forward_as(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Let a module do something else meanwhile."""
     before = module.__dict__.get("forward")
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:

@@ -176,11 +176,8 @@ class Reorthogonalization(Method):
         return {}
 
     def _weights(self) -> list[Tensor]:
-        return [
-            layer.module.parametrizations.weight.original  # type: ignore[union-attr]
-            for layer in self.learner.layers(self.part)
-            if is_orthogonal(layer.module)
-        ]
+        layers = (layer.module for layer in self.learner.layers(self.part))
+        return [raw_weight(layer) for layer in layers if is_orthogonal(layer)]
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,10 @@ class ReorthogonalizeConfig(MethodConfig):
 
 def is_orthogonal(module: nn.Module) -> bool:
     """Whether a layer's weight is orthogonal in every forward pass."""
-    return parametrize.is_parametrized(module, "weight") and isinstance(
-        module.parametrizations.weight[0],  # type: ignore[index, union-attr]
-        Bjorck,
-    )
+    computed = getattr(module, "parametrizations", {})
+    return "weight" in computed and isinstance(computed["weight"][0], Bjorck)
+
+
+def raw_weight(layer: nn.Module) -> nn.Parameter:
+    """The parameter of which an orthogonal layer's weight is computed."""
+    return layer.parametrizations.weight.original  # type: ignore[return-value, union-attr]

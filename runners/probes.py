@@ -245,7 +245,7 @@ def measure(
         raise ValueError("measure needs at least one part, at least one sample and jacobian_samples >= 0")
     if layers is None:
         layers = describe(AllParts(parts), inputs[:1], parts, activations)
-    described = {layer.module: layer for layer in layers}
+    described: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
     with undisturbed(parts.values(), inputs.device):
         inputs = inputs.clone()
         calls = {name: trace(part, inputs, activations) for name, part in parts.items()}

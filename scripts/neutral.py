@@ -36,6 +36,7 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 LOG = "log.txt"
+PREEMPTED = 75  # exit code of a run that a signal stopped, with everything saved
 
 RENAMED_WORDS: dict[str, str] = {}
 """Words of command lines, old -> new, as {"--probe-every": "--probes.every"}. The commands below are written
@@ -189,7 +190,7 @@ def _known_word(word: str, known: str) -> str:
 
 
 def _reason(output: str) -> str:
-    """The line that most likely says why a process failed."""
+    """The line of an output that most likely says why a process failed."""
     lines = [line.strip(" │╭╮╰╯─") for line in reversed(output.splitlines())]
     errors = [line for line in lines if re.search(r"error\b", line, re.IGNORECASE)]
     return next(filter(None, errors + lines), "without a word")
@@ -243,7 +244,8 @@ def results(folder: Path) -> Results:
                     points[event.step, new_name(tag)].append(value.SerializeToString(deterministic=True))
     weights = {
         new_name(name): (f"{tensor['dtype']} {tensor['shape']}", bytes(tensor["data"]))
-        for name, tensor in safetensors.deserialize((folder / "checkpoint/weights.safetensors").read_bytes())
+        for path in folder.glob("checkpoint/weights.safetensors")
+        for name, tensor in safetensors.deserialize(path.read_bytes())
     }
     summary = {
         new_name(key): json.dumps(value, sort_keys=True)
@@ -265,19 +267,13 @@ def differences(before: Results, after: Results) -> Iterator[str]:
     for kind in Results._fields:
         ours, theirs = getattr(before, kind), getattr(after, kind)
         for key in sorted(ours.keys() | theirs.keys()):
-            if ours.get(key) != theirs.get(key):
+            if (old := ours.get(key)) != (new := theirs.get(key)):
                 name = f"{key[1]} at step {key[0]:,}" if kind == "points" else f"{key} in the {kind}"
-                yield name + (
-                    " is new" if key not in ours else " is gone" if key not in theirs else " differs"
-                )
+                yield f"{name} {'is new' if old is None else 'is gone' if new is None else 'differs'}"
 
 
 class Runner:
-    """Runs commands, several at a time; none of them lives on when it is left, be it by Ctrl-C.
-
-    Args:
-        jobs: how many.
-    """
+    """Runs commands, ``jobs`` at a time; none of them lives on when it is left, be it by Ctrl-C."""
 
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs)
@@ -299,12 +295,14 @@ class Runner:
     def _run(self, name: str, tree: Tree, folder: Path) -> Outcome:
         folder.mkdir(parents=True)
         words, stop = tree.words(COMMANDS[name]), STOPPED.get(name)
-        if stop and self._attempt(words, tree, folder, stop) == 0:
-            return "it ended before it could be stopped"
+        if stop and (code := self._attempt(words, tree, folder, stop)) not in (-stop, PREEMPTED):
+            return f"exit code {code} instead of a stop, {_reason((folder / LOG).read_text())}"
         if code := self._attempt(words, tree, folder):
             return f"exit code {code}, {_reason((folder / LOG).read_text())}"
-        summaries = list(folder.glob("runs/**/summary.json"))
-        return results(summaries[0].parent) if len(summaries) == 1 else "it left no finished run"
+        found = [results(summary.parent) for summary in folder.glob("runs/**/summary.json")]
+        if len(found) != 1 or not (found[0].points and found[0].weights):
+            return "no finished run with points and weights"
+        return found[0]
 
     def _attempt(self, words: list[str], tree: Tree, folder: Path, stop: int | None = None) -> int:
         """One process, which is sent the signal ``stop`` once it has a checkpoint; returns its exit code."""
@@ -342,7 +340,7 @@ def run_all(names: Sequence[str], flags: Neutral) -> dict[str, list[Outcome]]:
         }
         done = as_completed(itertools.chain(*futures.values()))
         for future in tqdm(done, total=len(names) * len(trees), unit="run"):
-            future.result()  # what no command may do ends the whole
+            future.result()  # raises what this script itself does wrong
         return {name: [future.result() for future in pair] for name, pair in futures.items()}
 
 

@@ -16,7 +16,6 @@ from neoteny.agents.networks import (
     torso,
 )
 from neoteny.optim import isometry_penalty
-from neoteny.runners.exit_codes import BadInputError
 from neoteny.runners.probes import jacobian
 
 GRID = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
@@ -124,10 +123,10 @@ def test_bad_networks_are_refused(bad):
 
 
 def test_what_does_not_go_with_the_observations_is_refused():
-    with pytest.raises(BadInputError, match="groupsort needs widths that are multiples of 3"):
+    with pytest.raises(ValueError, match="groupsort needs widths that are multiples of 3"):
         torso(encoder(GRID), GRID, NetworkConfig((6,), "groupsort", group_size=3))
     torso(encoder(VECTOR), VECTOR, NetworkConfig((6,), "groupsort", group_size=3))
-    with pytest.raises(BadInputError, match=r"--network\.conv-init delta"):
+    with pytest.raises(ValueError, match=r"--network\.conv-init delta"):
         torso(encoder(VECTOR), VECTOR, NetworkConfig(conv_init="delta"))
 
 

@@ -12,7 +12,6 @@ import tyro
 from torch import Tensor, nn
 
 from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig, orthogonalize
-from neoteny.runners.exit_codes import BadInputError
 
 CONFIGS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), MuonConfig()]
 DEVICES = [
@@ -203,13 +202,13 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest() -> None:
 
 
 def test_muon_needs_a_hidden_matrix() -> None:
-    with pytest.raises(BadInputError, match=r"hidden matrix.*optim:adam"):
+    with pytest.raises(ValueError, match=r"hidden matrix.*optim:adam"):
         MuonConfig().build(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2)), 1e-2, "1")
 
 
 def test_adamo_needs_a_weight_to_pull() -> None:
     kept = nn.Sequential(orthogonalize(nn.Conv2d(1, 1, 1)), orthogonalize(nn.Linear(2, 2)), nn.Linear(2, 2))
-    with pytest.raises(BadInputError, match=r"no weight to pull.*optim:adam"):
+    with pytest.raises(ValueError, match=r"no weight to pull.*optim:adam"):
         AdamOConfig(iso=0.1).build(kept, 1e-2, "2")
     AdamOConfig(iso=0.0).build(kept, 1e-2, "2")
     AdamOConfig(iso=0.1).build(kept, 1e-2)
