@@ -147,9 +147,11 @@ def describe(
             of = frozenset(name for name, modules in members.items() if call.module in modules)
             layer = Layer(names[call.module], call.module, of, following=tuple(call.following))
             layers.setdefault(call.module, layer)
-        silenced = _Silenced(network, example, calls)
+        perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
-            layer.is_head = not any(changed.any() for changed in silenced.reach(module, each=False).values())
+            layer.is_head = not any(
+                changed.any() for changed in perturbation.reach(module, each=False).values()
+            )
     return list(layers.values())
 
 
@@ -178,32 +180,40 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
         layers: Its description.
     """
     with undisturbed([network], example.device):
-        silenced = _Silenced(network, example, trace(network, example))
-        reached = {layer: silenced.reach(layer.module) for layer in layers}
-        observed = silenced.reach(None)
+        perturbation = _Perturbation(network, example, trace(network, example))
+        reached = {layer: perturbation.reach(layer.module) for layer in layers}
+        observed = perturbation.reach(None)
     for layer in layers:
-        layer.outgoing, layer.problem = (), ""
-        if layer.is_head:
-            continue
+        entered = {other: reached[layer].get(other.module) for other in layers}
+        carried = {
+            later: columns for later, columns in entered.items() if columns is not None and columns.any()
+        }
         others = [reached[other] for other in layers if other is not layer] + [observed]
-        found = []
-        for later in layers:
-            carries = reached[layer].get(later.module)
-            if carries is None or not carries.any():
-                continue
-            sources = carries.sum(0)
-            for other in others:
-                sources = sources + other[later.module].any(0) if later.module in other else sources
-            if getattr(later.module, "groups", 1) > 1:
-                layer.problem = f"{later.name} is a convolution in groups"
-            elif (sources[carries.any(0)] > 1).any():
-                layer.problem = f"its units meet others before {later.name}"
-            elif len(set(carries.sum(1).tolist())) > 1:
-                layer.problem = f"its units enter {later.name} in different numbers"
-            else:
-                columns = carries.nonzero()[:, 1].view(layer.units, -1)
-                found.append(Connection(later, columns.to(example.device)))
-        layer.outgoing = () if layer.problem else tuple(found)
+        problems = (_problem(later, columns, others) for later, columns in carried.items())
+        layer.problem = next(filter(None, problems), "")
+        layer.outgoing = tuple(
+            Connection(later, columns.nonzero()[:, 1].view(layer.units, -1).to(example.device))
+            for later, columns in carried.items()
+            if not layer.problem
+        )
+
+
+def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module, Tensor]]) -> str:
+    """Why columns of a later layer that units change, (units, columns), are not theirs alone; or nothing.
+
+    Args:
+        later: The layer.
+        carried: Which of its columns each unit changes.
+        others: What every other layer, and the observation, changes of each layer.
+    """
+    sources = carried.sum(0) + sum(other[later.module].any(0) for other in others if later.module in other)
+    if getattr(later.module, "groups", 1) > 1:
+        return f"{later.name} is a convolution in groups"
+    if (sources[carried.any(0)] > 1).any():
+        return f"its units meet others before {later.name}"
+    if len(set(carried.sum(1).tolist())) > 1:
+        return f"its units enter {later.name} in different numbers"
+    return ""
 
 
 def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -> list[Call]:
@@ -236,18 +246,23 @@ def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -
 
 
 def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
-    """One line that names what is trained and is no described layer, nor normalization; empty without any."""
-    described = {layer.module for layer in layers}
-    unknown = [
-        f"{path}.{name} ({type(module).__name__})".lstrip(".")
+    """What probes and methods leave out, in one line; empty if it is nothing.
+
+    That is parameters which are trained and belong to no described layer or normalization, and units which
+    `connect` cannot tell apart.
+    """
+    known = {layer.module for layer in layers}
+    lines = [
+        f"{path}.{name} (of {type(module).__name__})".lstrip(".")
         for path, module in network.named_modules()
-        if module not in described
+        if module not in known
         and not _is_in(module, _NORMALIZATIONS)
         and not isinstance(module, parametrize.ParametrizationList)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]
-    return f"not of a layer that is described, so left out: {', '.join(unknown)}" if unknown else ""
+    lines += [f"units of {layer.name} ({layer.problem})" for layer in layers if layer.problem]
+    return f"probes and methods leave out {', '.join(lines)}" if lines else ""
 
 
 def plain_weight(module: nn.Module) -> nn.Parameter | None:
@@ -298,8 +313,8 @@ def undisturbed(networks: Iterable[nn.Module], device: torch.device) -> Iterator
                 module.training = flag
 
 
-class _Silenced:
-    """Forward passes in which no layer computes: all put out fixed random numbers, but for what is tried."""
+class _Perturbation:
+    """Forward passes in which no layer computes: they put out fixed numbers, and one of them is perturbed."""
 
     def __init__(self, network: nn.Module, example: Tensor, calls: Iterable[Call]) -> None:
         self.network, self.example = network, example

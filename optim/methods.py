@@ -83,9 +83,10 @@ class Learner:
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad and parameter not in owned:
                 raise RuntimeError(f"{name} is not in the optimizer, which would never train it")
-            for key, value in owned.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise RuntimeError(f"the optimizer's {key} of {name} has shape {tuple(value.shape)}")
+            moments = owned.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if key in moments and moments[key].shape != parameter.shape:
+                    raise RuntimeError(f"{key} of {name} has shape {tuple(moments[key].shape)}")
         if self.target is not None:
             shapes, of_target = (
                 {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -212,12 +213,11 @@ class Methods:
 
     def penalty(self, batch: Any) -> Tensor | float:
         """The sum of the penalties whose gradients are clipped together with the loss's, ()."""
-        return self._penalty(batch, clipped=True)
+        return self._penalty(batch, clipped=True) if self.methods else 0.0
 
     def add_gradients(self, batch: Any) -> None:
         """Add the gradients of the other penalties to those of the loss, after these were clipped."""
-        penalty = self._penalty(batch, clipped=False)
-        if isinstance(penalty, Tensor):
+        if self.methods and isinstance(penalty := self._penalty(batch, clipped=False), Tensor):
             penalty.backward()
 
     def after_step(self) -> None:
