@@ -252,7 +252,7 @@ def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
     `connect` cannot tell apart.
     """
     known = {layer.module for layer in layers}
-    lines = [
+    unknown = [
         f"{path}.{name} (of {type(module).__name__})".lstrip(".")
         for path, module in network.named_modules()
         if module not in known
@@ -261,8 +261,10 @@ def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]
-    lines += [f"units of {layer.name} ({layer.problem})" for layer in layers if layer.problem]
-    return f"probes and methods leave out {', '.join(lines)}" if lines else ""
+    apart = [f"{layer.name} ({layer.problem})" for layer in layers if layer.problem]
+    lines = [f"of no layer that is known, and left out: {', '.join(unknown)}"] if unknown else []
+    lines += [f"units that cannot be reset or watched: {', '.join(apart)}"] if apart else []
+    return "; ".join(lines)
 
 
 def plain_weight(module: nn.Module) -> nn.Parameter | None:
