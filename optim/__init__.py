@@ -3,6 +3,7 @@
 from neoteny.optim.adamo import AdamO
 from neoteny.optim.config import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig
 from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
+from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import orthogonalize
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "AdamO",
     "AdamOConfig",
     "AdamWConfig",
+    "MuonAdamW",
     "MuonConfig",
     "OptimConfig",
     "isometry_penalty",

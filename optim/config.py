@@ -5,9 +5,8 @@ All of them run torch's fused kernels, on CPU as on CUDA.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, overload
+from typing import Annotated, Any, ClassVar
 
 import torch
 import tyro
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 
 from neoteny.optim.adamo import AdamO
 from neoteny.optim.isometry import Exclude, param_groups, split_parameters
+from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import Reorthogonalizing, orthogonal_groups
 from neoteny.runners.exit_codes import BadInputError
 
@@ -167,24 +167,16 @@ class MuonConfig:
                 "use optim:adam"
             )
         rest = [(name, weight) for name, weight in weights if weight.ndim > 2] + others
-        return MuonWithAdamW(
-            torch.optim.Muon(
-                matrices,
-                lr=lr,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                ns_steps=self.ns_steps,
-                # Scales the update to the size of Adam's, so that one learning rate serves both.
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            _AdamW(
-                orthogonal_groups([{"params": rest}], module),
-                lr=lr,
-                betas=self.betas,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                fused=True,
-            ),
+        groups = [{"params": matrices, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
+        return MuonAdamW(
+            [group for group in groups if group["params"]],
+            lr=lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            ns_steps=self.ns_steps,
+            betas=self.betas,
+            eps=self.eps,
+            fused=True,
         )
 
 
@@ -198,54 +190,6 @@ class _AdamW(Reorthogonalizing, torch.optim.AdamW):
 
 class _AdamO(Reorthogonalizing, AdamO):
     """AdamO that looks after orthogonal layers."""
-
-
-class MuonWithAdamW(Optimizer):
-    """Two optimizers as one, with the parameter groups and the state of both.
-
-    Args:
-        muon: optimizer of hidden matrices.
-        adamw: optimizer of the other parameters.
-    """
-
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
-        self.parts = (muon, adamw)
-        super().__init__(muon.param_groups + adamw.param_groups, defaults={})
-        self._share()
-
-    def _share(self) -> None:
-        """Let the parts work on this optimizer's own groups and state."""
-        muon, adamw = self.parts
-        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        muon.state = adamw.state = self.state
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "parts": self.parts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._share()
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one optimization step with both parts.
-
-        Args:
-            closure: reevaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self.parts:
-            part.step()
-        return loss
 
 
 def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:
