@@ -18,7 +18,6 @@ decides is decided in `between_steps` and `end_update`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -186,6 +185,8 @@ class Methods:
         self.configs, self.learner = configs, learner
         names = [config.name for config in configs]
         for config in configs:
+            if not config.name:
+                raise ValueError(f"{type(config).__name__} is a method without a name")
             if names.count(config.name) > 1:
                 raise ValueError(f"the method {config.name} is given twice")
             if against := set(config.conflicts) & set(names):
@@ -351,8 +352,3 @@ def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return entering.reshape(-1, entering.shape[-1])[:, columns]
     return entering.flatten(2)[:, columns].flatten(2)
-
-
-def methods_as_dict(configs: Sequence[MethodConfig]) -> dict[str, Any]:
-    """stub"""
-    return {config.name: dataclasses.asdict(config) for config in configs}

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
-from neoteny.optim.methods import methods_as_dict
+from neoteny.optim import methods_as_dict
 from neoteny.runners.checkpoint import (
     CheckpointError,
     load_checkpoint,
