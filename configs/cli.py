@@ -88,9 +88,7 @@ def cli(
 
 def _parse(default: Any, words: list[str]) -> Any:
     """A command line without its preset; tyro knows nothing of methods, whose words are taken out first."""
-    method_words: dict[str, list[str]] = {}
-    if hasattr(default, "methods"):
-        words, method_words = split_words(words)
+    words, method_words = split_words(words)
     args = tyro.cli(type(default), args=words, default=default, config=(tyro.conf.CascadeSubcommandArgs,))
     if not method_words:
         return args

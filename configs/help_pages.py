@@ -38,7 +38,7 @@ def show_help(default: Any, presets: Iterable[str], words: Sequence[str]) -> Non
     flag, _, field = asked.partition(".")
     optimizers = [word for word in before if word.startswith("optim:")]
     group = "optim" if asked in optimizers else flag.removeprefix("--").replace("-", "_")
-    if flag == "--methods" and hasattr(default, "methods"):
+    if flag == "--methods":
         if field:
             parse_methods(default.methods, {method_name(asked): ["--help"]})
         _show_methods()
@@ -56,8 +56,7 @@ def _show_first(default: Any, presets: Iterable[str]) -> None:
     """The agent's own flags, and the pages of the others."""
     groups = _groups(default)
     pages = {name: _first_line(group) for name, group in groups.items()}
-    if hasattr(default, "methods"):
-        pages["methods"] = "Methods that keep a network plastic, any number of them."
+    pages["methods"] = "Methods that keep a network plastic, any number of them."
     index = _index("Each has a help of its own, as in --stream --help.", pages)
     fields: list[tuple[str, Any, Any]] = [("more", Annotated[index, tyro.conf.OmitArgPrefixes], index())]
     for name, kind in typing.get_type_hints(type(default), include_extras=True).items():

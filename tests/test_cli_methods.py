@@ -289,13 +289,6 @@ def test_bad_methods_are_told(line, capsys):
     assert "Traceback" not in told
 
 
-def test_an_agent_without_methods_refuses_them(capsys):
-    with pytest.raises(SystemExit) as exit:
-        cli(dqn.Args, {}, ["--methods.isometry"])
-    assert exit.value.code == 2
-    assert "Unrecognized options: --methods.isometry" in capsys.readouterr().err
-
-
 def written(folder: Path, args: Any) -> Path:
     """The args.json of a run."""
     config = {"agent": "ppo", **dataclasses.asdict(args), "methods": methods_as_dict(args.methods)}
