@@ -149,9 +149,8 @@ def describe(
             layers.setdefault(call.module, layer)
         perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
-            layer.is_head = not any(
-                changed.any() for changed in perturbation.reach(module, each=False).values()
-            )
+            reached = perturbation.reach(module, each=False)
+            layer.is_head = not any(inputs.any() for later, inputs in reached.items() if later is not module)
     return list(layers.values())
 
 
@@ -328,7 +327,7 @@ class _Perturbation:
             self.outputs.setdefault(call.module, []).append(output.to(example.device))
 
     def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module, Tensor]:
-        """Which inputs of the other layers change with the units of a layer, or with the observation.
+        """Which inputs of layers change with the units of a layer, or with the observation.
 
         Args:
             module: The layer; None is the observation.
@@ -345,18 +344,18 @@ class _Perturbation:
         for value in (2.0, -2.0):  # each half of CReLU sees one of them
             tried = {module: [_set_units(module, output, value, each) for output in outputs]}
             after = self._inputs(example.expand(rows, *example.shape[1:]), tried)
-            for later, old in before.items():
-                if later is not module:
+            for later, entered in before.items():
+                for old, new in zip(entered, after[later], strict=True):
                     # Beyond what the same numbers can differ by, elsewhere in a batch.
-                    changed = ((after[later] - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
+                    changed = ((new - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
                     changed = changed.reshape(rows, -1, changed.shape[-1]).any(1).cpu()
                     reached[later] = reached.get(later, torch.zeros_like(changed)) | changed
         return reached
 
     def _inputs(
         self, example: Tensor, tried: Mapping[nn.Module | None, Sequence[Tensor]]
-    ) -> dict[nn.Module, Tensor]:
-        """What enters each layer, (B, ...), in its first call."""
+    ) -> dict[nn.Module, list[Tensor]]:
+        """What enters each layer, (B, ...), in each of its calls."""
         entered: dict[nn.Module, list[Tensor]] = {module: [] for module in self.outputs}
 
         def replacement(module: nn.Module) -> Callable[..., Tensor]:
@@ -375,7 +374,7 @@ class _Perturbation:
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(_forward_as(module, lambda inputs: inputs))
             self.network.forward(example)
-        return {module: inputs[0] for module, inputs in entered.items()}
+        return entered
 
 
 def _set_units(module: nn.Module | None, output: Tensor, value: float, each: bool) -> Tensor:
