@@ -343,8 +343,9 @@ class Seen:
         self.gradients[name] = _by_unit(gradient.detach(), module, columns)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies of a network come with copies of its hooks: they need not hold what was seen of the original.
-        return {**self.__dict__, "activations": {}, "gradients": {}}
+        # Copies of a network come with copies of its hooks: they need not hold what was seen of the original,
+        # and may be trained while the original is not to be looked at.
+        return {**self.__dict__, "activations": {}, "gradients": {}, "_paused": False}
 
 
 def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:

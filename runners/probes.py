@@ -130,6 +130,10 @@ class Probes:
         Returns:
             Values by tag, to be logged; spectra are lists.
         """
+        with self.methods.seen.paused():  # what methods see are gradient steps
+            return self._measure(observations)
+
+    def _measure(self, observations: Tensor) -> dict[str, float | list[float]]:
         config, learner = self.config, self.methods.learner
         agent = cast(Network, learner.network)
         count = 0 if self._update == 1 else self._update // config.every
