@@ -122,7 +122,7 @@ class Probes:
         every = self.config.every
         self.due = every > 0 and (update == 1 or update % every == 0)
         self._update = update
-        self._before = snapshot(self.methods.learner.network) if self.due else []
+        self._before = snapshot(self.methods.learner.network) if self.due else {}
 
     def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
         """Measure what the update has left behind, on current observations (B, ...).
@@ -397,18 +397,18 @@ def _spread(samples: Tensor, count: int) -> Tensor:
     return samples[:: max(1, len(samples) // count)][:count]
 
 
-def snapshot(module: nn.Module) -> list[Tensor]:
+def snapshot(module: nn.Module) -> dict[nn.Parameter, Tensor]:
     """Copies of the module's parameters, for `update_norms` after the next update."""
-    return [parameter.detach().clone() for parameter in module.parameters()]
+    return {parameter: parameter.detach().clone() for parameter in module.parameters()}
 
 
-def update_norms(module: nn.Module, before: Sequence[Tensor]) -> dict[str, float]:
+def update_norms(module: nn.Module, before: Mapping[nn.Parameter, Tensor]) -> dict[str, float]:
     """Euclidean norms of the change since `before = snapshot(module)` and of the parameters as they are now.
 
     Returns:
-        `update/step_norm` and `update/weight_norm`.
+        `update/step_norm`, of the parameters that were there before, and `update/weight_norm`.
     """
     now = [parameter.detach() for parameter in module.parameters()]
-    step = [after - start for after, start in zip(now, before, strict=True)]
+    step = [after.detach() - before[after] for after in module.parameters() if after in before]
     norms = torch.stack([nn.utils.get_total_norm(step), nn.utils.get_total_norm(now)]).tolist()
     return dict(zip(("update/step_norm", "update/weight_norm"), norms))
