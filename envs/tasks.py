@@ -201,9 +201,6 @@ class TaskEnvs:
         alive: called after each step that is played again.
     """
 
-    rebuilds = 0
-    """How often sub-environments were lost and made anew: those of this process never are."""
-
     def __init__(
         self,
         task: TaskFunction,

@@ -48,16 +48,7 @@ Command = tuple[str, tuple[Any, ...]]
 
 
 class GivenUpError(RuntimeError):
-    """A worker was lost again and again at one and the same command.
-
-    Attributes:
-        episodes: what its sub-environments were playing: seed and actions, with which any of them can be
-            brought there in one process. ``None`` for one that had no episode.
-    """
-
-    def __init__(self, message: str, episodes: list[Episode | None]) -> None:
-        super().__init__(message)
-        self.episodes = episodes
+    """A worker was lost again and again at one and the same command."""
 
 
 class LostWorkerError(Exception):
@@ -158,7 +149,6 @@ class Workers:
     def __init__(
         self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, workers: int, timeout: float
     ) -> None:
-        check_workers(workers, log.num_envs, timeout)
         self.make, self.log, self.timeout = (task, spaces), log, timeout
         bounds = [worker * log.num_envs // workers for worker in range(workers + 1)]
         self.members = [range(*pair) for pair in itertools.pairwise(bounds)]
@@ -279,8 +269,7 @@ class Workers:
         if self.failures[number] > MOST_REBUILDS:
             raise GivenUpError(
                 f"{1 + MOST_REBUILDS} workers in a row were lost at the same command, the last one since it "
-                f"{lost}; their sub-environments: {', '.join(map(self._describe, members))}",
-                [self.log[env] for env in members],
+                f"{lost}; their sub-environments: {', '.join(map(self._describe, members))}"
             )
         self.rebuilds += 1
         print(
