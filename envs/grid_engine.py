@@ -247,7 +247,6 @@ class GridEnvs:
         layouts: int = 256,
         renew_every: int = 16,
     ) -> None:
-        check_bank(layouts, renew_every)
         self.make_task, self.spaces, self.num_envs = task, spaces, num_envs
         self.device, self.layouts, self.renew_every = torch.device(device), layouts, renew_every
         self.clear()
@@ -318,7 +317,7 @@ class GridEnvs:
         self.cells.add_(fresh.sub_(self.cells).mul_(done[:, None]))
         self._state.copy_(torch.where(done, bank.data.index_select(1, slot), self._state))
         first = self.first.index_select(0, slot)
-        self.seen = torch.where(_like(done, first), first, self.seen)
+        self.seen = torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen)
 
     def step(self, actions: Tensor | NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
         """Step all.
@@ -508,8 +507,3 @@ def _mix(bits: Tensor) -> Tensor:
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         bits = (bits ^ (bits >> shift & ((1 << 64 - shift) - 1))) * factor
     return bits ^ (bits >> 31 & ((1 << 33) - 1))
-
-
-def _like(mask: Tensor, other: Tensor) -> Tensor:
-    """A mask, (N,), of as many dimensions as another tensor."""
-    return mask.view(-1, *(1,) * (other.dim() - 1))
