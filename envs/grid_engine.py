@@ -320,14 +320,9 @@ class GridEnvs:
         self.seen = torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen)
 
     def step(self, actions: Tensor | NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
-        """Step all.
+        """Step all, actions (N,); returns rewards, float64, terminated and truncated, (N,), and no infos.
 
-        Args:
-            actions: (N,), whole numbers.
-
-        Returns:
-            Rewards, float64, terminated and truncated, (N,), and no infos; the observations are then the last
-            of the episodes that ended.
+        The observations are then the last of the episodes that ended.
         """
         with torch.inference_mode():  # a sixth faster, if environments are few
             actions = torch.as_tensor(actions, device=self.device)
@@ -346,10 +341,6 @@ class GridEnvs:
     def observations(self) -> Tensor:
         """The latest, (N, ...)."""
         return self.seen.clone()
-
-    def layout_seeds(self) -> list[int]:
-        """The seeds from which the package lays out what each environment plays."""
-        return [self.banks[self.k].seed_of(number) for number in self.layout.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         """Where all environments are; layouts are drawn again from their seeds."""
