@@ -229,14 +229,7 @@ class TaskEnvs:
         return lifelong
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all.
-
-        Args:
-            actions: (n, ...).
-
-        Returns:
-            Rewards, terminated and truncated, (n,), and the info of each.
-        """
+        """Step all, actions (n, ...); returns rewards, terminated and truncated, (n,), and all infos."""
         rewards = np.empty(len(self.envs))
         terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
         infos = []

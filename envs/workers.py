@@ -171,14 +171,7 @@ class Workers:
         return list(itertools.chain.from_iterable(self._ask("reset", shares)))
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all.
-
-        Args:
-            actions: (N, ...).
-
-        Returns:
-            Rewards, terminated and truncated, (N,), and the info of each.
-        """
+        """Step all, actions (N, ...); returns rewards, terminated and truncated, (N,), and all infos."""
         answers = self._ask("step", [(actions[members.start : members.stop],) for members in self.members])
         *arrays, infos = zip(*answers)
         rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
