@@ -72,7 +72,7 @@ class GridTask:
         self.limit = env.max_steps
         self.layout: int | None = None
         self.whole = self.onehot = self.text = False
-        self.actions = list(range(_count(env)))
+        self.actions = list(range(env.action_space.n))  # type: ignore[attr-defined]
         self.order: np.ndarray | None = None
         chosen = type(self.rules).observe is not Rules.observe
         rearranged: list[Callable[[np.ndarray], np.ndarray]] = []
@@ -85,7 +85,7 @@ class GridTask:
                 case FixedLayout():
                     self.layout = layer.layout
                 case TransformAction():
-                    meanings = range(_count(layer))
+                    meanings = range(layer.action_space.n)  # type: ignore[attr-defined]
                     self.actions = [self.actions[int(layer.func(action))] for action in meanings]
                 case FullyObsWrapper():
                     self.whole = True
@@ -128,12 +128,6 @@ class GridTask:
         )
         place = 4 * cell_of(env, env.agent_pos) + int(env.agent_dir)
         return row, [place, EMPTY, *self.rules.data(env)]
-
-
-def _count(env: gym.Env) -> int:
-    """How many actions there are."""
-    assert isinstance(env.action_space, gym.spaces.Discrete)
-    return int(env.action_space.n)
 
 
 def _only_observes(layer: gym.ObservationWrapper) -> bool:

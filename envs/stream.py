@@ -167,8 +167,8 @@ class Stream(VectorEnv):
 
     @property
     def observation(self) -> Any:
-        """Observations, (N, ...), as they were returned last."""
-        return self._seen()
+        """What the agent sees of the latest observations, (N, ...)."""
+        return self.view(self.envs.observations)
 
     @property
     def exact(self) -> bool:
@@ -197,7 +197,7 @@ class Stream(VectorEnv):
         if self.audit:
             self._audit()
         self.envs.reset()
-        return self._seen(learn=True), {"task": self.task}
+        return self.view(self.envs.observations, learn=True), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step every sub-environment once; switch the task if its last step was made.
@@ -233,13 +233,13 @@ class Stream(VectorEnv):
             truncated = truncated | ~terminated
             done = torch.ones_like(done)
         if some or switches:
-            info |= {"final_obs": self._seen(), "_final_obs": self._out(done)}
+            info |= {"final_obs": self.observation, "_final_obs": self._out(done)}
             if switches:
                 self._switch()
             self.returns.masked_fill_(done, 0.0)
             self.lengths.masked_fill_(done, 0)
             self.envs.reset(done)
-        observations = self._seen(learn=True)
+        observations = self.view(self.envs.observations, learn=True)
         if self.device is not None:
             rewards = rewards.float()
         return observations, self._out(rewards), self._out(terminated), self._out(truncated), info
@@ -278,7 +278,7 @@ class Stream(VectorEnv):
         if not self.exact:  # other episodes began
             self.returns.zero_()
             self.lengths.zero_()
-            self._seen(learn=True)
+            self.view(self.envs.observations, learn=True)
 
     def twin(self) -> TaskEnv:
         """One more sub-environment of the task that is on, as it is at this step, which stays as it is."""
@@ -378,10 +378,6 @@ class Stream(VectorEnv):
             return actions  # which stay where they are
         array = actions.cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
         return array.astype(self.action_space.dtype, casting="same_kind")
-
-    def _seen(self, learn: bool = False) -> Any:
-        """What the agent sees of the latest observations, (N, ...)."""
-        return self.view(self.envs.observations, learn)
 
     def _out(self, tensor: torch.Tensor) -> Any:
         """A tensor on the agent's device; NumPy if there is none."""

@@ -207,8 +207,7 @@ def noisy_observations(env: gym.Env, std: float, seed: Seed = 0) -> gym.Env:
     >>> bool((env.reset(seed=0)[0] == env.reset(seed=0)[0]).all())
     True
     """
-    _box(env, np.floating)
-    return Noise(env, _size(std), seed)
+    return Noise(env, std, seed)
 
 
 def fail_actions(env: gym.Env, probability: float = 0.25, noop: Any = None, seed: Seed = 0) -> gym.Env:
@@ -519,9 +518,9 @@ class Noise(gym.ObservationWrapper, RecordConstructorArgs):
     def __init__(self, env: gym.Env, std: float, seed: Seed = 0) -> None:
         RecordConstructorArgs.__init__(self, std=std, seed=seed)
         gym.ObservationWrapper.__init__(self, env)
-        space = _box(env)
+        space = _box(env, np.floating)
         self.observation_space = Box(-np.inf, np.inf, space.shape, dtype=space.dtype.type)
-        self.std, self.seed = std, seed
+        self.std, self.seed = _size(std), seed
         self.rng = _rng(seed, "noisy_observations")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
