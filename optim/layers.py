@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["Layer", "Network", "connect", "describe", "describe_agent", "heads", "left_out", "trace"]
 
@@ -149,9 +150,9 @@ def describe(
             layers.setdefault(call.module, layer)
         perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
-            layer.is_head = not any(
-                changed.any() for changed in perturbation.reach(module, each=False).values()
-            )
+            reached = perturbation.reach(module, each=False)
+            others = (inputs for later, inputs in reached.items() if later not in (module, None))
+            layer.is_head = not any(inputs.any() for inputs in others)
     return list(layers.values())
 
 
@@ -189,7 +190,9 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
             later: columns for later, columns in entered.items() if columns is not None and columns.any()
         }
         others = [reached[other] for other in layers if other is not layer] + [observed]
-        problems = (_problem(later, columns, others) for later, columns in carried.items())
+        problems = [_problem(later, columns, others) for later, columns in carried.items()]
+        if carried and reached[layer][None].any():
+            problems.append("its units leave the network past later layers, too")
         layer.problem = next(filter(None, problems), "")
         layer.outgoing = tuple(
             Connection(later, columns.nonzero()[:, 1].view(layer.units, -1).to(example.device))
@@ -198,7 +201,7 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
         )
 
 
-def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module, Tensor]]) -> str:
+def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module | None, Tensor]]) -> str:
     """Why columns of a later layer that units change, (units, columns), are not theirs alone; or nothing.
 
     Args:
@@ -327,17 +330,18 @@ class _Perturbation:
             output = 0.25 + 0.5 * torch.rand(call.shape, generator=generator)
             self.outputs.setdefault(call.module, []).append(output.to(example.device))
 
-    def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module, Tensor]:
-        """Which inputs of the other layers change with the units of a layer, or with the observation.
+    def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module | None, Tensor]:
+        """Which inputs of layers change with the units of a layer, or with the observation.
 
         Args:
             module: The layer; None is the observation.
             each: Tell the units apart.
 
         Returns:
-            By layer, (units, columns) of bool; (1, columns) for all units together.
+            By layer, (units, columns) of bool; (1, columns) for all units together. Under None, the outputs
+            of the network.
         """
-        reached: dict[nn.Module, Tensor] = {}
+        reached: dict[nn.Module | None, Tensor] = {}
         outputs = self.outputs[module] if module else []
         rows = outputs[0].shape[_unit_axis(module)] if module and each else 1
         example = self.example if module else self.example + 1
@@ -345,19 +349,19 @@ class _Perturbation:
         for value in (2.0, -2.0):  # each half of CReLU sees one of them
             tried = {module: [_set_units(module, output, value, each) for output in outputs]}
             after = self._inputs(example.expand(rows, *example.shape[1:]), tried)
-            for later, old in before.items():
-                if later is not module:
+            for later, entered in before.items():
+                for old, new in zip(entered, after[later], strict=True):
                     # Beyond what the same numbers can differ by, elsewhere in a batch.
-                    changed = ((after[later] - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
+                    changed = ((new - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
                     changed = changed.reshape(rows, -1, changed.shape[-1]).any(1).cpu()
                     reached[later] = reached.get(later, torch.zeros_like(changed)) | changed
         return reached
 
     def _inputs(
         self, example: Tensor, tried: Mapping[nn.Module | None, Sequence[Tensor]]
-    ) -> dict[nn.Module, Tensor]:
-        """What enters each layer, (B, ...), in its first call."""
-        entered: dict[nn.Module, list[Tensor]] = {module: [] for module in self.outputs}
+    ) -> dict[nn.Module | None, list[Tensor]]:
+        """What enters each layer, (B, ...), in each of its calls; under None, what leaves the network."""
+        entered: dict[nn.Module | None, list[Tensor]] = {module: [] for module in self.outputs}
 
         def replacement(module: nn.Module) -> Callable[..., Tensor]:
             def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -374,8 +378,12 @@ class _Perturbation:
                     stack.enter_context(_forward_as(module, replacement(module)))
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(_forward_as(module, lambda inputs: inputs))
-            self.network.forward(example)
-        return {module: inputs[0] for module, inputs in entered.items()}
+            leaving = tree_leaves(self.network.forward(example))
+        rows = example.shape[:1]
+        leaving = [output for output in leaving if isinstance(output, Tensor) and output.shape[:1] == rows]
+        outputs = [torch.zeros(*rows, 1, device=example.device), *(out.reshape(*rows, -1) for out in leaving)]
+        entered[None] = [torch.cat(outputs, 1)]
+        return entered
 
 
 def _set_units(module: nn.Module | None, output: Tensor, value: float, each: bool) -> Tensor:
