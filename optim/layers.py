@@ -142,7 +142,7 @@ def describe(
     members = {name: set(part.modules()) for name, part in parts.items()}
     with undisturbed([network], example.device):
         layers: dict[nn.Module, Layer] = {}
-        calls = trace(network, example, activations)
+        calls = trace(network, example.clone(), activations)
         for call in calls:
             of = frozenset(name for name, modules in members.items() if call.module in modules)
             layer = Layer(names[call.module], call.module, of, following=tuple(call.following))
@@ -178,7 +178,7 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
         layers: Its description.
     """
     with undisturbed([network], example.device):
-        silenced = _Silenced(network, example, trace(network, example))
+        silenced = _Silenced(network, example, trace(network, example.clone()))
         reached = {layer: silenced.reach(layer.module) for layer in layers}
         observed = silenced.reach(None)
     for layer in layers:
@@ -357,7 +357,7 @@ class _Silenced:
                     stack.enter_context(_forward_as(module, replacement(module)))
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(_forward_as(module, lambda inputs: inputs))
-            self.network.forward(example)
+            self.network.forward(example.clone())  # which may be overwritten
         return {module: inputs[0] for module, inputs in entered.items()}
 
 
