@@ -432,7 +432,11 @@ def test_bad_arguments_are_refused(bad, tmp_path):
         small(tmp_path, "cartpole-rotations", **bad)
 
 
-def test_continuous_actions_are_refused(tmp_path):
+def test_continuous_actions_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="discrete"):
+        QNetwork(StreamConfig("Pendulum-v1").make(1), NetworkConfig())
+    with pytest.raises(SystemExit) as exit:
         dqn.main(small(tmp_path, "Pendulum-v1"))
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: DQN acts in discrete action spaces, not in Box(")
     assert not list(tmp_path.iterdir())

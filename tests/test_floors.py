@@ -30,7 +30,7 @@ FILES = sorted(
 
 
 def imports(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """The line and the full name of every import, at whatever depth; a name ends in `ANY` where it is unknown.
+    """The line and the full name of every import, at whatever depth; `ANY` ends what is not all known.
 
     Args:
         source: Of a file.

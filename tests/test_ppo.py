@@ -264,7 +264,7 @@ def test_values_at_a_boundary_leak_if_bootstrapped_from_the_next_task(monkeypatc
 
 
 def test_identity_is_learnt(tmp_path):
-    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=12_288, gamma=0.0, lr=3e-3))
+    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=12_288, gamma=0.0, lr=1e-3))
     assert summary["visits"][-1]["return_at_end"] > 9.5
 
 
@@ -428,7 +428,11 @@ def test_bad_arguments_are_refused(bad):
         Args(**bad)
 
 
-def test_continuous_actions_are_refused(tmp_path):
+def test_continuous_actions_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="discrete"):
+        ActorCritic(StreamConfig("Pendulum-v1").make(1), NetworkConfig())
+    with pytest.raises(SystemExit) as exit:
         ppo.main(small(tmp_path, "Pendulum-v1"))
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: PPO acts in discrete action spaces, not in Box(")
     assert not list(tmp_path.iterdir())
