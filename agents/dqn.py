@@ -20,7 +20,7 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, precision, tor
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
-from neoteny.optim import AdamOConfig, Learner, MethodConfigs, Methods, OptimConfig, build_methods, heads
+from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
 from neoteny.runners.exit_codes import bad_input
 from neoteny.runners.folder import RunArgs, run_folder
 from neoteny.runners.probes import Probes
@@ -79,13 +79,8 @@ class Args(RunArgs):
     """Factor on the rewards that are learned from (logged returns stay as they are)."""
     clip_rewards: bool = False
     """Learn from the signs of rewards alone (logged returns stay as they are)."""
-    amp: Literal["none", "bf16"] = "none"
-    """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
-    compile: bool = False
-    """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
-    methods: MethodConfigs = ()
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.05, iso_scale=2.0))
 

@@ -19,7 +19,7 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, precision, tor
 from neoteny.configs.cli import check_numbers, launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
-from neoteny.optim import AdamOConfig, Learner, MethodConfigs, Methods, OptimConfig, build_methods, heads
+from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
 from neoteny.runners.exit_codes import bad_input
 from neoteny.runners.folder import RunArgs
 from neoteny.runners.probes import Probes
@@ -62,13 +62,8 @@ class Args(RunArgs):
     """Learn from the signs of rewards alone (logged returns stay as they are)."""
     shared_torso: bool = False
     """One torso for policy and value function instead of one each."""
-    amp: Literal["none", "bf16"] = "none"
-    """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
-    compile: bool = False
-    """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    methods: MethodConfigs = ()
     # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
@@ -141,36 +136,27 @@ class ActorCritic(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """Actor and critic, each whole, from encoded observations (B, ...) to outputs."""
         shared = list(self.shared.named_children())
-        return {
-            "actor": nn.Sequential(OrderedDict([*shared, *self.actor.named_children()])),
-            "critic": nn.Sequential(OrderedDict([*shared, *self.critic.named_children()])),
-        }
+        own = {"actor": self.actor.named_children(), "critic": self.critic.named_children()}
+        return {name: nn.Sequential(OrderedDict([*shared, *layers])) for name, layers in own.items()}
 
 
 class Rollout(NamedTuple):
     """T steps of N sub-environments, (T, N, ...)."""
 
-    observations: Tensor
-    """Acted on."""
+    observations: Tensor  # acted on
     actions: Tensor
     log_probs: Tensor
-    """Of these actions."""
-    values: Tensor
-    """Of these observations."""
+    values: Tensor  # of the observations
     rewards: Tensor
-    done: Tensor
-    """Whether the step ended its episode, for whatever reason."""
-    final_values: Tensor
-    """Of an episode's last observation where it was truncated, else 0."""
+    done: Tensor  # whether the step ended its episode, for whatever reason
+    final_values: Tensor  # of the last observation where an episode was truncated, else 0
 
     @classmethod
     def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
         """Room for ``num_steps`` of a stream's steps."""
         shape = (num_steps, stream.num_envs)
-        observations, actions = (
-            zeros(space, *shape).to(device)
-            for space in (stream.single_observation_space, stream.single_action_space)
-        )
+        observations = zeros(stream.single_observation_space, *shape).to(device)
+        actions = zeros(stream.single_action_space, *shape).to(device)
         log_probs, values, rewards, final_values = (torch.zeros(shape, device=device) for _ in range(4))
         done = torch.zeros(shape, dtype=torch.bool, device=device)
         return cls(observations, actions, log_probs, values, rewards, done, final_values)
@@ -181,11 +167,9 @@ class Batch(NamedTuple):
 
     observations: Tensor
     actions: Tensor
-    log_probs: Tensor
-    """Under the policy that acted."""
+    log_probs: Tensor  # under the policy that acted
     advantages: Tensor
-    returns: Tensor
-    """Targets of the values."""
+    returns: Tensor  # targets of the values
 
 
 def gae(
@@ -297,12 +281,20 @@ def rollout_step(
 
 
 @torch.no_grad()
-def make_batch(rollout: Rollout, next_value: Tensor, args: Args) -> Batch:
-    """A rollout as a batch of size T * N, with advantages and returns; ``next_value`` as in `gae`."""
-    _, _, _, values, rewards, done, final_values = rollout
+def make_batch(agent: ActorCritic, rollout: Rollout, observation: Tensor, args: Args) -> Batch:
+    """A rollout, and the observation after it, as a batch of T * N, with advantages and returns."""
+    observations, actions, log_probs, values, rewards, done, final_values = rollout
+    next_value = agent.value(observation)
     advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
-    fields = (*rollout[:3], advantages, advantages + values)
+    fields = (observations, actions, log_probs, advantages, advantages + values)
     return Batch(*(field.flatten(0, 1) for field in fields))
+
+
+def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, float]:
+    """Means of gradient steps' statistics (n, 6), and what the values (B,) explained of the returns (B,)."""
+    explained = 1 - (returns - values).var() / returns.var()
+    numbers = torch.cat((stats.mean(0), explained[None])).tolist()  # one read from the device
+    return dict(zip((*STATS, "losses/explained_variance"), numbers))
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -339,9 +331,7 @@ def main(args: Args) -> dict[str, Any]:
     for iteration in range(made + 1, updates + 1):
         for t in range(args.num_steps):
             observation = rollout_step(agent, stream, observation, rollout, t, args, run)
-        with torch.no_grad():
-            next_value = agent.value(observation)
-        batch = make_batch(rollout, next_value, args)
+        batch = make_batch(agent, rollout, observation, args)
 
         probes.begin(iteration)
         stats = []
@@ -357,12 +347,9 @@ def main(args: Args) -> dict[str, Any]:
         run.lap("learn")
 
         losses = torch.stack(stats)
-        run.check_finite(
-            observations=rollout.observations, rewards=rollout.rewards, losses=losses, weights=agent
-        )
-        explained_variance = 1 - (batch.returns - rollout.values.flatten()).var() / batch.returns.var()
-        *means, explained = torch.cat((losses.mean(0), explained_variance[None])).tolist()
-        metrics = dict(zip(STATS, means)) | {"losses/explained_variance": explained}
+        observed = {"observations": rollout.observations, "rewards": rollout.rewards}
+        run.check_finite(**observed, losses=losses, weights=agent)
+        metrics: dict[str, float | list[float]] = {**average(losses, rollout.values.flatten(), batch.returns)}
         metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
         metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
         if probes.due:

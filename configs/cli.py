@@ -1,4 +1,4 @@
-"""The command line of an agent: a preset, if any, then flags and the optimizer, in any order."""
+"""The command line of an agent: a preset, if any, then flags, the optimizer and methods, in any order."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from neoteny.configs.help_pages import HELP, show_help
+from neoteny.configs.method_flags import change_methods, parse_methods, split_words
 from neoteny.envs.workers import GivenUpError
 from neoteny.runners.exit_codes import ExitCode, stop
 
@@ -21,14 +23,21 @@ Config = TypeVar("Config")
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of a dataclass with some fields changed; nested dicts change fields of nested dataclasses.
 
+    So they do of ``methods``, a tuple of dataclasses, by name: ``{"methods": {"isometry": {"coef": 0.1}}}``.
+
     Raises:
         TypeError: a name is not a field.
+        ValueError: there is no such method.
     """
-    nested = {
-        name: override(getattr(config, name), value) if isinstance(value, Mapping) else value
-        for name, value in changes.items()
-    }
-    return dataclasses.replace(config, **nested)  # type: ignore[type-var]
+
+    def changed(name: str, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        change = change_methods if name == "methods" else override
+        return change(getattr(config, name), value)
+
+    values = {name: changed(name, value) for name, value in changes.items()}
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
 def check_numbers(
@@ -55,7 +64,7 @@ def check_numbers(
 def cli(
     args_type: type[Config], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> Config:
-    """Parse ``[preset] [optim:NAME] [--flags]``; exits with code 2 and a sentence on bad input.
+    """Parse ``[preset] [optim:NAME] [--methods.NAME] [--flags]``; exits with code 2 on bad input.
 
     Args:
         args_type: the agent's frozen dataclass.
@@ -67,16 +76,23 @@ def cli(
     if words and not words[0].startswith("-") and ":" not in words[0]:
         preset = words.pop(0)
         if preset not in presets:
-            print(f"error: there is no preset {preset!r}; there are {', '.join(presets)}", file=sys.stderr)
-            raise SystemExit(2)
+            stop(ExitCode.BAD_INPUT, f"there is no preset {preset!r}; there are {', '.join(presets)}")
         default = override(default, presets[preset])
-    return tyro.cli(
-        args_type,
-        args=words,
-        default=default,
-        description=f"{args_type.__doc__}\n\nPresets, as the first word: {', '.join(presets)}",
-        config=(tyro.conf.CascadeSubcommandArgs,),
-    )
+    try:
+        if any(word in HELP for word in words):
+            show_help(default, presets, words)
+        return _parse(default, words)
+    except ValueError as error:
+        stop(ExitCode.BAD_INPUT, str(error))
+
+
+def _parse(default: Any, words: list[str]) -> Any:
+    """A command line without its preset; tyro knows nothing of methods, whose words are taken out first."""
+    words, method_words = split_words(words)
+    args = tyro.cli(type(default), args=words, default=default, config=(tyro.conf.CascadeSubcommandArgs,))
+    if not method_words:
+        return args
+    return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
 
 
 def launch(
@@ -96,7 +112,7 @@ def launch(
 def read_args(args_type: type[Config], path: Path) -> Config:
     """The arguments that a run's ``args.json`` holds, checked as if they had been typed.
 
-    A file never makes a module imported: that of a stream in a user's own file must have been before.
+    A file never makes a module imported: that of a user's own stream or method must have been before.
 
     Raises:
         SystemExit: code 2 and a sentence, if the file holds no such arguments.
@@ -106,14 +122,16 @@ def read_args(args_type: type[Config], path: Path) -> Config:
         stream, optimizer = config["stream"]["id"], config["optim"].pop("name")
         if not (isinstance(stream, str) and isinstance(optimizer, str)):
             raise TypeError("stream.id and optim.name must be texts")
-        module = stream.rpartition(":")[0]
-        if module and module not in sys.modules:
-            raise ValueError(f"import {module} first, no file makes it imported")
+        methods = config.pop("methods", {})
+        for module in (name.rpartition(":")[0] for name in (stream, *methods)):
+            if module and module not in sys.modules:
+                raise ValueError(f"import {module} first, no file makes it imported")
         config.pop("agent", None)
         words = [f"optim:{optimizer}", *_words(config)]
+        for name, fields in methods.items():
+            words += [f"--methods.{name}", *_words(fields, f"methods.{name}.")]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        print(f"error: {path} holds no arguments of a run: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        stop(ExitCode.BAD_INPUT, f"{path} holds no arguments of a run: {error}")
     return cli(args_type, {}, words)
 
 
@@ -127,7 +145,9 @@ def _words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _words(value, f"{prefix}{flag}.")
         elif isinstance(value, bool):
             yield f"--{prefix}{'' if value else 'no-'}{flag}"
-        elif isinstance(value, list):
-            yield from (f"--{prefix}{flag}", *map(str, value))
         else:
-            yield from (f"--{prefix}{flag}", str(value))
+            values = value if isinstance(value, list) else [value]
+            # A text that would be read as another flag, and might have a module imported, is none of a run.
+            if any(isinstance(each, str) and each.startswith("-") for each in values):
+                raise ValueError(f"{value!r} is no value of {name}")
+            yield from (f"--{prefix}{flag}", *map(str, values))

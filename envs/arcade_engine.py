@@ -232,25 +232,10 @@ class ArcadeEnvs:
             self.game.reset(mask, self.now)
 
     def step(self, actions: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
-        """Step all.
-
-        Args:
-            actions: (N,), whole numbers.
-
-        Returns:
-            Rewards, float64, terminated and truncated, (N,), and no infos.
-        """
+        """Step all, actions (N,); returns rewards, float64, terminated and truncated, (N,), and no infos."""
         rewards, terminated, truncated = map(torch.from_numpy, self.game.step(actions))
         self.now += self.num_envs
         return rewards.double(), terminated, truncated, []
-
-    def seeds(self) -> list[int | None]:
-        """With which seed the single environment does what each does from here; ``None``: with none.
-
-        Only right after a reset.
-        """
-        log = self.game.log
-        return [life[2] if life and life[0] == log.rows else None for life in log.starts]
 
     def state_dict(self) -> dict[str, Any]:
         """What was done in each game."""

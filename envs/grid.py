@@ -130,6 +130,28 @@ def grid_resampled_doorkeys_small(k: int, seed: int) -> gym.Env:
     return resampled("DoorKey-5x5", ALL_BUT_DROP, k, seed)
 
 
+class NineRoomsRules(Rules):
+    """:class:`NineRooms` for tensors."""
+
+    def __init__(self, env: NineRooms) -> None:
+        super().__init__(env)
+        way = torch.zeros(env.walls.shape, dtype=torch.float64)
+        for (x, y), length in env.way.items():
+            way[x, y] = length
+        self.way = way.flatten()
+
+    def step(self, grid: GridEnvs, action: torch.Tensor) -> Outcome:
+        """The shorter the way that is left, the less it costs."""
+        self.way = self.way.to(action.device)
+        _, terminated = super().step(grid, action)
+        return 3.0 * terminated - 0.01 * self.way.take(grid.cell), terminated
+
+    def observe(self, place: torch.Tensor) -> torch.Tensor:
+        """Where the agents are and where they look."""
+        cells = self.way.numel()
+        return F.one_hot(place % 4 * cells + place // 4, 4 * cells).float()
+
+
 class NineRooms(MiniGridEnv):
     """Three by three rooms; the agent starts in the middle one and is drawn to a goal that it cannot see.
 
@@ -142,7 +164,7 @@ class NineRooms(MiniGridEnv):
         room: cells along a side of a room, odd.
     """
 
-    tensor_rules: type[Rules]
+    tensor_rules = NineRoomsRules
 
     def __init__(self, goal: tuple[int, int], room: int) -> None:
         side, middle = room + 1, (room + 1) // 2
@@ -178,31 +200,6 @@ class NineRooms(MiniGridEnv):
         observation, _, terminated, truncated, info = super().step(action)
         x, y = self.agent_pos
         return observation, 3.0 * terminated - 0.01 * self.way[x, y], terminated, truncated, info
-
-
-class NineRoomsRules(Rules):
-    """The same for tensors."""
-
-    def __init__(self, env: NineRooms) -> None:
-        super().__init__(env)
-        way = torch.zeros(env.walls.shape, dtype=torch.float64)
-        for (x, y), length in env.way.items():
-            way[x, y] = length
-        self.way = way.flatten()
-
-    def step(self, grid: GridEnvs, action: torch.Tensor) -> Outcome:
-        """The shorter the way that is left, the less it costs."""
-        self.way = self.way.to(action.device)
-        _, terminated = super().step(grid, action)
-        return 3.0 * terminated - 0.01 * self.way.take(grid.cell), terminated
-
-    def observe(self, place: torch.Tensor) -> torch.Tensor:
-        """Where the agents are and where they look."""
-        cells = self.way.numel()
-        return F.one_hot(place % 4 * cells + place // 4, 4 * cells).float()
-
-
-NineRooms.tensor_rules = NineRoomsRules
 
 
 @stream("grid-goals", period=40_000)

@@ -72,7 +72,7 @@ class GridTask:
         self.limit = env.max_steps
         self.layout: int | None = None
         self.whole = self.onehot = self.text = False
-        self.actions = list(range(_count(env)))
+        self.actions = list(range(env.action_space.n))  # type: ignore[attr-defined]
         self.order: np.ndarray | None = None
         chosen = type(self.rules).observe is not Rules.observe
         rearranged: list[Callable[[np.ndarray], np.ndarray]] = []
@@ -85,7 +85,7 @@ class GridTask:
                 case FixedLayout():
                     self.layout = layer.layout
                 case TransformAction():
-                    meanings = range(_count(layer))
+                    meanings = range(layer.action_space.n)  # type: ignore[attr-defined]
                     self.actions = [self.actions[int(layer.func(action))] for action in meanings]
                 case FullyObsWrapper():
                     self.whole = True
@@ -128,12 +128,6 @@ class GridTask:
         )
         place = 4 * cell_of(env, env.agent_pos) + int(env.agent_dir)
         return row, [place, EMPTY, *self.rules.data(env)]
-
-
-def _count(env: gym.Env) -> int:
-    """How many actions there are."""
-    assert isinstance(env.action_space, gym.spaces.Discrete)
-    return int(env.action_space.n)
 
 
 def _only_observes(layer: gym.ObservationWrapper) -> bool:
@@ -247,7 +241,6 @@ class GridEnvs:
         layouts: int = 256,
         renew_every: int = 16,
     ) -> None:
-        check_bank(layouts, renew_every)
         self.make_task, self.spaces, self.num_envs = task, spaces, num_envs
         self.device, self.layouts, self.renew_every = torch.device(device), layouts, renew_every
         self.clear()
@@ -318,17 +311,12 @@ class GridEnvs:
         self.cells.add_(fresh.sub_(self.cells).mul_(done[:, None]))
         self._state.copy_(torch.where(done, bank.data.index_select(1, slot), self._state))
         first = self.first.index_select(0, slot)
-        self.seen = torch.where(_like(done, first), first, self.seen)
+        self.seen = torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen)
 
     def step(self, actions: Tensor | NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
-        """Step all.
+        """Step all, actions (N,); returns rewards, float64, terminated and truncated, (N,), and no infos.
 
-        Args:
-            actions: (N,), whole numbers.
-
-        Returns:
-            Rewards, float64, terminated and truncated, (N,), and no infos; the observations are then the last
-            of the episodes that ended.
+        The observations are then the last of the episodes that ended.
         """
         with torch.inference_mode():  # a sixth faster, if environments are few
             actions = torch.as_tensor(actions, device=self.device)
@@ -347,10 +335,6 @@ class GridEnvs:
     def observations(self) -> Tensor:
         """The latest, (N, ...)."""
         return self.seen.clone()
-
-    def layout_seeds(self) -> list[int]:
-        """The seeds from which the package lays out what each environment plays."""
-        return [self.banks[self.k].seed_of(number) for number in self.layout.tolist()]
 
     def state_dict(self) -> dict[str, Any]:
         """Where all environments are; layouts are drawn again from their seeds."""
@@ -508,8 +492,3 @@ def _mix(bits: Tensor) -> Tensor:
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685)):
         bits = (bits ^ (bits >> shift & ((1 << 64 - shift) - 1))) * factor
     return bits ^ (bits >> 31 & ((1 << 33) - 1))
-
-
-def _like(mask: Tensor, other: Tensor) -> Tensor:
-    """A mask, (N,), of as many dimensions as another tensor."""
-    return mask.view(-1, *(1,) * (other.dim() - 1))

@@ -36,7 +36,7 @@ from neoteny.envs.grid_tables import UncoveredError
 from neoteny.envs.normalizer import Normalizer
 from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.schedule import Order, Schedule
-from neoteny.envs.tasks import TaskEnv, TaskFunction
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction
 from neoteny.envs.workers import check_workers
 
 
@@ -123,15 +123,16 @@ class Stream(VectorEnv):
         self.device = device
         self.audit = audit and schedule.period is not None
         self.audit_seconds = 0.0
-        self.frame_stack = 1
-        """How many frames are stacked along the first axis of an observation, zeros before the first."""
         self.games = games
         self.fingerprints: dict[int, Fingerprint] = {}
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self.task = self.schedule.task_at(0)
-        self.raw_spaces = spaces = self._copy_spaces()
+        first = self._copy()
+        self.raw_spaces = spaces = _array_spaces(first)
         space, self.single_action_space = spaces
+        self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
+        """How many frames are stacked along the first axis of an observation, zeros before the first."""
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.normalizer: Normalizer | None = None
         self.forgetful = normalizer == "reset"
@@ -141,11 +142,11 @@ class Stream(VectorEnv):
         self.marked_tasks: list[int] = []
         if task_id == "onehot":
             self.marked_tasks = _recurring(schedule)
-            self.frame_stack = 1
             space = _marked(space, len(self.marked_tasks))
         self.single_observation_space = space
         self.observation_space = batch_space(space, num_envs)
-        kind = self._kind() if engine == "auto" else PlayedEnvs
+        kind = self._kind(first) if engine == "auto" else PlayedEnvs
+        first.close()
         if workers and kind is not PlayedEnvs:
             what = "MiniGrid on tensors" if kind is GridEnvs else "ale-py's vector environment"
             raise ValueError(f"{what} has no use for --stream.workers: --stream.engine package does")
@@ -166,8 +167,8 @@ class Stream(VectorEnv):
 
     @property
     def observation(self) -> Any:
-        """Observations, (N, ...), as they were returned last."""
-        return self._seen()
+        """What the agent sees of the latest observations, (N, ...)."""
+        return self.view(self.envs.observations)
 
     @property
     def exact(self) -> bool:
@@ -189,14 +190,14 @@ class Stream(VectorEnv):
             self.envs.clear()
             self._enter()
         self.began = True
-        self.returns = torch.zeros(self.num_envs, dtype=torch.float64, device=self._home)
-        self.lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self._home)
+        self.returns = torch.zeros(self.num_envs, dtype=torch.float64, device=self.envs.device)
+        self.lengths = torch.zeros(self.num_envs, dtype=torch.int64, device=self.envs.device)
         if self.normalizer is not None:
             self.normalizer.reset()
         if self.audit:
             self._audit()
         self.envs.reset()
-        return self._seen(learn=True), {"task": self.task}
+        return self.view(self.envs.observations, learn=True), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step every sub-environment once; switch the task if its last step was made.
@@ -223,7 +224,7 @@ class Stream(VectorEnv):
         done = terminated | truncated
         switches = self.schedule.task_at(self.steps) != self.task
         # On a GPU, to ask whether any episode ended would take longer than to reset none.
-        some = self._home.type != "cpu" or bool(done.any())
+        some = self.envs.device.type != "cpu" or bool(done.any())
         if some:
             ended = self._out(done)
             info |= {"episode_return": self._out(self.returns.clone()), "_episode_return": ended}
@@ -232,13 +233,13 @@ class Stream(VectorEnv):
             truncated = truncated | ~terminated
             done = torch.ones_like(done)
         if some or switches:
-            info |= {"final_obs": self._seen(), "_final_obs": self._out(done)}
+            info |= {"final_obs": self.observation, "_final_obs": self._out(done)}
             if switches:
                 self._switch()
             self.returns.masked_fill_(done, 0.0)
             self.lengths.masked_fill_(done, 0)
             self.envs.reset(done)
-        observations = self._seen(learn=True)
+        observations = self.view(self.envs.observations, learn=True)
         if self.device is not None:
             rewards = rewards.float()
         return observations, self._out(rewards), self._out(terminated), self._out(truncated), info
@@ -267,7 +268,7 @@ class Stream(VectorEnv):
         self.steps = state["steps"]
         self.task = self.schedule.task_at(self.steps)
         self.returns, self.lengths = (
-            state[name].to(self._home, copy=True) for name in ("returns", "lengths")
+            state[name].to(self.envs.device, copy=True) for name in ("returns", "lengths")
         )
         self.envs.load_state_dict(state["envs"], self.schedule, self.steps)
         self.fingerprints = {int(k): Fingerprint(**print) for k, print in state["fingerprints"].items()}
@@ -277,7 +278,7 @@ class Stream(VectorEnv):
         if not self.exact:  # other episodes began
             self.returns.zero_()
             self.lengths.zero_()
-            self._seen(learn=True)
+            self.view(self.envs.observations, learn=True)
 
     def twin(self) -> TaskEnv:
         """One more sub-environment of the task that is on, as it is at this step, which stays as it is."""
@@ -349,19 +350,8 @@ class Stream(VectorEnv):
         set_parameters(env, changed or {})
         return env
 
-    def _copy_spaces(self) -> tuple[gym.Space, gym.Space]:
-        """Of one observation and one action of the first task."""
-        env = self._copy()
-        env.close()
-        self.frame_stack = _frame_stack(env)
-        for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
-            if space.shape is None:
-                raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
-        return env.observation_space, env.action_space
-
-    def _kind(self) -> type[GridEnvs] | type[ArcadeEnvs] | type[PlayedEnvs]:
+    def _kind(self, first: gym.Env) -> type[GridEnvs] | type[ArcadeEnvs] | type[PlayedEnvs]:
         """What can step all tasks; tells if it is the slow one, though the first could be stepped fast."""
-        first = self._copy()
         kind: type[GridEnvs] | type[ArcadeEnvs]
         if isinstance(first.unwrapped, MiniGridEnv):
             kind, slow = GridEnvs, "MiniGrid's own package steps this stream, many times slower than tensors"
@@ -380,11 +370,6 @@ class Stream(VectorEnv):
             return PlayedEnvs
         return kind
 
-    @property
-    def _home(self) -> torch.device:
-        """Where the environments are, and what is kept about them."""
-        return self.envs.device
-
     def _checked(self, actions: Any) -> Any:
         """Actions, (N, ...), as a copy of their space's dtype: what is logged is what is done."""
         if np.shape(actions) != self.action_space.shape:
@@ -394,13 +379,17 @@ class Stream(VectorEnv):
         array = actions.cpu().numpy() if isinstance(actions, torch.Tensor) else np.asarray(actions)
         return array.astype(self.action_space.dtype, casting="same_kind")
 
-    def _seen(self, learn: bool = False) -> Any:
-        """What the agent sees of the latest observations, (N, ...)."""
-        return self.view(self.envs.observations, learn)
-
     def _out(self, tensor: torch.Tensor) -> Any:
         """A tensor on the agent's device; NumPy if there is none."""
         return tensor.numpy() if self.device is None else tensor.to(self.device)
+
+
+def _array_spaces(env: gym.Env) -> Spaces:
+    """Of one observation and one action, which must be arrays."""
+    for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
+        if space.shape is None:
+            raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
+    return env.observation_space, env.action_space
 
 
 def _frame_stack(env: gym.Env) -> int:

@@ -201,9 +201,6 @@ class TaskEnvs:
         alive: called after each step that is played again.
     """
 
-    rebuilds = 0
-    """How often sub-environments were lost and made anew: those of this process never are."""
-
     def __init__(
         self,
         task: TaskFunction,
@@ -232,14 +229,7 @@ class TaskEnvs:
         return lifelong
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all.
-
-        Args:
-            actions: (n, ...).
-
-        Returns:
-            Rewards, terminated and truncated, (n,), and the info of each.
-        """
+        """Step all, actions (n, ...); returns rewards, terminated and truncated, (n,), and all infos."""
         rewards = np.empty(len(self.envs))
         terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
         infos = []

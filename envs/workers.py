@@ -48,16 +48,7 @@ Command = tuple[str, tuple[Any, ...]]
 
 
 class GivenUpError(RuntimeError):
-    """A worker was lost again and again at one and the same command.
-
-    Attributes:
-        episodes: what its sub-environments were playing: seed and actions, with which any of them can be
-            brought there in one process. ``None`` for one that had no episode.
-    """
-
-    def __init__(self, message: str, episodes: list[Episode | None]) -> None:
-        super().__init__(message)
-        self.episodes = episodes
+    """A worker was lost again and again at one and the same command."""
 
 
 class LostWorkerError(Exception):
@@ -158,7 +149,6 @@ class Workers:
     def __init__(
         self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, workers: int, timeout: float
     ) -> None:
-        check_workers(workers, log.num_envs, timeout)
         self.make, self.log, self.timeout = (task, spaces), log, timeout
         bounds = [worker * log.num_envs // workers for worker in range(workers + 1)]
         self.members = [range(*pair) for pair in itertools.pairwise(bounds)]
@@ -181,14 +171,7 @@ class Workers:
         return list(itertools.chain.from_iterable(self._ask("reset", shares)))
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all.
-
-        Args:
-            actions: (N, ...).
-
-        Returns:
-            Rewards, terminated and truncated, (N,), and the info of each.
-        """
+        """Step all, actions (N, ...); returns rewards, terminated and truncated, (N,), and all infos."""
         answers = self._ask("step", [(actions[members.start : members.stop],) for members in self.members])
         *arrays, infos = zip(*answers)
         rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
@@ -279,8 +262,7 @@ class Workers:
         if self.failures[number] > MOST_REBUILDS:
             raise GivenUpError(
                 f"{1 + MOST_REBUILDS} workers in a row were lost at the same command, the last one since it "
-                f"{lost}; their sub-environments: {', '.join(map(self._describe, members))}",
-                [self.log[env] for env in members],
+                f"{lost}; their sub-environments: {', '.join(map(self._describe, members))}"
             )
         self.rebuilds += 1
         print(

@@ -10,10 +10,12 @@ from neoteny.optim.config import (
     MuonConfig,
     OptimConfig,
     build_methods,
+    methods_as_dict,
 )
 from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
 from neoteny.optim.layers import heads, left_out
 from neoteny.optim.methods import Event, Learner, Method, MethodConfig, Methods
+from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import orthogonalize
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "MethodConfig",
     "MethodConfigs",
     "Methods",
+    "MuonAdamW",
     "MuonConfig",
     "OptimConfig",
     "build_methods",
@@ -35,6 +38,7 @@ __all__ = [
     "isometry_penalty",
     "isometry_report",
     "left_out",
+    "methods_as_dict",
     "orthogonalize",
     "param_groups",
     "pull_norm",

@@ -186,7 +186,9 @@ class AdamO(Optimizer):
         on_device = not found_inf.is_cpu and all(group["fused"] for group in self.param_groups)
         skip = not on_device and bool(found_inf)
         if skip or on_device:
-            torch._foreach_add_([state["skipped"] for batch in batches for state in batch.states], found_inf)
+            counters = [state["skipped"] for batch in batches for state in batch.states]
+            # One summand each: a single one for all would be read by the host.
+            torch._foreach_add_(counters, [found_inf] * len(counters))
         return skip, found_inf if on_device else None
 
     def _gather(self, group: dict[str, Any]) -> "_Batch":

@@ -4,10 +4,11 @@ The learning rate is the agent's, not the optimizer's: it would otherwise change
 All of them run torch's fused kernels, on CPU as on CUDA.
 """
 
+import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeAlias, overload
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import torch
 import tyro
@@ -18,6 +19,7 @@ from neoteny.optim.adamo import AdamO
 from neoteny.optim.isometry import param_groups
 from neoteny.optim.layers import Exclude, split_parameters
 from neoteny.optim.methods import Learner, MethodConfig, Methods
+from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import ReorthogonalizeConfig, is_orthogonal
 from neoteny.optim.regularizers import IsometryConfig
 
@@ -30,6 +32,7 @@ __all__ = [
     "MuonConfig",
     "OptimConfig",
     "build_methods",
+    "methods_as_dict",
 ]
 
 
@@ -178,73 +181,17 @@ class MuonConfig:
                 "use optim:adam"
             )
         rest = [(name, weight) for name, weight in weights if weight.ndim > 2] + others
-        return MuonWithAdamW(
-            torch.optim.Muon(
-                matrices,
-                lr=lr,
-                weight_decay=self.weight_decay,
-                momentum=self.momentum,
-                ns_steps=self.ns_steps,
-                # Scales the update to the size of Adam's, so that one learning rate serves both.
-                adjust_lr_fn="match_rms_adamw",
-            ),
-            torch.optim.AdamW(
-                rest,
-                lr=lr,
-                betas=self.betas,
-                eps=self.eps,
-                weight_decay=self.weight_decay,
-                fused=True,
-            ),
+        groups = [{"params": matrices, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
+        return MuonAdamW(
+            [group for group in groups if group["params"]],
+            lr=lr,
+            weight_decay=self.weight_decay,
+            momentum=self.momentum,
+            ns_steps=self.ns_steps,
+            betas=self.betas,
+            eps=self.eps,
+            fused=True,
         )
-
-
-class MuonWithAdamW(Optimizer):
-    """Two optimizers as one, with the parameter groups and the state of both.
-
-    Args:
-        muon: optimizer of hidden matrices.
-        adamw: optimizer of the other parameters.
-    """
-
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
-        self.parts = (muon, adamw)
-        super().__init__(muon.param_groups + adamw.param_groups, defaults={})
-        self._share()
-
-    def _share(self) -> None:
-        """Let the parts work on this optimizer's own groups and state."""
-        muon, adamw = self.parts
-        muon.param_groups, adamw.param_groups = self.param_groups[:1], self.param_groups[1:]
-        muon.state = adamw.state = self.state
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "parts": self.parts}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._share()
-
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one optimization step with both parts.
-
-        Args:
-            closure: reevaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for part in self.parts:
-            part.step()
-        return loss
 
 
 def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:
@@ -293,3 +240,14 @@ def build_methods(configs: Sequence[MethodConfig], learner: Learner) -> Methods:
     if orthogonal and not any(config.name == ReorthogonalizeConfig.name for config in configs):
         configs = (*configs, ReorthogonalizeConfig())
     return Methods(configs, learner)
+
+
+def methods_as_dict(configs: Iterable[MethodConfig]) -> dict[str, dict[str, Any]]:
+    """Fields of each method, by its name, or by `module:Class` if it is a user's own."""
+    return {_flag(type(config)): dataclasses.asdict(config) for config in configs}
+
+
+def _flag(config_type: type[MethodConfig]) -> str:
+    """What a command line calls a method."""
+    ours = METHODS.get(config_type.name) is config_type
+    return config_type.name if ours else f"{config_type.__module__}:{config_type.__qualname__}"

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["Layer", "Network", "connect", "describe", "describe_agent", "heads", "left_out", "trace"]
 
@@ -147,9 +148,11 @@ def describe(
             of = frozenset(name for name, modules in members.items() if call.module in modules)
             layer = Layer(names[call.module], call.module, of, following=tuple(call.following))
             layers.setdefault(call.module, layer)
-        silenced = _Silenced(network, example, calls)
+        perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
-            layer.is_head = not any(changed.any() for changed in silenced.reach(module, each=False).values())
+            reached = perturbation.reach(module, each=False)
+            others = (inputs for later, inputs in reached.items() if later not in (module, None))
+            layer.is_head = not any(inputs.any() for inputs in others)
     return list(layers.values())
 
 
@@ -178,32 +181,42 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
         layers: Its description.
     """
     with undisturbed([network], example.device):
-        silenced = _Silenced(network, example, trace(network, example.clone()))
-        reached = {layer: silenced.reach(layer.module) for layer in layers}
-        observed = silenced.reach(None)
+        perturbation = _Perturbation(network, example, trace(network, example.clone()))
+        reached = {layer: perturbation.reach(layer.module) for layer in layers}
+        observed = perturbation.reach(None)
     for layer in layers:
-        layer.outgoing, layer.problem = (), ""
-        if layer.is_head:
-            continue
+        entered = {other: reached[layer].get(other.module) for other in layers}
+        carried = {
+            later: columns for later, columns in entered.items() if columns is not None and columns.any()
+        }
         others = [reached[other] for other in layers if other is not layer] + [observed]
-        found = []
-        for later in layers:
-            carries = reached[layer].get(later.module)
-            if carries is None or not carries.any():
-                continue
-            sources = carries.sum(0)
-            for other in others:
-                sources = sources + other[later.module].any(0) if later.module in other else sources
-            if getattr(later.module, "groups", 1) > 1:
-                layer.problem = f"{later.name} is a convolution in groups"
-            elif (sources[carries.any(0)] > 1).any():
-                layer.problem = f"its units meet others before {later.name}"
-            elif len(set(carries.sum(1).tolist())) > 1:
-                layer.problem = f"its units enter {later.name} in different numbers"
-            else:
-                columns = carries.nonzero()[:, 1].view(layer.units, -1)
-                found.append(Connection(later, columns.to(example.device)))
-        layer.outgoing = () if layer.problem else tuple(found)
+        problems = [_problem(later, columns, others) for later, columns in carried.items()]
+        if carried and reached[layer][None].any():
+            problems.append("its units leave the network past later layers, too")
+        layer.problem = next(filter(None, problems), "")
+        layer.outgoing = tuple(
+            Connection(later, columns.nonzero()[:, 1].view(layer.units, -1).to(example.device))
+            for later, columns in carried.items()
+            if not layer.problem
+        )
+
+
+def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module | None, Tensor]]) -> str:
+    """Why columns of a later layer that units change, (units, columns), are not theirs alone; or nothing.
+
+    Args:
+        later: The layer.
+        carried: Which of its columns each unit changes.
+        others: What every other layer, and the observation, changes of each layer.
+    """
+    sources = carried.sum(0) + sum(other[later.module].any(0) for other in others if later.module in other)
+    if getattr(later.module, "groups", 1) > 1:
+        return f"{later.name} is a convolution in groups"
+    if (sources[carried.any(0)] > 1).any():
+        return f"its units meet others before {later.name}"
+    if len(set(carried.sum(1).tolist())) > 1:
+        return f"its units enter {later.name} in different numbers"
+    return ""
 
 
 def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -> list[Call]:
@@ -236,18 +249,25 @@ def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -
 
 
 def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
-    """One line that names what is trained and is no described layer, nor normalization; empty without any."""
-    described = {layer.module for layer in layers}
+    """What probes and methods leave out, in one line; empty if it is nothing.
+
+    That is parameters which are trained and belong to no described layer or normalization, and units which
+    `connect` cannot tell apart.
+    """
+    known = {layer.module for layer in layers}
     unknown = [
-        f"{path}.{name} ({type(module).__name__})".lstrip(".")
+        f"{path}.{name} (of {type(module).__name__})".lstrip(".")
         for path, module in network.named_modules()
-        if module not in described
+        if module not in known
         and not _is_in(module, _NORMALIZATIONS)
         and not isinstance(module, parametrize.ParametrizationList)
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]
-    return f"not of a layer that is described, so left out: {', '.join(unknown)}" if unknown else ""
+    apart = [f"{layer.name} ({layer.problem})" for layer in layers if layer.problem]
+    lines = [f"of no layer that is known, and left out: {', '.join(unknown)}"] if unknown else []
+    lines += [f"units that cannot be reset or watched: {', '.join(apart)}"] if apart else []
+    return "; ".join(lines)
 
 
 def plain_weight(module: nn.Module) -> nn.Parameter | None:
@@ -298,8 +318,8 @@ def undisturbed(networks: Iterable[nn.Module], device: torch.device) -> Iterator
                 module.training = flag
 
 
-class _Silenced:
-    """Forward passes in which no layer computes: all put out fixed random numbers, but for what is tried."""
+class _Perturbation:
+    """Forward passes in which no layer computes: they put out fixed numbers, and one of them is perturbed."""
 
     def __init__(self, network: nn.Module, example: Tensor, calls: Iterable[Call]) -> None:
         self.network, self.example = network, example
@@ -310,17 +330,18 @@ class _Silenced:
             output = 0.25 + 0.5 * torch.rand(call.shape, generator=generator)
             self.outputs.setdefault(call.module, []).append(output.to(example.device))
 
-    def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module, Tensor]:
-        """Which inputs of the other layers change with the units of a layer, or with the observation.
+    def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module | None, Tensor]:
+        """Which inputs of layers change with the units of a layer, or with the observation.
 
         Args:
             module: The layer; None is the observation.
             each: Tell the units apart.
 
         Returns:
-            By layer, (units, columns) of bool; (1, columns) for all units together.
+            By layer, (units, columns) of bool; (1, columns) for all units together. Under None, the outputs
+            of the network.
         """
-        reached: dict[nn.Module, Tensor] = {}
+        reached: dict[nn.Module | None, Tensor] = {}
         outputs = self.outputs[module] if module else []
         rows = outputs[0].shape[_unit_axis(module)] if module and each else 1
         example = self.example if module else self.example + 1
@@ -328,19 +349,19 @@ class _Silenced:
         for value in (2.0, -2.0):  # each half of CReLU sees one of them
             tried = {module: [_set_units(module, output, value, each) for output in outputs]}
             after = self._inputs(example.expand(rows, *example.shape[1:]), tried)
-            for later, old in before.items():
-                if later is not module:
+            for later, entered in before.items():
+                for old, new in zip(entered, after[later], strict=True):
                     # Beyond what the same numbers can differ by, elsewhere in a batch.
-                    changed = ((after[later] - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
+                    changed = ((new - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
                     changed = changed.reshape(rows, -1, changed.shape[-1]).any(1).cpu()
                     reached[later] = reached.get(later, torch.zeros_like(changed)) | changed
         return reached
 
     def _inputs(
         self, example: Tensor, tried: Mapping[nn.Module | None, Sequence[Tensor]]
-    ) -> dict[nn.Module, Tensor]:
-        """What enters each layer, (B, ...), in its first call."""
-        entered: dict[nn.Module, list[Tensor]] = {module: [] for module in self.outputs}
+    ) -> dict[nn.Module | None, list[Tensor]]:
+        """What enters each layer, (B, ...), in each of its calls; under None, what leaves the network."""
+        entered: dict[nn.Module | None, list[Tensor]] = {module: [] for module in self.outputs}
 
         def replacement(module: nn.Module) -> Callable[..., Tensor]:
             def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -357,8 +378,12 @@ class _Silenced:
                     stack.enter_context(_forward_as(module, replacement(module)))
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(_forward_as(module, lambda inputs: inputs))
-            self.network.forward(example.clone())  # which may be overwritten
-        return {module: inputs[0] for module, inputs in entered.items()}
+            leaving = tree_leaves(self.network.forward(example.clone()))  # which may be overwritten
+        rows = example.shape[:1]
+        leaving = [output for output in leaving if isinstance(output, Tensor) and output.shape[:1] == rows]
+        outputs = [torch.zeros(*rows, 1, device=example.device), *(out.reshape(*rows, -1) for out in leaving)]
+        entered[None] = [torch.cat(outputs, 1)]
+        return entered
 
 
 def _set_units(module: nn.Module | None, output: Tensor, value: float, each: bool) -> Tensor:

@@ -18,7 +18,6 @@ decides is decided in `between_steps` and `end_update`.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -83,9 +82,10 @@ class Learner:
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad and parameter not in owned:
                 raise RuntimeError(f"{name} is not in the optimizer, which would never train it")
-            for key, value in owned.get(parameter, {}).items():
-                if isinstance(value, Tensor) and value.dim() and value.shape != parameter.shape:
-                    raise RuntimeError(f"the optimizer's {key} of {name} has shape {tuple(value.shape)}")
+            moments = owned.get(parameter, {})
+            for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
+                if key in moments and moments[key].shape != parameter.shape:
+                    raise RuntimeError(f"{key} of {name} has shape {tuple(moments[key].shape)}")
         if self.target is not None:
             shapes, of_target = (
                 {name: tensor.shape for name, tensor in network.state_dict().items()}
@@ -185,6 +185,8 @@ class Methods:
         self.configs, self.learner = configs, learner
         names = [config.name for config in configs]
         for config in configs:
+            if not config.name:
+                raise ValueError(f"{type(config).__name__} is a method without a name")
             if names.count(config.name) > 1:
                 raise ValueError(f"the method {config.name} is given twice")
             if against := set(config.conflicts) & set(names):
@@ -212,12 +214,11 @@ class Methods:
 
     def penalty(self, batch: Any) -> Tensor | float:
         """The sum of the penalties whose gradients are clipped together with the loss's, ()."""
-        return self._penalty(batch, clipped=True)
+        return self._penalty(batch, clipped=True) if self.methods else 0.0
 
     def add_gradients(self, batch: Any) -> None:
         """Add the gradients of the other penalties to those of the loss, after these were clipped."""
-        penalty = self._penalty(batch, clipped=False)
-        if isinstance(penalty, Tensor):
+        if self.methods and isinstance(penalty := self._penalty(batch, clipped=False), Tensor):
             penalty.backward()
 
     def after_step(self) -> None:
@@ -342,8 +343,9 @@ class Seen:
         self.gradients[name] = _by_unit(gradient.detach(), module, columns)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies of a network come with copies of its hooks: they need not hold what was seen of the original.
-        return {**self.__dict__, "activations": {}, "gradients": {}}
+        # Copies of a network come with copies of its hooks: they need not hold what was seen of the original,
+        # and may be trained while the original is not to be looked at.
+        return {**self.__dict__, "activations": {}, "gradients": {}, "_paused": False}
 
 
 def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
@@ -351,8 +353,3 @@ def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return entering.reshape(-1, entering.shape[-1])[:, columns]
     return entering.flatten(2)[:, columns].flatten(2)
-
-
-def methods_as_dict(configs: Sequence[MethodConfig]) -> dict[str, Any]:
-    """stub"""
-    return {config.name: dataclasses.asdict(config) for config in configs}

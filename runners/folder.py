@@ -1,6 +1,6 @@
 """The folder of a run: where it is, who writes to it, and whether a run may go on from what it holds.
 
-A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-note]>/s<seed>/``:
+A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-methods][-note]>/s<seed>/``:
 
 * ``args.json``, ``meta.json``: the arguments and the machine;
 * ``stream.json``: which task began when;
@@ -27,10 +27,11 @@ import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
+from neoteny.optim import MethodConfigs
 from neoteny.runners.checkpoint import replace_file
 from neoteny.runners.exit_codes import ExitCode, stop
 from neoteny.runners.probes import ProbeConfig
@@ -66,6 +67,12 @@ class RunArgs:
     """Environment steps between two videos of an episode of the policy as it is; 0 for none."""
     allow_device_change: bool = False
     """Let an unfinished run go on on another kind of device; its bits will differ."""
+    amp: Literal["none", "bf16"] = "none"
+    """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
+    compile: bool = False
+    """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
+    methods: MethodConfigs = ()
+    """Plasticity methods, one of each."""
     probes: ProbeConfig = dataclasses.field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
@@ -157,8 +164,16 @@ def machine(device: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": {name: _version(name) for name in packages},
     }
+
+
+def _version(package: str) -> str:
+    """The version of a package; of a copied tree, which has no metadata, it is unknown."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

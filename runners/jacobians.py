@@ -7,35 +7,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from neoteny.runners.spectra import (
-    RESOLUTION,
-    condition_number,
-    gram,
-    gram_singular_values,
-    quantile,
-)
+from neoteny.runners.spectra import RESOLUTION, condition_number, gram, gram_singular_values, quantile
 
 # Backpropagated rows times samples held at once, to bound the memory of Jacobians with many outputs.
 _ROWS_AT_ONCE = 1024
 
 # Activations whose derivative is a diagonal matrix. Any other is handled in full: slower, never wrong.
 ELEMENTWISE = (
-    nn.CELU,
-    nn.ELU,
-    nn.GELU,
-    nn.Hardsigmoid,
-    nn.Hardswish,
-    nn.Hardtanh,
-    nn.LeakyReLU,
-    nn.Mish,
-    nn.ReLU,
-    nn.SELU,
-    nn.SiLU,
-    nn.Sigmoid,
-    nn.Softplus,
-    nn.Softsign,
-    nn.Tanh,
-)
+    nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.ReLU,
+    nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
+)  # fmt: skip
 
 
 def jacobian(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
@@ -171,9 +152,5 @@ def circular_singular_values(weight: Tensor, height: int, width: int, stride: tu
     blocks = aliases.permute(3, 5, 0, 1, 2, 4).reshape(rows * columns, weight.shape[0], -1)
     blocks = blocks / math.sqrt(stride[0] * stride[1])
     tall = blocks.shape[1] > blocks.shape[2]
-    return (
-        gram_singular_values(blocks.mH @ blocks if tall else blocks @ blocks.mH)
-        .flatten()
-        .sort(descending=True)
-        .values
-    )
+    sigma = gram_singular_values(blocks.mH @ blocks if tall else blocks @ blocks.mH)
+    return sigma.flatten().sort(descending=True).values

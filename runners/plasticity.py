@@ -91,14 +91,15 @@ def learn(
         steps: Gradient steps.
     """
     network, optimizer = cast(Network, methods.learner.network), methods.learner.optimizer
-    parts, inputs, batch = network.parts(), network.encode(observations), Observations(observations)
+    inputs, batch = network.encode(observations), Observations(observations)
     targets, whole = {}, {}
     for name, change in changes.items():
-        outputs = parts[name](inputs).detach()
+        outputs = network.parts()[name](inputs).detach()
         change = change * outputs.std(0, correction=0).mean().clamp(min=1.0)
         targets[name], whole[name] = outputs + change, change.square().mean()
 
     def gaps() -> dict[str, Tensor]:
+        parts = network.parts()  # methods may change what they are made of
         return {name: (parts[name](inputs) - target).square().mean() for name, target in targets.items()}
 
     for _ in range(steps):

@@ -1,51 +1,7 @@
 """Plasticity probes: what state a network is in, measured on one batch of current data.
 
-`measure` returns a flat dictionary of tags. A tag is absent where it has no meaning (no activation after the
-layer, no hidden layer); which tags there are depends on the architecture alone, never on the weights.
-`<layer>` is `<part>.<child>`, as in `actor.linear1`. The last weight layer of a part is its head, the others
-are hidden.
-
-| tag | meaning |
-|---|---|
-| `plasticity/dormant_<tau>/<layer>` | share of units whose mean size is at most tau times the layer's mean |
-| `plasticity/dead/<layer>` | share of units that are exactly zero on every sample |
-| `plasticity/<either>/max`, `/total` | worst hidden layer; units of all hidden layers counted together |
-| `plasticity/feature_srank/<part>` | rank of the features that enter the head: 99 % of the sum of sigma |
-| `plasticity/feature_rank99/<part>` | 99 % of the sum of sigma squared (PCA rank) |
-| `plasticity/feature_stable_rank/<part>` | squared Frobenius norm over squared spectral norm |
-| `plasticity/feature_effective_rank/<part>` | exponential of the entropy of sigma |
-| `plasticity/feature_effective_rank_squared/<part>` | exponential of the entropy of sigma squared |
-| `isometry/sigma_max/<layer>`, `sigma_min` | extreme singular values; `/max`, `/min`: of all hidden layers |
-| `isometry/mean_squared_sigma/<layer>` | mean of sigma squared; `/mean`: over all hidden singular values |
-| `isometry/log10_cond/<layer>` | log10 of the extremes' ratio, inf if singular; `/max`: worst hidden layer |
-| `isometry/penalty` | squared distance of Gram matrices from the identity, sum over hidden layers |
-| `isometry/circular_sigma_max/<conv>`, `_min` | of the convolution itself, were its padding circular |
-| `isometry/jacobian_log10_cond/<layer>/<q>` | largest over smallest singular value of one sample's Jacobian |
-| `isometry/jacobian_log10_cond_active/<layer>/<q>` | the same over the singular values that are not zero |
-| `isometry/jacobian_distance/<layer>/<q>` | root mean square of sigma - 1 |
-| `isometry/jacobian_rank/<layer>/median` | number of singular values that are not zero |
-| `spectra/<layer>` | all singular values, descending |
-
-What costs more, `measure` takes with `operators`, and `Probes` in full measurements:
-
-| tag | meaning |
-|---|---|
-| `isometry/operator_sigma_max/<conv>`, `_min` | of the convolution as it is, with its stride and padding |
-| `isometry/jacobian_.../<conv>/<q>` | as above, of a convolution together with its activation |
-
-In full measurements `Probes` adds `isometry/ntk_.../<part>`, of the empirical neural tangent kernel (see
-`ntk.ntk_statistics`), and if asked `plasticity/fraction_eliminated`, `fresh` and `lost` (see
-`plasticity.plasticity`).
-
-`<tau>` is 0, 0.025 or 0.1; `<q>` is `median` or `p95`, over samples. There are Jacobians of every hidden
-layer together with its activation, J = D W, and of every part end to end, under `<part>.input_output`. A
-closed ReLU gate is a zero row of D, so `jacobian_log10_cond` of a ReLU layer is nearly always inf: `_active`
-and `_rank` say how well conditioned the open part is, and how large.
-
-`sigma` of a convolution is that of its kernel as a matrix (out, in * height * width), which is what the
-isometry penalty controls. The convolution as a map of images is another matrix, with the kernel's entries
-over and over: where the penalty is 0 its singular values can lie anywhere from 0 to the kernel's size. Only
-their mean square is bound to the kernel's. Operators are left out where their smaller side exceeds 512.
+docs/metrics.md defines every tag. A tag is absent where it has no meaning (no activation after the layer, no
+hidden layer); which tags there are depends on the architecture alone, never on the weights.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -166,7 +122,7 @@ class Probes:
         every = self.config.every
         self.due = every > 0 and (update == 1 or update % every == 0)
         self._update = update
-        self._before = snapshot(self.methods.learner.network) if self.due else []
+        self._before = snapshot(self.methods.learner.network) if self.due else {}
 
     def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
         """Measure what the update has left behind, on current observations (B, ...).
@@ -174,6 +130,10 @@ class Probes:
         Returns:
             Values by tag, to be logged; spectra are lists.
         """
+        with self.methods.seen.paused():  # what methods see are gradient steps
+            return self._measure(observations)
+
+    def _measure(self, observations: Tensor) -> dict[str, float | list[float]]:
         config, learner = self.config, self.methods.learner
         agent = cast(Network, learner.network)
         count = 0 if self._update == 1 else self._update // config.every
@@ -233,7 +193,7 @@ def measure(
         operators: Take convolutions as the matrices that they are, and their Jacobians, too.
 
     Returns:
-        Values by tag, as the tables of this module list them; spectra are lists.
+        Values by tag, as docs/metrics.md defines them; spectra are lists.
 
     Raises:
         TypeError: If `inputs` is not floating point.
@@ -437,18 +397,18 @@ def _spread(samples: Tensor, count: int) -> Tensor:
     return samples[:: max(1, len(samples) // count)][:count]
 
 
-def snapshot(module: nn.Module) -> list[Tensor]:
+def snapshot(module: nn.Module) -> dict[nn.Parameter, Tensor]:
     """Copies of the module's parameters, for `update_norms` after the next update."""
-    return [parameter.detach().clone() for parameter in module.parameters()]
+    return {parameter: parameter.detach().clone() for parameter in module.parameters()}
 
 
-def update_norms(module: nn.Module, before: Sequence[Tensor]) -> dict[str, float]:
+def update_norms(module: nn.Module, before: Mapping[nn.Parameter, Tensor]) -> dict[str, float]:
     """Euclidean norms of the change since `before = snapshot(module)` and of the parameters as they are now.
 
     Returns:
-        `update/step_norm` and `update/weight_norm`.
+        `update/step_norm`, of the parameters that were there before, and `update/weight_norm`.
     """
     now = [parameter.detach() for parameter in module.parameters()]
-    step = [after - start for after, start in zip(now, before, strict=True)]
+    step = [after.detach() - before[after] for after in module.parameters() if after in before]
     norms = torch.stack([nn.utils.get_total_norm(step), nn.utils.get_total_norm(now)]).tolist()
     return dict(zip(("update/step_norm", "update/weight_norm"), norms))

@@ -152,7 +152,7 @@ class ReplayMemory:
         layout = {name: ((rows, *shape), dtype) for name, (shape, dtype) in self.fields.items()}
         if self.folder is None:
             self._tensors = {
-                name: torch.zeros(shape, dtype=_torch_dtype(dtype), device=self.device)
+                name: torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=self.device)
                 for name, (shape, dtype) in layout.items()
             }
             return
@@ -372,21 +372,13 @@ class ReplayMemory:
             return self._read("frames", self._rows(envs, places))
         back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
         frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
-        return frames.mul_(_like(back <= ages[:, None], frames))  # zeros before the episode's first
+        began = (back <= ages[:, None]).view(*frames.shape[:2], *(1,) * (frames.dim() - 2))
+        return frames.mul_(began)  # zeros before the episode's first
 
     def _to_agent(self, tensor: Tensor) -> Tensor:
         if self.agent_device.type == "cuda" and self.device.type == "cpu":
             tensor = tensor.pin_memory()  # copied while the agent goes on
         return tensor.to(self.agent_device, non_blocking=True)
-
-
-def _like(mask: Tensor, other: Tensor) -> Tensor:
-    """A mask of as many dimensions as another tensor."""
-    return mask.view(*mask.shape, *(1,) * (other.dim() - mask.dim()))
-
-
-def _torch_dtype(dtype: np.dtype) -> torch.dtype:
-    return torch.from_numpy(np.empty(0, dtype)).dtype
 
 
 def _free_memory(device: torch.device) -> int | None:

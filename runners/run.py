@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
-from neoteny.optim.methods import methods_as_dict
+from neoteny.optim import methods_as_dict
 from neoteny.runners.checkpoint import (
     CheckpointError,
     load_checkpoint,
@@ -114,9 +114,7 @@ class Run:
         self.seconds: dict[str, float] = {}
         self.parts: dict[str, Part] = {}
         self._ended: list[tuple[int, Tensor]] = []
-        self._returns: list[float] = []
-        self._lengths: list[int] = []
-        self._by_game: dict[str, list[float]] = {}
+        self._episodes: list[tuple[float, int, str | None]] = []  # return, length and game of each
         self._step = self._saved = self._filmed = self._failed_saves = 0
         self._video_lost = False
 
@@ -294,15 +292,15 @@ class Run:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
         self._count_episodes()
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
-        if self._returns:
-            charts["charts/episodic_return"] = float(np.mean(self._returns))
-            charts["charts/episodic_length"] = float(np.mean(self._lengths))
+        if self._episodes:
+            returns, lengths, games = zip(*self._episodes)
+            charts["charts/episodic_return"] = float(np.mean(returns))
+            charts["charts/episodic_length"] = float(np.mean(lengths))
             progress = f"task {self.visits[-1].task}, return {charts['charts/episodic_return']:.2f}"
             self.bar.set_postfix_str(progress, refresh=False)
-            charts |= {f"game/{game}": float(np.mean(returns)) for game, returns in self._by_game.items()}
-            self._returns.clear()
-            self._lengths.clear()
-            self._by_game.clear()
+            for game in filter(None, dict.fromkeys(games)):
+                charts[f"game/{game}"] = float(np.mean([row[0] for row in self._episodes if row[2] == game]))
+            self._episodes.clear()
         times = {f"time/{section}": seconds for section, seconds in self.seconds.items()}
         self.log(step, {**charts, **metrics, **times, "stream/task": self.visits[-1].task})
         self.bar.update(step - self.bar.n)
@@ -497,10 +495,7 @@ class Run:
             ended, *numbers = torch.stack(rows, 1).cpu()
             returns, lengths = (number[ended > 0].tolist() for number in numbers)
             for (row, _), total, length in zip(ended.nonzero().tolist(), returns, lengths):
-                self._returns.append(total)
-                if game := self.visits[-1].game:
-                    self._by_game.setdefault(game, []).append(total)
-                self._lengths.append(int(length))
+                self._episodes.append((total, int(length), self.visits[-1].game))
                 self.visits[-1].add(total, int(length), steps[row])
             self._ended.clear()
 

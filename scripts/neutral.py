@@ -58,12 +58,13 @@ DQN = (
     "--buffer-size 1000 --eps-steps 1000 --total-steps 2048 --probes.every 4 --network.hidden 32 32"
 )
 STREAM = "--stream.period 600 --stream.id"
+SMALL_ROOM = "--stream.id MiniGrid-Empty-5x5-v0"  # where untrained agents find rewards
 # Fewer steps, and no full probes, which are slow for networks of this size.
 ATARI = (
-    "--num-envs 4 --total-steps 512 --clip-rewards --network.hidden 32 --probes.every 4 "
+    "--num-envs 4 --total-steps 1024 --clip-rewards --network.hidden 32 --probes.every 4 "
     "--probes.full-every 0 --stream.id atari"
 )
-TWO_GAMES = "--stream.period 200 --stream.games Breakout Pong"
+TWO_GAMES = "--stream.period 800 --stream.games Breakout Pong"
 
 # Name -> agent and flags. The longest comes first, so that it does not run alone at the end: in its 11,040
 # gradient steps the raw weights of orthogonal layers are replaced once, as they are every 10,000.
@@ -72,7 +73,7 @@ COMMANDS = {
     "--network.hidden 16 --network.linear orthogonal --shared-torso --stream.period 500 --probes.every 10 "
     "--checkpoint-every 600 optim:adam",
     "ppo-adamo": f"{PPO} {STREAM} cartpole-rotations --probes.full-every 2 --anneal-lr optim:adamo",
-    "ppo-adamw": f"{PPO} {STREAM} acrobot-jumps --stream.tasks 0 1 2 --stream.order random "
+    "ppo-adamw": f"{PPO} {STREAM} cartpole-jumps --stream.tasks 0 1 2 --stream.order random "
     "--stream.jitter 0.5 --stream.normalizer keep --stream.task-id onehot --network.activation tanh "
     "optim:adamw",
     "ppo-workers": f"{PPO} {STREAM} mountaincar-drift --stream.normalizer reset --stream.workers 2 "
@@ -80,12 +81,12 @@ COMMANDS = {
     "ppo-plasticity": f"{PPO} {STREAM} cartpole-gravity --stream.span 0.5 --probes.plasticity-every 1 "
     "--probes.plasticity-steps 20 --probes.ntk-outputs sum optim:adam",
     "ppo-grid": f"{PPO} {STREAM} grid-layouts --network.activation maxmin --video-every 700 optim:muon",
-    "ppo-grid-package": f"{PPO} {STREAM} grid-resampled-crossings --stream.engine package "
-    "--stream.jitter 0.5 --shared-torso --network.activation crelu optim:adamo",
-    "ppo-grid-orthogonal": f"{PPO} {STREAM} grid-doorkey --network.linear orthogonal optim:adam",
+    "ppo-grid-package": f"{PPO} {SMALL_ROOM} --stream.engine package --shared-torso "
+    "--network.activation crelu optim:adamo",
+    "ppo-grid-orthogonal": f"{PPO} {SMALL_ROOM} --network.linear orthogonal optim:adam",
     "ppo-bf16": f"{PPO} {STREAM} grid-permuted-actions --network.flat --amp bf16 optim:adamo",
-    "ppo-atari": f"ppo {ATARI} {TWO_GAMES} --num-steps 16 --epochs 2 --minibatches 2 optim:adamo",
-    "ppo-atari-mode": f"ppo {ATARI} --stream.games Freeway/1/0 --num-steps 16 --epochs 2 --minibatches 2 "
+    "ppo-atari": f"ppo {ATARI} {TWO_GAMES} --num-steps 32 --epochs 2 --minibatches 2 optim:adamo",
+    "ppo-atari-mode": f"ppo {ATARI} --stream.games Breakout/4/0 --num-steps 32 --epochs 2 --minibatches 2 "
     "--reward-scale 0.5 optim:adam",
     "ppo-resumed": f"{PPO} {STREAM} cartpole-drift --stream.normalizer keep --checkpoint-every 256 "
     "--anneal-lr optim:adamo --optim.iso-every 7",
@@ -105,9 +106,10 @@ COMMANDS = {
     "--target-every 50 --network.activation groupsort optim:adam",
     "dqn-atari": f"dqn {ATARI} {TWO_GAMES} --log-every 64 --learning-starts 64 --batch-size 8 "
     "--buffer-size 256 --target-every 50 --memory disk --n-step 3 optim:adam",
-    "dqn-resumed": f"{DQN} {STREAM} mountaincar-jumps --target-every 50 --checkpoint-every 256 optim:adamo",
-    "dqn-disk-resumed": f"{DQN} {STREAM} grid-layouts-small --target-every 50 --memory disk --n-step 3 "
-    "--dueling --checkpoint-every 256 optim:muon",
+    "dqn-resumed": f"{DQN} {STREAM} mountaincar-jumps --target-every 50 --n-step 3 --checkpoint-every 256 "
+    "optim:adamo",
+    "dqn-disk-resumed": f"{DQN} {SMALL_ROOM} --target-every 50 --memory disk --n-step 3 --dueling "
+    "--checkpoint-every 256 optim:muon",
 }
 # Those that get a signal once they have a checkpoint, and are then given again.
 STOPPED = {

@@ -138,15 +138,6 @@ def test_what_does_not_go_together_is_told_and_nothing_is_written(line, agent, t
     assert not list(tmp_path.iterdir())
 
 
-def test_help_shows_the_optimizers_and_presets(capsys):
-    with pytest.raises(SystemExit) as exit:
-        parse("--help")
-    assert exit.value.code == 0
-    shown = capsys.readouterr().out
-    for word in ("optim:adamo", "grid-layouts", "--stream.period", "--optim.iso"):
-        assert word in shown
-
-
 def written(folder, line):
     """The args.json of a run with these flags."""
     run = Run("ppo", parse(f"{line} --runs-dir {folder}"), total_steps=1)
@@ -241,4 +232,10 @@ def test_no_args_json_imports_a_module(tmp_path, capsys):
     with pytest.raises(SystemExit):
         read_args(Args, path)
     assert "import antigravity first" in capsys.readouterr().err
+    config["stream"]["id"] = "cartpole-rotations"
+    config["stream"]["games"] = ["--stream.id=antigravity:Stream-v0"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(SystemExit):
+        read_args(Args, path)
+    assert "is no value of games" in capsys.readouterr().err
     assert "antigravity" not in sys.modules

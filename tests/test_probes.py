@@ -568,4 +568,4 @@ class TestNorms:
             net.weight.copy_(torch.tensor([[3.0, 4.0]]))
         assert probes.update_norms(net, before) == {"update/step_norm": 5.0, "update/weight_norm": 5.0}
         assert probes.update_norms(net, probes.snapshot(net))["update/step_norm"] == 0.0
-        assert all(not value.any() for value in before)  # copies, not views
+        assert all(not value.any() for value in before.values())  # copies, not views

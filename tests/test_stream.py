@@ -21,6 +21,7 @@ from neoteny.envs.audit import fingerprint
 from neoteny.envs.grid_engine import GridEnvs
 from neoteny.envs.stream import registered_streams
 from neoteny.envs.tasks import EpisodeLog, episode_seed
+from tests.seeds import emulator_seeds, layout_seeds
 
 PERIOD, STEPS = 50, 30
 # Those of Atari differ in their games alone: see test_arcade.py.
@@ -67,9 +68,9 @@ class Reference:
         self.move()
         seed = episode_seed(self.stream.seed, self.task, self.index, self.episode)
         if isinstance(self.stream.envs, GridEnvs):  # which is where this episode begins too
-            seed = self.stream.envs.layout_seeds()[self.index]
+            seed = layout_seeds(self.stream.envs)[self.index]
         if isinstance(self.stream.envs, ArcadeEnvs):
-            seed = self.stream.envs.seeds()[self.index]
+            seed = emulator_seeds(self.stream.envs)[self.index]
         return self.env.reset(seed=seed)[0]
 
     def step(self, action):

@@ -1,4 +1,4 @@
-"""Each change against its definition, alone and on vector environments."""
+"""Each change against its definition."""
 
 import doctest
 import functools
@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils.env_checker import check_env
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from hypothesis import given
 from hypothesis import strategies as st
 from minigrid.wrappers import ImgObsWrapper
@@ -33,7 +32,6 @@ from neoteny.envs.wrappers import (
     target_rewards,
 )
 
-MODES = list(AutoresetMode)
 CHANGES = {
     "permute_observations": functools.partial(permute_observations, seed=(1, 2)),
     "permute_actions": functools.partial(permute_actions, seed=1),
@@ -81,24 +79,14 @@ class Echo(gym.Env):
 
 
 def rollout(env, seed, steps=60):
-    """Everything that an environment or vector environment returns under fixed random actions, flat."""
+    """Everything that an environment returns under fixed random actions, flat."""
     rng = np.random.default_rng(seed)
-    single = not isinstance(env, gym.vector.VectorEnv)
-    actions = (env.action_space if single else env.single_action_space).n
-    disabled = not single and env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
     out = [env.reset(seed=seed)[0]]
-    for t in range(steps):
-        action = int(rng.integers(actions)) if single else rng.integers(actions, size=env.num_envs)
-        observation, reward, terminated, truncated, info = env.step(action)
+    for _ in range(steps):
+        observation, reward, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
         out += [observation, reward, terminated, truncated]
-        if "final_obs" in info:
-            out += [info["_final_obs"], *info["final_obs"][info["_final_obs"]]]
-        done = np.asarray(terminated | truncated)
-        if single and done:
+        if terminated or truncated:
             out.append(env.reset()[0])
-        elif disabled and done.any():
-            seeds = [seed + 1000 * t + i if done[i] else None for i in range(env.num_envs)]
-            out.append(env.reset(seed=seeds, options={"reset_mask": done})[0])
     return out
 
 
@@ -116,31 +104,6 @@ def test_gymnasium_accepts_it(base, name):
     assert env.observation_space.dtype == BASES[base]().observation_space.dtype
     # MiniGrid's own wrapper cannot be made again from a spec, ours can
     check_env(env, skip_render_check=True, skip_close_check=base == "grid")
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(("base", "name"), CASES)
-def test_a_wrapped_vector_is_a_vector_of_wrapped(base, name, mode):
-    change, make = CHANGES[name], BASES[base]
-    inside = SyncVectorEnv([lambda: change(make())] * 3, autoreset_mode=mode)
-    outside = change(SyncVectorEnv([make] * 3, autoreset_mode=mode))
-    for kind in ("single_observation_space", "observation_space", "single_action_space", "action_space"):
-        assert getattr(inside, kind) == getattr(outside, kind)
-    # in this mode the sub-environments' own clocks pause while they reset, a vector's does not
-    steps = 8 if name == "drift" and mode == AutoresetMode.NEXT_STEP else 60
-    assert_same(rollout(inside, 3, steps), rollout(outside, 3, steps))
-    assert_same(rollout(inside, 4, 3), rollout(outside, 4, 3))  # what went before leaves nothing behind
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_native_vector_environments(name):
-    env = CHANGES[name](gym.make_vec("CartPole-v1", 3, vectorization_mode="vector_entry_point"))
-    out = rollout(env, 0, 100)
-    assert out[0] in env.observation_space
-    assert out[0].dtype == np.float32
-    if name == "drift":
-        assert env.unwrapped.gravity != 9.8
-        assert env.unwrapped.total_mass == pytest.approx(3.0 + 0.1)
 
 
 @pytest.mark.parametrize(("base", "name"), CASES)
@@ -187,8 +150,6 @@ def test_channels_of_an_image_are_permuted(axis):
     image = np.arange(3 * 2 * 2).reshape(3, 2, 2) % 10
     first = permute_observations(Echo(image, np.uint8), order=[2, 0, 1], axis=axis)
     np.testing.assert_array_equal(first.reset()[0], image[[2, 0, 1]])
-    batch = permute_observations(SyncVectorEnv([lambda: Echo(image, np.uint8)]), order=[2, 0, 1], axis=axis)
-    np.testing.assert_array_equal(batch.reset()[0], image[None, [2, 0, 1]])
     last = permute_observations(Echo(image.T, np.uint8), order=[2, 0, 1])
     np.testing.assert_array_equal(last.reset()[0], image[[2, 0, 1]].T)
     assert last.reset()[0].dtype == np.uint8
@@ -264,29 +225,6 @@ def test_nearness_by_hand(change, expected):
     assert [env.step(action)[1] for action in (0, 1, 0)] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        # where an episode ended, its last observation counts, not the first of the next
-        (AutoresetMode.SAME_STEP, [[-2, -2], [-1, -1], [-2, 0], [-1, -2]]),
-        # the step that only resets is worth nothing
-        (AutoresetMode.NEXT_STEP, [[-2, -2], [-1, -1], [0, 0], [-2, 0]]),
-    ],
-)
-def test_nearness_where_episodes_end(mode, expected):
-    makers = [lambda: Walk(2), lambda: Walk(3)]
-    env = target_rewards(SyncVectorEnv(makers, autoreset_mode=mode), target=[3, 0])
-    env.reset()
-    assert [env.step(np.zeros(2, int))[1].tolist() for _ in range(4)] == expected
-
-
-def test_a_vector_reset_right_after_an_end_starts_an_episode_that_is_rewarded():
-    env = target_rewards(SyncVectorEnv([lambda: Walk(1)] * 2), target=[3, 0])
-    for _ in range(2):
-        env.reset()
-        assert env.step(np.zeros(2, int))[1].tolist() == [-2.0, -2.0]
-
-
 def test_a_stream_of_targets_changes_rewards_alone():
     targets = [-0.1, 0.1]
 
@@ -336,9 +274,9 @@ def test_noise_is_new_at_each_step_and_leaves_the_dynamics_alone():
     assert len(np.unique(noise[:, 0])) > 0.99 * len(noise)
 
 
-def test_sub_environments_have_noise_of_their_own():
-    first = noisy_observations(SyncVectorEnv([Echo] * 4), 1.0).reset(seed=0)[0]
-    assert len(np.unique(first)) == 4
+def test_every_reset_seed_has_noise_of_its_own():
+    env = noisy_observations(Echo(), 1.0)
+    assert len({env.reset(seed=seed)[0].item() for seed in range(4)}) == 4
 
 
 @pytest.mark.parametrize("noop", [None, 0])
@@ -361,17 +299,6 @@ def test_the_last_action_is_not_carried_into_the_next_episode():
     for first in (3, 1):
         env.reset()
         assert [env.step(action)[1] for action in (first, 4, 0)] == [first] * 3
-
-
-def test_a_vector_reset_right_after_an_end_starts_an_episode_in_which_actions_fail():
-    class Short(Echo):
-        def step(self, action):
-            return self.seen.copy(), action, True, False, {}
-
-    env = fail_actions(SyncVectorEnv([Short] * 2), 1.0, noop=3)
-    for _ in range(2):
-        env.reset()
-        assert env.step(np.array([1, 2]))[1].tolist() == [3, 3]
 
 
 def test_continuous_actions_stick_too():
@@ -442,7 +369,7 @@ def test_drift_survives_a_reset_that_puts_the_physics_back():
         env.step(0)
 
 
-@pytest.mark.parametrize("at", [3, wrappers.Parameters.block - 1, wrappers.Parameters.block])
+@pytest.mark.parametrize("at", [3, wrappers.Drift.block - 1, wrappers.Drift.block])
 def test_a_restored_drift_goes_on_as_if_never_stopped(at):
     def make():
         return drift(Echo(), {"gravity": RandomWalk(1.0), "wind": OrnsteinUhlenbeck(0.1, 1.0)}, seed=(5, 6))
@@ -470,7 +397,7 @@ def test_random_drift_has_the_given_size_and_its_own_path_for_each_seed():
     for seed in range(50):
         env = drift(gym.make("CartPole-v1"), {"gravity": RandomWalk(0.1), "tau": RandomWalk(0.1)}, seed)
         for _ in range(400):
-            env.parameters.advance()
+            env.advance()
         ends.append([env.unwrapped.gravity - 9.8, env.unwrapped.tau - 0.02])
     ends = np.array(ends)
     assert ends.std() == pytest.approx(0.1 * math.sqrt(400), rel=0.25)
@@ -479,8 +406,8 @@ def test_random_drift_has_the_given_size_and_its_own_path_for_each_seed():
 
 def test_random_drift_does_not_repeat_itself():
     env, path = drift(cartpole(), {"gravity": RandomWalk(1.0)}, seed=0), []
-    for _ in range(3 * env.parameters.block):
-        env.parameters.advance()
+    for _ in range(3 * env.block):
+        env.advance()
         path.append(env.unwrapped.gravity)
     assert len(set(np.diff(path).round(9))) > 0.99 * len(path)
 
@@ -540,13 +467,6 @@ ATARI_LIKE = functools.partial(Echo, np.zeros((2, 2, 3)), np.uint8)
 def test_what_cannot_be_is_refused(change, error, message):
     with pytest.raises(error, match=message):
         change()
-
-
-def test_sub_environments_that_start_out_different_do_not_drift_together():
-    envs = SyncVectorEnv([cartpole] * 2)
-    envs.envs[1].unwrapped.gravity = 5.0
-    with pytest.raises(ValueError, match="differs"):
-        drift(envs, {"gravity": Increment(1.0)}, seed=0)
 
 
 def test_a_drift_says_that_resets_do_not_fix_episodes():

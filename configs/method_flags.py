@@ -1,0 +1,107 @@
+"""Plasticity methods on a command line: `--methods.NAME` takes one, `--methods.NAME.FIELD VALUE` sets it too.
+
+A name is one of METHODS, or module:Class for a method of the user's own, whose module is then imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import tyro
+
+from neoteny.envs.stream import import_typed
+from neoteny.optim import METHODS, MethodConfig
+
+FLAG = re.compile(r"--methods\.((?:\w[\w.-]*:)?[\w-]+)(?=[.=]|$)")
+"""Takes the name out of a word such as --methods.l2-init.coef=1e-2."""
+
+Configs = tuple[MethodConfig, ...]
+
+
+def method_type(name: str) -> type[MethodConfig]:
+    """The configuration that a name stands for; imports the module of a user's own.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    if ":" not in name:
+        if name not in METHODS:
+            raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+        return METHODS[name]
+    module, _, class_name = name.partition(":")
+    try:
+        import_typed(name)
+    except ValueError as error:
+        raise ValueError(f"there is no method {name!r}: {error.__cause__}") from error
+    found = getattr(sys.modules[module], class_name, None)
+    if not (isinstance(found, type) and issubclass(found, MethodConfig)):
+        raise ValueError(f"there is no method {name!r}: {module} has no MethodConfig {class_name}")
+    return found
+
+
+def change_methods(methods: Configs, changes: Mapping[str, Mapping[str, Any]]) -> Configs:
+    """Methods with some fields changed, name -> field -> value; those that were not there are added.
+
+    Raises:
+        TypeError: a name is not a field.
+        ValueError: there is no such method, or a value is out of range.
+    """
+    chosen: dict[type[MethodConfig], MethodConfig] = {type(method): method for method in methods}
+    for name, fields in changes.items():
+        kind = method_type(name)
+        chosen[kind] = dataclasses.replace(chosen[kind], **fields) if kind in chosen else kind(**fields)
+    return tuple(chosen.values())
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """A command line without its methods, and the words of each method, by its name.
+
+    Raises:
+        ValueError: a method has no name.
+    """
+    others: list[str] = []
+    methods: dict[str, list[str]] = {}
+    owner = others
+    for word in words:
+        if word.startswith("--methods.") or word.partition("=")[0] == "--methods":
+            owner = methods.setdefault(method_name(word), [])
+            if FLAG.fullmatch(word):
+                continue
+        elif word.startswith(("--", "optim:")):
+            owner = others
+        owner.append(word)
+    return others, methods
+
+
+def method_name(word: str) -> str:
+    """The name in the flag of a method.
+
+    Raises:
+        ValueError: there is none.
+    """
+    flag = FLAG.match(word)
+    if flag is None:
+        raise ValueError(f"{word} names no method, as --methods.NAME does; --methods --help lists them")
+    return flag[1].replace("-", "_")
+
+
+def parse_methods(methods: Configs, words: Mapping[str, list[str]]) -> Configs:
+    """Methods as their flags change them, or add to them; exits with code 2 on bad flags.
+
+    Raises:
+        ValueError: there is no such method.
+    """
+    chosen: dict[type[MethodConfig], MethodConfig] = {type(method): method for method in methods}
+    for name, flags in words.items():
+        kind: Any = method_type(name)
+        default = chosen.get(kind, tyro.MISSING_NONPROP)
+        field = Annotated[kind, tyro.conf.arg(name=f"methods.{name}", default=default)]
+        parser = dataclasses.make_dataclass("Parser", [("method", field)])
+        prog = f"{sys.argv[0]} --methods.{name}"
+        # Help shows the name of a module as it is; either sign may be typed.
+        chosen[kind] = tyro.cli(parser, args=flags, prog=prog, use_underscores=":" in name).method
+    return tuple(chosen.values())
