@@ -178,7 +178,8 @@ class Methods:
         learner: What they act on.
 
     Raises:
-        ValueError: two contradict each other, or one does not go with the network or the optimizer.
+        ValueError: two contradict each other, or one does not go with the network or the optimizer, as where
+            the network has no such part.
     """
 
     def __init__(self, configs: Sequence[MethodConfig], learner: Learner) -> None:
@@ -191,6 +192,7 @@ class Methods:
                 raise ValueError(f"the method {config.name} is given twice")
             if against := set(config.conflicts) & set(names):
                 raise ValueError(f"{config.name} and {', '.join(sorted(against))} contradict each other")
+            learner.layers(config.on)
         self.methods = {config.name: config.build(learner) for config in configs}
         self.seen = Seen()
         self._rewatch()
