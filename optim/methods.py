@@ -82,6 +82,8 @@ class Learner:
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad and parameter not in owned:
                 raise RuntimeError(f"{name} is not in the optimizer, which would never train it")
+            if not parameter.requires_grad and parameter.grad is not None:
+                raise RuntimeError(f"{name} is frozen and keeps a gradient, which is clipped with the others")
             moments = owned.get(parameter, {})
             for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
                 if key in moments and moments[key].shape != parameter.shape:
