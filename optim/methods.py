@@ -82,6 +82,8 @@ class Learner:
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad and parameter not in owned:
                 raise RuntimeError(f"{name} is not in the optimizer, which would never train it")
+            if not parameter.requires_grad and parameter.grad is not None:
+                raise RuntimeError(f"{name} is frozen and keeps a gradient, which is clipped with the others")
             moments = owned.get(parameter, {})
             for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
                 if key in moments and moments[key].shape != parameter.shape:
@@ -178,7 +180,8 @@ class Methods:
         learner: What they act on.
 
     Raises:
-        ValueError: two contradict each other, or one does not go with the network or the optimizer.
+        ValueError: two contradict each other, or one does not go with the network or the optimizer, as where
+            the network has no such part.
     """
 
     def __init__(self, configs: Sequence[MethodConfig], learner: Learner) -> None:
@@ -191,6 +194,7 @@ class Methods:
                 raise ValueError(f"the method {config.name} is given twice")
             if against := set(config.conflicts) & set(names):
                 raise ValueError(f"{config.name} and {', '.join(sorted(against))} contradict each other")
+            learner.layers(config.on)
         self.methods = {config.name: config.build(learner) for config in configs}
         self.seen = Seen()
         self._rewatch()

@@ -204,7 +204,6 @@ class CChain(Method):
 
     def __init__(self, learner: Learner, coef: float, on: str) -> None:
         self.learner, self.coef, self.part = learner, coef, on
-        learner.layers(on)
         self.reference: Tensor | None = None
         # The networks of two steps, one step and no step ago.
         self.copies = [copy.deepcopy(learner.network).requires_grad_(False) for _ in range(3)]
@@ -275,7 +274,6 @@ class Injection(Method):
     def __init__(self, learner: Learner, after: int | None, on: str) -> None:
         self.learner, self.part, self.injected = learner, on, False
         self.every, self.at_switch = after or 0, after is None
-        learner.layers(on)
 
     def on(self, event: Event) -> dict[str, float]:
         """Inject, if that was not done."""
@@ -340,7 +338,6 @@ class ShrinkPerturb(Method):
 
     def __init__(self, learner: Learner, share: float, on: str) -> None:
         self.learner, self.share, self.part = learner, share, on
-        learner.layers(on)
 
     @torch.no_grad()
     def on(self, event: Event) -> dict[str, float]:

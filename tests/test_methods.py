@@ -724,6 +724,14 @@ class TestCheck:
         learner.network.net.head.weight.requires_grad_(False)
         learner.check()
 
+    def test_a_frozen_tensor_that_keeps_a_gradient(self):
+        learner = self.learner()
+        weight = learner.network.net.head.weight.requires_grad_(False)
+        with pytest.raises(RuntimeError, match=r"net.head.weight is frozen and keeps a gradient"):
+            learner.check()
+        weight.grad = None
+        learner.check()
+
     def test_moments_of_another_shape(self):
         learner = self.learner()
         weight = learner.network.net.head.weight
