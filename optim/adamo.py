@@ -111,7 +111,7 @@ class AdamO(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_options(group)
+            check_options(group)
             _check_params(group)
             if len({param.device for group in self.param_groups for param in group["params"]}) > 1:
                 raise ValueError("AdamO needs all parameters on one device")
@@ -287,7 +287,7 @@ def _adam(batches: list[_Batch], found_inf: Tensor | None) -> None:
     )
 
 
-def _check_options(group: dict[str, Any]) -> None:
+def check_options(group: dict[str, Any]) -> None:
     """Refuse options out of range, each by name."""
     for name in ("lr", "eps", "iso", "iso_lr"):
         value = group[name]

@@ -15,6 +15,7 @@ import tyro
 from torch import nn
 from torch.optim import Optimizer
 
+from neoteny.optim import adamo, muon
 from neoteny.optim.adamo import AdamO
 from neoteny.optim.isometry import param_groups
 from neoteny.optim.layers import Exclude, split_parameters
@@ -53,8 +54,7 @@ class AdamConfig:
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        groups = _one_group(module, exclude)
-        return torch.optim.Adam(groups, lr=lr, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.Adam(_one_group(module, exclude), lr=lr, fused=True, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,7 @@ class AdamWConfig:
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        return torch.optim.AdamW(
-            _one_group(module, exclude),
-            lr=lr,
-            betas=self.betas,
-            eps=self.eps,
-            weight_decay=self.weight_decay,
-            fused=True,
-        )
+        return torch.optim.AdamW(_one_group(module, exclude), lr=lr, fused=True, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -108,14 +101,7 @@ class AdamOConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_moments(self.betas, self.eps)
-        _check_number("iso", self.iso)
-        if self.iso_lr is not None:
-            _check_number("iso_lr", self.iso_lr)
-        if not 0.0 < self.iso_scale < math.inf:
-            raise ValueError(f"iso_scale must be finite and positive, got {self.iso_scale}")
-        if self.iso_every < 1:
-            raise ValueError(f"iso_every must be at least 1, got {self.iso_every}")
+        adamo.check_options({"lr": 1.0, **vars(self)})
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
@@ -128,17 +114,7 @@ class AdamOConfig:
                 "AdamO has no weight to pull towards isometry, since all are kept orthogonal or excluded: "
                 "use optim:adam"
             )
-        return AdamO(
-            param_groups(module, exclude),
-            lr=lr,
-            betas=self.betas,
-            eps=self.eps,
-            iso=self.iso,
-            iso_lr=self.iso_lr,
-            iso_scale=self.iso_scale,
-            iso_every=self.iso_every,
-            fused=True,
-        )
+        return AdamO(param_groups(module, exclude), lr=lr, fused=True, **vars(self))
 
 
 @dataclass(frozen=True)
@@ -160,12 +136,7 @@ class MuonConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_moments(self.betas, self.eps)
-        _check_number("weight_decay", self.weight_decay)
-        if not 0.0 <= self.momentum < 1.0:
-            raise ValueError(f"momentum must lie in [0, 1), got {self.momentum}")
-        if not 1 <= self.ns_steps < 100:
-            raise ValueError(f"ns_steps must lie in [1, 100), got {self.ns_steps}")
+        muon.check_options({"lr": 1.0, **vars(self)})
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are stepped by AdamW.
@@ -182,16 +153,8 @@ class MuonConfig:
             )
         rest = [(name, weight) for name, weight in weights if weight.ndim > 2] + others
         groups = [{"params": matrices, "kind": "muon"}, {"params": rest, "kind": "adamw"}]
-        return MuonAdamW(
-            [group for group in groups if group["params"]],
-            lr=lr,
-            weight_decay=self.weight_decay,
-            momentum=self.momentum,
-            ns_steps=self.ns_steps,
-            betas=self.betas,
-            eps=self.eps,
-            fused=True,
-        )
+        groups = [group for group in groups if group["params"]]
+        return MuonAdamW(groups, lr=lr, fused=True, **vars(self))
 
 
 def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:

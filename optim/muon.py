@@ -74,7 +74,8 @@ class MuonAdamW(Optimizer):
         """
         super().add_param_group(param_group)
         try:
-            _check_group(self.param_groups[-1])
+            check_options(self.param_groups[-1])
+            _check_params(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -176,18 +177,22 @@ class MuonAdamW(Optimizer):
         )
 
 
-def _check_group(group: dict[str, Any]) -> None:
-    """Refuse a group without a kind, options out of range and parameters that its kind does not step."""
+def check_options(options: dict[str, Any]) -> None:
+    """Refuse options out of range, each by name."""
+    for name in ("lr", "weight_decay", "eps"):
+        if not 0.0 <= options[name] < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, got {options[name]}")
+    for name, decays in (("betas", options["betas"]), ("momentum", (options["momentum"],))):
+        if not all(0.0 <= decay < 1.0 for decay in decays):
+            raise ValueError(f"{name} must lie in [0, 1), got {options[name]}")
+    if not 1 <= options["ns_steps"] < 100:
+        raise ValueError(f"ns_steps must lie in [1, 100), got {options['ns_steps']}")
+
+
+def _check_params(group: dict[str, Any]) -> None:
+    """Refuse a group without a kind, and parameters that its kind does not step."""
     if group["kind"] not in ("muon", "adamw"):
         raise ValueError(f"the kind of a parameter group must be 'muon' or 'adamw', not {group['kind']!r}")
-    for name in ("lr", "weight_decay", "eps"):
-        if not 0.0 <= group[name] < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, got {group[name]}")
-    for name, decays in (("betas", group["betas"]), ("momentum", (group["momentum"],))):
-        if not all(0.0 <= decay < 1.0 for decay in decays):
-            raise ValueError(f"{name} must lie in [0, 1), got {group[name]}")
-    if not 1 <= group["ns_steps"] < 100:
-        raise ValueError(f"ns_steps must lie in [1, 100), got {group['ns_steps']}")
     names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
     for name, param in zip(names, group["params"]):
         if param.is_complex():
