@@ -143,7 +143,7 @@ def describe(
     members = {name: set(part.modules()) for name, part in parts.items()}
     with undisturbed([network], example.device):
         layers: dict[nn.Module, Layer] = {}
-        calls = trace(network, example, activations)
+        calls = trace(network, example.clone(), activations)
         for call in calls:
             of = frozenset(name for name, modules in members.items() if call.module in modules)
             layer = Layer(names[call.module], call.module, of, following=tuple(call.following))
@@ -181,7 +181,7 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
         layers: Its description.
     """
     with undisturbed([network], example.device):
-        perturbation = _Perturbation(network, example, trace(network, example))
+        perturbation = _Perturbation(network, example, trace(network, example.clone()))
         reached = {layer: perturbation.reach(layer.module) for layer in layers}
         observed = perturbation.reach(None)
     for layer in layers:
@@ -378,7 +378,7 @@ class _Perturbation:
                     stack.enter_context(_forward_as(module, replacement(module)))
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(_forward_as(module, lambda inputs: inputs))
-            leaving = tree_leaves(self.network.forward(example))
+            leaving = tree_leaves(self.network.forward(example.clone()))  # it may be overwritten
         rows = example.shape[:1]
         leaving = [output for output in leaving if isinstance(output, Tensor) and output.shape[:1] == rows]
         outputs = [torch.zeros(*rows, 1, device=example.device), *(out.reshape(*rows, -1) for out in leaving)]
