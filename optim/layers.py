@@ -378,7 +378,7 @@ class _Perturbation:
                     stack.enter_context(_forward_as(module, replacement(module)))
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(_forward_as(module, lambda inputs: inputs))
-            leaving = tree_leaves(self.network.forward(example.clone()))  # it may be overwritten
+            leaving = tree_leaves(self.network.forward(example.clone()))  # which may be overwritten
         rows = example.shape[:1]
         leaving = [output for output in leaving if isinstance(output, Tensor) and output.shape[:1] == rows]
         outputs = [torch.zeros(*rows, 1, device=example.device), *(out.reshape(*rows, -1) for out in leaving)]

@@ -16,8 +16,15 @@ from neoteny.agents import dqn, ppo
 from neoteny.configs.cli import cli, override, read_args
 from neoteny.configs.dqn import PRESETS as DQN_PRESETS
 from neoteny.configs.ppo import PRESETS as PPO_PRESETS
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
-from neoteny.optim import METHODS, MethodConfig, methods_as_dict
+from neoteny.optim import (
+    METHODS,
+    AdamConfig,
+    AdamOConfig,
+    AdamWConfig,
+    MethodConfig,
+    MuonConfig,
+    methods_as_dict,
+)
 
 AGENTS = {"ppo": (ppo.Args, PPO_PRESETS), "dqn": (dqn.Args, DQN_PRESETS)}
 OPTIMIZERS = [AdamConfig, AdamWConfig, AdamOConfig, MuonConfig]

@@ -8,18 +8,20 @@ from safetensors.torch import load_file
 from torch import nn
 
 from neoteny.agents import dqn
-from neoteny.agents.dqn import Args, QNetwork, dqn_loss, epsilon_at, td_targets, update_target
+from neoteny.agents.dqn import Args, QNetwork, dqn_loss, epsilon_at, gradient_steps, td_targets, update_target
 from neoteny.agents.networks import NetworkConfig
 from neoteny.configs.cli import launch, override
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig, stream
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, Learner, Methods, MuonConfig
+from neoteny.runners.checkpoint import read_checkpoint, save_checkpoint
 from neoteny.runners.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.replay import Batch
 from tests.events import scalars
 from tests.killed import die
 from tests.simple_envs import PayOrToil
+from tests.simple_methods import SquaresConfig, stepped
 
 
 def small(tmp_path, id, **changes):
@@ -68,6 +70,72 @@ def test_loss_by_hand():
     assert stats.tolist() == pytest.approx([loss.item(), (2 + 3 + 5) / 3])
     loss.backward()
     assert values.grad.flatten().tolist() == pytest.approx([0, -0.5 / 3, 1 / 3, 0, 0, 0])
+
+
+METHODS = {"none": None, "apart": SquaresConfig(0.1), "clipped": SquaresConfig(0.1, clipped=True)}
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-2, 1e3])
+@pytest.mark.parametrize("step", ["sgd", "adam"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("double", [False, True])
+def test_an_update_by_hand(double, method, step, max_grad_norm):
+    torch.manual_seed(0)
+    args = Args(double=double, max_grad_norm=max_grad_norm)
+    agent, target = (QNetwork(StreamConfig("Identity-v0").make(1), NetworkConfig(hidden=(8,))) for _ in "ab")
+    target.requires_grad_(False)
+    lr, config = 0.05, METHODS[method]
+    optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[step](agent.parameters(), lr=lr)
+    methods = Methods([config] if config else [], Learner(agent, optimizer, lambda: agent, target))
+    batch = Batch(
+        observations=torch.randn(16, 4),
+        actions=torch.randint(4, (16,)),
+        returns=3 * torch.randn(16),
+        discounts=torch.tensor([0.9, 0.0]).repeat(8),
+        next_observations=torch.randn(16, 4),
+        weights=torch.tensor([1.0, 1.0, 1.0, 0.0]).repeat(4),
+    )
+    for parameter in agent.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)  # left over, and not to be added to
+
+    taken = agent(batch.observations)[range(16), batch.actions]
+    after = target(batch.next_observations)
+    best = (agent(batch.next_observations) if double else after).argmax(1)
+    errors = taken - (batch.returns + batch.discounts * after[range(16), best])
+    assert (errors.abs() > 1).float().mean() not in (0, 1)
+    huber = torch.where(errors.abs() < 1, errors.square() / 2, errors.abs() - 0.5)
+    loss = (batch.weights * huber).sum() / 16
+    weights = list(agent.parameters())
+    before = torch.cat([weight.detach().flatten() for weight in weights])
+    gradients = list(torch.autograd.grad(loss, weights))
+    penalties = [config.coef * weight.detach() for weight in weights] if config else []
+    expected, norm = stepped(
+        [weight.detach().clone() for weight in weights], gradients, penalties, config, max_grad_norm, step, lr
+    )
+    of_target = [weight.clone() for weight in target.parameters()]
+    by_hand = [loss.item(), taken.mean().item(), norm]
+
+    stats = dqn.update(agent, target, optimizer, methods, batch, args)
+    assert stats.shape == (len(dqn.STATS),)
+    assert not stats.requires_grad
+    assert stats.tolist() == pytest.approx(by_hand, rel=1e-4, abs=1e-6)
+    for parameter, hand in zip(agent.parameters(), expected):
+        torch.testing.assert_close(parameter.detach(), hand, rtol=0, atol=1e-6 if step == "sgd" else 1e-4)
+    assert all(torch.equal(weight, was) for weight, was in zip(target.parameters(), of_target))
+    assert methods.steps == 0  # it is the loop that counts them
+    if config:
+        squares = methods.methods["squares"]
+        assert squares.calls == ["penalty", "after_step"]
+        assert squares.batches[0] is batch
+        after_it = torch.cat([weight.detach().flatten() for weight in agent.parameters()])
+        assert torch.equal(squares.weights[0], before)
+        assert torch.equal(squares.weights[1], after_it)
+
+
+def test_gradient_steps_are_numbered_from_the_first_on():
+    args = Args(learning_starts=1024, train_every=8, gradient_steps=3)
+    numbers = [list(gradient_steps(steps, args)) for steps in (8, 1016, 1024, 1032, 1040)]
+    assert numbers == [[], [], [0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 def test_a_dueling_network_by_hand(tmp_path):
@@ -237,6 +305,23 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
     assert len(outcomes[0][0]) > 30
 
 
+def test_a_checkpoint_of_before_methods_is_gone_on_from_exactly(tmp_path, monkeypatch):
+    weights = []
+    for name in ("calm", "old"):
+        args = small(tmp_path / name, "cartpole-rotations", checkpoint_every=500)
+        folder = run_folder("dqn", args) / "checkpoint"
+        if name == "old":
+            die(dqn, args, 1300, monkeypatch)
+            for path in sorted(folder.glob("step_*")):
+                state = read_checkpoint(path)
+                assert state["parts"].pop("methods")["steps"] > 0
+                del state["config"]["methods"]
+                save_checkpoint(folder, state["step"], state)
+        dqn.main(args)
+        weights.append((folder / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
 def test_probes_do_not_disturb_training(tmp_path):
     weights = []
     for probes in (ProbeConfig(every=0), ProbeConfig(every=2, full_every=1, plasticity_every=1)):
@@ -365,7 +450,11 @@ def test_bad_arguments_are_refused(bad, tmp_path):
         small(tmp_path, "cartpole-rotations", **bad)
 
 
-def test_continuous_actions_are_refused(tmp_path):
+def test_continuous_actions_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="discrete"):
+        QNetwork(StreamConfig("Pendulum-v1").make(1), NetworkConfig())
+    with pytest.raises(SystemExit) as exit:
         dqn.main(small(tmp_path, "Pendulum-v1"))
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: DQN acts in discrete action spaces, not in Box(")
     assert not list(tmp_path.iterdir())

@@ -14,9 +14,27 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.activations import Abs, MaxMin
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig
-from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig, orthogonal, orthogonalize
+from neoteny.optim import (
+    AdamConfig,
+    AdamO,
+    AdamOConfig,
+    AdamWConfig,
+    Learner,
+    Methods,
+    MuonConfig,
+    build_methods,
+    orthogonal,
+    orthogonalize,
+)
 from neoteny.optim.isometry import matrix_view
-from neoteny.optim.orthogonal import EXACT_ITERATIONS, Bjorck, orthogonal_factor, orthogonal_groups
+from neoteny.optim.layers import split_parameters
+from neoteny.optim.orthogonal import (
+    EXACT_ITERATIONS,
+    REORTHOGONALIZE_EVERY,
+    Bjorck,
+    ReorthogonalizeConfig,
+    orthogonal_factor,
+)
 from neoteny.runners.folder import run_folder
 from neoteny.runners.probes import ProbeConfig, measure
 from tests.killed import die
@@ -208,7 +226,13 @@ def regression_net() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(16, 1))
 
 
-def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> list[float]:
+def train(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    first: int = 0,
+    methods: Methods | None = None,
+) -> list[float]:
     """Losses of a regression on data that follow from the number of the step."""
     losses = []
     for step in range(first, first + steps):
@@ -218,6 +242,9 @@ def train(network: nn.Module, optimizer: torch.optim.Optimizer, steps: int, firs
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
+        if methods:
+            methods.after_step()
+            methods.between_steps(inputs)
     return losses
 
 
@@ -318,100 +345,170 @@ CONFIGS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=1), MuonC
 configs = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.name)
 
 
-def mixed_net() -> nn.Sequential:
+class Regression(nn.Sequential):
+    """Layers as an agent's network has them."""
+
+    example = torch.zeros(1, 16)
+
+    def encode(self, observations: Tensor) -> Tensor:
+        return observations
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"actor": self}
+
+
+def mixed_net() -> Regression:
     """An orthogonal layer, a free one and a head: something for every optimizer."""
     layers = [orthogonalize(nn.Linear(16, 16)), Abs(), nn.Linear(16, 16), Abs()]
-    return nn.Sequential(*layers, nn.Linear(16, 1))
+    return Regression(*layers, nn.Linear(16, 1))
+
+
+def with_methods(network: nn.Module, config, every: int = 4) -> Methods:
+    """A network with its optimizer and a method that renews raw weights."""
+    optimizer = config.build(network, 1e-2, "4")
+    return build_methods((ReorthogonalizeConfig(every=every),), Learner(network, optimizer, mixed_net))
+
+
+def train_all(methods: Methods, steps: int, first: int = 0) -> list[float]:
+    """Train a network with its optimizer and its methods."""
+    learner = methods.learner
+    return train(learner.network, learner.optimizer, steps, first, methods)
+
+
+def is_renewed(weight: Tensor) -> bool:
+    """Whether a raw weight is as orthogonal as a renewed one."""
+    return bool(((singular_values(weight) - 1).abs() < 1e-5).all())
 
 
 class TestReorthogonalization:
-    @pytest.fixture(autouse=True)
-    def every_fourth(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(orthogonal, "REORTHOGONALIZE_EVERY", 4)
-
     @configs
     def test_every_fourth_step_changes_the_raw_weight_and_not_the_function(self, config):
         network = mixed_net()
-        optimizer = config.build(network, 1e-2, "4")
+        methods = with_methods(network, config)
         before = [parameter.detach().clone() for parameter in network.parameters()]
         for first in range(10):
-            train(network, optimizer, 1, first)
-            sigma = singular_values(raw(network[0]))
-            done = bool(((sigma - 1).abs() < 1e-5).all())
-            assert done == (first % 4 == 3)
+            train_all(methods, 1, first)
+            assert is_renewed(raw(network[0])) == (first % 4 == 3)
         assert all(not torch.equal(p, b) for p, b in zip(network.parameters(), before))
 
     @configs
-    def test_without_it_all_is_the_same_but_for_the_scale_of_the_raw_weight(self, config, monkeypatch):
+    def test_it_changes_raw_weights_alone_and_the_layer_not_at_all(self, config):
+        network = mixed_net()
+        methods = with_methods(network, config)
+        optimizer = methods.learner.optimizer
+        train(network, optimizer, 4)
+        inputs = torch.randn(5, 16)
+        before, state = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+        outputs, weight = network(inputs), network[0].weight.detach().clone()
+        for _ in range(4):
+            methods.between_steps(inputs)
+        torch.testing.assert_close(network[0].weight, weight, atol=1e-6, rtol=0)
+        torch.testing.assert_close(network(inputs), outputs)
+        changed = {n for n, tensor in network.state_dict().items() if not torch.equal(tensor, before[n])}
+        assert changed == {"0.parametrizations.weight.original"}
+        torch.testing.assert_close(optimizer.state_dict()["state"], state["state"], rtol=0, atol=0)
+        assert optimizer.state_dict()["param_groups"] == state["param_groups"]
+
+    @configs
+    def test_without_it_all_is_the_same_but_for_the_scale_of_the_raw_weight(self, config):
         often, never = mixed_net(), mixed_net()
         never.load_state_dict(often.state_dict())
-        train(often, config.build(often, 1e-2, "4"), 4)
-        monkeypatch.setattr(orthogonal, "REORTHOGONALIZE_EVERY", 1000)
-        train(never, config.build(never, 1e-2, "4"), 4)
+        train_all(with_methods(often, config), 4)
+        train_all(with_methods(never, config, every=1000), 4)
         assert not torch.allclose(raw(often[0]), raw(never[0]), atol=1e-3)
         torch.testing.assert_close(often[0].weight, never[0].weight, atol=1e-6, rtol=0)
         torch.testing.assert_close(often[2].weight, never[2].weight)
 
     def test_moments_stay(self):
         network = mixed_net()
-        optimizer = AdamConfig().build(network, 1e-2)
-        train(network, optimizer, 3)
+        methods = with_methods(network, AdamConfig())
+        optimizer = methods.learner.optimizer
+        train_all(methods, 3)
         for parameter in network.parameters():
             parameter.grad = torch.zeros_like(parameter)
         moment = optimizer.state[raw(network[0])]["exp_avg"].clone()
         optimizer.step()
+        methods.between_steps(torch.zeros(1, 16))
+        assert is_renewed(raw(network[0]))
         torch.testing.assert_close(optimizer.state[raw(network[0])]["exp_avg"], 0.9 * moment)
 
     @configs
-    def test_a_resumed_run_continues_bit_for_bit(self, config):
+    @pytest.mark.parametrize("saved_at", [4, 6])
+    def test_a_resumed_run_continues_bit_for_bit(self, config, saved_at):
         whole, part, rest = mixed_net(), mixed_net(), mixed_net()
         part.load_state_dict(whole.state_dict())
-        expected = train(whole, config.build(whole, 1e-2, "4"), 12)
-        optimizer = config.build(part, 1e-2, "4")
-        train(part, optimizer, 6)
+        expected = train_all(with_methods(whole, config), 12)
+        methods = with_methods(part, config)
+        train_all(methods, saved_at)
         buffer = io.BytesIO()
-        torch.save((part.state_dict(), optimizer.state_dict()), buffer)
+        parts = (methods, part, methods.learner.optimizer)
+        torch.save([kept.state_dict() for kept in parts], buffer)
         buffer.seek(0)
-        weights, state = torch.load(buffer, weights_only=True)
-        resumed = config.build(rest, 1e-2, "4")
-        rest.load_state_dict(weights)
-        resumed.load_state_dict(state)
-        assert train(rest, resumed, 6, first=6) == expected[6:]
+        resumed = with_methods(rest, config)
+        states = torch.load(buffer, weights_only=True)
+        for kept, state in zip((resumed, rest, resumed.learner.optimizer), states):
+            kept.load_state_dict(state)
+        assert train_all(resumed, 12 - saved_at, first=saved_at) == expected[saved_at:]
+        for ours, theirs in zip(rest.parameters(), whole.parameters()):
+            assert torch.equal(ours, theirs)
+
+    @configs
+    def test_a_resumed_run_that_counts_anew_is_another_one(self, config):
+        whole, rest = mixed_net(), mixed_net()
+        methods, resumed = with_methods(whole, config), with_methods(rest, config)
+        train_all(methods, 6)
+        for kept, before in ((rest, whole), (resumed.learner.optimizer, methods.learner.optimizer)):
+            kept.load_state_dict(before.state_dict())
+        train_all(methods, 2, first=6)
+        train_all(resumed, 2, first=6)
+        assert is_renewed(raw(whole[0]))
+        assert not is_renewed(raw(rest[0]))
 
     @configs
     def test_copies_go_their_own_way_and_the_same(self, config):
         network = mixed_net()
-        optimizer = config.build(network, 1e-2, "4")
-        train(network, optimizer, 2)
-        twin, twin_optimizer = copy.deepcopy((network, optimizer))
-        before = copy.deepcopy(network.state_dict())
-        losses = train(twin, twin_optimizer, 8, first=2)
-        for name, tensor in network.state_dict().items():
-            assert torch.equal(tensor, before[name])
-        assert train(network, optimizer, 8, first=2) == losses
+        methods = with_methods(network, config)
+        train_all(methods, 2)
+        twin = copy.deepcopy(methods)
+        assert twin.learner.network is not network
+        before = copy.deepcopy((network.state_dict(), methods.learner.optimizer.state_dict()["state"]))
+        losses = train_all(twin, 8, first=2)
+        for now, then in zip((network.state_dict(), methods.learner.optimizer.state_dict()["state"]), before):
+            torch.testing.assert_close(now, then, rtol=0, atol=0)
+        assert (methods.steps, twin.steps) == (2, 10)
+        assert train_all(methods, 8, first=2) == losses
+        for ours, theirs in zip(network.parameters(), twin.learner.network.parameters()):
+            assert torch.equal(ours, theirs)
 
     @configs
     def test_hooks_of_a_step_run_once_whatever_was_built_before(self, config):
         for optimizer_class in (torch.optim.Adam, torch.optim.AdamW, AdamO):
             optimizer_class([nn.Linear(2, 2).weight])
         network, ran = mixed_net(), []
-        optimizer = config.build(network, 1e-2, "4")
+        methods = with_methods(network, config)
+        optimizer = methods.learner.optimizer
         optimizer.register_step_pre_hook(lambda *_: ran.append("before"))
         optimizer.register_step_post_hook(lambda *_: ran.append("after"))
         optimizer.load_state_dict(optimizer.state_dict())
-        train(network, optimizer, 1)
+        train_all(methods, 1)
         assert ran == ["before", "after"]
-        phases = [
-            group["orthogonal_phase"] for group in optimizer.param_groups if "orthogonal_phase" in group
-        ]
-        assert phases == [1]
+        assert methods.steps == 1
+
+    @configs
+    def test_optimizers_alone_leave_raw_weights_to_grow(self, config):
+        network = mixed_net()
+        optimizer = config.build(network, 1e-2, "4")
+        train(network, optimizer, REORTHOGONALIZE_EVERY // 1000)
+        assert not is_renewed(raw(network[0]))
+        kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adamo": AdamO}
+        assert config.name == "muon" or type(optimizer) is kinds[config.name]
 
     def test_a_copy_of_the_network_alone_is_left_alone(self):
         network = mixed_net()
-        optimizer = AdamConfig().build(network, 1e-2)
+        methods = with_methods(network, AdamConfig())
         target = copy.deepcopy(network).requires_grad_(False)
         before = raw(target[0]).clone()
-        train(network, optimizer, 8)
+        train_all(methods, 8)
         assert torch.equal(raw(target[0]), before)
         dqn.update_target(target, network, 0.25)
         expected = orthogonal_factor(before.lerp(raw(network[0]).detach(), 0.25))
@@ -421,17 +518,74 @@ class TestReorthogonalization:
         with torch.no_grad():
             assert torch.equal(target[0].weight, network[0].weight)
 
-    def test_only_raw_weights_have_a_group_of_their_own(self):
+    def test_it_is_concerned_with_orthogonal_layers_alone(self):
         network = mixed_net()
-        named = list(network.named_parameters())
-        others, raws = orthogonal_groups([{"params": named, "iso": 0.0}], network)
-        assert [name for name, _ in raws["params"]] == ["0.parametrizations.weight.original"]
-        assert len(others["params"]) == 5
-        assert (raws["iso"], raws["orthogonal_every"], raws["orthogonal_phase"]) == (0.0, 4, 0)
-        assert "orthogonal_every" not in others
-        free = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
-        groups = [{"params": list(free.named_parameters())}]
-        assert orthogonal_groups(groups, free) == groups
+        network[2] = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
+        methods = with_methods(network, AdamConfig(), every=1)
+        with torch.no_grad():
+            raw(network[0]).mul_(3.0)
+        before = copy.deepcopy(network.state_dict())
+        methods.between_steps(torch.zeros(1, 16))
+        changed = {n for n, tensor in network.state_dict().items() if not torch.equal(tensor, before[n])}
+        assert changed == {"0.parametrizations.weight.original"}
+
+    @configs
+    def test_raw_weights_are_trained_like_the_rest_and_never_pulled(self, config):
+        network = mixed_net()
+        optimizer = config.build(network, 1e-2, "4")
+        matrices, others = split_parameters(network, "4")
+        assert [name for name, _ in matrices] == ["2.weight"]
+        assert "0.parametrizations.weight.original" in [name for name, _ in others]
+        (group,) = (
+            group
+            for group in optimizer.param_groups
+            if any(parameter is raw(network[0]) for parameter in group["params"])
+        )
+        assert any(parameter is network[0].bias for parameter in group["params"])
+        assert not group.get("iso")
+        assert len(optimizer.param_groups) == (1 if config.name in ("adam", "adamw") else 2)
+
+    def test_networks_with_orthogonal_layers_have_it_by_default_once_and_others_do_not(self):
+        def names(configs, network) -> list[str]:
+            optimizer = AdamConfig().build(network, 1e-2)
+            return list(build_methods(configs, Learner(network, optimizer, mixed_net)).methods)
+
+        assert names((), mixed_net()) == ["reorthogonalize"]
+        free = Regression(nn.Linear(16, 16), Abs(), nn.Linear(16, 1))
+        assert names((), free) == []
+        network = mixed_net()
+        methods = build_methods((), Learner(network, AdamConfig().build(network, 1e-2), mixed_net))
+        assert methods.methods["reorthogonalize"].every == REORTHOGONALIZE_EVERY == 10_000
+        assert with_methods(mixed_net(), AdamConfig(), every=7).methods["reorthogonalize"].every == 7
+        with pytest.raises(ValueError, match="no orthogonal layer"):
+            names((ReorthogonalizeConfig(),), free)
+        with pytest.raises(ValueError, match="every"):
+            ReorthogonalizeConfig(every=0)
+
+    def test_one_part_is_renewed_alone(self):
+        class Two(nn.Module):
+            example = torch.zeros(1, 16)
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.actor, self.critic = mixed_net(), mixed_net()
+
+            def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+                return self.actor(observations), self.critic(observations)
+
+            def encode(self, observations: Tensor) -> Tensor:
+                return observations
+
+            def parts(self) -> dict[str, nn.Module]:
+                return {"actor": self.actor, "critic": self.critic}
+
+        network = Two()
+        for part in network.parts().values():
+            raw(part[0]).data.mul_(3.0)
+        learner = Learner(network, AdamConfig().build(network, 1e-2), Two)
+        build_methods((ReorthogonalizeConfig(on="critic", every=1),), learner).between_steps(None)
+        assert not is_renewed(raw(network.actor[0]))
+        assert is_renewed(raw(network.critic[0]))
 
 
 RUNS = {
@@ -464,10 +618,10 @@ def arguments(folder, agent, id, **changes):
     ],
 )
 def test_a_killed_run_comes_to_the_same_end(agent, id, amp, tmp_path, monkeypatch):
-    monkeypatch.setattr(orthogonal, "REORTHOGONALIZE_EVERY", 7)
+    renewing = (ReorthogonalizeConfig(every=7),)
     weights = []
     for name, steps in (("calm", ()), ("killed", (140, 400))):
-        args = arguments(tmp_path / name, agent, id, amp=amp)
+        args = arguments(tmp_path / name, agent, id, amp=amp, methods=renewing)
         for at in steps:
             die(RUNS[agent][0], args, at, monkeypatch)
         RUNS[agent][0].main(args)
@@ -478,6 +632,21 @@ def test_a_killed_run_comes_to_the_same_end(agent, id, amp, tmp_path, monkeypatc
     assert len(kept) == (2 if id == "cartpole-rotations" else 4) * (2 if agent == "ppo" else 1)
     for weight in kept:
         assert_orthogonal(orthogonal_factor(matrix_view(weight)), 1e-3)
+
+
+@pytest.mark.parametrize("agent", RUNS)
+def test_runs_of_orthogonal_layers_renew_their_raw_weights_unasked(agent, tmp_path, monkeypatch):
+    renewed, renew = [], orthogonal.Reorthogonalization.on
+    monkeypatch.setattr(
+        orthogonal.Reorthogonalization,
+        "on",
+        lambda self, event: (renewed.append((event.steps, self.every)), renew(self, event))[1],
+    )
+    monkeypatch.setattr(orthogonal.ReorthogonalizeConfig.__init__, "__defaults__", ("all", 7))
+    args = arguments(tmp_path, agent, "cartpole-rotations")
+    RUNS[agent][0].main(args)
+    assert renewed == [(step, 7) for step in range(7, {"ppo": 32, "dqn": 98}[agent] + 1, 7)]
+    assert (run_folder(agent, args) / "summary.json").exists()
 
 
 @pytest.mark.parametrize("linear", ["free", "orthogonal"])

@@ -6,17 +6,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig
-from neoteny.agents.ppo import Args, gae, ppo_loss
+from neoteny.agents.ppo import ActorCritic, Args, Batch, gae, ppo_loss
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig, stream
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, Learner, Methods, MuonConfig
+from neoteny.runners.checkpoint import load_checkpoint
+from neoteny.runners.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
+from tests.killed import die
 from tests.simple_envs import PayOrToil
+from tests.simple_methods import SquaresConfig, stepped
 
 
 def small(tmp_path, id, **changes):
@@ -62,14 +67,18 @@ def test_gae_with_lambda_1_is_the_discounted_return():
 
 def test_ppo_loss_by_hand():
     # Even odds; ratios 0.5 / 0.25 = 2 and 0.5 / 0.5 = 1; advantages +-0.7071 once normalized.
-    logits = torch.zeros(2, 2)
-    loss, stats = ppo_loss(
-        logits,
-        values=torch.tensor([1.0, 2.0]),
+    batch = Batch(
+        observations=torch.zeros(2, 1),
         actions=torch.tensor([0, 1]),
-        old_log_probs=torch.tensor([0.25, 0.5]).log(),
+        log_probs=torch.tensor([0.25, 0.5]).log(),
         advantages=torch.tensor([3.0, 1.0]),
         returns=torch.tensor([0.0, 4.0]),
+    )
+    loss, stats = ppo_loss(
+        log_probs=torch.tensor([0.5, 0.5]).log(),
+        entropy=torch.full((2,), np.log(2)),
+        values=torch.tensor([1.0, 2.0]),
+        batch=batch,
         clip=0.2,
         ent_coef=0.1,
         vf_coef=0.5,
@@ -79,6 +88,107 @@ def test_ppo_loss_by_hand():
     kl, clipfrac = ((2 - 1 - np.log(2)) + 0) / 2, 0.5
     assert stats.tolist() == pytest.approx([policy, value, entropy, kl, clipfrac])
     assert loss.item() == pytest.approx(policy - 0.1 * entropy + 0.5 * value)
+
+
+def test_entropies_are_averaged_in_the_loss():
+    batch = Batch(torch.zeros(2, 1), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, 2.0]), torch.zeros(2))
+    entropy = torch.tensor([0.1, 0.5], requires_grad=True)
+    loss, stats = ppo_loss(torch.zeros(2), entropy, torch.zeros(2), batch, 0.2, 2.0, 0.5)
+    assert stats[2].item() == pytest.approx(0.3)
+    loss.backward()
+    assert entropy.grad.tolist() == pytest.approx([-1.0, -1.0])
+    assert not stats.requires_grad
+
+
+def test_evaluation_by_hand():
+    agent = ActorCritic(StreamConfig("Identity-v0").make(1), NetworkConfig(hidden=(4,)))
+    agent.actor, agent.critic = nn.Linear(4, 4), nn.Linear(4, 1, bias=False)
+    odds = torch.tensor(
+        [[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 3.0, 4.0], [1e-6, 1.0, 1.0, 8.0], [5.0, 1.0, 1.0, 1.0]]
+    )
+    agent.actor.weight.data, agent.actor.bias.data = odds.log().T, torch.full((4,), 7.0)
+    agent.critic.weight.data = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
+    actions = torch.tensor([2, 3, 0, 0])
+    log_probs, entropy, values = agent.evaluate(torch.eye(4), actions)
+    probabilities = odds / odds.sum(1, keepdim=True)  # whatever is added to all logits
+    taken = [probabilities[row, action].item() for row, action in enumerate(actions.tolist())]
+    assert log_probs.tolist() == pytest.approx(np.log(taken).tolist(), rel=1e-5)
+    by_hand = [-sum(p * np.log(p) for p in row) for row in probabilities.tolist()]
+    assert entropy.tolist() == pytest.approx(by_hand, rel=1e-5)
+    assert entropy[0].item() == pytest.approx(np.log(4))
+    assert values.tolist() == [1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("amp", ["none", "bf16"])
+def test_what_was_acted_on_is_evaluated_the_same(shared, amp):
+    torch.manual_seed(0)
+    agent = ActorCritic(StreamConfig("grid-layouts").make(8), NetworkConfig(), shared, amp)
+    observations = torch.randint(0, 3, (50, *agent.example.shape[1:]), dtype=torch.uint8)
+    actions, log_probs, values = agent.act(observations)
+    for found, expected in zip(agent.evaluate(observations, actions), (log_probs, None, values)):
+        if expected is not None:
+            assert torch.equal(found, expected)
+    assert torch.equal(agent.value(observations), values)
+    policy = torch.distributions.Categorical(logits=agent(observations)[0])
+    torch.testing.assert_close(policy.log_prob(actions), log_probs)
+    torch.testing.assert_close(agent.evaluate(observations, actions)[1], policy.entropy())
+
+
+METHODS = {"none": None, "apart": SquaresConfig(0.1), "clipped": SquaresConfig(0.1, clipped=True)}
+
+
+@pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
+@pytest.mark.parametrize("step", ["sgd", "adam"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_update_by_hand(method, step, max_grad_norm):
+    torch.manual_seed(0)
+    args = Args(clip=0.1, ent_coef=0.03, vf_coef=0.7, max_grad_norm=max_grad_norm)
+    agent, lr = ActorCritic(StreamConfig("Identity-v0").make(1), NetworkConfig(hidden=(8,))), 0.05
+    optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[step](agent.parameters(), lr=lr)
+    config = METHODS[method]
+    methods = Methods([config] if config else [], Learner(agent, optimizer, lambda: agent))
+    observations, actions = torch.randn(16, 4), torch.randint(4, (16,))
+    batch = Batch(observations, actions, torch.randn(16) - 1.4, torch.randn(16), torch.randn(16))
+    for parameter in agent.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)  # left over, and not to be added to
+
+    hidden = [torch.relu(net.linear1(observations)) for net in (agent.actor, agent.critic)]
+    policy = torch.distributions.Categorical(logits=agent.actor.head(hidden[0]))
+    values = agent.critic.head(hidden[1])[:, 0]
+    log_ratio = policy.log_prob(actions) - batch.log_probs
+    ratio = log_ratio.exp()
+    advantages = (batch.advantages - batch.advantages.mean()) / batch.advantages.std()
+    surrogate = torch.minimum(ratio * advantages, ratio.clip(0.9, 1.1) * advantages).mean()
+    value_loss = ((values - batch.returns) ** 2).mean() / 2
+    entropy = policy.entropy().mean()
+    loss = -surrogate - 0.03 * entropy + 0.7 * value_loss
+    weights = list(agent.parameters())
+    before = torch.cat([weight.detach().flatten() for weight in weights])
+    gradients = list(torch.autograd.grad(loss, weights))
+    penalties = [config.coef * weight.detach() for weight in weights] if config else []
+    expected, norm = stepped(
+        [weight.detach().clone() for weight in weights], gradients, penalties, config, max_grad_norm, step, lr
+    )
+    outside = ((ratio - 1).abs() > 0.1).float().mean()
+    losses = torch.stack((-surrogate, value_loss, entropy, (ratio - 1 - log_ratio).mean(), outside))
+    by_hand = [*losses.tolist(), norm]
+
+    stats = ppo.update(agent, optimizer, methods, batch, args)
+    assert stats.shape == (len(ppo.STATS),)
+    assert not stats.requires_grad
+    assert stats.tolist() == pytest.approx(by_hand, rel=1e-4, abs=1e-6)
+    assert 0 < outside < 1
+    for parameter, hand in zip(agent.parameters(), expected):
+        torch.testing.assert_close(parameter.detach(), hand, rtol=0, atol=1e-6 if step == "sgd" else 1e-4)
+    assert methods.steps == 0  # it is the loop that counts them
+    if config:
+        squares = methods.methods["squares"]
+        assert squares.calls == ["penalty", "after_step"]
+        assert squares.batches[0] is batch
+        after = torch.cat([weight.detach().flatten() for weight in agent.parameters()])
+        assert torch.equal(squares.weights[0], before)
+        assert torch.equal(squares.weights[1], after)
 
 
 FIVE_STEPS = 2.63  # on average (1 - 0.9^j) / 0.1 over the j = 1..5 steps that are left
@@ -154,7 +264,7 @@ def test_values_at_a_boundary_leak_if_bootstrapped_from_the_next_task(monkeypatc
 
 
 def test_identity_is_learnt(tmp_path):
-    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=12_288, gamma=0.0, lr=3e-3))
+    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=12_288, gamma=0.0, lr=1e-3))
     assert summary["visits"][-1]["return_at_end"] > 9.5
 
 
@@ -169,6 +279,43 @@ def test_every_optimizer_runs_and_anneals_every_group(tmp_path, optim):
     rates = [value for _, value in events["charts/learning_rate"]]
     assert rates == pytest.approx([0.00075, 0.0005, 0.00025, 0.0])
     assert "plasticity/dormant_0.025/max" in events
+
+
+def test_annealing_goes_on_where_a_killed_run_was(tmp_path, monkeypatch):
+    rates, weights = {}, []
+    for name in ("calm", "killed"):
+        changes = {"anneal_lr": True, "checkpoint_every": 128, "optim": AdamOConfig(iso=1.0)}
+        args = small(tmp_path / name, "cartpole-rotations", total_steps=1024, **changes)
+        folder = run_folder("ppo", args)
+        if name == "killed":
+            die(ppo, args, 128 * 5 + 64, monkeypatch)
+            saved = load_checkpoint(folder / "checkpoint")["parts"]
+            assert [group["lr"] for group in saved["optimizer"]["param_groups"]] == [1e-3 * (1 - 5 / 8)] * 2
+            assert "annealing" not in saved
+        ppo.main(args)
+        rates[name] = scalars(folder)["charts/learning_rate"]
+        weights.append((folder / "checkpoint" / "weights.safetensors").read_bytes())
+    expected = [(128 * update, 1e-3 * (1 - update / 8)) for update in range(1, 9)]
+    assert [step for step, _ in rates["calm"]] == [step for step, _ in expected]
+    assert [rate for _, rate in rates["calm"]] == pytest.approx([rate for _, rate in expected])
+    assert rates["killed"] == rates["calm"]
+    assert weights[0] == weights[1]
+
+
+def test_the_learning_rate_in_each_update(tmp_path, monkeypatch):
+    used, update = [], ppo.update
+
+    def noting(agent, optimizer, *rest):
+        used.append({group["lr"] for group in optimizer.param_groups})
+        return update(agent, optimizer, *rest)
+
+    monkeypatch.setattr(ppo, "update", noting)
+    for anneal in (False, True):
+        args = small(tmp_path / str(anneal), "cartpole-rotations", total_steps=512, epochs=1, minibatches=2)
+        ppo.main(dataclasses.replace(args, anneal_lr=anneal, optim=AdamOConfig(), lr=1e-2))
+    constant, annealed = used[:8], used[8:]
+    assert constant == [{1e-2}] * 8
+    assert annealed == [{1e-2 * (1 - done / 4)} for done in (0, 0, 1, 1, 2, 2, 3, 3)]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -281,7 +428,11 @@ def test_bad_arguments_are_refused(bad):
         Args(**bad)
 
 
-def test_continuous_actions_are_refused(tmp_path):
+def test_continuous_actions_are_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="discrete"):
+        ActorCritic(StreamConfig("Pendulum-v1").make(1), NetworkConfig())
+    with pytest.raises(SystemExit) as exit:
         ppo.main(small(tmp_path, "Pendulum-v1"))
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.startswith("error: PPO acts in discrete action spaces, not in Box(")
     assert not list(tmp_path.iterdir())

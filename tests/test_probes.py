@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from neoteny.agents.activations import Abs, GroupSort, MaxMin
+from neoteny.optim import Learner, Methods
+from neoteny.optim.layers import AllParts, connect, describe
 from neoteny.runners import probes
 from neoteny.runners.jacobians import jacobian_statistics
 from neoteny.runners.spectra import effective_rank, isometry_penalty, singular_values, srank
@@ -318,6 +320,12 @@ class TestMeasure:
         assert probes._spread(torch.arange(10), 3).tolist() == [0, 3, 6]
         assert probes._spread(torch.arange(3), 32).tolist() == [0, 1, 2]
 
+    def test_a_description_that_is_there_already_changes_nothing(self):
+        parts, inputs = {"one": mlp(), "two": mlp(nn.Tanh)}, torch.randn(20, 5)
+        layers = describe(AllParts(parts), inputs[:1], parts)
+        assert [layer.name for layer in layers if layer.is_head] == ["one.head", "two.head"]
+        assert probes.measure(parts, inputs, layers) == probes.measure(parts, inputs)
+
     def test_inputs_are_checked(self):
         net = mlp()
         with pytest.raises(TypeError, match="floating point"):
@@ -406,6 +414,10 @@ class TestNothingIsDisturbed:
         )
         inputs = torch.randn(10, 5)
         before = inputs.clone()
+        layers = describe(net, inputs[:1], {"net": net})
+        assert [layer.is_head for layer in layers] == [False, True]
+        connect(net, inputs[:1], layers)
+        assert layers[0].outgoing[0].columns.flatten().tolist() == list(range(8))
         probes.measure({"net": net}, inputs)
         assert torch.equal(inputs, before)
 
@@ -429,9 +441,14 @@ class TestNothingIsDisturbed:
 class Agent(nn.Module):
     """Observations of uint8, of which many are the same."""
 
+    example = torch.zeros(1, 5, dtype=torch.uint8)
+
     def __init__(self) -> None:
         super().__init__()
         self.net = mlp()
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.net(self.encode(observations))
 
     def encode(self, observations: Tensor) -> Tensor:
         return observations.float() / 10
@@ -442,14 +459,12 @@ class Agent(nn.Module):
 
 def probes_of(**config: int) -> probes.Probes:
     agent = Agent()
-    optimizer = torch.optim.Adam(agent.parameters())
-    return probes.Probes(
-        probes.ProbeConfig(**config),
-        agent,
-        optimizer,
-        Agent,
-        lambda agent: torch.optim.Adam(agent.parameters()),
-    )
+
+    def new_optimizer(agent: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(agent.parameters())
+
+    methods = Methods((), Learner(agent, new_optimizer(agent), Agent))
+    return probes.Probes(probes.ProbeConfig(**config), methods, new_optimizer)
 
 
 class TestProbes:

@@ -34,11 +34,11 @@ from neoteny.agents.ppo import Args
 from neoteny.configs.cli import cli, launch
 from neoteny.envs import Stream, workers
 from neoteny.envs.tasks import episode_seed
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners import checkpoint, events, run
 from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint, read_checkpoint
 from neoteny.runners.events import event_files
-from neoteny.runners.folder import FREE, flatten, run_folder
+from neoteny.runners.folder import FREE, flatten, plain, run_folder
 from neoteny.runners.preemption import NAMES
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
@@ -548,17 +548,62 @@ def test_checkpoints_of_earlier_versions_are_loaded_for_ever(version, tmp_path):
     folder = run_folder("ppo", args)
     shutil.copytree(GOLDEN / version, folder / "checkpoint")
     shutil.copy(GOLDEN / version / "args.json", folder)
+    before = saved(args)["parts"]
+    assert before.keys() == PARTS[version]
     assert ending(args) == 0
     begun = json.loads((folder / "summary.json").read_text())["visits"]
     assert [visit["start"] for visit in begun] == [0, 100, 200]
     assert saved(args)["update"] == TOTAL // BATCH
+    assert list(saved(args)["parts"]) == ["methods", "agent", "optimizer", "stream"]
+
+
+PARTS = {"0.1.0": {"agent", "optimizer", "annealing", "stream"}}
+
+
+def as_before_methods(checkpoint_path, updates):
+    """Make a checkpoint one of before there were methods, when a scheduler annealed the learning rate."""
+    state = read_checkpoint(checkpoint_path)
+    parts = state["parts"]
+    assert parts.pop("methods")["methods"] == {}
+    lr = state["config"]["lr"]
+    for group in parts["optimizer"]["param_groups"]:
+        group["initial_lr"] = lr
+    rates = [group["lr"] for group in parts["optimizer"]["param_groups"]]
+    parts["annealing"] = {
+        "base_lrs": [lr] * len(rates), "last_epoch": updates, "_step_count": updates + 1,
+        "_is_initial": False, "_get_lr_called_within_step": False, "_last_lr": rates,
+        "lr_lambdas": [None] * len(rates),
+    }  # fmt: skip
+    del state["config"]["methods"]
+    checkpoint.save_checkpoint(checkpoint_path.parent, state["step"], state)
+
+
+@pytest.mark.parametrize("anneal", [False, True])
+@pytest.mark.parametrize("optim", [AdamConfig(), AdamOConfig(iso=1.0), MuonConfig()], ids=lambda o: o.name)
+def test_checkpoints_of_before_methods_are_gone_on_from_exactly(optim, anneal, tmp_path, monkeypatch):
+    calm, args = (small(tmp_path / name, optim=optim, anneal_lr=anneal) for name in ("calm", "old"))
+    assert ending(calm) == 0
+    with monkeypatch.context() as patch:
+        at(patch, 150, kill)
+        assert ending(args) == -signal.SIGKILL
+    for path in sorted((run_folder("ppo", args) / "checkpoint").glob("step_*")):
+        as_before_methods(path, read_checkpoint(path)["update"])
+    assert "annealing" in saved(args)["parts"]
+    assert ending(args) == 0
+    assert outcome(args) == outcome(calm)
+    rates = [rate for _, rate in outcome(args)["scalars"]["charts/learning_rate"]]
+    updates = TOTAL // BATCH
+    expected = [1e-3 * (1 - update / updates) if anneal else 1e-3 for update in range(1, updates + 1)]
+    assert rates == pytest.approx(expected)
 
 
 # Mismatched arguments
 
 OPTIMIZERS = {config.name: config for config in (AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig())}
 # The device has a test of its own, and so have Atari games, in test_arcade.py.
-FIELDS = [name for name in flatten(dataclasses.asdict(BASE)) if name not in ("device", "stream.games")]
+# Methods are in a tuple, and have tests of their own.
+APART = ("device", "stream.games", "methods")
+FIELDS = [name for name in flatten(dataclasses.asdict(BASE)) if name not in APART]
 CASES = [("adam", name) for name in FIELDS] + [
     (optim, f"optim.{field.name}")
     for optim, config in OPTIMIZERS.items()
@@ -629,6 +674,50 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
     told = capsys.readouterr().err
     assert told.startswith(f"error: {folder} holds an unfinished run with {name} {old}, not {new}; ")
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("method", "field"),
+    [(name, field.name) for name, kind in METHODS.items() for field in dataclasses.fields(kind)],
+)
+def test_mismatched_arguments_of_methods(method, field, tmp_path, capsys):
+    config = METHODS[method]()
+    other_config = dataclasses.replace(config, **{field: another(config, field)})
+    args, other = (
+        small(tmp_path / name, methods=(made,)) for name, made in (("before", config), ("now", other_config))
+    )
+    folder = run_folder("ppo", other)
+    assert folder.parts[-2] == f"adam-{method}"
+    shutil.copytree(interrupted(args), folder)
+    before = tree(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        Run("ppo", other, TOTAL)
+    assert exit.value.code == 2
+    old, new = (plain(getattr(made, field)) for made in (config, other_config))
+    assert old != new
+    told = capsys.readouterr().err
+    what = f"methods.{method}.{field} {old}, not {new}; "
+    assert told.startswith(f"error: {folder} holds an unfinished run with {what}")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("had", [True, False])
+def test_mismatched_methods_are_refused(had, tmp_path, monkeypatch, capsys):
+    with_method, without = small(tmp_path, methods=(METHODS["isometry"](),)), small(tmp_path)
+    args, other = (with_method, without) if had else (without, with_method)
+    with monkeypatch.context() as patch:
+        at(patch, 150, kill)
+        assert ending(args) == -signal.SIGKILL
+    folder = run_folder("ppo", other)
+    assert folder != run_folder("ppo", args)
+    shutil.copytree(run_folder("ppo", args), folder)
+    capsys.readouterr()
+    assert ending(other) == 2
+    names = (["isometry"], []) if had else ([], ["isometry"])
+    told = "the checkpoint has the methods {}, the run {}".format(*names)
+    assert f"error: {folder} cannot go on: methods: {told}" in capsys.readouterr().err
+    assert ending(args) == 0  # where it was, it goes on
 
 
 def test_mismatched_arguments_free_ones_change_nothing_that_is_learned():
@@ -781,6 +870,10 @@ def no_moments(state):
     state["parts"]["optimizer"]["state"][0]["exp_avg_sq"] = torch.zeros(())
 
 
+def other_methods(state):
+    state["parts"]["methods"]["methods"] = {"isometry": {}}
+
+
 def foreign_stream(state):
     state["parts"]["stream"]["envs"]["raw"] += 1
 
@@ -794,6 +887,7 @@ def foreign_stream(state):
         (other_groups, "cannot go on: optimizer: loaded state dict has a different number of"),
         (foreign_moments, "cannot go on: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
         (no_moments, "cannot go on: optimizer: exp_avg_sq has shape () instead of (16, 16)"),
+        (other_methods, "cannot go on: methods: the checkpoint has the methods ['isometry'], the run []"),
         (foreign_stream, "cannot go on: stream: task 1 is no function of seeds and actions"),
     ],
 )
