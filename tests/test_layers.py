@@ -608,6 +608,13 @@ class TestNothingIsDisturbed:
             assert parameter.grad is None or torch.equal(parameter.grad, values[name])
             assert parameter.requires_grad == (not name.startswith("linear1"))
 
+    def test_nor_by_a_network_that_overwrites_its_input(self):
+        network = mlp(lambda: nn.ReLU(inplace=True))
+        network.linear1 = nn.Sequential(nn.ELU(inplace=True), network.linear1)
+        example = -torch.ones(1, 5)
+        assert wiring(connected(network, example))["linear1.1"] == {"linear2": one_to_one(8)}
+        assert torch.equal(example, -torch.ones(1, 5))
+
     def test_nor_if_the_network_fails(self):
         network = mlp()
         state = torch.get_rng_state()
