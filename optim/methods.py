@@ -202,7 +202,7 @@ class Methods:
         """Gradient steps that were made."""
         self._switched_at = 0
         self._batch: Any = None
-        self._tags: dict[str, float] = {}
+        self._tags: dict[str, list[float]] = {}
 
     def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
         """The same methods, at their beginning, for another network without a target network."""
@@ -245,7 +245,7 @@ class Methods:
             switched_at: The environment step of the last switch; 0 before the first.
 
         Returns:
-            What is to be logged of all events in the update.
+            What is to be logged: means over the events in the update.
         """
         if switched_at != self._switched_at and self.steps:
             for name, method in self.methods.items():
@@ -253,7 +253,7 @@ class Methods:
                     self._act(name, method, "switch")
         self._switched_at = switched_at
         tags, self._tags = self._tags, {}
-        return tags
+        return {tag: sum(values) / len(values) for tag, values in tags.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Counters, and the state of every method."""
@@ -286,7 +286,8 @@ class Methods:
             self.learner.check()
         except RuntimeError as error:
             raise RuntimeError(f"after the method {name}: {error}") from error
-        self._tags |= {f"methods/{name}/{tag}": value for tag, value in tags.items()}
+        for tag, value in tags.items():
+            self._tags.setdefault(f"methods/{name}/{tag}", []).append(value)
         self._rewatch()
 
     def _rewatch(self) -> None:
