@@ -47,6 +47,7 @@ from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid_engine import GridEnvs
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, OptimConfig, orthogonalize
+from neoteny.optim.layers import describe
 from neoteny.runners.probes import Probes, measure
 from neoteny.runners.replay import ReplayMemory
 
@@ -266,15 +267,12 @@ def ppo_batch(size: int) -> Callable[[nn.Module], Tensor]:
     """PPO's loss on a random minibatch for 17 observations and 6 actions."""
     args = ppo.Args()
     observations, actions = torch.randn(size, 17), torch.randint(6, (size,))
-    advantages, returns = torch.randn(size), torch.randn(size)
     old_log_probs = torch.full((size,), -math.log(6))
+    batch = ppo.Batch(observations, actions, old_log_probs, torch.randn(size), torch.randn(size))
 
     def loss(network: nn.Module) -> Tensor:
-        logits, values = network(observations)
-        return ppo.ppo_loss(
-            logits, values, actions, old_log_probs, advantages, returns,
-            args.clip, args.ent_coef, args.vf_coef,
-        )[0]  # fmt: skip
+        log_probs, entropy, values = network.evaluate(observations, actions)  # type: ignore[operator]
+        return ppo.ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)[0]
 
     return loss
 
@@ -518,13 +516,10 @@ def _one_measurement(effort: Effort) -> list[str]:
     rows = []
     for problem in problems():
         inputs = torch.randn(samples, *problem.shape)
-
-        def whole(problem: Problem = problem, inputs: Tensor = inputs) -> None:
-            measure(problem.parts, inputs)
-
-        def without(problem: Problem = problem, inputs: Tensor = inputs) -> None:
-            measure(problem.parts, inputs, jacobian_samples=0)
-
+        # Once, as in a run.
+        layers = describe(problem.network, inputs[:1], problem.parts)
+        whole = functools.partial(measure, problem.parts, inputs, layers)
+        without = functools.partial(whole, jacobian_samples=0)
         shorter = dataclasses.replace(effort, budget=effort.budget / 4)
         seconds = alternate({"whole": whole, "without": without}, shorter, label=problem.name)
         cells = [ms(seconds[arm][:, clock]) for clock in (CPU, WALL) for arm in ("whole", "without")]

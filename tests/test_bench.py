@@ -126,6 +126,24 @@ def test_the_networks_are_the_ones_of_the_claims():
     assert sizes == [11_079, 826_378, 1_687_206]
 
 
+def test_the_heads_are_those_of_the_networks():
+    for problem in bench.problems():
+        layers = bench.describe(problem.network, bench.torch.zeros(1, *problem.shape), problem.parts)
+        heads = {problem.network.get_submodule(name) for name in problem.heads}
+        assert {layer.module for layer in layers if layer.is_head} == heads
+        assert len(heads) == len(problem.parts)
+
+
+def test_the_ppo_problem_is_ppos_loss_on_a_batch_that_stays():
+    agent, loss = bench.problems()[0].network, bench.ppo_batch(8)
+    assert loss(agent).item() == loss(agent).item()
+    assert loss(agent).item() != bench.ppo_batch(8)(agent).item()
+    loss(agent).backward()
+    assert all(parameter.grad.isfinite().all() for parameter in agent.parameters())
+    assert any(parameter.grad.any() for parameter in agent.actor.parameters())
+    assert any(parameter.grad.any() for parameter in agent.critic.parameters())
+
+
 def test_every_arm_trains_its_own_copy_of_the_network():
     problem = bench.problems()[0]
     loss = problem.loss(4)
