@@ -247,7 +247,7 @@ class RandomWalk:
 
 @dataclass(frozen=True)
 class OrnsteinUhlenbeck:
-    """A random walk that the ``mean`` (the start, if None) pulls back: one Euler-Maruyama step of length 1."""
+    """A random walk that the ``mean`` (the start, if None) pulls back: Euler-Maruyama with steps of 1."""
 
     rate: float
     std: float
