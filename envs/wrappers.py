@@ -71,53 +71,6 @@ def permute_actions(env: gym.Env, seed: Seed | None = None, *, order: Sequence[i
     return TransformAction(env, lambda action: meaning[np.asarray(action) - start], None)
 
 
-def target_rewards(
-    env: gym.Env,
-    target: Sequence[float],
-    *,
-    features: Sequence[int] | None = None,
-    radius: float | None = None,
-) -> gym.Env:
-    """Reward nearness to a target, and nothing else: a new target changes what is good, not what happens.
-
-    The two usual rewards of reaching tasks, dense and sparse; to switch the target between tasks is ours. The
-    dense one is never positive, so an environment that can end an episode early rewards ending it: there, use
-    ``radius``.
-
-    Args:
-        env: observations in a flat Box.
-        target: the point to be at, one finite number for each of the features.
-        features: the entries of the observation that count, in the order of ``target``; all if ``None``.
-        radius: without it the reward is minus the Euclidean distance between the features and the target
-            after the step; with it, 1.0 at a distance of at most this and 0.0 beyond.
-    """
-    space = _box(env)
-    if len(space.shape) != 1:
-        raise TypeError(f"a target needs observations in a flat Box, not {space}")
-    entries = space.shape[0]
-    chosen = list(range(entries) if features is None else features)
-    if not chosen or not set(chosen) <= set(range(entries)):
-        raise ValueError(f"features must be some of 0 to {entries - 1}, not {chosen}")
-    point = np.asarray(target, np.float64)
-    if point.shape != (len(chosen),) or not np.isfinite(point).all():
-        raise ValueError(f"a target for {len(chosen)} features has as many finite numbers, not {target}")
-    if radius is not None:
-        _positive("radius of a target", radius)
-    return _Nearness(env, point, chosen, radius)
-
-
-class _Nearness(gym.Wrapper):
-    def __init__(self, env: gym.Env, target: np.ndarray, features: list[int], radius: float | None) -> None:
-        super().__init__(env)
-        self.target, self.features, self.radius = target, features, radius
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict]:
-        observation, _, terminated, truncated, info = self.env.step(action)
-        distance = float(np.linalg.norm(np.take(observation, self.features) - self.target, axis=-1))
-        reward = -distance if self.radius is None else float(distance <= self.radius)
-        return observation, reward, terminated, truncated, info
-
-
 def offset_observations(env: gym.Env, seed: Seed, std: float = 2.0) -> gym.Env:
     """Add to every observation one vector, drawn once from N(0, std) for each entry.
 
@@ -450,5 +403,5 @@ def _size(std: float) -> float:
 
 
 def _positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        raise ValueError(f"the {name} must be positive and finite, not {value}")
+    if not value > 0:
+        raise ValueError(f"the {name} must be positive, not {value}")

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from minigrid.wrappers import ImgObsWrapper
 
-from neoteny.envs import Schedule, Stream, wrappers
+from neoteny.envs import wrappers
 from neoteny.envs.wrappers import (
     Bounded,
     Increment,
@@ -27,14 +27,11 @@ from neoteny.envs.wrappers import (
     offset_observations,
     permute_actions,
     permute_observations,
-    target_rewards,
 )
 
 CHANGES = {
     "permute_observations": functools.partial(permute_observations, seed=(1, 2)),
     "permute_actions": functools.partial(permute_actions, seed=1),
-    "target_rewards": functools.partial(target_rewards, target=[0.1, 0.2, 0.3, 0.4]),
-    "sparse": functools.partial(target_rewards, target=[0.3, 0.0], features=[1, 0], radius=0.3),
     "offset_observations": functools.partial(offset_observations, seed=1),
     "noisy_observations": functools.partial(noisy_observations, std=0.3),
     "sticky": functools.partial(fail_actions, probability=0.4),
@@ -180,59 +177,6 @@ def test_purposes_and_tasks_draw_apart():
         for purpose in ("drift", "fail_actions")
     }
     assert len(first) == 8
-
-
-class Walk(gym.Env):
-    """A walker on the plane, one step to the east or to the north at a time, until ``east`` of the former."""
-
-    observation_space = Box(-10, 10, (2,), np.float32)
-    action_space = Discrete(2)
-
-    def __init__(self, east):
-        self.east = east
-
-    def reset(self, *, seed=None, options=None):
-        self.place = np.zeros(2, np.float32)
-        return self.place.copy(), {}
-
-    def step(self, action):
-        self.place[action] += 1
-        return self.place.copy(), 7.0, bool(self.place[0] == self.east), False, {}
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        ({"target": [3, 4]}, [-math.sqrt(20), -math.sqrt(13), -math.sqrt(10)]),
-        ({"target": [3], "features": [0]}, [-2.0, -2.0, -1.0]),
-        ({"target": [2, 1], "features": [1, 0], "radius": 1.0}, [0.0, 1.0, 0.0]),
-        ({"target": [0], "features": [1], "radius": 0.5}, [1.0, 0.0, 0.0]),
-    ],
-)
-def test_nearness_by_hand(change, expected):
-    env = target_rewards(Walk(5), **change)
-    env.reset()
-    assert [env.step(action)[1] for action in (0, 1, 0)] == pytest.approx(expected)
-
-
-def test_a_stream_of_targets_changes_rewards_alone():
-    targets = [-0.1, 0.1]
-
-    def task(k, seed):
-        return target_rewards(cartpole(), [targets[k]], features=[0])
-
-    here, there = (rollout(task(k, 0), 3, steps=10) for k in range(2))
-    same = [np.array_equal(x, y) for x, y in zip(here, there)]
-    assert same == [True, *[True, False, True, True] * 10]
-
-    stream = Stream(task, Schedule(period=24), num_envs=2)  # the audit sees the switch
-    stream.reset()
-    for step in range(20):
-        last, rewards, *_, info = stream.step(np.ones(2, int))
-        assert info["task"] == step // 12
-        if "final_obs" in info:
-            last = np.where(info["_final_obs"][:, None], info["final_obs"], last)
-        np.testing.assert_allclose(rewards, -np.abs(last[:, 0] - targets[info["task"]]), rtol=1e-6)
 
 
 def test_the_offset_is_one_for_all_and_has_the_given_size():
@@ -425,13 +369,6 @@ ATARI_LIKE = functools.partial(Echo, np.zeros((2, 2, 3)), np.uint8)
         (lambda: permute_observations(gym.make("MiniGrid-Empty-5x5-v0"), 0), TypeError, "a Box"),
         (lambda: permute_actions(Echo(actions=Discrete(1)), seed=0), ValueError, "changes nothing"),
         (lambda: permute_actions(Echo(actions=Box(-1, 1, (2,))), seed=0), TypeError, "Discrete"),
-        (lambda: target_rewards(ATARI_LIKE(), [0.0]), TypeError, "flat Box"),
-        (lambda: target_rewards(gym.make("MiniGrid-Empty-5x5-v0"), [0.0]), TypeError, "a Box"),
-        (lambda: target_rewards(cartpole(), [0.0]), ValueError, "4 features has as many"),
-        (lambda: target_rewards(cartpole(), [0.0, math.nan], features=[0, 1]), ValueError, "finite numbers"),
-        (lambda: target_rewards(cartpole(), [0.0], features=[4]), ValueError, "some of 0 to 3"),
-        (lambda: target_rewards(cartpole(), [], features=[]), ValueError, "some of 0 to 3"),
-        (lambda: target_rewards(cartpole(), [0.0], features=[0], radius=0.0), ValueError, "radius"),
         (lambda: offset_observations(ATARI_LIKE(), seed=0), TypeError, "floating-point"),
         (lambda: offset_observations(Echo(), seed=0, std=-1.0), ValueError, "not negative"),
         (lambda: noisy_observations(ATARI_LIKE(), 1.0), TypeError, "floating-point"),
