@@ -56,11 +56,7 @@ class Emulators:
         self.checksum: int | None = None
 
     def start(self) -> None:
-        """Make the vector environment, if there is none, and play in it what the log holds.
-
-        Raises:
-            ValueError: it comes out otherwise than before.
-        """
+        """Make the vector environment if there is none, and play the log in it, as it came out before."""
         if self.vector is not None:
             self.wait()
             return
@@ -131,21 +127,16 @@ class Emulators:
         for env in np.flatnonzero(mask).tolist():
             life = self.log.starts[env]
             if life is None or self.log.rows - life[0] >= RESEED_AFTER:
-                seed = self._next_seed(env)
+                # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
+                numbers = itertools.count(int(self.seedings[env]))
+                number = next(i for i in numbers if emulator_seed(self.seed(env, i)) < 2**31)
+                self.seedings[env] = number + 1
+                seed = self.seed(env, number)
                 self.log.begin(env, step, seed, [])
                 seeds[env] = emulator_seed(seed)
             else:
                 life[3].append(self.log.rows - life[0])
         return seeds
-
-    def _next_seed(self, env: int) -> int:
-        # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
-        for number in itertools.count(int(self.seedings[env])):
-            seed = self.seed(env, number)
-            if emulator_seed(seed) < 2**31:
-                break
-        self.seedings[env] = number + 1
-        return seed
 
     def _reset(self, mask: NDArray[np.bool_], seeds: NDArray[np.int64]) -> None:
         self.observations = self.vector.reset(seed=seeds[mask], options={"reset_mask": mask})[0]
@@ -179,8 +170,6 @@ class ArcadeEnvs:
     depend on ``threads``.
 
     Args:
-        task: makes the single environment of task ``k`` from ``(k, seed)``.
-        spaces: of one observation and one action, the same in all tasks.
         num_envs: N.
         replay: play the games of a loaded state again; else new ones start.
         threads: in which emulators are stepped; 0 for as many as there are cores, at most N.
@@ -244,11 +233,8 @@ class ArcadeEnvs:
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
         """Go to where others of the same tasks were at ``step`` of the stream.
 
-        The game that is on then is played again now, others when their turn comes. Without ``replay`` new
-        episodes begin, and what comes is not ``exact`` then.
-
-        Raises:
-            ValueError: the game comes out otherwise.
+        The game that is on then is played again now, others when their turn comes; raises ValueError if it
+        comes out otherwise. Without ``replay`` new episodes begin, and what comes is not ``exact`` then.
         """
         self.clear()
         self.seed = schedule.seed

@@ -30,9 +30,6 @@ def make_game(text: str, frame_skip: int = 4) -> gym.Env:
     Args:
         text: a name of ale-py's, such as ``MsPacman``, or ``Freeway/1/0``.
         frame_skip: frames for which an action is repeated.
-
-    Raises:
-        ValueError: ale-py is not installed, or the text is no game.
     """
     ale()
     name, mode, difficulty = parse_game(text)
@@ -50,11 +47,7 @@ def make_game(text: str, frame_skip: int = 4) -> gym.Env:
 
 
 def ale() -> Any:
-    """The package ale-py, whose import registers its games with Gymnasium.
-
-    Raises:
-        ValueError: it is not installed.
-    """
+    """The package ale-py, whose import registers its games with Gymnasium; ValueError if it is missing."""
     try:
         import ale_py
         import ale_py.vector_env
@@ -66,11 +59,7 @@ def ale() -> Any:
 
 
 def parse_game(text: str) -> tuple[str, int | None, int | None]:
-    """Name, mode and difficulty of ``Freeway`` (with its own of these) or ``Freeway/1/0``.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Name, mode and difficulty of ``Freeway`` (with its own) or ``Freeway/1/0``; else ValueError."""
     name, *numbers = text.split("/")
     if not numbers:
         return name, None, None
@@ -80,11 +69,7 @@ def parse_game(text: str) -> tuple[str, int | None, int | None]:
 
 
 def check_games(games: Sequence[str]) -> None:
-    """Refuse what cannot be made.
-
-    Raises:
-        ValueError: ale-py is not installed, or has no such game, mode or difficulty.
-    """
+    """Raise ValueError if ale-py is not installed, or has no such game, mode or difficulty."""
     if not games:
         return
     ale()
@@ -171,11 +156,7 @@ def is_game(env: gym.Env) -> bool:
 
 
 def vector_options(env: gym.Env) -> dict[str, Any]:
-    """With which arguments ale-py's vector environment does what ``env`` does.
-
-    Raises:
-        UncoveredError: there are none, since it is another game mode or in other wrappers.
-    """
+    """The arguments with which ale-py's vector environment does what ``env`` does; else UncoveredError."""
     match env:
         case FrameStackObservation(env=Screen() as screen, padding_type="zero"):
             pass

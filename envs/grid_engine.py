@@ -76,6 +76,7 @@ class GridTask:
         self.order: np.ndarray | None = None
         chosen = type(self.rules).observe is not Rules.observe
         rearranged: list[Callable[[np.ndarray], np.ndarray]] = []
+        plain = gym.ObservationWrapper.reset, gym.ObservationWrapper.step
         for layer in reversed(layers):
             match layer:
                 case OrderEnforcing() | PassiveEnvChecker():
@@ -95,7 +96,7 @@ class GridTask:
                     chosen = True
                 case FlatObsWrapper() if layer.maxStrLen == TEXT:
                     self.text = chosen = True
-                case gym.ObservationWrapper() if chosen and _only_observes(layer):
+                case gym.ObservationWrapper() if chosen and (type(layer).reset, type(layer).step) == plain:
                     rearranged.append(layer.observation)
                 case _:
                     raise UncoveredError(f"{type(layer).__name__} does what no table holds")
@@ -130,19 +131,8 @@ class GridTask:
         return row, [place, EMPTY, *self.rules.data(env)]
 
 
-def _only_observes(layer: gym.ObservationWrapper) -> bool:
-    """Whether a wrapper changes observations and nothing else."""
-    return all(
-        getattr(type(layer), name) is getattr(gym.ObservationWrapper, name) for name in ("reset", "step")
-    )
-
-
 def _order(rearranged: list[Callable[[np.ndarray], np.ndarray]], space: gym.Space) -> np.ndarray:
-    """Which entry of an observation each entry of the outermost one is.
-
-    Raises:
-        UncoveredError: the wrappers do more than to rearrange.
-    """
+    """Which entry of an observation each entry of the outermost one is; else UncoveredError."""
     assert space.shape is not None
 
     def outer(observation: np.ndarray) -> np.ndarray:
@@ -219,12 +209,9 @@ class GridEnvs:
     of seed, task, ``i`` and the number of steps and episodes so far.
 
     Args:
-        task: makes the package's environment of task ``k`` from ``(k, seed)``.
-        spaces: of one observation and one action, the same in all tasks.
         num_envs: N.
         device: where everything lives.
-        layouts: B, held for each task, a power of two.
-        renew_every: steps of all environments after which one of these is replaced.
+        layouts, renew_every: as in :class:`neoteny.envs.stream.StreamConfig`.
     """
 
     exact = True
@@ -347,11 +334,7 @@ class GridEnvs:
         }
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
-        """Go to where others of the same tasks were at ``step`` of the stream.
-
-        Raises:
-            ValueError: the state is not of the task that is on then.
-        """
+        """Go to where others of the same tasks were at ``step`` of the stream, or raise ValueError."""
         self.banks.clear()
         self.episodes = {int(k): episodes.to(self.device) for k, episodes in state["episodes"].items()}
         self.steps = {int(k): steps for k, steps in state["steps"].items()}
@@ -476,11 +459,7 @@ class GridEnvs:
 
 
 def check_bank(layouts: int, renew_every: int) -> None:
-    """Refuse what cannot run.
-
-    Raises:
-        ValueError: ``layouts`` is no power of two, or ``renew_every`` not positive.
-    """
+    """Raise ValueError unless ``layouts`` is a power of two and ``renew_every`` positive."""
     if layouts < 1 or layouts & (layouts - 1):
         raise ValueError(f"--stream.layouts must be a power of two, not {layouts}")
     if renew_every < 1:

@@ -226,11 +226,7 @@ RULES: dict[Callable[..., Any], type[Rules]] = {
 
 
 def rules_of(env: MiniGridEnv) -> Rules:
-    """The rules of an environment.
-
-    Raises:
-        UncoveredError: it steps by rules of its own, or makes observations or rewards of its own.
-    """
+    """The rules of an environment; UncoveredError if its steps, observations or rewards are its own."""
     own = getattr(env, "tensor_rules", None)
     if own is not None:
         return own(env)

@@ -48,13 +48,8 @@ def _key(thing: WorldObj | None) -> tuple[Any, ...]:
     if thing is None:
         return ()
     inside = () if thing.contains is None else _key(thing.contains)
-    return (
-        type(thing),
-        thing.color,
-        getattr(thing, "is_open", None),
-        getattr(thing, "is_locked", None),
-        inside,
-    )
+    is_open, is_locked = getattr(thing, "is_open", None), getattr(thing, "is_locked", None)
+    return type(thing), thing.color, is_open, is_locked, inside
 
 
 OBJECTS = _objects()
@@ -65,11 +60,7 @@ WALL, BALL = (_CODE_OF[_key(thing)] for thing in (Wall(), Ball()))
 
 
 def code_of(thing: WorldObj | None) -> int:
-    """The code of an object.
-
-    Raises:
-        UncoveredError: there is none.
-    """
+    """The code of an object, or UncoveredError."""
     if thing is None:
         return EMPTY
     try:
@@ -107,9 +98,8 @@ def rules() -> NDArray[np.int64]:
     # What is carried decides only by being a key of some colour, or at all: a ball stands for all else.
     keys = [code for code, thing in enumerate(OBJECTS, start=EMPTY) if isinstance(thing, Key)]
     others = np.setdiff1d(np.arange(CODES), [UNSEEN, EMPTY, *keys])
-    for action, carried, front in itertools.product(
-        range(ACTIONS), (EMPTY, *keys, BALL), range(EMPTY, CODES)
-    ):
+    cases = itertools.product(range(ACTIONS), (EMPTY, *keys, BALL), range(EMPTY, CODES))
+    for action, carried, front in cases:
         before, held = (copy.copy(OBJECTS[code - EMPTY]) for code in (front, carried))
         room.grid.set(2, 1, before)
         room.carrying = held

@@ -23,12 +23,8 @@ class PlayedEnvs:
     :class:`neoteny.envs.grid_engine.GridEnvs` too.
 
     Args:
-        task: makes task ``k`` from ``(k, seed)``.
-        spaces: of one observation and one action, the same in all tasks.
         num_envs: N.
-        workers: step them in so many processes of their own; 0: in this one.
-        worker_timeout: seconds that the workers may take for one step, or to make or reset environments.
-        replay: play the running episodes of a loaded state again; else new ones start.
+        workers, worker_timeout, replay: as in :class:`neoteny.envs.stream.StreamConfig`.
     """
 
     device = torch.device("cpu")
@@ -78,13 +74,9 @@ class PlayedEnvs:
                 self.log.begin(env, self.now, seed, lifelong)
 
     def step(self, actions: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
-        """Step all.
+        """Step all; returns rewards, float64, terminated and truncated, (N,), and the info of each.
 
-        Args:
-            actions: (N, ...), of the dtype of their space; kept.
-
-        Returns:
-            Rewards, float64, terminated and truncated, (N,), and the info of each.
+        Actions, (N, ...), have the dtype of their space and are kept.
         """
         *arrays, infos = self.members.step(actions)
         self.log.append(actions)
@@ -103,12 +95,8 @@ class PlayedEnvs:
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
         """Go to where others of the same tasks were at ``step`` of the stream.
 
-        Without ``replay``, each episode is cut short and a new one begins, with what the old one carried over
-        from those before it; what comes is not ``exact`` then.
-
-        Raises:
-            ValueError: the episodes come out otherwise, since an environment is no function of seed and
-                actions.
+        Raises ValueError if the episodes come out otherwise. Without ``replay``, each is cut short and a new
+        one begins, with what the old one carried over from those before it; what comes is not ``exact`` then.
         """
         self.enter(schedule, step)
         self.episodes = state["episodes"].copy()

@@ -36,7 +36,7 @@ from neoteny.envs.grid_tables import UncoveredError
 from neoteny.envs.normalizer import Normalizer
 from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.schedule import Order, Schedule
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction
+from neoteny.envs.tasks import TaskEnv, TaskFunction
 from neoteny.envs.workers import check_workers
 
 
@@ -58,13 +58,12 @@ class Stream(VectorEnv):
 
     The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
     is a pure function of (run seed, k, i, j), or, in an Atari game, where the one before it left an emulator
-    with such a seed. No two runs share an episode, and any stream is restored where it was
-    (:meth:`state_dict`) by playing the running episodes again.
+    with such a seed. Any stream is restored where it was by playing the running episodes again.
 
     The audit: at every switch a separate copy of the new task is rolled out under fixed seeds and actions,
     and ``info["fingerprint"]``, what it did, must differ from the old task's. If the schedule lets tasks turn
     gradually into one another, a copy of the new task with the old one's parameters must do just what the old
-    one did, so that nothing jumps. Training is not touched. ``info["audit_seconds"]`` is what it cost so far.
+    one did, so that nothing jumps. ``info["audit_seconds"]`` is what it cost so far.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
@@ -73,21 +72,9 @@ class Stream(VectorEnv):
         seed: the run's seed.
         device: where observations, rewards and ends of episodes are returned as tensors (observations in
             their own dtype, rewards as float32); ``None`` returns NumPy arrays, as Gymnasium does.
-        audit: whether switches are audited.
-        normalizer: observations as they are; or normalized by a running mean and variance that are kept
-            through switches; or by ones that start anew at each.
-        task_id: "onehot" appends the task to each observation, as numbers to a vector, as channels that are
-            0 or 255 to an image. Tasks must recur.
-        workers: step the sub-environments in so many processes of their own, for slow environments; 0: in
-            this one. A worker that dies or hangs is replaced, and nothing else changes.
-        worker_timeout: seconds that the workers may take for one step, or to make or reset environments.
-        replay: play the running episodes of a loaded state again; else new ones start.
-        engine: step MiniGrid as tensors on ``device`` where that gives the same, see
-            :mod:`neoteny.envs.grid_engine`, and Atari games all at once, see
-            :mod:`neoteny.envs.arcade_engine`; or one environment after the other, as all else.
-        layouts: of MiniGrid, held for each task, from which episodes start; a power of two.
-        renew_every: steps of all sub-environments after which one of these is replaced by a new one.
         games: names of the tasks, if they are Atari games.
+        audit, normalizer, task_id, workers, worker_timeout, replay, engine, layouts, renew_every: as in
+            :class:`StreamConfig`. A task id is ones and zeros in a vector, 0 and 255 in an image.
 
     Raises:
         ValueError: observations or actions are not arrays; at a switch, if the new task's spaces differ from
@@ -129,7 +116,10 @@ class Stream(VectorEnv):
         self.steps = 0
         self.task = self.schedule.task_at(0)
         first = self._copy()
-        self.raw_spaces = spaces = _array_spaces(first)
+        self.raw_spaces = spaces = first.observation_space, first.action_space
+        for what, each in zip(("observations", "actions"), spaces):
+            if each.shape is None:
+                raise ValueError(f"{what} of a stream are arrays of numbers, not {each}: wrap the task")
         space, self.single_action_space = spaces
         self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
         """How many frames are stacked along the first axis of an observation, zeros before the first."""
@@ -176,11 +166,7 @@ class Stream(VectorEnv):
         return self.envs.exact
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Go back to step 0 of the stream; ``seed`` replaces the run's seed.
-
-        Returns:
-            Observations, shape (N, ...), and ``{"task": k}``.
-        """
+        """Go back to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task."""
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
         if self.began or seed not in (None, self.seed):
@@ -200,10 +186,7 @@ class Stream(VectorEnv):
         return self.view(self.envs.observations, learn=True), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step every sub-environment once; switch the task if its last step was made.
-
-        Args:
-            actions: tensor or array, shape (N, ...).
+        """Step every sub-environment once, actions (N, ...); switch the task if its last step was made.
 
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
@@ -260,16 +243,14 @@ class Stream(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to where another stream of the same id and flags was, its running episodes included.
 
-        Raises:
-            ValueError: they come out otherwise, since an environment is no function of seed and actions.
+        Raises ValueError if these come out otherwise: some environment is no function of seed and actions.
         """
         self.began = True
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
         self.steps = state["steps"]
         self.task = self.schedule.task_at(self.steps)
-        self.returns, self.lengths = (
-            state[name].to(self.envs.device, copy=True) for name in ("returns", "lengths")
-        )
+        self.returns = state["returns"].to(self.envs.device, copy=True)
+        self.lengths = state["lengths"].to(self.envs.device, copy=True)
         self.envs.load_state_dict(state["envs"], self.schedule, self.steps)
         self.fingerprints = {int(k): Fingerprint(**print) for k, print in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
@@ -304,7 +285,7 @@ class Stream(VectorEnv):
             mark = torch.zeros(shape, dtype=seen.dtype, device=seen.device)
             mark.select(axis, self.marked_tasks.index(self.task)).fill_(_MARK[len(shape) - 1])
             seen = torch.cat((seen, mark), dim=axis)
-        return seen.numpy() if self.device is None else seen
+        return self._out(seen)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
@@ -384,14 +365,6 @@ class Stream(VectorEnv):
         return tensor.numpy() if self.device is None else tensor.to(self.device)
 
 
-def _array_spaces(env: gym.Env) -> Spaces:
-    """Of one observation and one action, which must be arrays."""
-    for kind, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if space.shape is None:
-            raise ValueError(f"{kind} of a stream are arrays of numbers, not {space}: wrap the task")
-    return env.observation_space, env.action_space
-
-
 def _frame_stack(env: gym.Env) -> int:
     """How many frames are stacked along the first axis of its observations, zeros before the first; or 1."""
     while isinstance(env, OrderEnforcing | PassiveEnvChecker | TimeLimit):
@@ -456,13 +429,11 @@ def stream(
 
     def register(task: TaskFunction) -> TaskFunction:
         def make(num_envs: int, **options: Any) -> Stream:
-            chosen = options.get("games", ())
+            chosen = options["games"]
             made = task if chosen == games else functools.partial(task, games=chosen)  # type: ignore[call-arg]
             return Stream(made, num_envs=num_envs, **options)
 
-        kwargs: dict[str, Any] = {"schedule": Schedule(period, len(games) or tasks, span=span)}
-        if games:
-            kwargs["games"] = games
+        kwargs = {"schedule": Schedule(period, len(games) or tasks, span=span), "games": games}
         gym.register(id, vector_entry_point=make, kwargs=kwargs)  # type: ignore[arg-type]
         return task
 
@@ -470,12 +441,9 @@ def stream(
 
 
 def import_typed(id: str) -> str:
-    """Import the module of a ``module:id`` that somebody typed; returns the id.
+    """Import the module of a ``module:id`` that somebody typed, or raise ValueError; returns the id.
 
     Names that come from a file never get here, since an import runs whatever the module holds.
-
-    Raises:
-        ValueError: the module cannot be imported.
     """
     module = id.rpartition(":")[0]
     if module:
@@ -542,11 +510,7 @@ class StreamConfig:
     """Steps of all sub-environments after which one of these layouts is replaced by a new one."""
 
     def spec(self) -> EnvSpec:
-        """What Gymnasium knows of the id.
-
-        Raises:
-            ValueError: the id is unknown, or its module was not imported.
-        """
+        """What Gymnasium knows of the id; raises ValueError if that is nothing."""
         module, _, name = self.id.rpartition(":")
         if module and module not in sys.modules:
             raise ValueError(
@@ -558,11 +522,7 @@ class StreamConfig:
             raise ValueError(f"there is no stream {self.id!r}: {error}") from error
 
     def schedule(self) -> Schedule:
-        """The stream's own schedule with what the flags change.
-
-        Raises:
-            ValueError: the id is unknown, or a flag is out of range or would be ignored.
-        """
+        """The stream's own with what the flags change; ValueError if one does not suit or is ignored."""
         own = self.spec().kwargs.get("schedule", Schedule())
         if self.games is not None:
             if self.id != "atari":
@@ -577,11 +537,10 @@ class StreamConfig:
             raise ValueError(f"{self.id} never switches, so flags of its schedule would be ignored")
         if unknown := set(changed.cycle) - set(own.cycle or changed.cycle):
             raise ValueError(f"{self.id} has tasks 0 to {len(own.cycle) - 1}, not {sorted(unknown)}")
-        if self.cycles is not None:
-            if not changed.cycle:
-                raise ValueError(f"--stream.cycles needs tasks that recur, which those of {self.id} do not")
-            if self.cycles < 1:
-                raise ValueError(f"--stream.cycles must be at least 1, not {self.cycles}")
+        if self.cycles is not None and not changed.cycle:
+            raise ValueError(f"--stream.cycles needs tasks that recur, which those of {self.id} do not")
+        if self.cycles is not None and self.cycles < 1:
+            raise ValueError(f"--stream.cycles must be at least 1, not {self.cycles}")
         return changed
 
     def total_steps(self) -> int | None:
@@ -592,12 +551,7 @@ class StreamConfig:
         return self.cycles * len(schedule.cycle) * schedule.period
 
     def check(self, num_envs: int) -> None:
-        """Refuse what cannot run, before anything is made.
-
-        Raises:
-            ValueError: the id is unknown, or a flag is out of range, would be ignored or does not suit
-                ``num_envs``.
-        """
+        """Raise ValueError, before anything is made, for an unknown id or a flag that does not suit."""
         period = self.schedule().period
         if period is not None and period < num_envs:
             raise ValueError(
@@ -613,11 +567,9 @@ class StreamConfig:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task."""
         self.check(num_envs)
         spec = self.spec()
-        options: dict[str, Any] = {"schedule": self.schedule(), "seed": seed, "device": device}
-        schedule = {"id", "period", "tasks", "order", "jitter", "span", "games", "cycles"}
-        options |= {name: value for name, value in vars(self).items() if name not in schedule}
-        if games := self._games():
-            options["games"] = games
+        when = {"id", "period", "tasks", "order", "jitter", "span", "cycles"}
+        options = {name: value for name, value in vars(self).items() if name not in when}
+        options |= {"schedule": self.schedule(), "games": self._games(), "seed": seed, "device": device}
         if "schedule" not in spec.kwargs:
             return Stream(functools.partial(_ordinary, spec), num_envs=num_envs, **options)
         made = gym.make_vec(spec, num_envs=num_envs, **options)

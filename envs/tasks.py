@@ -20,8 +20,13 @@ from neoteny.envs.audit import parameters, set_parameters
 from neoteny.envs.schedule import Schedule
 
 TaskFunction = Callable[[int, int], gym.Env]
+"""Makes task ``k`` from ``(k, seed)``."""
+
 Spaces = tuple[gym.Space, gym.Space]
+"""Of one observation and one action, the same in all tasks of a stream."""
+
 Step = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], list[dict[str, Any]]]
+"""Rewards, terminated and truncated, (n,), and all infos."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +116,6 @@ class TaskEnv:
     ``lifelong_state``.
 
     Args:
-        task: makes task ``k`` from ``(k, seed)``.
-        spaces: of observations and actions, the same in all tasks.
         stride: by how much one step here moves the stream on.
     """
 
@@ -121,18 +124,17 @@ class TaskEnv:
         self.env: Any = None
 
     def enter(self, schedule: Schedule, steps: int) -> None:
-        """Make the environment of the task that is on at step ``steps`` of the stream.
-
-        Raises:
-            ValueError: its spaces are not the stream's.
-        """
+        """Make the environment of the task that is on at step ``steps``; its spaces must be the stream's."""
         self.close()
         self.schedule, self.steps = schedule, steps
         self.visit = schedule.visit_at(steps)
         task = schedule.task_of(self.visit)
         self.env = self.make_task(task, schedule.seed)
         check_spaces(self.env, self.spaces, task)
-        self.layers = [layer for layer in _layers(self.env) if hasattr(layer, "lifelong_state")]
+        layers = [self.env]  # its wrappers, from the outermost, and the environment itself
+        while isinstance(layers[-1], gym.Wrapper):
+            layers.append(layers[-1].env)
+        self.layers = [layer for layer in layers if hasattr(layer, "lifelong_state")]
         self.path: dict[str, tuple[float, float]] = {}
         if schedule.span and self.visit:
             before = self.make_task(schedule.task_of(self.visit - 1), schedule.seed)
@@ -194,10 +196,8 @@ class TaskEnvs:
     The interface is that of :class:`neoteny.envs.workers.Workers` too.
 
     Args:
-        task: makes task ``k`` from ``(k, seed)``.
-        spaces: of one observation and one action, the same in all tasks.
         count: n, how many there are here.
-        stride: by how much one step of all sub-environments of the stream moves it on.
+        stride: by how much one step of all of them, here and elsewhere, moves the stream on.
         alive: called after each step that is played again.
     """
 
@@ -229,7 +229,7 @@ class TaskEnvs:
         return lifelong
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all, actions (n, ...); returns rewards, terminated and truncated, (n,), and all infos."""
+        """Step all, actions (n, ...)."""
         rewards = np.empty(len(self.envs))
         terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
         infos = []
@@ -253,11 +253,7 @@ class TaskEnvs:
 
 
 def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
-    """Refuse an environment whose spaces are not the stream's.
-
-    Raises:
-        ValueError: names the task and both spaces.
-    """
+    """Raise ValueError for an environment whose spaces are not the stream's."""
     for kind, space in zip(("observation_space", "action_space"), spaces):
         if getattr(env, kind) != space:
             raise ValueError(
@@ -275,11 +271,3 @@ def _between(old: float, new: float, progress: float) -> float:
     """The value at 0 to 1 of the way; whole numbers stay whole."""
     value = new if progress == 1 else old + progress * (new - old)
     return round(value) if isinstance(old, int) and isinstance(new, int) else value
-
-
-def _layers(env: Any) -> Iterator[Any]:
-    """An environment's wrappers, from the outermost, and the environment itself."""
-    while isinstance(env, gym.Wrapper):
-        yield env
-        env = env.env
-    yield env

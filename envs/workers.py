@@ -84,11 +84,7 @@ class Worker:
         self.deadline = time.monotonic() + max(START_SECONDS, timeout)
 
     def send(self, commands: list[Command]) -> None:
-        """Give it commands.
-
-        Raises:
-            LostWorkerError: it does not take them.
-        """
+        """Give it commands; raises LostWorkerError if it does not take them."""
         now = time.monotonic()
         self.deadline = max(self.deadline, now + self.timeout)
         try:
@@ -98,11 +94,7 @@ class Worker:
             raise self.lost() from error
 
     def receive(self) -> Any:
-        """What it sent.
-
-        Raises:
-            LostWorkerError: it sent nothing, half a message, or nothing any more.
-        """
+        """What it sent; raises LostWorkerError if that is nothing in time, or half a message."""
         try:
             self.socket.settimeout(self.timeout)  # of each read, since half of it may have come
             message = _receive(self.socket)
@@ -139,8 +131,7 @@ class Workers:
     The interface is that of :class:`TaskEnvs`, which every worker has one of.
 
     Args:
-        task: makes task ``k`` from ``(k, seed)``; can be pickled, as a function of a module can.
-        spaces: of one observation and one action, the same in all tasks.
+        task: can be pickled, as a function of a module can.
         log: the running episodes of all sub-environments, complete up to the command that is given.
         workers: how many processes.
         timeout: seconds that a command may take, or, while episodes are played again, a step.
@@ -171,7 +162,7 @@ class Workers:
         return list(itertools.chain.from_iterable(self._ask("reset", shares)))
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all, actions (N, ...); returns rewards, terminated and truncated, (N,), and all infos."""
+        """Step all, actions (N, ...)."""
         answers = self._ask("step", [(actions[members.start : members.stop],) for members in self.members])
         *arrays, infos = zip(*answers)
         rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
@@ -283,11 +274,7 @@ class Workers:
 
 
 def check_workers(workers: int, num_envs: int, timeout: float) -> None:
-    """Refuse what cannot run.
-
-    Raises:
-        ValueError: ``workers`` is not one of 0 to ``num_envs``, or ``timeout`` not positive and finite.
-    """
+    """Raise ValueError unless ``workers`` is 0 to ``num_envs``, and ``timeout`` positive and finite."""
     if not 0 <= workers <= num_envs:
         raise ValueError(
             f"--stream.workers must be 0 to {num_envs}, the number of environments, not {workers}"
