@@ -72,7 +72,7 @@ def test_loss_by_hand():
     assert values.grad.flatten().tolist() == pytest.approx([0, -0.5 / 3, 1 / 3, 0, 0, 0])
 
 
-METHODS = {"none": None, "apart": SquaresConfig(0.1), "clipped": SquaresConfig(0.1, clipped=True)}
+METHODS = {"none": None, "apart": SquaresConfig(coef=0.1), "clipped": SquaresConfig(coef=0.1, clipped=True)}
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-2, 1e3])

@@ -135,7 +135,7 @@ def test_what_was_acted_on_is_evaluated_the_same(shared, amp):
     torch.testing.assert_close(agent.evaluate(observations, actions)[1], policy.entropy())
 
 
-METHODS = {"none": None, "apart": SquaresConfig(0.1), "clipped": SquaresConfig(0.1, clipped=True)}
+METHODS = {"none": None, "apart": SquaresConfig(coef=0.1), "clipped": SquaresConfig(coef=0.1, clipped=True)}
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, 1e3])
