@@ -15,8 +15,6 @@ from torch.optim.optimizer import ParamsT
 
 from neoteny.optim.isometry import isometry_coefficient, isometry_steps, matrix_view
 
-__all__ = ["AdamO"]
-
 _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
 

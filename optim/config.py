@@ -24,18 +24,6 @@ from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import ReorthogonalizeConfig, is_orthogonal
 from neoteny.optim.regularizers import IsometryConfig
 
-__all__ = [
-    "METHODS",
-    "AdamConfig",
-    "AdamOConfig",
-    "AdamWConfig",
-    "MethodConfigs",
-    "MuonConfig",
-    "OptimConfig",
-    "build_methods",
-    "methods_as_dict",
-]
-
 
 @dataclass(frozen=True)
 class AdamConfig:

@@ -22,15 +22,6 @@ from torch.optim import Optimizer
 
 from neoteny.optim.layers import Exclude, split_parameters
 
-__all__ = [
-    "isometry_gradient",
-    "isometry_penalty",
-    "isometry_report",
-    "matrix_view",
-    "param_groups",
-    "pull_norm",
-]
-
 # Below this c * steps even the largest singular values hardly move; above the other bound the weights are so
 # stiff that networks stop fitting their task. The paper's own experiments lie between 0.5 and 8.
 MIN_BUDGET = 0.1
@@ -72,20 +63,6 @@ def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
     if matrix.shape[0] >= matrix.shape[1]:
         return torch.addmm(matrix, matrix, gram, beta=-scale)
     return torch.addmm(matrix, gram, matrix, beta=-scale)
-
-
-def isometry_gradient(weight: Tensor, scale: float = 1.0) -> Tensor:
-    """Gradient of the penalty in closed form, 4 (W W^T W - s W), without autograd (paper, eq. 20).
-
-    Args:
-        weight: `(out, in)` or `(out, in, *kernel)`.
-        scale: the target s of the squared singular values.
-
-    Returns:
-        The gradient with respect to `matrix_view(weight)`, `(out, in * prod(kernel))`.
-    """
-    matrix = matrix_view(weight.detach())
-    return _residual(matrix, gram_matrix(matrix), scale).mul_(4.0)
 
 
 def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> tuple[list[Tensor], Tensor]:

@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Layer", "Network", "connect", "describe", "describe_agent", "heads", "left_out", "trace"]
-
 Exclude: TypeAlias = Iterable[nn.Module | str] | nn.Module | str
 NamedParameters: TypeAlias = list[tuple[str, nn.Parameter]]
 WeightLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d

@@ -30,8 +30,6 @@ from torch.optim import Optimizer
 from neoteny.optim.isometry import isometry_report
 from neoteny.optim.layers import Layer, Network, connect, describe_agent, left_out
 
-__all__ = ["Event", "Learner", "Method", "MethodConfig", "Methods", "Seen"]
-
 
 @dataclass
 class Learner:

@@ -16,8 +16,6 @@ from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, muon
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-__all__ = ["MuonAdamW"]
-
 
 class MuonAdamW(Optimizer):
     """Muon or AdamW, as each parameter group says, bit for bit as torch's optimizers step them.

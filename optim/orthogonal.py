@@ -25,8 +25,6 @@ from torch.nn.utils import parametrize
 from neoteny.optim.isometry import gram_matrix, matrix_view
 from neoteny.optim.methods import Event, Learner, Method, MethodConfig
 
-__all__ = ["Bjorck", "Reorthogonalization", "ReorthogonalizeConfig", "orthogonal_factor", "orthogonalize"]
-
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 ITERATIONS = 7

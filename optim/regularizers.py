@@ -10,8 +10,6 @@ from torch import Tensor
 from neoteny.optim.isometry import gram_penalty
 from neoteny.optim.methods import Learner, Method, MethodConfig
 
-__all__ = ["IsometryConfig", "IsometryPenalty"]
-
 
 class IsometryPenalty(Method):
     r"""The coupled form of the pull towards isometry: :math:`\lambda \sum_l \|G_l - s I\|_F^2` in the loss.

@@ -47,3 +47,9 @@ def conv_net() -> nn.Sequential:
 def reference_jacobians(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     rows = [torch.autograd.functional.jacobian(function, x[None]).flatten(2).flatten(0, 1) for x in inputs]
     return torch.stack([row.reshape(-1, inputs[0].numel()) for row in rows])
+
+
+def isometry_gradient(weight: Tensor, scale: float = 1.0) -> Tensor:
+    """4 (W W^T W - s W), of kernels as matrices (out, in * height * width)."""
+    matrix = weight.detach().flatten(1)
+    return 4.0 * (matrix @ matrix.T @ matrix - scale * matrix)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from neoteny.optim import AdamO, param_groups
-from neoteny.optim.isometry import isometry_gradient
+from tests.simple_networks import isometry_gradient
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from neoteny.optim import AdamO, isometry_penalty, isometry_report, param_groups, pull_norm
-from neoteny.optim.isometry import isometry_gradient, matrix_view
+from neoteny.optim.isometry import matrix_view
+from tests.simple_networks import isometry_gradient
 
 SHAPES = st.one_of(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
