@@ -518,6 +518,17 @@ class TestReorthogonalization:
         with torch.no_grad():
             assert torch.equal(target[0].weight, network[0].weight)
 
+    def test_what_a_forward_pass_had_left_below_one_is_renewed_too(self):
+        network = mixed_net()
+        methods = with_methods(network, AdamConfig(), every=1)
+        left, right = bases(16, 16, seed=0)
+        with torch.no_grad():
+            raw(network[0]).copy_((left * torch.logspace(-3, 1, 16)) @ right.T)
+        assert singular_values(network[0].weight).amin() < 0.1
+        methods.between_steps(torch.zeros(1, 16))
+        assert is_renewed(raw(network[0]))
+        torch.testing.assert_close(raw(network[0]).detach(), (left @ right.T).float(), atol=1e-3, rtol=0)
+
     def test_it_is_concerned_with_orthogonal_layers_alone(self):
         network = mixed_net()
         network[2] = nn.utils.parametrizations.weight_norm(nn.Linear(16, 16))
