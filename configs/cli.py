@@ -20,6 +20,11 @@ from neoteny.runners.exit_codes import ExitCode, stop
 Config = TypeVar("Config")
 
 
+def preset(shared: Mapping[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
+    """Changes that are those of other streams too, and what a stream needs beyond them."""
+    return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
+
+
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of a dataclass with some fields changed; nested dicts change fields of nested dataclasses.
 
@@ -74,10 +79,10 @@ def cli(
     words = list(sys.argv[1:] if argv is None else argv)
     default = args_type()
     if words and not words[0].startswith("-") and ":" not in words[0]:
-        preset = words.pop(0)
-        if preset not in presets:
-            stop(ExitCode.BAD_INPUT, f"there is no preset {preset!r}; there are {', '.join(presets)}")
-        default = override(default, presets[preset])
+        name = words.pop(0)
+        if name not in presets:
+            stop(ExitCode.BAD_INPUT, f"there is no preset {name!r}; there are {', '.join(presets)}")
+        default = override(default, presets[name])
     try:
         if any(word in HELP for word in words):
             show_help(default, presets, words)
