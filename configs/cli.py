@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -43,27 +42,6 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
     values = {name: changed(name, value) for name, value in changes.items()}
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
-
-
-def check_numbers(
-    config: object,
-    names: Sequence[str],
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-) -> None:
-    """Refuse numbers that are out of range or not finite.
-
-    Raises:
-        ValueError: names the flag, its value and its range.
-    """
-    bounds = (("above", above), ("at least", at_least), ("at most", at_most))
-    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
-    for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value > above and at_least <= value <= at_most):
-            raise ValueError(f"--{name.replace('_', '-')} must be {wanted or 'finite'}, not {value}")
 
 
 def cli(

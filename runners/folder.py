@@ -33,7 +33,7 @@ import torch
 
 from neoteny.optim import MethodConfigs
 from neoteny.runners.checkpoint import replace_file
-from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.runners.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.probes import ProbeConfig
 
 # What may differ when a run goes on: how long, how it is watched and kept, and what computes it. A change of
@@ -81,11 +81,8 @@ class RunArgs:
         Raises:
             ValueError: names the flag. A device that is not there is never replaced by another.
         """
-        leasts = {"seed": 0, "threads": 1, "checkpoint_every": 0, "video_every": 0}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} must be at least {least}, not {getattr(self, name)}")
+        check_numbers(self, ("seed", "checkpoint_every", "video_every"), at_least=0)
+        check_numbers(self, ("threads",), at_least=1)
         if not re.fullmatch(r"[\w.-]*", self.note):
             raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {self.note!r}")
         try:

@@ -6,7 +6,7 @@ hidden layer); which tags there are depends on the architecture alone, never on 
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from typing import Literal, cast
 
@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from neoteny.optim import Methods, pull_norm
 from neoteny.optim.layers import AllParts, Call, Layer, Network, WeightLayer, describe, trace, undisturbed
+from neoteny.runners.exit_codes import check_numbers
 from neoteny.runners.jacobians import (
     ELEMENTWISE,
     circular_singular_values,
@@ -28,18 +29,8 @@ from neoteny.runners.jacobians import (
 )
 from neoteny.runners.ntk import empirical_ntk, ntk_statistics
 from neoteny.runners.plasticity import plasticity
-from neoteny.runners.spectra import (
-    condition_number,
-    effective_rank,
-    gram,
-    gram_singular_values,
-    isometry_penalty,
-    rank99,
-    singular_values,
-    srank,
-    stable_rank,
-)
-from neoteny.runners.units import TAUS, dead_fraction, dormant_fraction, unit_sizes
+from neoteny.runners.spectra import RANKS, condition_number, gram, gram_singular_values, singular_values
+from neoteny.runners.units import UNIT_PROBES, unit_sizes
 
 # Singular values cost the cube of the smaller side, so wide layers get fewer samples. They can afford it: the
 # wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
@@ -83,13 +74,9 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative numbers, no samples, and what would be ignored."""
-        leasts = {"every": 0, "full_every": 0, "plasticity_every": 0}
-        leasts |= dict.fromkeys(("samples", "jacobian_samples", "ntk_samples"), 1)
-        leasts |= dict.fromkeys(("plasticity_samples", "plasticity_steps"), 1)
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--probes.{flag} must be at least {least}, not {getattr(self, name)}")
+        check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
+        amounts = ("samples", "jacobian_samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
+        check_numbers(self, amounts, at_least=1, prefix="probes.")
         needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
         needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
         defaults = {field.name: field.default for field in fields(self)}
@@ -270,12 +257,6 @@ class MeasuredLayer:
         return operator_matrix(self.module, *self.call.inputs.shape[2:])
 
 
-_UNIT_PROBES: dict[str, Callable[[Tensor], Tensor]] = {
-    **{f"dormant_{tau:g}": partial(dormant_fraction, tau=tau) for tau in TAUS},
-    "dead": dead_fraction,
-}
-
-
 def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
     """Dormant and dead shares of each hidden layer, of the worst, and of all units together."""
     sizes = {layer.name: layer.unit_sizes for layer in hidden if layer.unit_sizes is not None}
@@ -283,7 +264,7 @@ def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
         return {}
     counts = next(iter(sizes.values())).new_tensor([len(layer) for layer in sizes.values()])
     scalars: Measured = {}
-    for probe, fraction in _UNIT_PROBES.items():
+    for probe, fraction in UNIT_PROBES.items():
         # Mean sizes act as one sample of the activations they are the means of.
         fractions = {name: fraction(layer[None]) for name, layer in sizes.items()}
         scalars |= {f"plasticity/{probe}/{name}": value for name, value in fractions.items()}
@@ -302,11 +283,7 @@ def _feature_scalars(calls: Mapping[str, Sequence[Call]]) -> Measured:
         features = of_part[-1].inputs
         linear = isinstance(of_part[-1].module, nn.Linear)
         sigma = singular_values(features.reshape(-1, features.shape[-1]) if linear else features.flatten(1))
-        scalars[f"plasticity/feature_srank/{part}"] = srank(sigma)
-        scalars[f"plasticity/feature_rank99/{part}"] = rank99(sigma)
-        scalars[f"plasticity/feature_stable_rank/{part}"] = stable_rank(sigma)
-        scalars[f"plasticity/feature_effective_rank/{part}"] = effective_rank(sigma)
-        scalars[f"plasticity/feature_effective_rank_squared/{part}"] = effective_rank(sigma, power=2)
+        scalars |= {f"plasticity/feature_{name}/{part}": rank(sigma) for name, rank in RANKS.items()}
     return scalars
 
 
@@ -327,7 +304,9 @@ def _weight_spectra(layers: Iterable[MeasuredLayer], hidden: Sequence[MeasuredLa
         measured["isometry/sigma_min/min"] = of_hidden.min()
         measured["isometry/mean_squared_sigma/mean"] = of_hidden.square().mean()
         measured["isometry/log10_cond/max"] = conditions.max()
-        measured["isometry/penalty"] = torch.stack([isometry_penalty(spectra[name]) for name in names]).sum()
+        # Rosseau et al., equations 16 and 17: squared distances of the Gram matrices from the identity.
+        penalties = [(spectra[name].square() - 1.0).square().sum() for name in names]
+        measured["isometry/penalty"] = torch.stack(penalties).sum()
     return measured
 
 

@@ -6,6 +6,8 @@ are right up to about 1e7, and a larger value only says "above 1e7". A float32 G
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,15 +49,6 @@ def condition_number(sigma: Tensor) -> Tensor:
     return torch.where(sigma[..., -1] == 0, torch.inf, sigma[..., 0] / sigma[..., -1])
 
 
-def isometry_penalty(sigma: Tensor) -> Tensor:
-    """Squared Frobenius distance of the Gram matrix from the identity: (..., r) to (...).
-
-    The sum of (sigma^2 - 1)^2. (Rosseau et al., Preserving Plasticity in Continual Learning via Dynamical
-    Isometry, 2026, equations 16 and 17.)
-    """
-    return (sigma.square() - 1.0).square().sum(-1)
-
-
 def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
     """Fewest singular values that hold 1 - delta of their sum; 0 for a zero matrix.
 
@@ -68,12 +61,14 @@ def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
     Returns:
         (...), whole numbers in float64.
     """
-    return _fewest(sigma, 1.0 - delta)
+    cumulative = sigma.cumsum(-1)
+    count = (cumulative < (1.0 - delta) * cumulative[..., -1:]).sum(-1).double() + 1.0
+    return _unless_zero(sigma, count)
 
 
 def rank99(sigma: Tensor) -> Tensor:
     """Fewest of sigma (..., r) that hold 99 % of the sum of squares, the PCA rank; 0 for a zero matrix."""
-    return _fewest(sigma.square(), 0.99)
+    return srank(sigma.square())
 
 
 def stable_rank(sigma: Tensor) -> Tensor:
@@ -98,16 +93,18 @@ def effective_rank(sigma: Tensor, power: int = 1) -> Tensor:
     return _unless_zero(sigma, torch.special.entr(mass / mass.sum(-1, keepdim=True)).sum(-1).exp())
 
 
-def _fewest(mass: Tensor, fraction: float) -> Tensor:
-    """Number of leading entries of `mass` (..., r) whose sum reaches `fraction` of the whole."""
-    cumulative = mass.cumsum(-1)
-    count = (cumulative < fraction * cumulative[..., -1:]).sum(-1).double() + 1.0
-    return _unless_zero(mass, count)
-
-
 def _unless_zero(sigma: Tensor, rank: Tensor) -> Tensor:
     """`rank`, but 0 where all of `sigma` is zero and nan where it is nan."""
     return torch.where(sigma[..., 0] == 0, 0.0, torch.where(sigma[..., 0].isnan(), torch.nan, rank))
+
+
+RANKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "srank": srank,
+    "rank99": rank99,
+    "stable_rank": stable_rank,
+    "effective_rank": effective_rank,
+    "effective_rank_squared": partial(effective_rank, power=2),
+}
 
 
 def quantile(values: Tensor, q: float) -> Tensor:

@@ -11,7 +11,7 @@ from neoteny.optim import Learner, Methods
 from neoteny.optim.layers import AllParts, connect, describe
 from neoteny.runners import probes
 from neoteny.runners.jacobians import jacobian_statistics
-from neoteny.runners.spectra import effective_rank, isometry_penalty, singular_values, srank
+from neoteny.runners.spectra import effective_rank, singular_values, srank
 from tests.simple_networks import CReLU, Noise, conv_net, mlp, reference_jacobians, sequential
 
 INF, NAN = math.inf, math.nan
@@ -170,13 +170,17 @@ class TestMeasure:
             assert measured[f"isometry/log10_cond/net.{name}"] == pytest.approx(
                 (sigma[0] / sigma[-1]).log10().item()
             )
-        hidden = [spectra["conv1"], spectra["linear1"]]  # the head counts for itself only
+        hidden, distances = [spectra["conv1"], spectra["linear1"]], []  # the head counts for itself only
         assert measured["isometry/sigma_max/max"] == pytest.approx(max(s[0].item() for s in hidden))
         assert measured["isometry/sigma_min/min"] == pytest.approx(min(s[-1].item() for s in hidden))
         assert measured["isometry/log10_cond/max"] == pytest.approx(
             max((s[0] / s[-1]).log10().item() for s in hidden)
         )
-        assert measured["isometry/penalty"] == pytest.approx(sum(isometry_penalty(s).item() for s in hidden))
+        for name in ("conv1", "linear1"):  # both are wide: the Gram matrix of the smaller side
+            weight = getattr(net, name).weight.detach().flatten(1).double()
+            assert weight.shape[0] <= weight.shape[1]
+            distances.append((weight @ weight.T - torch.eye(len(weight))).square().sum().item())
+        assert measured["isometry/penalty"] == pytest.approx(sum(distances))
         features = singular_values(net[:-1](inputs).detach())
         assert measured["plasticity/feature_srank/net"] == srank(features).item()
         assert measured["plasticity/feature_effective_rank/net"] == pytest.approx(
