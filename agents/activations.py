@@ -52,10 +52,6 @@ class GroupSort(nn.Module):
         """Sort units 0 to size - 1, size to 2 size - 1, ..., each group in place."""
         return x.unflatten(1, (-1, self.size)).sort(dim=2, descending=True).values.flatten(1, 2)
 
-    def extra_repr(self) -> str:
-        """The size of groups."""
-        return f"size={self.size}"
-
 
 class Abs(nn.Module):
     """Absolute value, of any shape.

@@ -64,18 +64,12 @@ def cli(
     try:
         if any(word in HELP for word in words):
             show_help(default, presets, words)
-        return _parse(default, words)
+        words, method_words = split_words(words)  # tyro knows nothing of methods
+        settings = (tyro.conf.CascadeSubcommandArgs,)
+        args: Any = tyro.cli(args_type, args=words, default=default, config=settings)
+        return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
     except ValueError as error:
         stop(ExitCode.BAD_INPUT, str(error))
-
-
-def _parse(default: Any, words: list[str]) -> Any:
-    """A command line without its preset; tyro knows nothing of methods, whose words are taken out first."""
-    words, method_words = split_words(words)
-    args = tyro.cli(type(default), args=words, default=default, config=(tyro.conf.CascadeSubcommandArgs,))
-    if not method_words:
-        return args
-    return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
 
 
 def launch(

@@ -1,16 +1,7 @@
 """The folder of a run: where it is, who writes to it, and whether a run may go on from what it holds.
 
-A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-methods][-note]>/s<seed>/``:
-
-* ``args.json``, ``meta.json``: the arguments and the machine;
-* ``stream.json``: which task began when;
-* ``events.out.tfevents.*``: TensorBoard's, one file for each attempt;
-* ``checkpoint/step_*``: the newest two checkpoints, and ``checkpoint/weights.safetensors`` at the end;
-* ``videos/step_*.gif``: an episode each of the policy as it was then, if asked for;
-* ``pictures/*.png``: spectra and dormant units over the run, at the end;
-* ``attempts/``: one file for each process that has worked on the run;
-* ``crash/``: what led to a value that is not finite;
-* ``summary.json``: there if, and only if, the run is finished.
+The README says what is in it. Each process that has worked on the run has a file in ``attempts/``, ``crash/``
+is what led to a value that is not finite, and ``summary.json`` is there if, and only if, the run is finished.
 """
 
 from __future__ import annotations

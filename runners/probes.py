@@ -5,7 +5,7 @@ hidden layer); which tags there are depends on the architecture alone, never on 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
 from typing import Literal, cast
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.optim import Methods, pull_norm
-from neoteny.optim.layers import AllParts, Call, Layer, Network, WeightLayer, describe, trace, undisturbed
+from neoteny.optim.layers import AllParts, Call, Layer, Network, describe, trace, undisturbed
 from neoteny.runners.exit_codes import check_numbers
 from neoteny.runners.jacobians import (
     ELEMENTWISE,
@@ -79,9 +79,8 @@ class ProbeConfig:
         check_numbers(self, amounts, at_least=1, prefix="probes.")
         needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
         needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
-        defaults = {field.name: field.default for field in fields(self)}
         for name, switch in needed.items():
-            if getattr(self, switch) == 0 and getattr(self, name) != defaults[name]:
+            if getattr(self, switch) == 0 and getattr(self, name) != getattr(ProbeConfig, name):
                 flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
                 raise ValueError("{} does nothing without {}".format(*flags))
 
@@ -226,11 +225,6 @@ class MeasuredLayer:
     name: str
     call: Call
 
-    @property
-    def module(self) -> WeightLayer:
-        """The layer."""
-        return self.call.module
-
     @cached_property
     def unit_sizes(self) -> Tensor | None:
         """Mean absolute output of each unit of its activation, (units,); None without one."""
@@ -239,7 +233,7 @@ class MeasuredLayer:
     @cached_property
     def matrix(self) -> Tensor:
         """The weight as a matrix (out, in), kernels as (out, in * height * width), float64."""
-        return self.module.weight.detach().flatten(1).double()
+        return self.call.module.weight.detach().flatten(1).double()
 
     @cached_property
     def gram(self) -> Tensor:
@@ -249,12 +243,12 @@ class MeasuredLayer:
     @cached_property
     def operator(self) -> Tensor | None:
         """A convolution as the matrix that it is, float64; None of another layer, or if it is too large."""
-        if not isinstance(self.module, nn.Conv2d):
+        if not isinstance(self.call.module, nn.Conv2d):
             return None
         smaller = min(self.call.inputs[0].numel(), self.call.shape[1:].numel())
         if smaller > WIDEST_OPERATOR:
             return None
-        return operator_matrix(self.module, *self.call.inputs.shape[2:])
+        return operator_matrix(self.call.module, *self.call.inputs.shape[2:])
 
 
 def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
@@ -321,7 +315,7 @@ def _operator_scalars(layers: Iterable[MeasuredLayer], operators: bool) -> Measu
     """Extreme singular values of convolutions as maps of images."""
     measured: Measured = {}
     for layer in layers:
-        conv = layer.module
+        conv = layer.call.module
         if not isinstance(conv, nn.Conv2d):
             continue
         if conv.groups == 1 and conv.dilation == (1, 1):
@@ -343,9 +337,8 @@ def _jacobian_scalars(
     """Conditioning of the Jacobians of hidden layers and of whole parts."""
     spectra = {}
     for layer in hidden:
-        matrix = (
-            layer.matrix if isinstance(layer.module, nn.Linear) else layer.operator if operators else None
-        )
+        is_linear = isinstance(layer.call.module, nn.Linear)
+        matrix = layer.matrix if is_linear else layer.operator if operators else None
         if matrix is not None and layer.unit_sizes is not None:
             spectra[layer.name] = _layer_jacobian_spectra(layer, matrix, samples)
     for name, part in parts.items():
@@ -361,9 +354,9 @@ def _layer_jacobian_spectra(layer: MeasuredLayer, matrix: Tensor, samples: int) 
     """Singular values (samples, r) of D W, from a layer's input to its activation's output."""
     affordable = max(_FEWEST_SAMPLES, _SPECTRUM_BUDGET // min(matrix.shape) ** 3)
     entering = layer.call.inputs
-    if isinstance(layer.module, nn.Linear):
+    if isinstance(layer.call.module, nn.Linear):
         entering = entering.reshape(-1, matrix.shape[1])
-    before = layer.module(_spread(entering, min(samples, affordable)))
+    before = layer.call.module(_spread(entering, min(samples, affordable)))
     after = nn.Sequential(*layer.call.following)
     if len(after) == 1 and isinstance(after[0], ELEMENTWISE):
         known = layer.gram if matrix is layer.matrix else None

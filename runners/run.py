@@ -289,10 +289,6 @@ class Run:
             row = (info[name] for name in ("_episode_return", "episode_return", "episode_length"))
             self._ended.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
 
-    def log(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
-        """Write scalars, and vectors as histograms, at ``step``, all of them in one event."""
-        self.writer.metrics(metrics, step)
-
     def log_update(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
         self._count_episodes()
@@ -307,7 +303,7 @@ class Run:
                 charts[f"game/{game}"] = float(np.mean([row[0] for row in self._episodes if row[2] == game]))
             self._episodes.clear()
         times = {f"time/{section}": seconds for section, seconds in self.seconds.items()}
-        self.log(step, {**charts, **metrics, **times, "stream/task": self.visits[-1].task})
+        self.writer.metrics({**charts, **metrics, **times, "stream/task": self.visits[-1].task}, step)
         self.bar.update(step - self.bar.n)
 
     def finish(self, network: nn.Module) -> dict[str, Any]:
@@ -327,7 +323,7 @@ class Run:
         self._write("checkpoint/weights.safetensors", safetensors.torch.save(weights))
         self.lap("save")
         scores = run_scores(self.visits)
-        self.log(self._step, {tag: score for tag, score in scores.items() if math.isfinite(score)})
+        self.writer.metrics({tag: score for tag, score in scores.items() if math.isfinite(score)}, self._step)
         self.writer.add(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
         if self.args.probes.pictures:
             self._draw()
@@ -489,7 +485,7 @@ class Run:
             self._end_visit()
             old = self.visits[-1].fingerprint
             if old and fingerprint:
-                self.log(self._step, {"stream/fingerprint_changed": not fingerprint.same_as(old)})
+                self.writer.metrics({"stream/fingerprint_changed": not fingerprint.same_as(old)}, self._step)
                 change = f"task {self.visits[-1].task} -> {task}: {fingerprint.changes(old)}"
                 self.writer.add(text("stream/switch", change), self._step)
         level = level_to_recover(self.visits, task)
@@ -503,7 +499,8 @@ class Run:
         row = _row(self.visits[-1])
         tags = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
         scores = {f"task/{tag}": row[tag] for tag in tags if row.get(tag) is not None}
-        self.log(len(self.visits) - 1, {tag: score for tag, score in scores.items() if math.isfinite(score)})
+        finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
+        self.writer.metrics(finite, len(self.visits) - 1)
 
     def _tasks(self) -> dict[str, Any]:
         """Which task began when."""

@@ -96,13 +96,10 @@ def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
     Where every task came at least twice: the first and the last visit to each, the same tasks on both sides.
     Otherwise the first and the last quarter of the visits, at least one each, of different tasks.
     """
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for i, visit in enumerate(visits):
-        first.setdefault(visit.task, i)
-        last[visit.task] = i
-    if visits and all(first[task] < last[task] for task in first):
-        return [visits[i] for i in first.values()], [visits[i] for i in last.values()]
+    last = {visit.task: visit for visit in visits}
+    first = {task: next(visit for visit in visits if visit.task == task) for task in last}
+    if visits and all(first[task] is not last[task] for task in last):
+        return list(first.values()), list(last.values())
     quarter = max(1, len(visits) // 4)
     return list(visits[:quarter]), list(visits[-quarter:])
 
