@@ -99,12 +99,9 @@ class Activation(NamedTuple):
     """An activation function and what a network has to know of it."""
 
     make: Callable[[], nn.Module]
-    gain: float
-    """Of the orthogonal weight before it, as it keeps the mean square of a signal from layer to layer."""
-    outputs: int = 1
-    """Outputs of each unit."""
-    multiple: int = 1
-    """Widths, counted after the activation, are multiples of this."""
+    gain: float  # of the orthogonal weight before it: keeps the mean square of a signal from layer to layer
+    outputs: int = 1  # of each unit
+    multiple: int = 1  # widths, counted after the activation, are multiples of this
 
 
 # Gains are those of layers with as many outputs as inputs, whose weights are random orthogonal matrices.

@@ -20,9 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from neoteny.runners.checkpoint import DamagedError, replace_file
 
 FLUSH_SECONDS = 5.0
-
-LONGEST = 512
-"""Numbers of a vector that are kept, at most."""
+LONGEST = 512  # numbers of a vector that are kept, at most
 
 
 class EventWriter:

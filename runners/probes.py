@@ -36,12 +36,9 @@ from neoteny.runners.units import UNIT_PROBES, unit_sizes
 # wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
 _SPECTRUM_BUDGET = 2**29
 _FEWEST_SAMPLES = 4
+_WIDEST_OPERATOR = 512  # likewise, convolutions are not taken as matrices whose smaller side is larger
 
-WIDEST_OPERATOR = 512
-"""Convolutions are not taken as matrices whose smaller side is larger: singular values cost its cube."""
-
-Measured = dict[str, Tensor]
-"""Scalars (), and spectra (r,), by tag."""
+Measured = dict[str, Tensor]  # scalars (), and spectra (r,), by tag
 
 
 @dataclass(frozen=True)
@@ -246,7 +243,7 @@ class MeasuredLayer:
         if not isinstance(self.call.module, nn.Conv2d):
             return None
         smaller = min(self.call.inputs[0].numel(), self.call.shape[1:].numel())
-        if smaller > WIDEST_OPERATOR:
+        if smaller > _WIDEST_OPERATOR:
             return None
         return operator_matrix(self.call.module, *self.call.inputs.shape[2:])
 

@@ -72,8 +72,7 @@ CHARTS = {
     },
 }
 
-FAILED_SAVES = 3
-"""A run ends when so many checkpoints in a row could not be written."""
+FAILED_SAVES = 3  # a run ends when so many checkpoints in a row could not be written
 
 
 class Part(Protocol):

@@ -1,8 +1,10 @@
-"""Singular values of a matrix, and what is said of them: condition numbers, ranks, distance from isometry.
+"""Singular values of a matrix, and what is said of them: condition numbers and ranks.
 
 All spectra come from float64 Gram matrices of the smaller side. Squaring halves the digits: condition numbers
 are right up to about 1e7, and a larger value only says "above 1e7". A float32 Gram would already fail between
 1e3 and 1e4, which an ordinary initialisation exceeds.
+
+`sigma` are singular values (..., r), descending, of one or many matrices.
 """
 
 import math
@@ -50,16 +52,9 @@ def condition_number(sigma: Tensor) -> Tensor:
 
 
 def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
-    """Fewest singular values that hold 1 - delta of their sum; 0 for a zero matrix.
+    """Fewest of sigma (..., r) that hold 1 - delta of their sum, (...) in float64; 0 for a zero matrix.
 
     (Kumar et al., Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning, 2021.)
-
-    Args:
-        sigma: Singular values, (..., r), descending.
-        delta: Share of the sum that may be missing.
-
-    Returns:
-        (...), whole numbers in float64.
     """
     cumulative = sigma.cumsum(-1)
     count = (cumulative < (1.0 - delta) * cumulative[..., -1:]).sum(-1).double() + 1.0
@@ -77,17 +72,10 @@ def stable_rank(sigma: Tensor) -> Tensor:
 
 
 def effective_rank(sigma: Tensor, power: int = 1) -> Tensor:
-    """Exponential of the entropy of sigma^power, normalized to sum 1; 0 for a zero matrix.
+    """Exponential of the entropy of sigma^power, scaled to sum 1: (..., r) to (...); 0 for a zero matrix.
 
     Power 1 is the original (Roy and Vetterli, The effective rank, 2007). Power 2, which weighs by energy, is
     what the authors of AdamO report.
-
-    Args:
-        sigma: Singular values, (..., r), descending.
-        power: 1 or 2.
-
-    Returns:
-        (...), from 1 to r, float64.
     """
     mass = (sigma / sigma[..., :1]) ** power
     return _unless_zero(sigma, torch.special.entr(mass / mass.sum(-1, keepdim=True)).sum(-1).exp())
