@@ -127,11 +127,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str, group_size: int | None = None) -> Activation:
-    """One of the activations.
-
-    Args:
-        name: a key of `ACTIVATIONS`.
-        group_size: units of a group, for groupsort alone; its default if None.
+    """One of the activations; that of groupsort with another number of units of a group, if given.
 
     Raises:
         ValueError: the size is below 2, or given for another activation.

@@ -121,11 +121,7 @@ def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.
 
 
 def encoder(space: gym.Space, flat: bool = False) -> nn.Module:
-    """The parameter-free module that turns a batch of raw observations into floats.
-
-    Args:
-        space: of one observation.
-        flat: whether images become vectors.
+    """The parameter-free module that turns a batch of raw observations into floats; if flat, into vectors.
 
     Raises:
         ValueError: observations are not a Box.

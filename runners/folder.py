@@ -6,6 +6,7 @@ is what led to a value that is not finite, and ``summary.json`` is there if, and
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -121,12 +122,10 @@ def begin_attempt(folder: Path) -> int:
     who = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
     while True:
         number = latest_attempt(folder) + 1
-        try:
-            with open(attempts / f"{number:06d}.json", "xb") as file:  # fails if another was faster
-                file.write(who)
+        # fails if another was faster
+        with contextlib.suppress(FileExistsError), open(attempts / f"{number:06d}.json", "xb") as file:
+            file.write(who)
             return number
-        except FileExistsError:
-            continue
 
 
 def latest_attempt(folder: Path) -> int:

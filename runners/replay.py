@@ -159,16 +159,9 @@ class ReplayMemory:
         next_observations: Tensor,
         task: int = 0,
     ) -> None:
-        """Add a step of all environments.
+        """Add a step of all environments, (N, ...), made in a task.
 
-        Args:
-            observations: (N, ...), acted on.
-            actions: (N, ...).
-            rewards: (N,).
-            terminated: (N,).
-            truncated: (N,).
-            next_observations: (N, ...), of ended episodes their last.
-            task: in which the step was made.
+        Of ended episodes, the next observation is their last.
 
         Raises:
             RuntimeError: it would overwrite what a killed run needs. Nothing was written.

@@ -121,12 +121,11 @@ class Run:
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         name = "/".join(self.folder.parts[-2:])
-        first = self.restored["step"] if self.restored else 0
-        self.bar = tqdm(total=total_steps, initial=first, unit="step", unit_scale=True, desc=name)
+        self._first = self.restored["step"] if self.restored else 0
+        self.bar = tqdm(total=total_steps, initial=self._first, unit="step", unit_scale=True, desc=name)
         self.preemption = Preemption()
         # Also called if the run ends by an error, so that what was measured is kept.
         self.close = weakref.finalize(self, _close, self.writer, self.bar, self.preemption)
-        self._first = first
         self._start = self._lap = time.perf_counter()
 
     def say(self, *remarks: str) -> None:
