@@ -155,7 +155,6 @@ def measure(
     inputs: Tensor,
     layers: Sequence[Layer] | None = None,
     *,
-    activations: tuple[type[nn.Module], ...] | None = None,
     jacobian_samples: int = 32,
     operators: bool = False,
 ) -> dict[str, float | list[float]]:
@@ -170,7 +169,6 @@ def measure(
         inputs: Floating-point batch (B, D) or (B, C, H, W), on the device of the parts. Dead and dormant
             shares depend on its size and distribution: use at least 256 samples of current data.
         layers: Description of the parts, if it is there already.
-        activations: Modules that count as activation functions, if not those that `layers.trace` takes.
         jacobian_samples: Samples, spread evenly over the batch, whose Jacobians are taken; fewer in layers
             wider than 256. 0 leaves the Jacobians out.
         operators: Take convolutions as the matrices that they are, and their Jacobians, too.
@@ -187,11 +185,11 @@ def measure(
     if not parts or not len(inputs) or jacobian_samples < 0:
         raise ValueError("measure needs at least one part, at least one sample and jacobian_samples >= 0")
     if layers is None:
-        layers = describe(AllParts(parts), inputs[:1], parts, activations)
+        layers = describe(AllParts(parts), inputs[:1], parts)
     described: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
     with undisturbed(parts.values(), inputs.device):
         inputs = inputs.clone()
-        calls = {name: trace(part, inputs, activations) for name, part in parts.items()}
+        calls = {name: trace(part, inputs) for name, part in parts.items()}
         seen: dict[nn.Module, MeasuredLayer] = {}
         for call in chain.from_iterable(calls.values()):
             seen.setdefault(call.module, MeasuredLayer(described[call.module].name, call))

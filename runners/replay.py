@@ -201,12 +201,10 @@ class ReplayMemory:
         self.age.zero_()
         self._pending += 1
 
-    def sample(
-        self, batch: int, n_step: int = 1, gamma: float = 0.99, generator: torch.Generator | None = None
-    ) -> Batch:
+    def sample(self, batch: int, n_step: int = 1, gamma: float = 0.99) -> Batch:
         """Transitions of up to ``n_step`` steps, drawn uniformly and with replacement.
 
-        Without a generator they come from PyTorch's own, whose state is in each checkpoint.
+        The random numbers are PyTorch's own, whose state is in each checkpoint.
 
         Raises:
             RuntimeError: there are fewer than ``n_step`` steps.
@@ -214,8 +212,8 @@ class ReplayMemory:
         if (longest := min(self.added, self.kept)) < n_step:
             raise RuntimeError(f"a replay memory of {longest} steps of an environment has none of {n_step}")
         oldest, end = self.bounds(n_step)
-        envs = torch.randint(self.num_envs, (batch,), device=self.device, generator=generator)
-        share = torch.rand(batch, dtype=torch.float64, device=self.device, generator=generator)
+        envs = torch.randint(self.num_envs, (batch,), device=self.device)
+        share = torch.rand(batch, dtype=torch.float64, device=self.device)
         return self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
 
     def bounds(self, n_step: int = 1) -> tuple[Tensor, Tensor]:
