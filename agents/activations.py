@@ -52,10 +52,6 @@ class GroupSort(nn.Module):
         """Sort units 0 to size - 1, size to 2 size - 1, ..., each group in place."""
         return x.unflatten(1, (-1, self.size)).sort(dim=2, descending=True).values.flatten(1, 2)
 
-    def extra_repr(self) -> str:
-        """The size of groups."""
-        return f"size={self.size}"
-
 
 class Abs(nn.Module):
     """Absolute value, of any shape.
@@ -103,12 +99,9 @@ class Activation(NamedTuple):
     """An activation function and what a network has to know of it."""
 
     make: Callable[[], nn.Module]
-    gain: float
-    """Of the orthogonal weight before it, as it keeps the mean square of a signal from layer to layer."""
-    outputs: int = 1
-    """Outputs of each unit."""
-    multiple: int = 1
-    """Widths, counted after the activation, are multiples of this."""
+    gain: float  # of the orthogonal weight before it: keeps the mean square of a signal from layer to layer
+    outputs: int = 1  # of each unit
+    multiple: int = 1  # widths, counted after the activation, are multiples of this
 
 
 # Gains are those of layers with as many outputs as inputs, whose weights are random orthogonal matrices.
@@ -134,11 +127,7 @@ ACTIVATIONS = {
 
 
 def activation(name: str, group_size: int | None = None) -> Activation:
-    """One of the activations.
-
-    Args:
-        name: a key of `ACTIVATIONS`.
-        group_size: units of a group, for groupsort alone; its default if None.
+    """One of the activations; that of groupsort with another number of units of a group, if given.
 
     Raises:
         ValueError: the size is below 2, or given for another activation.

@@ -22,7 +22,6 @@ from neoteny.optim.orthogonal import orthogonalize
 
 MINIGRID_CODES = (11, 6, 4)  # how many objects, colours and states a MiniGrid cell can hold
 
-
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
@@ -97,8 +96,7 @@ class OneHotGrid(nn.Module):
         super().__init__()
         codes = torch.cartesian_prod(*map(torch.arange, MINIGRID_CODES))
         onehot = [F.one_hot(code, count) for code, count in zip(codes.unbind(1), MINIGRID_CODES)]
-        self.table: Tensor
-        """Channels of every cell that there can be, (264, 21)."""
+        self.table: Tensor  # channels of every cell that there can be, (264, 21)
         self.register_buffer("table", torch.cat(onehot, dim=1).float(), persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -123,11 +121,7 @@ def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.
 
 
 def encoder(space: gym.Space, flat: bool = False) -> nn.Module:
-    """The parameter-free module that turns a batch of raw observations into floats.
-
-    Args:
-        space: of one observation.
-        flat: whether images become vectors.
+    """The parameter-free module that turns a batch of raw observations into floats; if flat, into vectors.
 
     Raises:
         ValueError: observations are not a Box.

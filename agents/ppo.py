@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso, zeros
-from neoteny.configs.cli import check_numbers, launch
+from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.runners.exit_codes import bad_input
+from neoteny.runners.exit_codes import bad_input, check_numbers
 from neoteny.runners.folder import RunArgs
 from neoteny.runners.probes import Probes
 from neoteny.runners.run import Run

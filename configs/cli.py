@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,11 @@ from neoteny.envs.workers import GivenUpError
 from neoteny.runners.exit_codes import ExitCode, stop
 
 Config = TypeVar("Config")
+
+
+def preset(shared: Mapping[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
+    """Changes that are those of other streams too, and what a stream needs beyond them."""
+    return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
@@ -40,27 +44,6 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, **values)  # type: ignore[type-var]
 
 
-def check_numbers(
-    config: object,
-    names: Sequence[str],
-    *,
-    above: float = -math.inf,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-) -> None:
-    """Refuse numbers that are out of range or not finite.
-
-    Raises:
-        ValueError: names the flag, its value and its range.
-    """
-    bounds = (("above", above), ("at least", at_least), ("at most", at_most))
-    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
-    for name in names:
-        value = getattr(config, name)
-        if not (math.isfinite(value) and value > above and at_least <= value <= at_most):
-            raise ValueError(f"--{name.replace('_', '-')} must be {wanted or 'finite'}, not {value}")
-
-
 def cli(
     args_type: type[Config], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> Config:
@@ -74,25 +57,19 @@ def cli(
     words = list(sys.argv[1:] if argv is None else argv)
     default = args_type()
     if words and not words[0].startswith("-") and ":" not in words[0]:
-        preset = words.pop(0)
-        if preset not in presets:
-            stop(ExitCode.BAD_INPUT, f"there is no preset {preset!r}; there are {', '.join(presets)}")
-        default = override(default, presets[preset])
+        name = words.pop(0)
+        if name not in presets:
+            stop(ExitCode.BAD_INPUT, f"there is no preset {name!r}; there are {', '.join(presets)}")
+        default = override(default, presets[name])
     try:
         if any(word in HELP for word in words):
             show_help(default, presets, words)
-        return _parse(default, words)
+        words, method_words = split_words(words)  # tyro knows nothing of methods
+        settings = (tyro.conf.CascadeSubcommandArgs,)
+        args: Any = tyro.cli(args_type, args=words, default=default, config=settings)
+        return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
     except ValueError as error:
         stop(ExitCode.BAD_INPUT, str(error))
-
-
-def _parse(default: Any, words: list[str]) -> Any:
-    """A command line without its preset; tyro knows nothing of methods, whose words are taken out first."""
-    words, method_words = split_words(words)
-    args = tyro.cli(type(default), args=words, default=default, config=(tyro.conf.CascadeSubcommandArgs,))
-    if not method_words:
-        return args
-    return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
 
 
 def launch(

@@ -5,6 +5,8 @@
 
 from typing import Any
 
+from neoteny.configs.cli import preset
+
 # MiniGrid: rewards at the end of an episode only, which ten steps at a time carry back fast enough.
 GRID: dict[str, Any] = {
     "num_envs": 8,
@@ -36,11 +38,6 @@ ATARI: dict[str, Any] = {
 
 # A tenth of the memory and a shorter warm-up.
 SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}
-
-
-def preset(shared: dict[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
-    """What a stream needs beyond what others need too."""
-    return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
 
 
 PRESETS: dict[str, dict] = {

@@ -16,8 +16,8 @@ import tyro
 from neoteny.envs.stream import import_typed
 from neoteny.optim import METHODS, MethodConfig
 
+# Takes the name out of a word such as --methods.l2-init.coef=1e-2.
 FLAG = re.compile(r"--methods\.((?:\w[\w.-]*:)?[\w-]+)(?=[.=]|$)")
-"""Takes the name out of a word such as --methods.l2-init.coef=1e-2."""
 
 Configs = tuple[MethodConfig, ...]
 

@@ -4,10 +4,11 @@
 """
 
 import importlib.util
-from typing import Any
+
+from neoteny.configs.cli import preset
 
 # MiniGrid: sparse rewards. At twice the learning rate a policy that has just solved its task can collapse.
-GRID = {"num_steps": 128, "epochs": 4, "lr": 5e-4, "network": {"hidden": (128,)}, "optim": {"iso": 0.2}}
+GRID = {"num_steps": 128, "epochs": 4, "lr": 5e-4, "network": {"hidden": (128,)}}
 
 # Atari: the network of Mnih et al. (2015), and the sizes that PPO has had there since Schulman et al. (2017).
 ATARI = {
@@ -26,27 +27,17 @@ ATARI = {
 QUICK_GRID = {**GRID, "num_steps": 32}
 
 
-def preset(shared: dict[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
-    """What a stream needs beyond what others need too."""
-    return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
-
-
 PRESETS: dict[str, dict] = {
     # CartPole behind a new rotation of its observations and a new order of its actions every 16k steps.
     "cartpole-rotations": {},
     # The same CartPole on planets of other gravity.
     "cartpole-gravity": {"stream": {"id": "cartpole-gravity"}},
     # Five MiniGrid families in two cycles, a new layout each episode.
-    "grid-layouts": {**GRID, "stream": {"id": "grid-layouts"}, "total_steps": 1_000_000},
+    "grid-layouts": preset(GRID, "grid-layouts", 1_000_000, iso=0.2),
     # Three of them in two cycles, in a few minutes on a laptop.
-    "grid-layouts-small": {
-        **GRID,
-        "stream": {"id": "grid-layouts-small"},
-        "total_steps": 240_000,
-        "optim": {"iso": 0.6},
-    },
+    "grid-layouts-small": preset(GRID, "grid-layouts-small", 240_000, iso=0.6),
     # DoorKey rooms of three sizes in four cycles.
-    "grid-doorkey": {**GRID, "stream": {"id": "grid-doorkey"}, "total_steps": 1_200_000},
+    "grid-doorkey": preset(GRID, "grid-doorkey", 1_200_000, iso=0.2),
     # Kessler et al.: DoorKey, lava and walls once, and in two cycles with a smaller DoorKey.
     "grid-kessler": preset(GRID, "grid-kessler", 2_250_000, iso=0.08),
     "grid-kessler-small": preset(GRID, "grid-kessler-small", 368_640, iso=0.5),

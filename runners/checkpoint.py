@@ -24,12 +24,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-FORMAT = 1
-"""Version of the layout. Older ones are read for ever, newer ones are refused."""
-
-KEEP = 2
-"""Checkpoints that are kept: the newest, and one to fall back on if it is damaged."""
-
+FORMAT = 1  # version of the layout; older ones are read for ever, newer ones are refused
+KEEP = 2  # checkpoints: the newest, and one to fall back on if it is damaged
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 LARGEST_MANIFEST = 65_536  # bytes
 

@@ -20,9 +20,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from neoteny.runners.checkpoint import DamagedError, replace_file
 
 FLUSH_SECONDS = 5.0
-
-LONGEST = 512
-"""Numbers of a vector that are kept, at most."""
+LONGEST = 512  # numbers of a vector that are kept, at most
 
 
 class EventWriter:
@@ -103,16 +101,10 @@ class EventWriter:
 
 
 def histogram_value(tag: str, values: Sequence[float]) -> Summary.Value | None:
-    """A vector as a histogram with one bucket for each number, so that :func:`read_points` finds it again.
+    """A vector (n,) as a histogram with a bucket for each number, so that :func:`read_points` finds it again.
 
     Of more than ``LONGEST`` numbers, as many order statistics are kept, evenly spaced and with both extremes.
-
-    Args:
-        tag: under which TensorBoard shows it.
-        values: (n,), in any order.
-
-    Returns:
-        The summary; None for a vector that is empty or not finite, which cannot be drawn.
+    None for a vector that is empty or not finite, which cannot be drawn.
     """
     numbers = np.sort(np.asarray(values, dtype=np.float64))
     if not len(numbers) or not np.isfinite(numbers).all():
@@ -141,13 +133,9 @@ def image_value(tag: str, encoded: bytes) -> Summary.Value:
 def read_points(
     folder: Path, wanted: Callable[[str], bool] = lambda tag: True
 ) -> dict[str, list[tuple[int, float | np.ndarray]]]:
-    """Read scalars and vectors of a run back, from the files of all its attempts.
+    """Read scalars and vectors of a run back, those of wanted tags, from the files of all its attempts.
 
     Checksums are not looked at, which makes it many times as fast as TensorBoard's reader.
-
-    Args:
-        folder: of the run.
-        wanted: which tags are read.
 
     Returns:
         tag -> [(step, value), ...] in the order of writing; vectors ascend.
@@ -158,9 +146,8 @@ def read_points(
             for value in event.summary.value:
                 kind = value.WhichOneof("value")
                 if kind in ("simple_value", "histo") and wanted(value.tag):
-                    point = (
-                        value.simple_value if kind == "simple_value" else np.array(value.histo.bucket_limit)
-                    )
+                    is_scalar = kind == "simple_value"
+                    point = value.simple_value if is_scalar else np.array(value.histo.bucket_limit)
                     points.setdefault(value.tag, []).append((event.step, point))
     return points
 

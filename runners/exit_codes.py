@@ -1,11 +1,12 @@
-"""How a run ends: the exit codes of every agent (sysexits.h), and the one sentence that goes with them."""
+"""How a run ends: exit codes (sysexits.h), a sentence with each, and the numbers that are refused at once."""
 
 from __future__ import annotations
 
 import contextlib
 import enum
+import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 
@@ -23,6 +24,28 @@ class ExitCode(enum.IntEnum):
     """The disk does not take what is written; the last checkpoint is whole."""
     PREEMPTED = 75
     """Stopped by a signal, with everything saved: the same command goes on."""
+
+
+def check_numbers(
+    config: object,
+    names: Sequence[str],
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+    prefix: str = "",
+) -> None:
+    """Refuse numbers that are out of range or not finite.
+
+    Raises:
+        ValueError: names the flag, its value and its range.
+    """
+    bounds = (("above", above), ("at least", at_least), ("at most", at_most))
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+    for name in names:
+        value = getattr(config, name)
+        if not (math.isfinite(value) and value > above and at_least <= value <= at_most):
+            raise ValueError(f"--{prefix}{name.replace('_', '-')} must be {wanted or 'finite'}, not {value}")
 
 
 @contextlib.contextmanager

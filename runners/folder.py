@@ -1,20 +1,12 @@
 """The folder of a run: where it is, who writes to it, and whether a run may go on from what it holds.
 
-A run lives in ``<runs_dir>/<stream>/<agent>/<optimizer[-methods][-note]>/s<seed>/``:
-
-* ``args.json``, ``meta.json``: the arguments and the machine;
-* ``stream.json``: which task began when;
-* ``events.out.tfevents.*``: TensorBoard's, one file for each attempt;
-* ``checkpoint/step_*``: the newest two checkpoints, and ``checkpoint/weights.safetensors`` at the end;
-* ``videos/step_*.gif``: an episode each of the policy as it was then, if asked for;
-* ``pictures/*.png``: spectra and dormant units over the run, at the end;
-* ``attempts/``: one file for each process that has worked on the run;
-* ``crash/``: what led to a value that is not finite;
-* ``summary.json``: there if, and only if, the run is finished.
+The README says what is in it. Each process that has worked on the run has a file in ``attempts/``, ``crash/``
+is what led to a value that is not finite, and ``summary.json`` is there if, and only if, the run is finished.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -33,7 +25,7 @@ import torch
 
 from neoteny.optim import MethodConfigs
 from neoteny.runners.checkpoint import replace_file
-from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.runners.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.probes import ProbeConfig
 
 # What may differ when a run goes on: how long, how it is watched and kept, and what computes it. A change of
@@ -81,11 +73,8 @@ class RunArgs:
         Raises:
             ValueError: names the flag. A device that is not there is never replaced by another.
         """
-        leasts = {"seed": 0, "threads": 1, "checkpoint_every": 0, "video_every": 0}
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} must be at least {least}, not {getattr(self, name)}")
+        check_numbers(self, ("seed", "checkpoint_every", "video_every"), at_least=0)
+        check_numbers(self, ("threads",), at_least=1)
         if not re.fullmatch(r"[\w.-]*", self.note):
             raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {self.note!r}")
         try:
@@ -133,12 +122,10 @@ def begin_attempt(folder: Path) -> int:
     who = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
     while True:
         number = latest_attempt(folder) + 1
-        try:
-            with open(attempts / f"{number:06d}.json", "xb") as file:  # fails if another was faster
-                file.write(who)
+        # fails if another was faster
+        with contextlib.suppress(FileExistsError), open(attempts / f"{number:06d}.json", "xb") as file:
+            file.write(who)
             return number
-        except FileExistsError:
-            continue
 
 
 def latest_attempt(folder: Path) -> int:

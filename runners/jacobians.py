@@ -107,12 +107,7 @@ def slopes_of(activation: nn.Module, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def operator_matrix(conv: nn.Conv2d, height: int, width: int) -> Tensor:
-    """A convolution as the matrix that it is, stride and padding included, without its bias.
-
-    Args:
-        conv: From images of `height` x `width` pixels.
-        height: Of what enters.
-        width: Of what enters.
+    """A convolution of images of `height` x `width` pixels as the matrix that it is, without its bias.
 
     Returns:
         (out_channels * out_height * out_width, in_channels * height * width), float64.
@@ -134,8 +129,8 @@ def circular_singular_values(weight: Tensor, height: int, width: int, stride: tu
 
     Args:
         weight: (out, in, kernel height, kernel width).
-        height: Of what enters; taken as the next multiple of the stride that holds the kernel.
-        width: Likewise.
+        height: Of what enters; as the width taken for the next multiple of the stride that holds the kernel.
+        width: Of what enters.
         stride: Down and across.
 
     Returns:

@@ -20,6 +20,8 @@ from torch.nn.utils import parametrize
 from neoteny.runners.spectra import condition_number, effective_rank
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def empirical_ntk(network: nn.Module, inputs: Tensor, *, summed: bool = False) -> Tensor:
     """Empirical neural tangent kernel of a network, in float64.
 
@@ -37,13 +39,8 @@ def empirical_ntk(network: nn.Module, inputs: Tensor, *, summed: bool = False) -
     Returns:
         (m O, m O), rows ordered by sample, then by output; (m, m) if summed.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        return _empirical_ntk(
-            copy.deepcopy(network).double().eval(), inputs.to(torch.float64, copy=True), summed
-        )
-
-
-def _empirical_ntk(network: nn.Module, inputs: Tensor, summed: bool) -> Tensor:
+    network = copy.deepcopy(network).double().eval()
+    inputs = inputs.to(torch.float64, copy=True)
     calls: dict[nn.Linear | nn.Conv2d, list[tuple[Tensor, Tensor]]] = {}
 
     def record(module: nn.Linear | nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

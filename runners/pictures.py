@@ -18,17 +18,10 @@ if TYPE_CHECKING:  # matplotlib is not imported before a picture is drawn, and m
 
 SPECTRA, DORMANT = "spectra/", "plasticity/dormant_0.025/"
 
-COLUMNS = 300
-"""Measurements that are drawn, at most, evenly spaced."""
-
-BINS = 60
-"""Intervals of singular values, equal on the logarithmic axis."""
-
-SMALLEST = 1e-3
-"""Singular values below are drawn with it."""
-
-SWITCHES = 60
-"""Most switches that are drawn; more would hide what is behind them."""
+COLUMNS = 300  # measurements that are drawn, at most, evenly spaced
+BINS = 60  # intervals of singular values, equal on the logarithmic axis
+SMALLEST = 1e-3  # singular values below are drawn with it
+SWITCHES = 60  # most switches that are drawn; more would hide what is behind them
 
 Points = dict[str, list[tuple[int, Any]]]
 

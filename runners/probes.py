@@ -5,8 +5,8 @@ hidden layer); which tags there are depends on the architecture alone, never on 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from typing import Literal, cast
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.optim import Methods, pull_norm
-from neoteny.optim.layers import AllParts, Call, Layer, Network, WeightLayer, describe, trace, undisturbed
+from neoteny.optim.layers import AllParts, Call, Layer, Network, describe, trace, undisturbed
+from neoteny.runners.exit_codes import check_numbers
 from neoteny.runners.jacobians import (
     ELEMENTWISE,
     circular_singular_values,
@@ -28,29 +29,16 @@ from neoteny.runners.jacobians import (
 )
 from neoteny.runners.ntk import empirical_ntk, ntk_statistics
 from neoteny.runners.plasticity import plasticity
-from neoteny.runners.spectra import (
-    condition_number,
-    effective_rank,
-    gram,
-    gram_singular_values,
-    isometry_penalty,
-    rank99,
-    singular_values,
-    srank,
-    stable_rank,
-)
-from neoteny.runners.units import TAUS, dead_fraction, dormant_fraction, unit_sizes
+from neoteny.runners.spectra import RANKS, condition_number, gram, gram_singular_values, singular_values
+from neoteny.runners.units import UNIT_PROBES, unit_sizes
 
 # Singular values cost the cube of the smaller side, so wide layers get fewer samples. They can afford it: the
 # wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
 _SPECTRUM_BUDGET = 2**29
 _FEWEST_SAMPLES = 4
+_WIDEST_OPERATOR = 512  # likewise, convolutions are not taken as matrices whose smaller side is larger
 
-WIDEST_OPERATOR = 512
-"""Convolutions are not taken as matrices whose smaller side is larger: singular values cost its cube."""
-
-Measured = dict[str, Tensor]
-"""Scalars (), and spectra (r,), by tag."""
+Measured = dict[str, Tensor]  # scalars (), and spectra (r,), by tag
 
 
 @dataclass(frozen=True)
@@ -83,18 +71,13 @@ class ProbeConfig:
 
     def __post_init__(self) -> None:
         """Refuse negative numbers, no samples, and what would be ignored."""
-        leasts = {"every": 0, "full_every": 0, "plasticity_every": 0}
-        leasts |= dict.fromkeys(("samples", "jacobian_samples", "ntk_samples"), 1)
-        leasts |= dict.fromkeys(("plasticity_samples", "plasticity_steps"), 1)
-        for name, least in leasts.items():
-            if getattr(self, name) < least:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--probes.{flag} must be at least {least}, not {getattr(self, name)}")
+        check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
+        amounts = ("samples", "jacobian_samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
+        check_numbers(self, amounts, at_least=1, prefix="probes.")
         needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
         needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
-        defaults = {field.name: field.default for field in fields(self)}
         for name, switch in needed.items():
-            if getattr(self, switch) == 0 and getattr(self, name) != defaults[name]:
+            if getattr(self, switch) == 0 and getattr(self, name) != getattr(ProbeConfig, name):
                 flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
                 raise ValueError("{} does nothing without {}".format(*flags))
 
@@ -172,7 +155,6 @@ def measure(
     inputs: Tensor,
     layers: Sequence[Layer] | None = None,
     *,
-    activations: tuple[type[nn.Module], ...] | None = None,
     jacobian_samples: int = 32,
     operators: bool = False,
 ) -> dict[str, float | list[float]]:
@@ -187,7 +169,6 @@ def measure(
         inputs: Floating-point batch (B, D) or (B, C, H, W), on the device of the parts. Dead and dormant
             shares depend on its size and distribution: use at least 256 samples of current data.
         layers: Description of the parts, if it is there already.
-        activations: Modules that count as activation functions, if not those that `layers.trace` takes.
         jacobian_samples: Samples, spread evenly over the batch, whose Jacobians are taken; fewer in layers
             wider than 256. 0 leaves the Jacobians out.
         operators: Take convolutions as the matrices that they are, and their Jacobians, too.
@@ -204,11 +185,11 @@ def measure(
     if not parts or not len(inputs) or jacobian_samples < 0:
         raise ValueError("measure needs at least one part, at least one sample and jacobian_samples >= 0")
     if layers is None:
-        layers = describe(AllParts(parts), inputs[:1], parts, activations)
+        layers = describe(AllParts(parts), inputs[:1], parts)
     described: dict[nn.Module, Layer] = {layer.module: layer for layer in layers}
     with undisturbed(parts.values(), inputs.device):
         inputs = inputs.clone()
-        calls = {name: trace(part, inputs, activations) for name, part in parts.items()}
+        calls = {name: trace(part, inputs) for name, part in parts.items()}
         seen: dict[nn.Module, MeasuredLayer] = {}
         for call in chain.from_iterable(calls.values()):
             seen.setdefault(call.module, MeasuredLayer(described[call.module].name, call))
@@ -239,11 +220,6 @@ class MeasuredLayer:
     name: str
     call: Call
 
-    @property
-    def module(self) -> WeightLayer:
-        """The layer."""
-        return self.call.module
-
     @cached_property
     def unit_sizes(self) -> Tensor | None:
         """Mean absolute output of each unit of its activation, (units,); None without one."""
@@ -252,7 +228,7 @@ class MeasuredLayer:
     @cached_property
     def matrix(self) -> Tensor:
         """The weight as a matrix (out, in), kernels as (out, in * height * width), float64."""
-        return self.module.weight.detach().flatten(1).double()
+        return self.call.module.weight.detach().flatten(1).double()
 
     @cached_property
     def gram(self) -> Tensor:
@@ -262,18 +238,12 @@ class MeasuredLayer:
     @cached_property
     def operator(self) -> Tensor | None:
         """A convolution as the matrix that it is, float64; None of another layer, or if it is too large."""
-        if not isinstance(self.module, nn.Conv2d):
+        if not isinstance(self.call.module, nn.Conv2d):
             return None
         smaller = min(self.call.inputs[0].numel(), self.call.shape[1:].numel())
-        if smaller > WIDEST_OPERATOR:
+        if smaller > _WIDEST_OPERATOR:
             return None
-        return operator_matrix(self.module, *self.call.inputs.shape[2:])
-
-
-_UNIT_PROBES: dict[str, Callable[[Tensor], Tensor]] = {
-    **{f"dormant_{tau:g}": partial(dormant_fraction, tau=tau) for tau in TAUS},
-    "dead": dead_fraction,
-}
+        return operator_matrix(self.call.module, *self.call.inputs.shape[2:])
 
 
 def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
@@ -283,7 +253,7 @@ def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
         return {}
     counts = next(iter(sizes.values())).new_tensor([len(layer) for layer in sizes.values()])
     scalars: Measured = {}
-    for probe, fraction in _UNIT_PROBES.items():
+    for probe, fraction in UNIT_PROBES.items():
         # Mean sizes act as one sample of the activations they are the means of.
         fractions = {name: fraction(layer[None]) for name, layer in sizes.items()}
         scalars |= {f"plasticity/{probe}/{name}": value for name, value in fractions.items()}
@@ -302,11 +272,7 @@ def _feature_scalars(calls: Mapping[str, Sequence[Call]]) -> Measured:
         features = of_part[-1].inputs
         linear = isinstance(of_part[-1].module, nn.Linear)
         sigma = singular_values(features.reshape(-1, features.shape[-1]) if linear else features.flatten(1))
-        scalars[f"plasticity/feature_srank/{part}"] = srank(sigma)
-        scalars[f"plasticity/feature_rank99/{part}"] = rank99(sigma)
-        scalars[f"plasticity/feature_stable_rank/{part}"] = stable_rank(sigma)
-        scalars[f"plasticity/feature_effective_rank/{part}"] = effective_rank(sigma)
-        scalars[f"plasticity/feature_effective_rank_squared/{part}"] = effective_rank(sigma, power=2)
+        scalars |= {f"plasticity/feature_{name}/{part}": rank(sigma) for name, rank in RANKS.items()}
     return scalars
 
 
@@ -327,7 +293,9 @@ def _weight_spectra(layers: Iterable[MeasuredLayer], hidden: Sequence[MeasuredLa
         measured["isometry/sigma_min/min"] = of_hidden.min()
         measured["isometry/mean_squared_sigma/mean"] = of_hidden.square().mean()
         measured["isometry/log10_cond/max"] = conditions.max()
-        measured["isometry/penalty"] = torch.stack([isometry_penalty(spectra[name]) for name in names]).sum()
+        # Rosseau et al., equations 16 and 17: squared distances of the Gram matrices from the identity.
+        penalties = [(spectra[name].square() - 1.0).square().sum() for name in names]
+        measured["isometry/penalty"] = torch.stack(penalties).sum()
     return measured
 
 
@@ -342,7 +310,7 @@ def _operator_scalars(layers: Iterable[MeasuredLayer], operators: bool) -> Measu
     """Extreme singular values of convolutions as maps of images."""
     measured: Measured = {}
     for layer in layers:
-        conv = layer.module
+        conv = layer.call.module
         if not isinstance(conv, nn.Conv2d):
             continue
         if conv.groups == 1 and conv.dilation == (1, 1):
@@ -364,9 +332,8 @@ def _jacobian_scalars(
     """Conditioning of the Jacobians of hidden layers and of whole parts."""
     spectra = {}
     for layer in hidden:
-        matrix = (
-            layer.matrix if isinstance(layer.module, nn.Linear) else layer.operator if operators else None
-        )
+        is_linear = isinstance(layer.call.module, nn.Linear)
+        matrix = layer.matrix if is_linear else layer.operator if operators else None
         if matrix is not None and layer.unit_sizes is not None:
             spectra[layer.name] = _layer_jacobian_spectra(layer, matrix, samples)
     for name, part in parts.items():
@@ -382,9 +349,9 @@ def _layer_jacobian_spectra(layer: MeasuredLayer, matrix: Tensor, samples: int) 
     """Singular values (samples, r) of D W, from a layer's input to its activation's output."""
     affordable = max(_FEWEST_SAMPLES, _SPECTRUM_BUDGET // min(matrix.shape) ** 3)
     entering = layer.call.inputs
-    if isinstance(layer.module, nn.Linear):
+    if isinstance(layer.call.module, nn.Linear):
         entering = entering.reshape(-1, matrix.shape[1])
-    before = layer.module(_spread(entering, min(samples, affordable)))
+    before = layer.call.module(_spread(entering, min(samples, affordable)))
     after = nn.Sequential(*layer.call.following)
     if len(after) == 1 and isinstance(after[0], ELEMENTWISE):
         known = layer.gram if matrix is layer.matrix else None

@@ -26,35 +26,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PROTECTED = 3
-"""Intervals that the slack covers.
+# Two checkpoints are kept: with two intervals both could be restored, the older one if the newest is damaged.
+# With three that holds even if a checkpoint between them could not be written, and the newest could be
+# restored even after the two failures in a row that a run puts up with; the third one ends it.
+PROTECTED = 3  # intervals that the slack covers
 
-Two checkpoints are kept: with two intervals both could be restored, the older one if the newest is damaged.
-With three that holds even if a checkpoint between them could not be written, and the newest could be restored
-even after the two failures in a row that a run puts up with; the third one ends it.
-"""
-
-GOES_ON, TERMINATED, CUT, NO_STEP = range(4)
-"""What a step led to; the last is said of a place without one."""
-
+GOES_ON, TERMINATED, CUT, NO_STEP = range(4)  # what a step led to; the last of a place without one
 INDEX = "index"
 
 
 class Batch(NamedTuple):
-    """Transitions of up to n steps, on the agent's device."""
+    """Transitions of up to n steps, on the agent's device, (B, ...)."""
 
-    observations: Tensor
-    """(B, ...), as the environments gave them."""
+    observations: Tensor  # as the environments gave them
     actions: Tensor
-    """(B, ...)."""
-    returns: Tensor
-    """(B,), discounted sum of the rewards, fewer than n where the episode ended."""
-    discounts: Tensor
-    """(B,), of the value of the next observation: gamma to the power of steps made, 0 if terminated."""
-    next_observations: Tensor
-    """(B, ...), after these steps, the episode's last one where it was cut; any where it terminated."""
-    weights: Tensor
-    """(B,), 1; 0 for a place without a step, which a mean over the batch leaves out so."""
+    returns: Tensor  # discounted sum of the rewards, fewer than n where the episode ended
+    discounts: Tensor  # of the value of the next observation: gamma ** steps made, 0 if terminated
+    next_observations: Tensor  # after these steps, the last one where the episode was cut; any if terminated
+    weights: Tensor  # 1; 0 for a place without a step, which a mean over the batch leaves out so
 
 
 class ReplayMemory:
@@ -103,8 +92,7 @@ class ReplayMemory:
         self.num_envs, self.frame_stack, self.folder = num_envs, frame_stack, folder
         self.agent_device = torch.device(device)
         self.device = torch.device("cpu") if folder else self.agent_device
-        self.kept = -(-capacity // num_envs)
-        """Places of each environment that are sampled."""
+        self.kept = -(-capacity // num_envs)  # places of each environment that are sampled
         self.interval = -(-interval // num_envs) if folder else 0
         # Beyond those kept: frames of the oldest stack, the next observation, and the slack.
         self.places = self.kept + frame_stack + 1 + PROTECTED * self.interval
@@ -122,10 +110,9 @@ class ReplayMemory:
         for name, (_, dtype) in self.fields.items():
             if dtype.kind not in "biuf" or dtype.itemsize > 8:
                 raise ValueError(f"{name} cannot be of {dtype}")
+        # (N,): places of each environment that were ever filled, and steps since the running episodes began
         self.head = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
-        """Places of each environment that were ever filled, (N,)."""
         self.age = torch.zeros_like(self.head)
-        """Steps since the running episodes began, (N,)."""
         self.added = self._pending = 0  # steps of each environment; places since the last checkpoint
         self.envs = torch.arange(num_envs, device=self.device)
         self._check_room()
@@ -172,16 +159,9 @@ class ReplayMemory:
         next_observations: Tensor,
         task: int = 0,
     ) -> None:
-        """Add a step of all environments.
+        """Add a step of all environments, (N, ...), made in a task.
 
-        Args:
-            observations: (N, ...), acted on.
-            actions: (N, ...).
-            rewards: (N,).
-            terminated: (N,).
-            truncated: (N,).
-            next_observations: (N, ...), of ended episodes their last.
-            task: in which the step was made.
+        Of ended episodes, the next observation is their last.
 
         Raises:
             RuntimeError: it would overwrite what a killed run needs. Nothing was written.
@@ -221,12 +201,10 @@ class ReplayMemory:
         self.age.zero_()
         self._pending += 1
 
-    def sample(
-        self, batch: int, n_step: int = 1, gamma: float = 0.99, generator: torch.Generator | None = None
-    ) -> Batch:
+    def sample(self, batch: int, n_step: int = 1, gamma: float = 0.99) -> Batch:
         """Transitions of up to ``n_step`` steps, drawn uniformly and with replacement.
 
-        Without a generator they come from PyTorch's own, whose state is in each checkpoint.
+        The random numbers are PyTorch's own, whose state is in each checkpoint.
 
         Raises:
             RuntimeError: there are fewer than ``n_step`` steps.
@@ -234,8 +212,8 @@ class ReplayMemory:
         if (longest := min(self.added, self.kept)) < n_step:
             raise RuntimeError(f"a replay memory of {longest} steps of an environment has none of {n_step}")
         oldest, end = self.bounds(n_step)
-        envs = torch.randint(self.num_envs, (batch,), device=self.device, generator=generator)
-        share = torch.rand(batch, dtype=torch.float64, device=self.device, generator=generator)
+        envs = torch.randint(self.num_envs, (batch,), device=self.device)
+        share = torch.rand(batch, dtype=torch.float64, device=self.device)
         return self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
 
     def bounds(self, n_step: int = 1) -> tuple[Tensor, Tensor]:

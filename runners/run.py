@@ -10,7 +10,6 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -73,8 +72,7 @@ CHARTS = {
     },
 }
 
-FAILED_SAVES = 3
-"""A run ends when so many checkpoints in a row could not be written."""
+FAILED_SAVES = 3  # a run ends when so many checkpoints in a row could not be written
 
 
 class Part(Protocol):
@@ -106,8 +104,7 @@ class Run:
         self.folder = run_folder(agent, args)
         self.config = {"agent": agent, **dataclasses.asdict(args), "methods": methods_as_dict(args.methods)}
         self.config["optim"]["name"] = args.optim.name
-        self.checkpoint_every, self.video_every = args.checkpoint_every, args.video_every
-        self.pictures = args.probes.pictures
+        self.args, self.video_every = args, args.video_every
         self.machine = machine(args.device)
         self.inexact = [] if self.machine["device"] == "cpu" else ["bits are promised on the CPU only"]
         self.visits: list[Visit] = []
@@ -119,17 +116,16 @@ class Run:
         self._video_lost = False
 
         try:
-            self.restored = self._open(args)
+            self.restored = self._open()
             self.writer = self._open_events()
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         name = "/".join(self.folder.parts[-2:])
-        first = self.restored["step"] if self.restored else 0
-        self.bar = tqdm(total=total_steps, initial=first, unit="step", unit_scale=True, desc=name)
+        self._first = self.restored["step"] if self.restored else 0
+        self.bar = tqdm(total=total_steps, initial=self._first, unit="step", unit_scale=True, desc=name)
         self.preemption = Preemption()
         # Also called if the run ends by an error, so that what was measured is kept.
         self.close = weakref.finalize(self, _close, self.writer, self.bar, self.preemption)
-        self._first = first
         self._start = self._lap = time.perf_counter()
 
     def say(self, *remarks: str) -> None:
@@ -148,22 +144,34 @@ class Run:
         Raises:
             SystemExit: code 2 if the checkpoint does not fit the parts, 74 if the disk is full.
         """
-        self.parts = parts
-        self._open_parts()
-        if self.restored is None:
-            self._write("meta.json", self._meta())
-            return 0
-        state = self.restored
-        saved = {"methods": {}, **state["parts"]}  # those of before there were methods have none
+        self.parts, state = parts, self.restored
         for name, part in parts.items():
             try:
-                part.load_state_dict(saved[name])
-                if isinstance(part, torch.optim.Optimizer):
-                    _fit(part)
+                if hasattr(part, "open"):
+                    part.open()
+                if state:
+                    # Checkpoints of before there were methods have none.
+                    part.load_state_dict({"methods": {}, **state["parts"]}[name])
+                    if isinstance(part, torch.optim.Optimizer):
+                        _fit(part)
             except (KeyError, RuntimeError, ValueError) as error:
                 stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
-            if not getattr(part, "exact", True):
+            except OSError as error:
+                stop(ExitCode.IO, f"{name} could not be made: {error}")
+            if state and not getattr(part, "exact", True):
                 self.inexact.append(f"{name} could not be restored exactly")
+        if state:
+            self._restore(state)
+        self._write("meta.json", {"resume_exact": self.inexact or True, **self.machine})
+        if not state:
+            return 0
+        exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
+        print(f"{self.folder} goes on at step {self._step:,}, {exactly}", flush=True)
+        self._lap = time.perf_counter()
+        return int(state["update"])
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to where a checkpoint left all but the parts."""
         torch.set_rng_state(state["rng"]["cpu"])
         if self.machine["device"] == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
@@ -172,11 +180,6 @@ class Run:
         self._step = self._saved = self._filmed = state["step"]
         self._write("stream.json", self._tasks())
         self.inexact = list(dict.fromkeys((*state["inexact"], *self.inexact)))
-        self._write("meta.json", self._meta())
-        exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
-        print(f"{self.folder} goes on at step {self._step:,}, {exactly}", flush=True)
-        self._lap = time.perf_counter()
-        return int(state["update"])
 
     def checkpoint(self, update: int) -> None:
         """Save the run's state after ``update`` updates, if it is time to or a signal asks the run to stop.
@@ -185,7 +188,7 @@ class Run:
             SystemExit: code 75 after a signal, 73 if another process has taken the run over, 74 if
                 checkpoints could not be written three times in a row.
         """
-        every = self.checkpoint_every
+        every = self.args.checkpoint_every
         due = every > 0 and self._step // every > self._saved // every
         due = due or any(getattr(part, "due", False) for part in self.parts.values())
         if not due and not self.preemption.signal:
@@ -284,10 +287,6 @@ class Run:
             row = (info[name] for name in ("_episode_return", "episode_return", "episode_length"))
             self._ended.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
 
-    def log(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
-        """Write scalars, and vectors as histograms, at ``step``, all of them in one event."""
-        self.writer.metrics(metrics, step)
-
     def log_update(self, step: int, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
         self._count_episodes()
@@ -302,7 +301,7 @@ class Run:
                 charts[f"game/{game}"] = float(np.mean([row[0] for row in self._episodes if row[2] == game]))
             self._episodes.clear()
         times = {f"time/{section}": seconds for section, seconds in self.seconds.items()}
-        self.log(step, {**charts, **metrics, **times, "stream/task": self.visits[-1].task})
+        self.writer.metrics({**charts, **metrics, **times, "stream/task": self.visits[-1].task}, step)
         self.bar.update(step - self.bar.n)
 
     def finish(self, network: nn.Module) -> dict[str, Any]:
@@ -322,16 +321,13 @@ class Run:
         self._write("checkpoint/weights.safetensors", safetensors.torch.save(weights))
         self.lap("save")
         scores = run_scores(self.visits)
-        self.log(self._step, {tag: score for tag, score in scores.items() if math.isfinite(score)})
+        self.writer.metrics({tag: score for tag, score in scores.items() if math.isfinite(score)}, self._step)
         self.writer.add(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
-        if self.pictures:
+        if self.args.probes.pictures:
             self._draw()
-        sections = {name: seconds for name, seconds in self.seconds.items() if name != "audit"}
-        summary = {
-            **scores,
-            "visits": [_row(visit) for visit in self.visits],
-            "seconds": {**self.seconds, "total": sum(sections.values())},  # audit is part of env
-        }
+        total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
+        rows = [_row(visit) for visit in self.visits]
+        summary = {**scores, "visits": rows, "seconds": {**self.seconds, "total": total}}
         self.writer.flush()
         if self.writer.failing:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is whole")
@@ -355,38 +351,36 @@ class Run:
             print(f"there are no pictures of the run: {type(error).__name__}: {error}", flush=True)
         self.lap("pictures")
 
-    def _open(self, args: Any) -> dict[str, Any] | None:
+    def _open(self) -> dict[str, Any] | None:
         """Take the folder; returns the last checkpoint's state, if the run goes on from one."""
-        check_folder(self.folder, args.overwrite)
+        check_folder(self.folder, self.args.overwrite)
         if not (self.folder / "summary.json").exists():
-            self._load(args, sweep=False)  # what is refused must not disturb a process that is at work here
-        attempt = begin_attempt(self.folder)
+            self._load(sweep=False)  # what is refused must not disturb a process that is at work here
+        self.attempt = begin_attempt(self.folder)
         finished = (self.folder / "summary.json").exists()
-        restored = None if finished else self._load(args)
+        restored = None if finished else self._load()
         if restored is None:
             if (self.folder / "args.json").exists() and not finished:
                 print(f"{self.folder} holds no checkpoint yet: it starts again", file=sys.stderr)
             clear_folder(self.folder)
         else:
             cut_films(self.folder / "videos", restored["step"])
-        self.attempt = attempt
         write_json(self.folder / "args.json", self.config)
         return restored
 
-    def _load(self, args: Any, sweep: bool = True) -> dict[str, Any] | None:
+    def _load(self, sweep: bool = True) -> dict[str, Any] | None:
         """The last checkpoint's state, if there is one and it is of this run."""
+
+        def check(state: dict[str, Any]) -> None:
+            check_event_files(self.folder, state["event_files"])
+
         try:
-            state = load_checkpoint(
-                self.folder / "checkpoint",
-                sweep,
-                check=lambda state: check_event_files(self.folder, state["event_files"]),
-            )
+            state = load_checkpoint(self.folder / "checkpoint", sweep, check)
         except CheckpointError as error:
             stop(ExitCode.BAD_INPUT, str(error))
         if state is None:
             return None
-        changed = changed_arguments(state["config"], self.config)
-        for name, (before, now) in changed.items():
+        for name, (before, now) in changed_arguments(state["config"], self.config).items():
             if name not in FREE:
                 stop(
                     ExitCode.BAD_INPUT,
@@ -395,7 +389,7 @@ class Run:
                 )
         for name, now in flatten(self.machine).items():
             before = flatten(state["machine"]).get(name)
-            if before != now and name == "device" and not args.allow_device_change:
+            if before != now and name == "device" and not self.args.allow_device_change:
                 reason = f"{self.folder} was on {before}, not on {now}; --allow-device-change moves it"
                 stop(ExitCode.BAD_INPUT, reason)
             if before != now and name != "platform":
@@ -404,8 +398,8 @@ class Run:
 
     def _open_events(self) -> EventWriter:
         """Cut earlier event files back to the checkpoint, and begin one of this attempt's."""
-        step = self.restored["step"] if self.restored else -1
-        cut_event_files(self.folder, self.restored["event_files"] if self.restored else {})
+        step, sizes = (self.restored["step"], self.restored["event_files"]) if self.restored else (-1, {})
+        cut_event_files(self.folder, sizes)
         writer = EventWriter(self.folder, self.attempt, purge_step=step + 1)
         if self.restored is None:
             writer.add(custom_scalars(CHARTS))
@@ -437,19 +431,6 @@ class Run:
             "event_files": {**before, self.writer.path.name: self.writer.flush()},
         }
 
-    def _open_parts(self) -> None:
-        for name, part in self.parts.items():
-            if hasattr(part, "open"):
-                try:
-                    part.open()
-                except ValueError as error:
-                    stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
-                except OSError as error:
-                    stop(ExitCode.IO, f"{name} could not be made: {error}")
-
-    def _meta(self) -> dict[str, Any]:
-        return {"resume_exact": self.inexact or True, **self.machine}
-
     def _check_attempt(self) -> None:
         if latest_attempt(self.folder) != self.attempt:
             stop(ExitCode.TAKEN, f"{self.folder} was taken over by another process")
@@ -471,22 +452,19 @@ class Run:
         crash = self.folder / "crash"
         again = f"python scripts/replay_crash.py {crash} shows it again"
         try:
-            self._write_crash(crash, bad, tensors)
+            shutil.rmtree(crash, ignore_errors=True)
+            crash.mkdir()
+            kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+            write_bytes(crash / "tensors.safetensors", safetensors.torch.save(kept))
+            shutil.copy(self.folder / "args.json", crash)
+            for newest in sorted((self.folder / "checkpoint").glob("step_*"))[-1:]:
+                shutil.copytree(newest, crash / "checkpoint" / newest.name)
+            write_json(crash / "crash.json", {"step": self._step, "not_finite": bad})
         except OSError as error:
             again = f"{crash} could not be written ({error.strerror})"
         self.close()
         told = ", ".join(bad[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         stop(ExitCode.BROKEN, f"not finite at step {self._step:,}: {told}; {again}")
-
-    def _write_crash(self, crash: Path, bad: list[str], tensors: dict[str, Tensor]) -> None:
-        shutil.rmtree(crash, ignore_errors=True)
-        crash.mkdir()
-        kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        write_bytes(crash / "tensors.safetensors", safetensors.torch.save(kept))
-        shutil.copy(self.folder / "args.json", crash)
-        for newest in sorted((self.folder / "checkpoint").glob("step_*"))[-1:]:
-            shutil.copytree(newest, crash / "checkpoint" / newest.name)
-        write_json(crash / "crash.json", {"step": self._step, "not_finite": bad})
 
     def _count_episodes(self) -> None:
         """Add the episodes that ended to the visit that is on."""
@@ -505,7 +483,7 @@ class Run:
             self._end_visit()
             old = self.visits[-1].fingerprint
             if old and fingerprint:
-                self.log(self._step, {"stream/fingerprint_changed": not fingerprint.same_as(old)})
+                self.writer.metrics({"stream/fingerprint_changed": not fingerprint.same_as(old)}, self._step)
                 change = f"task {self.visits[-1].task} -> {task}: {fingerprint.changes(old)}"
                 self.writer.add(text("stream/switch", change), self._step)
         level = level_to_recover(self.visits, task)
@@ -519,16 +497,14 @@ class Run:
         row = _row(self.visits[-1])
         tags = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
         scores = {f"task/{tag}": row[tag] for tag in tags if row.get(tag) is not None}
-        self.log(len(self.visits) - 1, {tag: score for tag, score in scores.items() if math.isfinite(score)})
+        finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
+        self.writer.metrics(finite, len(self.visits) - 1)
 
     def _tasks(self) -> dict[str, Any]:
         """Which task began when."""
-        rows = [
-            {"task": visit.task, "start": visit.start}
-            | ({"fingerprint": dataclasses.asdict(visit.fingerprint)} if visit.fingerprint else {})
-            for visit in self.visits
-        ]
-        return {"visits": rows}
+        rows = map(dataclasses.asdict, self.visits)
+        names = ("task", "start", "fingerprint")
+        return {"visits": [{name: row[name] for name in names if row[name] is not None} for row in rows]}
 
 
 def _fit(optimizer: torch.optim.Optimizer) -> None:

@@ -21,25 +21,16 @@ class Visit:
     """
 
     task: int
-    start: int
-    """Step of the run at which it began."""
-    level: float | None = None
-    """Return that counts as being as good as before, see :func:`level_to_recover`; ``None`` for none."""
+    start: int  # step of the run at which it began
+    level: float | None = None  # return that is as good as before, if any: see level_to_recover
     fingerprint: Any = None
-    end: int = 0
-    """Step of the run at which it ended."""
-    episodes: int = 0
-    """Episodes that ended."""
-    steps: int = 0
-    """Steps of those episodes."""
-    weighted_return: float = 0.0
-    """Sum over episodes of return times steps."""
-    last_returns: list[float] = dataclasses.field(default_factory=list)
-    """Returns of the last 20 episodes."""
-    recovered_at: int | None = None
-    """Step of the run at which the level was first reached."""
-    game: str | None = None
-    """Name of the task, if it is an Atari game."""
+    end: int = 0  # step of the run at which it ended
+    episodes: int = 0  # that ended
+    steps: int = 0  # of those episodes
+    weighted_return: float = 0.0  # sum over episodes of return times steps
+    last_returns: list[float] = dataclasses.field(default_factory=list)  # of the last 20 episodes
+    recovered_at: int | None = None  # step of the run at which the level was first reached
+    game: str | None = None  # name of the task, if it is an Atari game
 
     def add(self, episode_return: float, length: int, step: int) -> None:
         """Take in an episode of ``length`` steps that ended at ``step`` of the run."""
@@ -96,13 +87,10 @@ def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
     Where every task came at least twice: the first and the last visit to each, the same tasks on both sides.
     Otherwise the first and the last quarter of the visits, at least one each, of different tasks.
     """
-    first: dict[int, int] = {}
-    last: dict[int, int] = {}
-    for i, visit in enumerate(visits):
-        first.setdefault(visit.task, i)
-        last[visit.task] = i
-    if visits and all(first[task] < last[task] for task in first):
-        return [visits[i] for i in first.values()], [visits[i] for i in last.values()]
+    last = {visit.task: visit for visit in visits}
+    first = {task: next(visit for visit in visits if visit.task == task) for task in last}
+    if visits and all(first[task] is not last[task] for task in last):
+        return list(first.values()), list(last.values())
     quarter = max(1, len(visits) // 4)
     return list(visits[:quarter]), list(visits[-quarter:])
 

@@ -1,11 +1,15 @@
-"""Singular values of a matrix, and what is said of them: condition numbers, ranks, distance from isometry.
+"""Singular values of a matrix, and what is said of them: condition numbers and ranks.
 
 All spectra come from float64 Gram matrices of the smaller side. Squaring halves the digits: condition numbers
 are right up to about 1e7, and a larger value only says "above 1e7". A float32 Gram would already fail between
 1e3 and 1e4, which an ordinary initialisation exceeds.
+
+`sigma` are singular values (..., r), descending, of one or many matrices.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,33 +51,19 @@ def condition_number(sigma: Tensor) -> Tensor:
     return torch.where(sigma[..., -1] == 0, torch.inf, sigma[..., 0] / sigma[..., -1])
 
 
-def isometry_penalty(sigma: Tensor) -> Tensor:
-    """Squared Frobenius distance of the Gram matrix from the identity: (..., r) to (...).
-
-    The sum of (sigma^2 - 1)^2. (Rosseau et al., Preserving Plasticity in Continual Learning via Dynamical
-    Isometry, 2026, equations 16 and 17.)
-    """
-    return (sigma.square() - 1.0).square().sum(-1)
-
-
 def srank(sigma: Tensor, delta: float = 0.01) -> Tensor:
-    """Fewest singular values that hold 1 - delta of their sum; 0 for a zero matrix.
+    """Fewest of sigma (..., r) that hold 1 - delta of their sum, (...) in float64; 0 for a zero matrix.
 
     (Kumar et al., Implicit Under-Parameterization Inhibits Data-Efficient Deep Reinforcement Learning, 2021.)
-
-    Args:
-        sigma: Singular values, (..., r), descending.
-        delta: Share of the sum that may be missing.
-
-    Returns:
-        (...), whole numbers in float64.
     """
-    return _fewest(sigma, 1.0 - delta)
+    cumulative = sigma.cumsum(-1)
+    count = (cumulative < (1.0 - delta) * cumulative[..., -1:]).sum(-1).double() + 1.0
+    return _unless_zero(sigma, count)
 
 
 def rank99(sigma: Tensor) -> Tensor:
     """Fewest of sigma (..., r) that hold 99 % of the sum of squares, the PCA rank; 0 for a zero matrix."""
-    return _fewest(sigma.square(), 0.99)
+    return srank(sigma.square())
 
 
 def stable_rank(sigma: Tensor) -> Tensor:
@@ -82,32 +72,27 @@ def stable_rank(sigma: Tensor) -> Tensor:
 
 
 def effective_rank(sigma: Tensor, power: int = 1) -> Tensor:
-    """Exponential of the entropy of sigma^power, normalized to sum 1; 0 for a zero matrix.
+    """Exponential of the entropy of sigma^power, scaled to sum 1: (..., r) to (...); 0 for a zero matrix.
 
     Power 1 is the original (Roy and Vetterli, The effective rank, 2007). Power 2, which weighs by energy, is
     what the authors of AdamO report.
-
-    Args:
-        sigma: Singular values, (..., r), descending.
-        power: 1 or 2.
-
-    Returns:
-        (...), from 1 to r, float64.
     """
     mass = (sigma / sigma[..., :1]) ** power
     return _unless_zero(sigma, torch.special.entr(mass / mass.sum(-1, keepdim=True)).sum(-1).exp())
 
 
-def _fewest(mass: Tensor, fraction: float) -> Tensor:
-    """Number of leading entries of `mass` (..., r) whose sum reaches `fraction` of the whole."""
-    cumulative = mass.cumsum(-1)
-    count = (cumulative < fraction * cumulative[..., -1:]).sum(-1).double() + 1.0
-    return _unless_zero(mass, count)
-
-
 def _unless_zero(sigma: Tensor, rank: Tensor) -> Tensor:
     """`rank`, but 0 where all of `sigma` is zero and nan where it is nan."""
     return torch.where(sigma[..., 0] == 0, 0.0, torch.where(sigma[..., 0].isnan(), torch.nan, rank))
+
+
+RANKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "srank": srank,
+    "rank99": rank99,
+    "stable_rank": stable_rank,
+    "effective_rank": effective_rank,
+    "effective_rank_squared": partial(effective_rank, power=2),
+}
 
 
 def quantile(values: Tensor, q: float) -> Tensor:

@@ -1,5 +1,8 @@
 """Dormant and dead units."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -25,18 +28,17 @@ def dormant_fraction(activations: Tensor, tau: float) -> Tensor:
 
 
 def dead_fraction(activations: Tensor) -> Tensor:
-    """Share of units that are exactly zero on every sample, and at every position.
+    """Share of units that are exactly zero on every sample and at every position: those dormant for tau = 0.
 
     Not the fraction of zero entries, which is the sparsity of a healthy rectified layer.
-
-    Args:
-        activations: Outputs of the units, (B, units), or (B, channels, ...) with one unit a channel.
-
-    Returns:
-        Scalar in [0, 1], float64; nan if an activation is not finite.
     """
-    sizes = unit_sizes(activations)
-    return torch.where(sizes.isfinite().all(), (sizes == 0).double().mean(), torch.nan)
+    return dormant_fraction(activations, tau=0.0)
+
+
+UNIT_PROBES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"dormant_{tau:g}": partial(dormant_fraction, tau=tau) for tau in TAUS},
+    "dead": dead_fraction,
+}
 
 
 def unit_sizes(activations: Tensor) -> Tensor:

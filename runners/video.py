@@ -21,11 +21,8 @@ from neoteny.envs.stream import Stream
 from neoteny.envs.tasks import TaskEnv
 from neoteny.runners.events import image_value
 
-LONGEST = 600
-"""Frames of a film, one a step of the agent; a longer episode is cut short."""
-
-SIZE = 240
-"""Pixels of a frame's longer side, at most."""
+LONGEST = 600  # frames of a film, one a step of the agent; a longer episode is cut short
+SIZE = 240  # pixels of a frame's longer side, at most
 
 
 def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:

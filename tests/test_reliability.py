@@ -491,14 +491,14 @@ def test_two_processes_the_older_one_does_no_harm(tmp_path, monkeypatch, undistu
     older = Run("ppo", args, TOTAL)
     older.resume()
     older.record_episodes(30, {"task": 7})
-    older.log(30, {"losses/entropy": -1.0})
+    older.writer.metrics({"losses/entropy": -1.0}, 30)
     older.writer.flush()
     codes = []
 
     def late(self):
         """Whatever the older process may still do while the newer one is at work."""
         before = tree(older.folder)
-        older.log(112, {"losses/entropy": -1.0})
+        older.writer.metrics({"losses/entropy": -1.0}, 112)
         older.writer.flush()
         torn = nn.Parameter(torch.full((1,), torch.nan))
         older.record_episodes(EVERY, {"task": 7})

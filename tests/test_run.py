@@ -94,7 +94,7 @@ def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
 
 def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, capsys):
     unfinished = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
-    unfinished.log(1, {"losses/entropy": 1.0})
+    unfinished.writer.metrics({"losses/entropy": 1.0}, 1)
     unfinished.close()
     again = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
     assert "holds no checkpoint yet: it starts again" in capsys.readouterr().err
