@@ -1,0 +1,52 @@
+"""Many runs on this machine: commands side by side, each with its own progress bar."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from neoteny.runners.exit_codes import ExitCode
+
+
+def run_all(commands: Sequence[Sequence[str]], jobs: int) -> list[int]:
+    """Run commands, ``jobs`` at a time, with their progress bars on lines of their own.
+
+    Standard output of the commands is dropped (it is also in their run folders); errors and bars are shown. A
+    command that was preempted, and has saved what it did, is given again.
+
+    Returns:
+        Exit codes, in the order of the commands.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C; the running commands, which it reaches too, have ended.
+    """
+    slots: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for slot in range(jobs):
+        slots.put(slot)
+    stopping = threading.Event()
+
+    def run(command: Sequence[str]) -> int:
+        slot = slots.get()
+        # tqdm reads its defaults from the environment; where no one looks on, a line now and then is enough.
+        interval = "0.5" if sys.stderr.isatty() else "15"
+        environment = {**os.environ, "TQDM_POSITION": str(slot), "TQDM_MININTERVAL": interval}
+        try:
+            code = int(ExitCode.PREEMPTED)
+            while code == ExitCode.PREEMPTED and not stopping.is_set():
+                code = subprocess.call(command, env=environment, stdout=subprocess.DEVNULL)
+            return code
+        finally:
+            slots.put(slot)
+
+    with ThreadPoolExecutor(jobs) as pool:
+        try:
+            return list(pool.map(run, commands))
+        except KeyboardInterrupt:
+            stopping.set()
+            pool.shutdown(cancel_futures=True)
+            raise
