@@ -62,11 +62,7 @@ class NetworkConfig:
 
     @property
     def units(self) -> Activation:
-        """The activation function, and what there is to know of it.
-
-        Raises:
-            ValueError: there is no such group size.
-        """
+        """The activation function, and what there is to know of it."""
         return activation(self.activation, self.group_size)
 
 

@@ -25,10 +25,7 @@ HELP = ("-h", "--help")
 def show_help(default: Any, presets: Iterable[str], words: Sequence[str]) -> None:
     """Print the page that the word before `--help` asks for, and exit with code 0.
 
-    Args:
-        default: the agent's arguments; their values are those shown.
-        presets: names of its presets.
-        words: a command line with `--help` in it.
+    The values shown are those of ``default``, the agent's arguments; ``words`` have `--help` in them.
 
     Raises:
         ValueError: it asks for a method that does not exist.

@@ -20,15 +20,7 @@ ELEMENTWISE = (
 
 
 def jacobian(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Jacobian of every sample's output with respect to its own input.
-
-    Args:
-        function: Maps (B, ...) to (B, ...), every sample on its own.
-        inputs: (B, ...).
-
-    Returns:
-        (B, outputs, inputs), both flattened.
-    """
+    """Jacobians (B, outputs, inputs), both flattened, of a function of each input (B, ...) alone."""
     with torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
         outputs = function(leaf.clone())  # a clone: an in-place activation may not write to a leaf

@@ -27,11 +27,7 @@ Points = dict[str, list[tuple[int, Any]]]
 
 
 def draw_pictures(folder: Path, switches: Sequence[int]) -> dict[str, bytes]:
-    """Draw what there is to draw of a run.
-
-    Args:
-        folder: of the run, whose event files are read.
-        switches: environment steps at which the task changed.
+    """Draw what there is to draw of a run, whose task changed at the environment steps ``switches``.
 
     Returns:
         PNG by name: ``spectra``, the singular values of each hidden layer, and ``dormant``, the dormant units
@@ -141,15 +137,8 @@ def _figure(
 ) -> tuple[Figure, np.ndarray, Axes]:
     """A figure of its own, apart from pyplot and its windows, laid out by hand, which is much faster.
 
-    Args:
-        rows: of axes.
-        columns: of axes, each four inches wide.
-        height: of an axis, in inches.
-        left: inches for labels.
-        right: inches between the axes and their colour scale.
-
-    Returns:
-        The figure, its axes (rows, columns), and the axis of the colour scale.
+    Its axes are four inches wide and ``height`` inches high, with ``left`` inches for labels and ``right``
+    inches to their colour scale. Returns it, its axes (rows, columns), and the axis of the colour scale.
     """
     from matplotlib.figure import Figure
 

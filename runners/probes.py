@@ -86,19 +86,14 @@ class Probes:
     """The probes of a run: when they are due, and all that they measure.
 
     Nothing of the run is disturbed by them: its weights are the same bit for bit without.
-
-    Args:
-        config: What is measured, and how often.
-        methods: The run's, with the network and the optimizer that they act on.
-        new_optimizer: Makes an optimizer of a network.
+    Its methods know the network and the optimizer; `new_optimizer` makes another optimizer of a network.
     """
 
     def __init__(
         self, config: ProbeConfig, methods: Methods, new_optimizer: Callable[[nn.Module], Optimizer]
     ) -> None:
         self.config, self.methods, self.new_optimizer = config, methods, new_optimizer
-        self.due = False
-        """Whether the update that is on is to be measured."""
+        self.due = False  # whether the update that is on is to be measured
 
     def begin(self, update: int) -> None:
         """Begin an update, numbered from 1: call it before the gradient steps."""
@@ -108,11 +103,7 @@ class Probes:
         self._before = snapshot(self.methods.learner.network) if self.due else {}
 
     def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
-        """Measure what the update has left behind, on current observations (B, ...).
-
-        Returns:
-            Values by tag, to be logged; spectra are lists.
-        """
+        """Measure the network on current observations (B, ...); returns values by tag, spectra as lists."""
         with self.methods.seen.paused():  # what methods see are gradient steps
             return self._measure(observations)
 
@@ -370,10 +361,9 @@ def snapshot(module: nn.Module) -> dict[nn.Parameter, Tensor]:
 
 
 def update_norms(module: nn.Module, before: Mapping[nn.Parameter, Tensor]) -> dict[str, float]:
-    """Euclidean norms of the change since `before = snapshot(module)` and of the parameters as they are now.
+    """Euclidean norms: `update/weight_norm` of all parameters, and `update/step_norm` of their change.
 
-    Returns:
-        `update/step_norm`, of the parameters that were there before, and `update/weight_norm`.
+    The change is that since `before = snapshot(module)`, of the parameters that were there then.
     """
     now = [parameter.detach() for parameter in module.parameters()]
     step = [after.detach() - before[after] for after in module.parameters() if after in before]

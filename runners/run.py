@@ -523,17 +523,10 @@ def _fit(optimizer: torch.optim.Optimizer) -> None:
 
 def _row(visit: Visit) -> dict[str, Any]:
     """What there is to say of a visit that is over."""
-    level = visit.level is not None
-    return {
-        "task": visit.task,
-        "start": visit.start,
-        "end": visit.end,
-        "episodes": visit.episodes,
-        "return_at_end": visit.return_at_end,
-        "return_auc": visit.return_auc,
-        "recovery_steps": visit.recovery_steps if level else None,
-        "recovered": visit.recovered_at is not None if level else None,
-    } | ({"game": visit.game, "human_normalized": visit.human_normalized} if visit.game else {})
+    names = ["task", "start", "end", "episodes", "return_at_end", "return_auc", "recovery_steps", "recovered"]
+    names += ["game", "human_normalized"] if visit.game else []
+    nothing_to_recover = {"recovery_steps": None, "recovered": None} if visit.level is None else {}
+    return {name: getattr(visit, name) for name in names} | nothing_to_recover
 
 
 def _visit(row: dict[str, Any]) -> Visit:

@@ -59,6 +59,11 @@ class Visit:
         return self.weighted_return / self.steps if self.steps else float("nan")
 
     @property
+    def recovered(self) -> bool:
+        """Whether the level was reached."""
+        return self.recovered_at is not None
+
+    @property
     def recovery_steps(self) -> float:
         """Steps from the start until the mean return of the last 20 episodes was not below the level.
 
@@ -111,9 +116,7 @@ def run_scores(visits: Sequence[Visit]) -> dict[str, float]:
         "score/early_return": _mean([visit.return_auc for visit in early]),
         "score/late_return": _mean([visit.return_auc for visit in late]),
         "score/recovery_steps": _mean([visit.recovery_steps for visit in visits]),
-        "score/recovered": _mean(
-            [float(visit.recovered_at is not None) for visit in visits if visit.level is not None]
-        ),
+        "score/recovered": _mean([float(visit.recovered) for visit in visits if visit.level is not None]),
     }
 
 

@@ -28,12 +28,8 @@ SIZE = 240  # pixels of a frame's longer side, at most
 def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
     """Play one episode of the task that is on in an environment of its own, and film it.
 
-    Episode and actions are drawn from the run's seed and the stream's step; the random state of PyTorch is
-    put back; the stream and its normalizer are only read.
-
-    Args:
-        stream: on which the agent lives, with a device.
-        act: the policy, observations (1, ...) -> actions (1,).
+    The policy is ``act``, observations (1, ...) -> actions (1,). Episode and actions are drawn from the run's
+    seed and the stream's step; the random state is put back; the stream and its normalizer are only read.
 
     Returns:
         A GIF, and what TensorBoard shows: it, the number of the task and the return.
