@@ -9,10 +9,12 @@ plasticity methods read. It comes from forward passes, so the code between layer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +24,6 @@ from torch.utils._pytree import tree_leaves
 Exclude: TypeAlias = Iterable[nn.Module | str] | nn.Module | str
 NamedParameters: TypeAlias = list[tuple[str, nn.Parameter]]
 WeightLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-Activations: TypeAlias = tuple[type[nn.Module], ...] | None
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHT_LAYERS = (nn.Linear, *CONVOLUTIONS)
@@ -56,7 +57,6 @@ class Layer:
         module: The layer.
         parts: Parts of the agent that it belongs to; several, if they share it.
         is_head: Its output leaves the network, and enters no other layer.
-        following: Modules after it, up to and including its activation function, if that is a module.
         outgoing: The later layers that its units enter, known after `connect`. Empty for a head, and for a
             layer with a `problem`.
         problem: Why no input of a later layer belongs to one unit of this one alone.
@@ -66,7 +66,6 @@ class Layer:
     module: WeightLayer
     parts: frozenset[str] = frozenset()
     is_head: bool = False
-    following: tuple[nn.Module, ...] = ()
     outgoing: tuple[Connection, ...] = ()
     problem: str = ""
 
@@ -120,10 +119,7 @@ class Call:
 
 
 def describe(
-    network: nn.Module,
-    example: Tensor,
-    parts: Mapping[str, nn.Module] | None = None,
-    activations: Activations = None,
+    network: nn.Module, example: Tensor, parts: Mapping[str, nn.Module] | None = None
 ) -> list[Layer]:
     """The layers of a network, in the order in which it calls them.
 
@@ -131,7 +127,6 @@ def describe(
         network: Any; in evaluation mode meanwhile, and undisturbed.
         example: What it takes, (1, ...).
         parts: Parts of it, by name, from which layers have their names; else a layer has its path's.
-        activations: See `trace`.
     """
     parts = parts or {}
     names: dict[nn.Module, str] = {}
@@ -141,11 +136,10 @@ def describe(
     members = {name: set(part.modules()) for name, part in parts.items()}
     with undisturbed([network], example.device):
         layers: dict[nn.Module, Layer] = {}
-        calls = trace(network, example.clone(), activations)
+        calls = trace(network, example.clone())
         for call in calls:
             of = frozenset(name for name, modules in members.items() if call.module in modules)
-            layer = Layer(names[call.module], call.module, of, following=tuple(call.following))
-            layers.setdefault(call.module, layer)
+            layers.setdefault(call.module, Layer(names[call.module], call.module, of))
         perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
             reached = perturbation.reach(module, each=False)
@@ -200,12 +194,9 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
 
 
 def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module | None, Tensor]]) -> str:
-    """Why columns of a later layer that units change, (units, columns), are not theirs alone; or nothing.
+    """Why the columns of a later layer that units change, (units, columns), are not theirs alone; or nothing.
 
-    Args:
-        later: The layer.
-        carried: Which of its columns each unit changes.
-        others: What every other layer, and the observation, changes of each layer.
+    `others` is what every other layer, and the observation, changes of each layer.
     """
     sources = carried.sum(0) + sum(other[later.module].any(0) for other in others if later.module in other)
     if getattr(later.module, "groups", 1) > 1:
@@ -217,14 +208,11 @@ def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module |
     return ""
 
 
-def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -> list[Call]:
-    """Run a network forward; every call of a layer, in order.
+def trace(network: nn.Module, inputs: Tensor) -> list[Call]:
+    """Run a network forward on inputs (B, ...); every call of a layer, in order.
 
-    Args:
-        network: Any; only modules in it that are called are seen.
-        inputs: What it takes, (B, ...).
-        activations: Modules that count as activation functions. By default every module without parameters
-            that follows a layer and does not merely reshape, pool, drop or normalize.
+    An activation function is a module without parameters that follows a layer and does not merely reshape,
+    pool, drop or normalize.
     """
     calls: list[Call] = []
     current: Call | None = None  # the layer whose activation has not come yet
@@ -238,11 +226,10 @@ def trace(network: nn.Module, inputs: Tensor, activations: Activations = None) -
             if isinstance(current.module, CONVOLUTIONS) and leaving.dim() > 2:
                 positions = leaving[0, 0].numel()
             current.following.append(module)
-            if _is_activation(module, activations):
-                current.activations = _by_unit(current.module, leaving, positions)
-                current = None
-            elif has_parameters(module) and not _is_in(module, _PASSIVE):
-                current = None  # an unknown kind of layer: what follows is not this layer's activation
+            if not _is_in(module, _PASSIVE):
+                if not _has_parameters(module):
+                    current.activations = _by_unit(current.module, leaving, positions)
+                current = None  # else an unknown kind of layer: what follows is not this layer's activation
     return calls
 
 
@@ -329,15 +316,11 @@ class _Perturbation:
             self.outputs.setdefault(call.module, []).append(output.to(example.device))
 
     def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module | None, Tensor]:
-        """Which inputs of layers change with the units of a layer, or with the observation.
-
-        Args:
-            module: The layer; None is the observation.
-            each: Tell the units apart.
+        """Which inputs of layers change with the units of a layer, or with the observation if it is None.
 
         Returns:
-            By layer, (units, columns) of bool; (1, columns) for all units together. Under None, the outputs
-            of the network.
+            By layer, (units, columns) of bool; (1, columns) for all units together, unless `each` is told
+            apart. Under None, the outputs of the network.
         """
         reached: dict[nn.Module | None, Tensor] = {}
         outputs = self.outputs[module] if module else []
@@ -361,25 +344,20 @@ class _Perturbation:
         """What enters each layer, (B, ...), in each of its calls; under None, what leaves the network."""
         entered: dict[nn.Module | None, list[Tensor]] = {module: [] for module in self.outputs}
 
-        def replacement(module: nn.Module) -> Callable[..., Tensor]:
-            def forward(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-                call = len(entered[module])
-                entered[module].append(inputs.detach().clone())
-                outputs = tried.get(module) or self.outputs[module]
-                return outputs[call].expand(len(inputs), *outputs[call].shape[1:]).clone()
-
-            return forward
+        def put_out(module: nn.Module, inputs: Tensor) -> Tensor:
+            output = (tried.get(module) or self.outputs[module])[len(entered[module])]
+            entered[module].append(inputs.detach().clone())
+            return output.expand(len(inputs), *output.shape[1:]).clone()
 
         with ExitStack() as stack:
             for module in self.network.modules():
                 if module in self.outputs:
-                    stack.enter_context(_forward_as(module, replacement(module)))
+                    stack.enter_context(patch.object(module, "forward", partial(put_out, module)))
                 elif _is_in(module, _NORMALIZATIONS):
-                    stack.enter_context(_forward_as(module, lambda inputs: inputs))
+                    stack.enter_context(patch.object(module, "forward", lambda inputs: inputs))
             leaving = tree_leaves(self.network.forward(example.clone()))  # which may be overwritten
-        rows = example.shape[:1]
-        leaving = [output for output in leaving if isinstance(output, Tensor) and output.shape[:1] == rows]
-        outputs = [torch.zeros(*rows, 1, device=example.device), *(out.reshape(*rows, -1) for out in leaving)]
+        leaving = [out for out in leaving if isinstance(out, Tensor) and out.shape[:1] == example.shape[:1]]
+        outputs = [example.new_zeros(len(example), 1), *(out.reshape(len(example), -1) for out in leaving)]
         entered[None] = [torch.cat(outputs, 1)]
         return entered
 
@@ -388,12 +366,10 @@ def _set_units(module: nn.Module | None, output: Tensor, value: float, each: boo
     """An output (1, ...) of a layer with one unit set in each of its rows, or with all of them set in one."""
     if not each:
         return torch.full_like(output, value)
-    axis = _unit_axis(module)
-    output = output.movedim(axis, -1)
-    units = output.shape[-1]
-    chosen = torch.eye(units, dtype=torch.bool, device=output.device)
-    chosen = chosen.view(units, *[1] * (output.dim() - 2), units)
-    return torch.where(chosen, value, output).movedim(-1, axis)
+    output = output.movedim(_unit_axis(module), -1)
+    chosen = torch.eye(output.shape[-1], dtype=torch.bool, device=output.device)
+    chosen = chosen.view(-1, *[1] * (output.dim() - 2), output.shape[-1])
+    return torch.where(chosen, value, output).movedim(-1, _unit_axis(module))
 
 
 def _unit_axis(module: nn.Module | None) -> int:
@@ -401,22 +377,9 @@ def _unit_axis(module: nn.Module | None) -> int:
     return -1 if isinstance(module, nn.Linear) else 1
 
 
-@contextmanager
-def _forward_as(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Let a module do something else meanwhile."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before
-
-
 def _steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that act as one step: layers, leaves, and custom modules that hold no parameters."""
-    container = isinstance(module, nn.Sequential) or has_parameters(module)
+    container = isinstance(module, nn.Sequential) or _has_parameters(module)
     children = list(module.named_children()) if container and not isinstance(module, WEIGHT_LAYERS) else []
     for child_name, child in children:
         yield from _steps(f"{name}.{child_name}".lstrip("."), child)
@@ -440,20 +403,13 @@ def _capture(network: nn.Module, inputs: Tensor) -> list[tuple[nn.Module, Tensor
     return calls
 
 
-def has_parameters(module: nn.Module) -> bool:
-    """Whether a module holds any."""
+def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
 def _is_in(module: nn.Module, files: set[str]) -> bool:
     """Whether a module's class, or one that it extends, is defined in these files of torch."""
     return isinstance(module, nn.Identity) or any(base.__module__ in files for base in type(module).__mro__)
-
-
-def _is_activation(module: nn.Module, activations: Activations) -> bool:
-    if activations is not None:
-        return isinstance(module, activations)
-    return not has_parameters(module) and not _is_in(module, _PASSIVE)
 
 
 def _by_unit(module: nn.Module, output: Tensor, positions: int) -> Tensor:
