@@ -1,18 +1,10 @@
 """Plasticity methods: what acts on a network beside its optimizer.
 
 A method is a small object made by a frozen dataclass, its configuration. It may add a term to the loss
-(`penalty`), act on the device after each gradient step (`after_step`), and act between gradient steps, every
-so many of them or at a switch of the task (`on`). An agent calls a `Methods`, which holds all of them:
-
-    optimizer.zero_grad()
-    (loss + methods.penalty(batch)).backward()
-    grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), max_grad_norm)
-    methods.add_gradients(batch)
-    optimizer.step()
-    methods.after_step()
-
-`penalty` and `after_step` are made of tensor operations alone, without a read from the device. What the host
-decides is decided in `between_steps` and `end_update`.
+(`penalty`), act on the device after each gradient step (`after_step`), and act on the host every so many
+gradient steps or at a switch of the task (`on`). The first two are made of tensor operations alone, without a
+read from the device. An agent's `update` and loop call a `Methods`, which holds all of them; see
+docs/extending.md.
 """
 
 from __future__ import annotations
@@ -74,25 +66,23 @@ class Learner:
         """Forget the description of the layers, since modules were added or removed."""
         self._layers, self._connected = {}, False
 
-    def check(self) -> None:
-        """Raise RuntimeError unless optimizer and target network fit the network."""
+    def problem(self) -> str:
+        """Why optimizer and target network do not fit the network; empty if they do."""
         owned = {p: self.optimizer.state.get(p, {}) for g in self.optimizer.param_groups for p in g["params"]}
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad and parameter not in owned:
-                raise RuntimeError(f"{name} is not in the optimizer, which would never train it")
+                return f"{name} is not in the optimizer, which would never train it"
             if not parameter.requires_grad and parameter.grad is not None:
-                raise RuntimeError(f"{name} is frozen and keeps a gradient, which is clipped with the others")
+                return f"{name} is frozen and keeps a gradient, which is clipped with the others"
             moments = owned.get(parameter, {})
             for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
                 if key in moments and moments[key].shape != parameter.shape:
-                    raise RuntimeError(f"{key} of {name} has shape {tuple(moments[key].shape)}")
-        if self.target is not None:
-            shapes, of_target = (
-                {name: tensor.shape for name, tensor in network.state_dict().items()}
-                for network in (self.network, self.target)
-            )
-            if shapes != of_target:
-                raise RuntimeError("the target network is not built as the network is")
+                    return f"{key} of {name} has shape {tuple(moments[key].shape)}"
+        ours, theirs = (
+            {name: tensor.shape for name, tensor in network.state_dict().items()}
+            for network in (self.network, self.target or self.network)
+        )
+        return "the target network is not built as the network is" if ours != theirs else ""
 
 
 @dataclass(frozen=True)
@@ -196,8 +186,7 @@ class Methods:
         self.methods = {config.name: config.build(learner) for config in configs}
         self.seen = Seen()
         self._rewatch()
-        self.steps = 0
-        """Gradient steps that were made."""
+        self.steps = 0  # gradient steps that were made
         self._switched_at = 0
         self._batch: Any = None
         self._tags: dict[str, list[float]] = {}
@@ -208,11 +197,8 @@ class Methods:
 
     def report(self, planned_steps: int) -> str:
         """What isometry will do in so many gradient steps, and which parameters no method knows, in lines."""
-        lines = (
-            isometry_report(self.learner.optimizer, planned_steps),
-            left_out(self.learner.network, self.learner.layers()),
-        )
-        return "\n".join(filter(None, lines))
+        isometry = isometry_report(self.learner.optimizer, planned_steps)
+        return "\n".join(filter(None, (isometry, left_out(self.learner.network, self.learner.layers()))))
 
     def penalty(self, batch: Any) -> Tensor | float:
         """The sum of the penalties whose gradients are clipped together with the loss's, ()."""
@@ -280,10 +266,8 @@ class Methods:
     def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
         with self.seen.paused():
             tags = method.on(Event(kind, self.steps, self._batch))
-        try:
-            self.learner.check()
-        except RuntimeError as error:
-            raise RuntimeError(f"after the method {name}: {error}") from error
+        if problem := self.learner.problem():
+            raise RuntimeError(f"after the method {name}: {problem}")
         for tag, value in tags.items():
             self._tags.setdefault(f"methods/{name}/{tag}", []).append(value)
         self._rewatch()
@@ -337,10 +321,9 @@ class Seen:
     def _record(self, name: str, columns: Tensor, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self._paused or not torch.is_grad_enabled():
             return
-        (entering, *_) = args
-        self.activations[name] = _by_unit(entering.detach(), module, columns)
-        if entering.requires_grad:
-            entering.register_hook(functools.partial(self._record_gradient, name, columns, module))
+        self.activations[name] = _by_unit(args[0].detach(), module, columns)
+        if args[0].requires_grad:
+            args[0].register_hook(functools.partial(self._record_gradient, name, columns, module))
 
     def _record_gradient(self, name: str, columns: Tensor, module: nn.Module, gradient: Tensor) -> None:
         self.gradients[name] = _by_unit(gradient.detach(), module, columns)

@@ -475,11 +475,6 @@ class TestTrace:
         call = trace(network, images)[0]
         assert torch.equal(call.activations, network[:3](images).view(3, 4, 9))
 
-    def test_which_modules_are_activations_can_be_said(self):
-        network = mlp(nn.Identity)
-        assert trace(network, X)[0].activations is None
-        assert trace(network, X, (nn.Identity,))[0].activations is not None
-
     def test_a_layer_of_a_users_own_ends_the_search_for_an_activation(self):
         network = mlp()
         network.act1 = nn.Sequential(Raw(), nn.ReLU())
