@@ -11,7 +11,6 @@ All take vectors (B, D) and images (B, C, H, W), whose channels are the units.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -124,19 +123,3 @@ ACTIVATIONS = {
     # gives units a mean square of 1.
     "fourier": Activation(Fourier, math.sqrt(2), outputs=2, multiple=2),
 }
-
-
-def activation(name: str, group_size: int | None = None) -> Activation:
-    """One of the activations; that of groupsort with another number of units of a group, if given.
-
-    Raises:
-        ValueError: the size is below 2, or given for another activation.
-    """
-    chosen = ACTIVATIONS[name]
-    if group_size is None:
-        return chosen
-    if name != "groupsort":
-        raise ValueError(f"--network.group-size is for --network.activation groupsort, not for {name}")
-    if group_size < 2:
-        raise ValueError(f"--network.group-size must be at least 2, not {group_size}")
-    return chosen._replace(make=functools.partial(GroupSort, group_size), multiple=group_size)

@@ -165,13 +165,9 @@ def epsilon_at(step: int, start: float, end: float, steps: int) -> float:
 
 @torch.no_grad()
 def td_targets(agent: nn.Module, target: nn.Module, batch: Batch, double: bool) -> Tensor:
-    """What values of the actions taken should be, (B,): rewards, and what is worth the rest.
+    """What values of the actions taken should be, (B,): rewards, and the target network's value of the rest.
 
-    Args:
-        agent: the network, which chooses the next action if ``double``.
-        target: the target network, which values it.
-        batch: B transitions.
-        double: else the target network chooses too.
+    The network chooses the next action if ``double``, else the target network does.
     """
     values = target(batch.next_observations)
     choice = agent(batch.next_observations) if double else values
@@ -181,11 +177,8 @@ def td_targets(agent: nn.Module, target: nn.Module, batch: Batch, double: bool) 
 def dqn_loss(values: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Huber loss of a minibatch of size B.
 
-    Args:
-        values: (B, A), of the network as it is now.
-        actions: (B,), taken.
-        targets: (B,), of their values.
-        weights: (B,), 0 for what is no transition, else 1.
+    Values (B, A) are those of the network as it is now; the values of the actions (B,) should be the targets
+    (B,); weights (B,) are 0 for what is no transition, else 1.
 
     Returns:
         The loss, and (2,): it and the mean value of the actions taken.

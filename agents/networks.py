@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from typing import Literal, TypeVar
 
 import gymnasium as gym
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neoteny.agents.activations import Activation, activation
+from neoteny.agents.activations import ACTIVATIONS, Activation, GroupSort
 from neoteny.envs.stream import channel_axis
 from neoteny.optim.orthogonal import orthogonalize
 
@@ -63,7 +64,13 @@ class NetworkConfig:
     @property
     def units(self) -> Activation:
         """The activation function, and what there is to know of it."""
-        return activation(self.activation, self.group_size)
+        chosen, size = ACTIVATIONS[self.activation], self.group_size
+        if size is None:
+            return chosen
+        if self.activation != "groupsort" or size < 2:
+            wrong = f"not {size} for {self.activation}"
+            raise ValueError(f"--network.group-size is for groupsort, and at least 2: {wrong}")
+        return chosen._replace(make=functools.partial(GroupSort, size), multiple=size)
 
 
 class Flat(nn.Module):

@@ -183,14 +183,8 @@ def gae(
 ) -> Tensor:
     """Generalized advantage estimation (Schulman et al., 2016), right at every kind of episode end.
 
-    Args:
-        rewards: (T, N).
-        values: (T, N), of the observations acted on.
-        done: (T, N), whether the step ended its episode, for whatever reason.
-        final_values: (T, N), the value of the last observation where an episode was truncated, else 0.
-        next_value: (N,), of the observations after the last step.
-        gamma: discount.
-        lam: decay of the estimator.
+    Rewards, values, done and final values are (T, N), as in `Rollout`; the next value is (N,), of the
+    observations after the last step. Gamma is the discount of rewards, lam the decay of the estimator.
 
     Returns:
         Advantages, (T, N).
@@ -217,14 +211,8 @@ def ppo_loss(
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate objective, value loss and entropy bonus of a minibatch of size B.
 
-    Args:
-        log_probs: (B,), of the batch's actions under the policy as it is now.
-        entropy: (B,), of this policy.
-        values: (B,), of the value function as it is now.
-        batch: its advantages are normalized here.
-        clip: range of the probability ratio.
-        ent_coef: weight of the entropy.
-        vf_coef: weight of the value loss.
+    Log-probabilities of the batch's actions, entropy and values, (B,), are those of the networks as they are
+    now; the batch's advantages are normalized here. Coefficients weigh the entropy and the value loss.
 
     Returns:
         The loss, and (5,): policy loss, value loss, entropy, approximate KL divergence, clipped fraction.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import tyro
 
 from neoteny.configs.help_pages import HELP, show_help
-from neoteny.configs.method_flags import change_methods, parse_methods, split_words
+from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.envs.workers import GivenUpError
 from neoteny.runners.exit_codes import ExitCode, stop
 
@@ -27,21 +27,14 @@ def preset(shared: Mapping[str, Any], id: str, total_steps: int, iso: float, **s
 def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """A copy of a dataclass with some fields changed; nested dicts change fields of nested dataclasses.
 
-    So they do of ``methods``, a tuple of dataclasses, by name: ``{"methods": {"isometry": {"coef": 0.1}}}``.
-
     Raises:
         TypeError: a name is not a field.
-        ValueError: there is no such method.
     """
-
-    def changed(name: str, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        change = change_methods if name == "methods" else override
-        return change(getattr(config, name), value)
-
-    values = {name: changed(name, value) for name, value in changes.items()}
-    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+    nested = {
+        name: override(getattr(config, name), value) if isinstance(value, Mapping) else value
+        for name, value in changes.items()
+    }
+    return dataclasses.replace(config, **nested)  # type: ignore[type-var]
 
 
 def cli(

@@ -39,7 +39,8 @@ def show_help(default: Any, presets: Iterable[str], words: Sequence[str]) -> Non
     group = "optim" if asked.startswith("optim:") else asked.partition(".")[0].replace("-", "_")
     group = group.removeprefix("__")
     if asked == "--methods":
-        print("\n\n".join(map(_wrapped, (METHODS_HELP, *map(_about_method, METHODS.items())))))
+        lines = [f"--methods.{name}: {inspect.getdoc(kind)}".split("\n")[0] for name, kind in METHODS.items()]
+        print("\n\n".join(map(_wrapped, (METHODS_HELP, *lines))))
         raise SystemExit(0)
     if asked.startswith("--methods."):
         parse_methods(default.methods, {method_name(asked): ["--help"]})
@@ -58,11 +59,6 @@ def show_help(default: Any, presets: Iterable[str], words: Sequence[str]) -> Non
         f"More flags, each group with a help of its own (--stream --help):\n{_wrapped(pages)}"
     )
     tyro.cli(first, args=["--help"], default=first(**vars(default)), description=about)
-
-
-def _about_method(method: tuple[str, type]) -> str:
-    """A method's name and what it is about."""
-    return f"--methods.{method[0]}: {(inspect.getdoc(method[1]) or '').partition(chr(10))[0]}"
 
 
 def _wrapped(text: str) -> str:

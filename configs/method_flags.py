@@ -43,20 +43,6 @@ def method_type(name: str) -> type[MethodConfig]:
     return found
 
 
-def change_methods(methods: Configs, changes: Mapping[str, Mapping[str, Any]]) -> Configs:
-    """Methods with some fields changed, name -> field -> value; those that were not there are added.
-
-    Raises:
-        TypeError: a name is not a field.
-        ValueError: there is no such method, or a value is out of range.
-    """
-    chosen: dict[type[MethodConfig], MethodConfig] = {type(method): method for method in methods}
-    for name, fields in changes.items():
-        kind = method_type(name)
-        chosen[kind] = dataclasses.replace(chosen[kind], **fields) if kind in chosen else kind(**fields)
-    return tuple(chosen.values())
-
-
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
     """A command line without its methods, and the words of each method, by its name.
 

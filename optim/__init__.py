@@ -11,35 +11,16 @@ from neoteny.optim.config import (
     OptimConfig,
     build_methods,
     methods_as_dict,
-)
+)  # fmt: skip
 from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
-from neoteny.optim.layers import heads, left_out
-from neoteny.optim.methods import Event, Learner, Method, MethodConfig, Methods
+from neoteny.optim.layers import heads
+from neoteny.optim.methods import Event, Learner, Method, MethodConfig, Methods, Seen
 from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import orthogonalize
 
 __all__ = [
-    "METHODS",
-    "AdamConfig",
-    "AdamO",
-    "AdamOConfig",
-    "AdamWConfig",
-    "Event",
-    "Learner",
-    "Method",
-    "MethodConfig",
-    "MethodConfigs",
-    "Methods",
-    "MuonAdamW",
-    "MuonConfig",
-    "OptimConfig",
-    "build_methods",
-    "heads",
-    "isometry_penalty",
-    "isometry_report",
-    "left_out",
-    "methods_as_dict",
-    "orthogonalize",
-    "param_groups",
-    "pull_norm",
-]
+    "METHODS", "AdamConfig", "AdamO", "AdamOConfig", "AdamWConfig", "Event", "Learner", "Method",
+    "MethodConfig", "MethodConfigs", "Methods", "MuonAdamW", "MuonConfig", "OptimConfig", "Seen",
+    "build_methods", "heads", "isometry_penalty", "isometry_report", "methods_as_dict", "orthogonalize",
+    "param_groups", "pull_norm",
+]  # fmt: skip

@@ -2,23 +2,22 @@ r"""AdamO: Adam with a decoupled pull of the weight matrices towards dynamical i
 
 import math
 import warnings
-from collections.abc import Callable
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, NamedTuple, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from neoteny.optim.isometry import isometry_coefficient, isometry_steps, matrix_view
+from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, counter, named_params
 
 _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
 
-class AdamO(Optimizer):
+class AdamO(CheckedOptimizer):
     r"""Adam whose weight matrices are pulled towards equal singular values, apart from the moments.
 
     .. math::
@@ -99,23 +98,11 @@ class AdamO(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; what it does not set is taken from the optimizer's defaults.
-
-        Raises:
-            ValueError: for an option out of range, or a parameter that cannot be pulled. The optimizer is
-                then unchanged.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            check_options(group)
-            _check_params(group)
-            if len({param.device for group in self.param_groups for param in group["params"]}) > 1:
-                raise ValueError("AdamO needs all parameters on one device")
-        except ValueError:
-            self.param_groups.pop()
-            raise
+    def _accept(self, group: dict[str, Any]) -> None:
+        check_options(group)
+        _check_params(group)
+        if len({param.device for group in self.param_groups for param in group["params"]}) > 1:
+            raise ValueError("AdamO needs all parameters on one device")
         group["iso_lr_ratio"] = 1.0 if group["iso_lr"] is None else group["iso_lr"] / group["lr"]
         group["iso_phase"] = 0
         stiffness = isometry_coefficient(group) * group["iso_every"] * group["iso_scale"]
@@ -123,7 +110,7 @@ class AdamO(Optimizer):
             warnings.warn(
                 f"lr * iso * iso_every * iso_scale = {stiffness:.3g} exceeds 1/8, the fastest stable pull: "
                 "each will be cut down to that",
-                stacklevel=2,
+                stacklevel=3,
             )
 
     @property
@@ -136,43 +123,22 @@ class AdamO(Optimizer):
         """Pulls whose coefficient was cut down, summed over matrices."""
         return sum(int(state["guarded"]) for state in self.state.values() if "guarded" in state)
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one optimization step.
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return {**adam_state(param, group), "skipped": counter(param.device)}
 
-        Args:
-            closure: reevaluates the model and returns the loss.
-
-        Returns:
-            The closure's loss, or None.
-
-        Raises:
-            RuntimeError: for a sparse gradient.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        batches = [self._gather(group) for group in self.param_groups]
-        if not any(batch.params for batch in batches):
-            return loss
+    def _step(self, batches: list[Batch]) -> None:
         for group in self.param_groups:
             group["iso_phase"] = (group["iso_phase"] + 1) % group["iso_every"]
         skip, found_inf = self._skip_nonfinite(batches)
         if skip:
-            return loss
+            return
         for batch in batches:
             _pull(batch, found_inf)
         # Groups that differ only in isometry are one group to Adam, at the cost of one.
-        for _, alike in groupby(batches, key=_adam_options):
+        for _, alike in groupby(batches, key=lambda batch: _ADAM_OPTIONS(batch.group)):
             _adam(list(alike), found_inf)
-        return loss
 
-    def _skip_nonfinite(self, batches: list["_Batch"]) -> tuple[bool, Tensor | None]:
+    def _skip_nonfinite(self, batches: list[Batch]) -> tuple[bool, Tensor | None]:
         """Look for gradients that are not finite, and count the step as skipped if there are any.
 
         Returns:
@@ -189,44 +155,10 @@ class AdamO(Optimizer):
             torch._foreach_add_(counters, [found_inf] * len(counters))
         return skip, found_inf if on_device else None
 
-    def _gather(self, group: dict[str, Any]) -> "_Batch":
-        """Parameters of a group that have a gradient, with their state, which is made on first use."""
-        batch = _Batch(group, [], [], [])
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if param.grad.is_sparse:
-                raise RuntimeError("AdamO does not support sparse gradients")
-            state = self.state[param]
-            if not state:
-                # As in torch.optim.Adam: only the fused kernel reads the step on the device.
-                state["step"] = _zero(param.device if group["fused"] else "cpu")
-                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["skipped"] = _zero(param.device)
-            batch.params.append(param)
-            batch.grads.append(param.grad)
-            batch.states.append(state)
-        return batch
-
-
-class _Batch(NamedTuple):
-    """What one step updates of a parameter group; the lists are parallel."""
-
-    group: dict[str, Any]
-    params: list[Tensor]
-    grads: list[Tensor]
-    states: list[dict[str, Tensor]]
-
-
-def _zero(device: torch.device | str) -> Tensor:
-    """A counter or flag; torch's kernels want float32, whatever the default."""
-    return torch.zeros((), dtype=torch.float32, device=device)
-
 
 def _find_nonfinite(grads: list[Tensor]) -> Tensor:
     """1 if any gradient holds a NaN or an infinity, else 0: `()`, float32, on the gradients' device."""
-    found_inf = _zero(grads[0].device)
+    found_inf = counter(grads[0].device)
     for dtype in {grad.dtype for grad in grads}:
         # The kernel of torch.amp.GradScaler: one launch for all gradients, which a factor of one leaves as
         # they are.
@@ -236,7 +168,7 @@ def _find_nonfinite(grads: list[Tensor]) -> Tensor:
     return found_inf
 
 
-def _pull(batch: _Batch, found_inf: Tensor | None) -> None:
+def _pull(batch: Batch, found_inf: Tensor | None) -> None:
     """Take the isometry step on a group, in place, where it is due; not at all where `found_inf` is 1."""
     group, params, _, states = batch
     coefficient = isometry_coefficient(group) * group["iso_every"]
@@ -244,7 +176,7 @@ def _pull(batch: _Batch, found_inf: Tensor | None) -> None:
         return
     for param, state in zip(params, states):
         if "guarded" not in state:
-            state["guarded"] = _zero(param.device)
+            state["guarded"] = counter(param.device)
     matrices = [matrix_view(param) for param in params]
     directions, divisors = isometry_steps(matrices, coefficient, group["iso_scale"])
     guarded = divisors > 0.125 / coefficient
@@ -256,14 +188,9 @@ def _pull(batch: _Batch, found_inf: Tensor | None) -> None:
         matrix.addcdiv_(direction, divisor, value=-0.5)
 
 
-def _adam_options(batch: _Batch) -> tuple[Any, ...]:
-    """The options of a group that Adam reads."""
-    return _ADAM_OPTIONS(batch.group)
-
-
-def _adam(batches: list[_Batch], found_inf: Tensor | None) -> None:
+def _adam(batches: list[Batch], found_inf: Tensor | None) -> None:
     """Take Adam's step on groups whose options for Adam are equal."""
-    lr, (beta1, beta2), eps, foreach, fused = _adam_options(batches[0])
+    lr, (beta1, beta2), eps, foreach, fused = _ADAM_OPTIONS(batches[0].group)
     states = [state for batch in batches for state in batch.states]
     adam(
         [param for batch in batches for param in batch.params],
@@ -305,8 +232,7 @@ def check_options(group: dict[str, Any]) -> None:
 
 def _check_params(group: dict[str, Any]) -> None:
     """Refuse complex parameters, and in an isometry group all that are no matrices of full precision."""
-    names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
-    for name, param in zip(names, group["params"]):
+    for name, param in named_params(group):
         if param.is_complex():
             raise ValueError(f"AdamO does not support complex parameters: {name}")
         if not group["iso"]:

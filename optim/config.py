@@ -26,10 +26,8 @@ from neoteny.optim.regularizers import IsometryConfig
 
 
 @dataclass(frozen=True)
-class AdamConfig:
-    """Adam, as torch.optim.Adam."""
-
-    name: ClassVar[str] = "adam"
+class _Moments:
+    """What Adam's relatives have in common."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay of the running averages of the gradient and of its square."""
@@ -38,7 +36,16 @@ class AdamConfig:
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_moments(self.betas, self.eps)
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"betas must lie in [0, 1), got {self.betas}")
+        _check_number("eps", self.eps)
+
+
+@dataclass(frozen=True)
+class AdamConfig(_Moments):
+    """Adam, as torch.optim.Adam."""
+
+    name: ClassVar[str] = "adam"
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
@@ -46,21 +53,17 @@ class AdamConfig:
 
 
 @dataclass(frozen=True)
-class AdamWConfig:
+class AdamWConfig(_Moments):
     """Adam with decoupled weight decay, as torch.optim.AdamW."""
 
     name: ClassVar[str] = "adamw"
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running averages of the gradient and of its square."""
-    eps: float = 1e-8
-    """Added to the denominator; PPO implementations often take 1e-5."""
     weight_decay: float = 0.01
     """Share of each parameter, biases included, that a step takes away, times the learning rate."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        _check_moments(self.betas, self.eps)
+        super().__post_init__()
         _check_number("weight_decay", self.weight_decay)
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
@@ -69,15 +72,11 @@ class AdamWConfig:
 
 
 @dataclass(frozen=True)
-class AdamOConfig:
+class AdamOConfig(_Moments):
     """Adam with a decoupled pull of the hidden weights towards dynamical isometry."""
 
     name: ClassVar[str] = "adamo"
 
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running averages of the gradient and of its square."""
-    eps: float = 1e-8
-    """Added to the denominator; PPO implementations often take 1e-5."""
     iso: float = 1e-3
     """Coefficient of the isometry penalty; choose it so that lr * iso * steps of the run is 0.1 to 30."""
     iso_lr: float | None = None
@@ -106,19 +105,15 @@ class AdamOConfig:
 
 
 @dataclass(frozen=True)
-class MuonConfig:
+class MuonConfig(_Moments):
     """Muon for the matrices of hidden layers, AdamW for all else, output heads and convolutions included."""
 
     name: ClassVar[str] = "muon"
 
     momentum: float = 0.95
-    """Muon's momentum."""
+    """Muon's momentum; betas and eps are AdamW's."""
     ns_steps: int = 5
     """Newton-Schulz iterations that orthogonalize Muon's update."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's decay of the running averages of the gradient and of its square."""
-    eps: float = 1e-8
-    """Added to AdamW's denominator; PPO implementations often take 1e-5."""
     weight_decay: float = 0.01
     """Share of each parameter that a step takes away, times the learning rate; of both parts."""
 
@@ -149,13 +144,6 @@ def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:
     """All trainable parameters in one group."""
     weights, others = split_parameters(module, exclude)
     return [{"params": weights + others}]
-
-
-def _check_moments(betas: tuple[float, float], eps: float) -> None:
-    """Refuse settings that Adam's moments do not admit."""
-    if not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"betas must lie in [0, 1), got {betas}")
-    _check_number("eps", eps)
 
 
 def _check_number(name: str, value: float) -> None:

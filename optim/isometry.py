@@ -152,11 +152,7 @@ def _names(group: dict[str, Any]) -> list[str]:
 
 
 def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
-    """What isometry will do in a run, in a few lines to be shown once at its start.
-
-    Args:
-        optimizer: any optimizer.
-        planned_steps: optimizer steps that the run will take.
+    """What isometry will do in so many steps of any optimizer, in a few lines for the start of a run.
 
     Returns:
         Which parameters are pulled and which are not; for each group the time constant 1 / (8cs) in steps, in
@@ -193,10 +189,7 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
 
 @torch.no_grad()
 def pull_norm(optimizer: Optimizer) -> Tensor:
-    """Norm of the isometry step per optimizer step, at the current weights.
-
-    Args:
-        optimizer: any optimizer.
+    """Norm of the isometry step per step of any optimizer, at the current weights.
 
     Returns:
         The Frobenius norm, over all isometry groups, of c_eff * 4 (W W^T W - s W), `()`, on the weights'

@@ -101,32 +101,21 @@ class Connection(NamedTuple):
 
 @dataclass
 class Call:
-    """A layer as one forward pass saw it.
-
-    Attributes:
-        module: The layer.
-        inputs: What entered it.
-        shape: Of what left it.
-        following: Modules after it, up to and including its activation function.
-        activations: What left its activation function, (B, units) or (B, channels, ...); None without one.
-    """
+    """A layer as one forward pass saw it."""
 
     module: WeightLayer
     inputs: Tensor
-    shape: torch.Size
-    following: list[nn.Module] = field(default_factory=list)
-    activations: Tensor | None = None
+    shape: torch.Size  # of what left it
+    following: list[nn.Module] = field(default_factory=list)  # up to and including its activation function
+    activations: Tensor | None = None  # what left that, (B, units) or (B, channels, ...); None without one
 
 
 def describe(
     network: nn.Module, example: Tensor, parts: Mapping[str, nn.Module] | None = None
 ) -> list[Layer]:
-    """The layers of a network, in the order in which it calls them.
+    """The layers of any network that takes an example (1, ...), in the order in which it calls them.
 
-    Args:
-        network: Any; in evaluation mode meanwhile, and undisturbed.
-        example: What it takes, (1, ...).
-        parts: Parts of it, by name, from which layers have their names; else a layer has its path's.
+    They are named after parts of it, which are given by name, else after their paths.
     """
     parts = parts or {}
     names: dict[nn.Module, str] = {}
@@ -167,10 +156,6 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
     Normalizations are left out of that pass. Where units meet (in a residual stream, an attention, a sort),
     no input belongs to one of them alone, and `Layer.problem` says so.
 
-    Args:
-        network: As it was described.
-        example: What it takes, (1, ...).
-        layers: Its description.
     """
     with undisturbed([network], example.device):
         perturbation = _Perturbation(network, example, trace(network, example.clone()))

@@ -27,11 +27,8 @@ from neoteny.optim.layers import Layer, Network, connect, describe_agent, left_o
 class Learner:
     """What methods read and change.
 
-    Attributes:
-        network: An agent's, see `layers.Network`.
-        optimizer: Its optimizer.
-        new_network: Makes a network as it was at the beginning of a run, with new random weights.
-        target: A copy of the network that follows it, as DQN's; None without one.
+    The network is an agent's, see `layers.Network`; the target network is a copy that follows it, as DQN's.
+    `new_network` makes one as it was at the beginning of a run, with new random weights.
     """
 
     network: nn.Module
@@ -87,17 +84,11 @@ class Learner:
 
 @dataclass(frozen=True)
 class Event:
-    """A moment between two gradient steps at which a method may act on the host.
+    """A moment between two gradient steps at which a method may act on the host."""
 
-    Attributes:
-        kind: "step" every `Method.every` gradient steps, "switch" when the task has changed.
-        steps: Gradient steps that were made.
-        batch: The latest minibatch; its `observations` are (B, ...).
-    """
-
-    kind: Literal["step", "switch"]
-    steps: int
-    batch: Any
+    kind: Literal["step", "switch"]  # every `Method.every` gradient steps, or when the task has changed
+    steps: int  # gradient steps that were made
+    batch: Any  # the latest minibatch; its `observations` are (B, ...)
 
 
 class Method:
@@ -161,11 +152,7 @@ class MethodConfig:
 
 
 class Methods:
-    """All methods of a run, as one part of its state.
-
-    Args:
-        configs: One of each method.
-        learner: What they act on.
+    """All methods of a run, one of each, as one part of its state.
 
     Raises:
         ValueError: two contradict each other, or one does not go with the network or the optimizer, as where

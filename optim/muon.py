@@ -6,18 +6,18 @@ that one learning rate and one weight decay serve both. The computation is torch
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, muon
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, named_params
 
-class MuonAdamW(Optimizer):
+
+class MuonAdamW(CheckedOptimizer):
     """Muon or AdamW, as each parameter group says, bit for bit as torch's optimizers step them.
 
     A group's `kind` is "muon", for the matrices of hidden layers, or "adamw", for parameters of any shape:
@@ -64,115 +64,65 @@ class MuonAdamW(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group with its `kind`; other options that it lacks are the optimizer's defaults.
-
-        Raises:
-            ValueError: see the class. The optimizer is then unchanged.
-        """
-        super().add_param_group(param_group)
-        try:
-            check_options(self.param_groups[-1])
-            _check_params(self.param_groups[-1])
-        except ValueError:
-            self.param_groups.pop()
-            raise
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for group in self.param_groups:
             # Checkpoints of earlier versions hold the groups of torch.optim.Muon and torch.optim.AdamW.
             group.setdefault("kind", "adamw" if "betas" in group else "muon")
 
-    @overload
-    def step(self, closure: None = None) -> None: ...
-    @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one optimization step; a parameter without a gradient is left alone.
+    def _accept(self, group: dict[str, Any]) -> None:
+        check_options(group)
+        _check_params(group)
 
-        Args:
-            closure: reevaluates the model and returns the loss.
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        if group["kind"] == "adamw":
+            return adam_state(param, group)
+        return {"momentum_buffer": torch.zeros_like(param, memory_format=torch.preserve_format)}
 
-        Returns:
-            The closure's loss, or None.
+    def _step(self, batches: list[Batch]) -> None:
+        for batch in batches:
+            if batch.params:
+                (_muon if batch.group["kind"] == "muon" else _adamw)(batch)
 
-        Raises:
-            RuntimeError: for a sparse gradient.
-        """
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            if group["kind"] == "muon":
-                self._step_muon(group)
-            else:
-                self._step_adamw(group)
-        return loss
 
-    def _gather(self, group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor], list[dict[str, Tensor]]]:
-        """Parameters of a group that have a gradient, their gradients and their states, empty at first."""
-        params, grads, states = [], [], []
-        for param in group["params"]:
-            if param.grad is None:
-                continue
-            if param.grad.is_sparse:
-                raise RuntimeError("MuonAdamW does not support sparse gradients")
-            params.append(param)
-            grads.append(param.grad)
-            states.append(self.state[param])
-        return params, grads, states
+def _muon(batch: Batch) -> None:
+    """Take Muon's step on the matrices of a group."""
+    group, params, grads, states = batch
+    muon(
+        params,
+        grads,
+        [state["momentum_buffer"] for state in states],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        momentum=group["momentum"],
+        nesterov=True,
+        ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
+        ns_steps=group["ns_steps"],
+        eps=EPS,
+        adjust_lr_fn="match_rms_adamw",
+        has_complex=False,
+    )
 
-    def _step_muon(self, group: dict[str, Any]) -> None:
-        """Take Muon's step on the matrices of a group."""
-        params, grads, states = self._gather(group)
-        for param, state in zip(params, states):
-            if not state:
-                state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        muon(
-            params,
-            grads,
-            [state["momentum_buffer"] for state in states],
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            momentum=group["momentum"],
-            nesterov=True,
-            ns_coefficients=(DEFAULT_A, DEFAULT_B, DEFAULT_C),
-            ns_steps=group["ns_steps"],
-            eps=EPS,
-            adjust_lr_fn="match_rms_adamw",
-            has_complex=False,
-        )
 
-    def _step_adamw(self, group: dict[str, Any]) -> None:
-        """Take AdamW's step on the parameters of a group."""
-        params, grads, states = self._gather(group)
-        for param, state in zip(params, states):
-            if not state:
-                # As in torch.optim.AdamW: only the fused kernel reads the step on the device.
-                device = param.device if group["fused"] else "cpu"
-                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-                state["exp_avg"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-                state["exp_avg_sq"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        beta1, beta2 = group["betas"]
-        adamw(
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=group["fused"],
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=group["lr"],
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            maximize=False,
-        )
+def _adamw(batch: Batch) -> None:
+    """Take AdamW's step on the parameters of a group."""
+    group, params, grads, states = batch
+    adamw(
+        params,
+        grads,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        fused=group["fused"],
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        maximize=False,
+    )
 
 
 def check_options(options: dict[str, Any]) -> None:
@@ -191,8 +141,7 @@ def _check_params(group: dict[str, Any]) -> None:
     """Refuse a group without a kind, and parameters that its kind does not step."""
     if group["kind"] not in ("muon", "adamw"):
         raise ValueError(f"the kind of a parameter group must be 'muon' or 'adamw', not {group['kind']!r}")
-    names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
-    for name, param in zip(names, group["params"]):
+    for name, param in named_params(group):
         if param.is_complex():
             raise ValueError(f"MuonAdamW does not support complex parameters: {name}")
         if group["kind"] == "muon" and param.ndim != 2:

@@ -150,13 +150,8 @@ class Reorthogonalization(Method):
     it: the moments are too small at first, and steps too large, until the average of squares has caught up,
     after about 1 / (1 - beta2) steps.
 
-    Args:
-        learner: Its orthogonal layers are concerned.
-        every: Gradient steps from one time to the next.
-        on: The part of the network.
-
     Raises:
-        ValueError: there is no orthogonal layer.
+        ValueError: the learner has no orthogonal layer in the part that this is on.
     """
 
     def __init__(self, learner: Learner, every: int = REORTHOGONALIZE_EVERY, on: str = "all") -> None:

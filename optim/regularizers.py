@@ -19,11 +19,7 @@ class IsometryPenalty(Method):
     that coefficients are not comparable with AdamO's. The paper does not say whether it is clipped with the
     loss's gradient; here it is not, since the norm to which PPO clips is less than what it often has.
 
-    Args:
-        learner: Its hidden weights are concerned, heads and computed weights are not.
-        coef: The coefficient, lambda.
-        scale: Target s of the squared singular values.
-        on: The part of the network.
+    Hidden weights are concerned, heads and computed weights are not.
 
     Raises:
         ValueError: there is no such weight, or the optimizer pulls weights towards isometry already.

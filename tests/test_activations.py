@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from neoteny.agents.activations import ACTIVATIONS, Abs, CReLU, Fourier, GroupSort, MaxMin, activation
+from neoteny.agents.activations import ACTIVATIONS, Abs, CReLU, Fourier, GroupSort, MaxMin
+from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import orthogonalize
 from neoteny.runners.probes import jacobian, measure
 
@@ -152,8 +153,9 @@ def test_probes_see_outputs_as_units_and_an_isometry_of_what_has_not_lost_rank(n
 
 
 def test_group_sizes_are_for_groupsort():
-    assert activation("groupsort").make().size == activation("groupsort").multiple == 4
-    assert activation("groupsort", 6).make().size == activation("groupsort", 6).multiple == 6
+    for size in (None, 6):
+        units = NetworkConfig((12,), "groupsort", group_size=size).units
+        assert units.make().size == units.multiple == (size or 4)
     for name, size in (("maxmin", 2), ("groupsort", 1), ("groupsort", 0)):
         with pytest.raises(ValueError, match=r"--network\.group-size"):
-            activation(name, size)
+            NetworkConfig((12,), name, group_size=size)

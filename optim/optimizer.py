@@ -1,0 +1,107 @@
+"""What the optimizers of this package share: checked parameter groups, and a step of what has a gradient."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Batch(NamedTuple):
+    """What one step updates of a parameter group; the lists are parallel."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    grads: list[Tensor]
+    states: list[dict[str, Tensor]]
+
+
+class CheckedOptimizer(Optimizer):
+    """An optimizer that checks each group, and whose subclass says what a step of the parameters is."""
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; options that it lacks are the optimizer's defaults.
+
+        Raises:
+            ValueError: for what the class refuses. The optimizer is then unchanged.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._accept(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step; a parameter without a gradient is left alone.
+
+        Args:
+            closure: reevaluates the model and returns the loss.
+
+        Returns:
+            The closure's loss, or None.
+
+        Raises:
+            RuntimeError: for a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = [self._gather(group) for group in self.param_groups]
+        if any(batch.params for batch in batches):
+            self._step(batches)
+        return loss
+
+    def _accept(self, group: dict[str, Any]) -> None:
+        """Refuse a new group by a ValueError, or complete it."""
+        raise NotImplementedError
+
+    def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        """The state of a parameter before its first step."""
+        raise NotImplementedError
+
+    def _step(self, batches: list[Batch]) -> None:
+        """Update parameters in place, and their states; a batch may be empty."""
+        raise NotImplementedError
+
+    def _gather(self, group: dict[str, Any]) -> Batch:
+        """Parameters of a group that have a gradient, with their state, which is made on first use."""
+        batch = Batch(group, [], [], [])
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            if param.grad.is_sparse:
+                raise RuntimeError(f"{type(self).__name__} does not support sparse gradients")
+            state = self.state[param]
+            if not state:
+                state.update(self._new_state(param, group))
+            batch.params.append(param)
+            batch.grads.append(param.grad)
+            batch.states.append(state)
+        return batch
+
+
+def counter(device: torch.device | str) -> Tensor:
+    """A counter or flag; torch's kernels want float32, whatever the default."""
+    return torch.zeros((), dtype=torch.float32, device=device)
+
+
+def adam_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    """Adam's state of a parameter before its first step."""
+    # As in torch.optim.Adam: only the fused kernel reads the step on the device.
+    step = counter(param.device if group["fused"] else "cpu")
+    first, second = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in range(2))
+    return {"step": step, "exp_avg": first, "exp_avg_sq": second}
+
+
+def named_params(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
+    """The parameters of a group, with their names or numbers."""
+    names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
+    return list(zip(names, group["params"]))
