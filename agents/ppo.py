@@ -261,8 +261,6 @@ def rollout_step(
     if "final_obs" in info:
         with torch.inference_mode():
             rollout.final_values[t] = agent.value(info["final_obs"]) * (truncated & ~terminated)
-    else:
-        rollout.final_values[t] = 0.0
     run.record_episodes(stream.steps, info)
     run.lap("env")
     return observation
@@ -317,6 +315,7 @@ def main(args: Args) -> dict[str, Any]:
     rollout = Rollout.zeros(args.num_steps, stream, device)
 
     for iteration in range(made + 1, updates + 1):
+        rollout.final_values.zero_()
         for t in range(args.num_steps):
             observation = rollout_step(agent, stream, observation, rollout, t, args, run)
         batch = make_batch(agent, rollout, observation, args)
