@@ -292,7 +292,7 @@ def test_methods_act_on_every_copy_with_its_own_optimizer_and_on_a_new_network_f
     learners += [restarted.methods["watchful"].learner]
     assert len({id(learner.network) for learner in learners}) == 4
     for learner in learners:
-        learner.check()  # optimizer and network belong together
+        assert not learner.problem()  # optimizer and network belong together
         assert all(layer.module in set(learner.network.modules()) for layer in learner.layers())
     steps = [next(iter(learner.optimizer.state.values()))["step"].item() for learner in learners]
     assert steps == [3, 8, 5, 5]
