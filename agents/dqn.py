@@ -21,8 +21,9 @@ from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.runners.exit_codes import bad_input, check_numbers
-from neoteny.runners.folder import RunArgs, run_folder
+from neoteny.runners.args import RunArgs
+from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import Probes
 from neoteny.runners.replay import Batch, ReplayMemory
 from neoteny.runners.run import Run

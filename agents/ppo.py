@@ -20,8 +20,8 @@ from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.runners.exit_codes import bad_input, check_numbers
-from neoteny.runners.folder import RunArgs
+from neoteny.runners.args import RunArgs
+from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.probes import Probes
 from neoteny.runners.run import Run
 

@@ -13,8 +13,8 @@ import tyro
 
 from neoteny.configs.help_pages import HELP, show_help
 from neoteny.configs.method_flags import parse_methods, split_words
-from neoteny.envs.workers import GivenUpError
-from neoteny.runners.exit_codes import ExitCode, stop
+from neoteny.envs.single.workers import GivenUpError
+from neoteny.runners.disk.exit_codes import ExitCode, stop
 
 Config = TypeVar("Config")
 

@@ -28,16 +28,16 @@ from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnv
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import ImgObsWrapper
 
-from neoteny.envs.arcade_engine import ArcadeEnvs
-from neoteny.envs.arcade_games import check_games, is_game, vector_options
+from neoteny.envs.atari.engine import ArcadeEnvs
+from neoteny.envs.atari.game import check_games, is_game, vector_options
 from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
-from neoteny.envs.grid_engine import GridEnvs, GridTask, check_bank
-from neoteny.envs.grid_tables import UncoveredError
+from neoteny.envs.engine import TaskFunction, UncoveredError
+from neoteny.envs.grid.engine import GridEnvs, GridTask, check_bank
 from neoteny.envs.normalizer import Normalizer
-from neoteny.envs.played import PlayedEnvs
 from neoteny.envs.schedule import Order, Schedule
-from neoteny.envs.tasks import TaskEnv, TaskFunction
-from neoteny.envs.workers import check_workers
+from neoteny.envs.single.engine import PlayedEnvs
+from neoteny.envs.single.task_env import TaskEnv
+from neoteny.envs.single.workers import check_workers
 
 
 class Stream(VectorEnv):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from neoteny.runners.events import read_points
+from neoteny.runners.disk.events import read_points
 
 if TYPE_CHECKING:  # matplotlib is not imported before a picture is drawn, and may be missing
     from matplotlib.axes import Axes

@@ -23,30 +23,22 @@ from tqdm import tqdm
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
 from neoteny.optim import methods_as_dict
-from neoteny.runners.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    replace_file,
-    save_checkpoint,
-    write_bytes,
-)
-from neoteny.runners.events import EventWriter, check_event_files, cut_event_files, image_value
-from neoteny.runners.exit_codes import ExitCode, stop
-from neoteny.runners.folder import (
-    FREE,
+from neoteny.runners.args import FREE
+from neoteny.runners.disk.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from neoteny.runners.disk.events import EventWriter, check_event_files, cut_event_files, image_value
+from neoteny.runners.disk.exit_codes import ExitCode, stop
+from neoteny.runners.disk.files import flatten, plain, replace_file, write_bytes, write_json
+from neoteny.runners.disk.folder import (
     begin_attempt,
     changed_arguments,
     check_folder,
     clear_folder,
-    flatten,
     latest_attempt,
     machine,
-    plain,
     run_folder,
-    write_json,
 )
+from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.pictures import draw_pictures
-from neoteny.runners.preemption import Preemption
 from neoteny.runners.scores import Visit, level_to_recover, run_scores
 from neoteny.runners.video import cut_films, film
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from neoteny.envs.arcade_scores import human_normalized
+from neoteny.envs.atari.scores import human_normalized
 
 EPISODES_AT_END = 20
 

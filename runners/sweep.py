@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from neoteny.runners.exit_codes import ExitCode
+from neoteny.runners.disk.exit_codes import ExitCode
 
 
 def run_all(commands: Sequence[Sequence[str]], jobs: int) -> list[int]:

@@ -17,9 +17,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import text
 
+from neoteny.envs.single.task_env import TaskEnv
 from neoteny.envs.stream import Stream
-from neoteny.envs.tasks import TaskEnv
-from neoteny.runners.events import image_value
+from neoteny.runners.disk.events import image_value
 
 LONGEST = 600  # frames of a film, one a step of the agent; a longer episode is cut short
 SIZE = 240  # pixels of a frame's longer side, at most

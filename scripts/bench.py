@@ -45,7 +45,7 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, torso
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
-from neoteny.envs.grid_engine import GridEnvs
+from neoteny.envs.grid.engine import GridEnvs
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, OptimConfig, orthogonalize
 from neoteny.optim.layers import describe
 from neoteny.runners.probes import Probes, measure

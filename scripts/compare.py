@@ -20,7 +20,7 @@ import seaborn as sns
 import tyro
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from neoteny.runners.events import read_points
+from neoteny.runners.disk.events import read_points
 
 # Column -> the tag whose last value, or the score whose value, it shows.
 COLUMNS = {

@@ -39,11 +39,12 @@ from tqdm import tqdm
 
 from neoteny.configs.cli import cli
 from neoteny.envs import stream, wrappers
-from neoteny.envs.workers import Worker, Workers
-from neoteny.runners import checkpoint, run
-from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS
-from neoteny.runners.events import event_files
-from neoteny.runners.folder import run_folder
+from neoteny.envs.single.workers import Worker, Workers
+from neoteny.runners import run
+from neoteny.runners.disk import checkpoint
+from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
+from neoteny.runners.disk.events import event_files
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.replay import ReplayMemory
 
 TOTAL, INTERVAL = 2048, 256  # steps of a run, and between checkpoints

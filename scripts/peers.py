@@ -28,7 +28,7 @@ from torch import nn
 from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig, encoder, torso
 from neoteny.envs import StreamConfig
-from neoteny.envs.arcade_games import make_game
+from neoteny.envs.atari.game import make_game
 from neoteny.optim import AdamConfig
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run

@@ -22,8 +22,8 @@ import tyro
 import neoteny.agents
 from neoteny.configs.cli import read_args
 from neoteny.envs.stream import import_typed
-from neoteny.runners.exit_codes import ExitCode, stop
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.exit_codes import ExitCode, stop
+from neoteny.runners.disk.folder import run_folder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from pathlib import Path
 import tyro
 
 from neoteny.configs.cli import cli
-from neoteny.runners.exit_codes import ExitCode
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.exit_codes import ExitCode
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.sweep import run_all
 
 ROOT = Path(__file__).resolve().parent.parent

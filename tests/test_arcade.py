@@ -13,10 +13,10 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLi
 from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.ppo import Args
-from neoteny.envs import Schedule, Stream, StreamConfig, arcade_engine
-from neoteny.envs.arcade import GAMES
-from neoteny.envs.arcade_engine import ArcadeEnvs
-from neoteny.envs.arcade_games import (
+from neoteny.envs import Schedule, Stream, StreamConfig
+from neoteny.envs.atari import engine as arcade_engine
+from neoteny.envs.atari.engine import ArcadeEnvs
+from neoteny.envs.atari.game import (
     Screen,
     ale,
     check_games,
@@ -24,13 +24,14 @@ from neoteny.envs.arcade_games import (
     make_game,
     vector_options,
 )
-from neoteny.envs.arcade_scores import SCORES, human_normalized
+from neoteny.envs.atari.scores import SCORES, human_normalized
+from neoteny.envs.atari.streams import GAMES
 from neoteny.envs.audit import fingerprint
-from neoteny.envs.grid_tables import UncoveredError
-from neoteny.envs.played import PlayedEnvs
+from neoteny.envs.engine import UncoveredError
+from neoteny.envs.single.engine import PlayedEnvs
 from neoteny.envs.stream import registered_streams
 from neoteny.optim import AdamConfig
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.test_reliability import at, ending, kill, outcome

@@ -14,15 +14,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoteny.runners import checkpoint
-from neoteny.runners.checkpoint import (
+from neoteny.runners.disk import checkpoint
+from neoteny.runners.disk.checkpoint import (
     CheckpointError,
     DamagedError,
     load_checkpoint,
     read_checkpoint,
-    replace_file,
     save_checkpoint,
 )
+from neoteny.runners.disk.files import replace_file
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json")
 

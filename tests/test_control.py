@@ -8,7 +8,7 @@ import pytest
 
 from neoteny.envs import StreamConfig
 from neoteny.envs.audit import fingerprint, parameters, set_parameters
-from neoteny.envs.control import draw
+from neoteny.envs.control.streams import draw
 from neoteny.envs.stream import registered_streams
 
 BOX2D = importlib.util.find_spec("Box2D") is not None

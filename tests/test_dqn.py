@@ -14,8 +14,8 @@ from neoteny.configs.cli import launch, override
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig, stream
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, Learner, Methods, MuonConfig
-from neoteny.runners.checkpoint import read_checkpoint, save_checkpoint
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.checkpoint import read_checkpoint, save_checkpoint
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.replay import Batch
 from tests.events import scalars

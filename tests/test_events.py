@@ -20,8 +20,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.histogram.metadata import PLUGIN_NAME
 from torch.utils.tensorboard.summary import text
 
-from neoteny.runners import events
-from neoteny.runners.events import LONGEST, EventWriter, cut_event_files, event_files, read_points
+from neoteny.runners.disk import events
+from neoteny.runners.disk.events import LONGEST, EventWriter, cut_event_files, event_files, read_points
 from tests.events import scalars
 
 FOLDERS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import AdamConfig
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.killed import die

@@ -131,7 +131,7 @@ CLIMBING = [
     ("agents", "import bench"),
     ("agents", "from scripts import bench"),
     ("runners", "import peers"),
-    ("envs", "from neoteny.runners.exit_codes import stop"),
+    ("envs", "from neoteny.runners.disk.exit_codes import stop"),
     ("optim", "from runners import exit_codes"),
     ("optim", "import neoteny"),
     ("optim", "from neoteny.plugins import thing"),
@@ -195,5 +195,5 @@ def test_what_does_not_climb_is_left_alone(floor, source):
 def test_a_module_that_the_user_names_is_imported_in_one_place_alone():
     source = "importlib.import_module(module)"
     assert not climbing(source, "envs", "envs/stream.py")
-    assert climbing(source, "envs", "envs/workers.py")
+    assert climbing(source, "envs", "envs/single/workers.py")
     assert climbing("importlib.import_module(f'neoteny.{module}')", "envs", "envs/stream.py")

@@ -7,7 +7,7 @@ import pytest
 from minigrid.core.world_object import Goal
 
 from neoteny.envs import StreamConfig
-from neoteny.envs.grid import NineRooms, reordered
+from neoteny.envs.grid.streams import NineRooms, reordered
 from neoteny.envs.stream import registered_streams
 
 GRIDS = [id for id in registered_streams() if id.startswith("grid-")]

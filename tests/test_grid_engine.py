@@ -23,8 +23,9 @@ from minigrid.wrappers import (
 )
 
 from neoteny.envs import Schedule, Stream, StreamConfig
-from neoteny.envs.grid_engine import GridEnvs, GridTask
-from neoteny.envs.grid_tables import OBJECTS, UncoveredError, code_of
+from neoteny.envs.engine import UncoveredError
+from neoteny.envs.grid.engine import GridEnvs, GridTask
+from neoteny.envs.grid.tables import OBJECTS, code_of
 from tests.grid_bot import Bot
 from tests.seeds import layout_seeds
 

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from neoteny.agents.activations import GroupSort, MaxMin
-from neoteny.runners import jacobians
-from neoteny.runners.spectra import gram
+from neoteny.runners.probes import jacobians
+from neoteny.runners.probes.spectra import gram
 from tests.simple_networks import CReLU, conv_net, mlp, reference_jacobians
 
 INF = math.inf

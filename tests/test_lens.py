@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from neoteny.runners.events import EventWriter
+from neoteny.runners.disk.events import EventWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 compare, lens = (importlib.import_module(name) for name in ("compare", "lens"))

@@ -32,10 +32,10 @@ from neoteny.optim import (
 from neoteny.optim.isometry import matrix_view
 from neoteny.optim.methods import Seen
 from neoteny.optim.regularizers import IsometryConfig
-from neoteny.runners.checkpoint import load_checkpoint
-from neoteny.runners.folder import run_folder
-from neoteny.runners.plasticity import plasticity
+from neoteny.runners.disk.checkpoint import load_checkpoint
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
+from neoteny.runners.probes.plasticity import plasticity
 from neoteny.runners.replay import Batch as Transitions
 from neoteny.runners.run import Run
 from tests.events import scalars

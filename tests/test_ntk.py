@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from neoteny.agents.activations import MaxMin
-from neoteny.runners.ntk import empirical_ntk, ntk_statistics
+from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
 from tests.simple_networks import CReLU, conv_net, mlp, sequential
 
 

@@ -35,7 +35,7 @@ from neoteny.optim.orthogonal import (
     ReorthogonalizeConfig,
     orthogonal_factor,
 )
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig, measure
 from tests.killed import die
 

@@ -17,7 +17,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def test_the_package_list_equals_the_folders():
-    assert {f"neoteny.{part}" for part in PARTS} == set(PROJECT["tool"]["setuptools"]["packages"])
+    folders = [path.parent for part in PARTS for path in (ROOT / part).rglob("__init__.py")]
+    packages = {"neoteny." + ".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert packages == set(PROJECT["tool"]["setuptools"]["packages"])
     folders = PROJECT["tool"]["setuptools"]["package-dir"]
     assert folders == {f"neoteny.{part}": part for part in PARTS}
     assert all((ROOT / part / "py.typed").exists() for part in PARTS)
@@ -43,7 +45,8 @@ assert "site/neoteny/optim" in neoteny.optim.__file__
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
 
 
-MODULES = [f"neoteny.{part}.{path.stem}" for part in PARTS for path in (ROOT / part).glob("[!_]*.py")]
+FILES = [path.relative_to(ROOT) for part in PARTS for path in (ROOT / part).rglob("[!_]*.py")]
+MODULES = ["neoteny." + ".".join(path.with_suffix("").parts) for path in FILES]
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))

@@ -13,8 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from neoteny.agents import ppo
 from neoteny.configs.cli import cli
 from neoteny.runners import pictures, run
-from neoteny.runners.events import EventWriter
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.events import EventWriter
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.pictures import DORMANT, SPECTRA, draw_pictures
 from neoteny.runners.probes import ProbeConfig
 from tests.killed import die

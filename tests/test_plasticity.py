@@ -20,7 +20,7 @@ from neoteny.optim import (
     orthogonalize,
 )
 from neoteny.optim.orthogonal import raw_weight
-from neoteny.runners.plasticity import learn, plasticity
+from neoteny.runners.probes.plasticity import learn, plasticity
 from tests.simple_networks import sequential
 
 INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -275,7 +275,7 @@ def test_methods_act_on_every_copy_with_its_own_optimizer_and_on_a_new_network_f
         return copies[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neoteny.runners.plasticity.copy.deepcopy", kept)
+        patch.setattr("neoteny.runners.probes.plasticity.copy.deepcopy", kept)
         plasticity(methods, INPUTS, adam, steps=5)
     as_it_is, restarted = (made for made in copies if isinstance(made, Methods))
     original, fresh = built

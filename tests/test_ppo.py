@@ -15,8 +15,8 @@ from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig, stream
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, Learner, Methods, MuonConfig
-from neoteny.runners.checkpoint import load_checkpoint
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.checkpoint import load_checkpoint
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.killed import die

@@ -10,8 +10,8 @@ from neoteny.agents.activations import Abs, GroupSort, MaxMin
 from neoteny.optim import Learner, Methods
 from neoteny.optim.layers import AllParts, connect, describe
 from neoteny.runners import probes
-from neoteny.runners.jacobians import jacobian_statistics
-from neoteny.runners.spectra import effective_rank, singular_values, srank
+from neoteny.runners.probes.jacobians import jacobian_statistics
+from neoteny.runners.probes.spectra import effective_rank, singular_values, srank
 from tests.simple_networks import CReLU, Noise, conv_net, mlp, reference_jacobians, sequential
 
 INF, NAN = math.inf, math.nan

@@ -32,14 +32,18 @@ from torch import nn
 from neoteny.agents import ppo
 from neoteny.agents.ppo import Args
 from neoteny.configs.cli import cli, launch
-from neoteny.envs import Stream, workers
-from neoteny.envs.tasks import episode_seed
+from neoteny.envs import Stream
+from neoteny.envs.engine import episode_seed
+from neoteny.envs.single import workers
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
-from neoteny.runners import checkpoint, events, run
-from neoteny.runners.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint, read_checkpoint
-from neoteny.runners.events import event_files
-from neoteny.runners.folder import FREE, flatten, plain, run_folder
-from neoteny.runners.preemption import NAMES
+from neoteny.runners import run
+from neoteny.runners.args import FREE
+from neoteny.runners.disk import checkpoint, events
+from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint, read_checkpoint
+from neoteny.runners.disk.events import event_files
+from neoteny.runners.disk.files import flatten, plain
+from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.disk.preemption import NAMES
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
 from tests.events import scalars
@@ -227,7 +231,7 @@ SIGNALLED_TWICE = """
 import os, signal, sys
 from neoteny.agents import ppo
 from neoteny.configs.cli import cli
-from neoteny.runners import checkpoint
+from neoteny.runners.disk import checkpoint
 
 sync, folders = checkpoint.sync_folder, []
 
@@ -1190,7 +1194,7 @@ def test_security_no_code_runs_what_a_file_holds(unsafe):
         name for name, text in texts.items() if not name.startswith("tests/") and re.search(unsafe, text)
     }
     # Workers read pickles, not from a file but from the process that made them, as multiprocessing does.
-    assert found <= ({"envs/workers.py"} if "pickle" in unsafe and "allow" not in unsafe else set())
+    assert found <= ({"envs/single/workers.py"} if "pickle" in unsafe and "allow" not in unsafe else set())
 
 
 def test_security_tensorboard_is_shown_to_this_machine_only():

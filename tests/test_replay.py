@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoteny.runners.checkpoint import KEEP, load_checkpoint, save_checkpoint
+from neoteny.runners.disk.checkpoint import KEEP, load_checkpoint, save_checkpoint
 from neoteny.runners.replay import PROTECTED, ReplayMemory
 from neoteny.runners.run import FAILED_SAVES
 

@@ -11,7 +11,9 @@ from torch import nn
 from neoteny.envs import StreamConfig
 from neoteny.envs.audit import Fingerprint
 from neoteny.optim import AdamConfig
-from neoteny.runners.folder import RunArgs, run_folder, write_json
+from neoteny.runners.args import RunArgs
+from neoteny.runners.disk.files import write_json
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.run import Run
 from tests.events import scalars
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from neoteny.runners import spectra
+from neoteny.runners.probes import spectra
 
 INF, NAN = math.inf, math.nan
 

@@ -16,11 +16,12 @@ from neoteny.agents.ppo import Args
 from neoteny.configs.cli import cli, override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, Stream, StreamConfig, stream, wrappers
-from neoteny.envs.arcade_engine import ArcadeEnvs
+from neoteny.envs.atari.engine import ArcadeEnvs
 from neoteny.envs.audit import fingerprint
-from neoteny.envs.grid_engine import GridEnvs
+from neoteny.envs.engine import episode_seed
+from neoteny.envs.grid.engine import GridEnvs
+from neoteny.envs.single.episodes import EpisodeLog
 from neoteny.envs.stream import registered_streams
-from neoteny.envs.tasks import EpisodeLog, episode_seed
 from tests.seeds import emulator_seeds, layout_seeds
 
 PERIOD, STEPS = 50, 30

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoteny.runners import units
+from neoteny.runners.probes import units
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig, stream
 from neoteny.envs.audit import parameters
-from neoteny.envs.tasks import episode_seed
+from neoteny.envs.engine import episode_seed
 from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
 from neoteny.runners import run, video
-from neoteny.runners.folder import run_folder
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.video import film
 from tests import simple_envs

@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from neoteny.envs import Schedule, Stream, StreamConfig, workers
+from neoteny.envs import Schedule, Stream, StreamConfig
+from neoteny.envs.single import workers
 from tests.faulty import drifting
 from tests.test_stream import advance, assert_same_steps
 

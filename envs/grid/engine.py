@@ -1,7 +1,7 @@
 """MiniGrid on tensors: N environments stepped at once, on the device of the agent that learns from them.
 
 Layouts come from the package's own generators, the rules from its own objects
-(:mod:`neoteny.envs.grid_tables`, :mod:`neoteny.envs.grid_rules`). A step is some lookups for all environments
+(:mod:`neoteny.envs.grid.tables`, :mod:`neoteny.envs.grid.rules`). A step is some lookups for all environments
 together, without a branch that depends on data.
 """
 
@@ -21,11 +21,11 @@ from minigrid.wrappers import FlatObsWrapper, FullyObsWrapper, ImgObsWrapper, On
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neoteny.envs import grid_tables as tables
-from neoteny.envs.grid_rules import Rules, cell_of, rules_of
-from neoteny.envs.grid_tables import AGENT, CODES, EMPTY, WALL, UncoveredError, code_of
+from neoteny.envs.engine import Spaces, TaskFunction, UncoveredError, check_spaces, episode_seed
+from neoteny.envs.grid import tables
+from neoteny.envs.grid.rules import Rules, cell_of, rules_of
+from neoteny.envs.grid.tables import AGENT, CODES, EMPTY, WALL, code_of
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Spaces, TaskFunction, check_spaces, episode_seed
 
 TEXT = 96
 """Characters of a mission, as in the package's flat observation."""

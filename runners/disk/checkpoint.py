@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import sys
 import uuid
@@ -23,6 +22,8 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from neoteny.runners.disk.files import sync_folder, write_bytes
 
 FORMAT = 1  # version of the layout; older ones are read for ever, newer ones are refused
 KEEP = 2  # checkpoints: the newest, and one to fall back on if it is damaged
@@ -145,34 +146,6 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise DamagedError(f"{checkpoint} lacks {Path(error.filename).name}") from error
     except Exception as error:
         raise DamagedError(f"{checkpoint} is damaged ({error})") from error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file and force it to disk."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that readers, and a process that is killed, find the old contents or the new."""
-    temporary = path.with_name(f".tmp_{path.name}")
-    try:
-        write_bytes(temporary, data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -21,13 +21,11 @@ from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, 
 from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
+from neoteny.envs.engine import UncoveredError
+
 ACTIONS = 7
 STAY, LEFT, RIGHT, FORWARD = range(4)  # how the agent moves
 UNSEEN, EMPTY = 0, 1  # the first codes; EMPTY is also what is carried by one that carries nothing
-
-
-class UncoveredError(ValueError):
-    """The tables do not hold this; the message says what."""
 
 
 def _objects() -> list[WorldObj | None]:

@@ -1,7 +1,7 @@
 """Atari games on ale-py's vector environment: all emulators of a game stepped at once, in threads.
 
 What a task's single environment is made of says how to make the vector environment that does the same, bit
-for bit, and faster: see :func:`neoteny.envs.arcade_games.vector_options`.
+for bit, and faster: see :func:`neoteny.envs.atari.game.vector_options`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from neoteny.envs.arcade_games import ale, emulator_seed, vector_options
+from neoteny.envs.atari.game import ale, emulator_seed, vector_options
+from neoteny.envs.engine import Spaces, TaskFunction, check_spaces, episode_seed
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Episode, EpisodeLog, Spaces, TaskFunction, check_spaces, episode_seed
+from neoteny.envs.single.episodes import Episode, EpisodeLog
 
 RESEED_AFTER = 5_000
 """Steps since an emulator was seeded after which the next end of an episode seeds it again."""
@@ -163,8 +164,7 @@ class Emulators:
 class ArcadeEnvs:
     """N environments of Atari games, on ale-py's vector environment.
 
-    The interface is that of :class:`neoteny.envs.played.PlayedEnvs`. The emulators of recurring tasks stay,
-    since making and seeding them takes thirty times as long as to reset them, and a game is reset when it is
+    The emulators of recurring tasks stay, since making and seeding them takes thirty times as long as to reset them, and a game is reset when it is
     left, beside the next one. Emulators are seeded at first, and again at the first end of an episode after
     5,000 steps, a function of counts alone, so that the log of what they did stays short. What comes does not
     depend on ``threads``.

@@ -21,8 +21,8 @@ from minigrid.core.world_object import Goal, Wall
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 
-from neoteny.envs.grid_engine import FixedLayout, GridEnvs
-from neoteny.envs.grid_rules import Outcome, Rules
+from neoteny.envs.grid.engine import FixedLayout, GridEnvs
+from neoteny.envs.grid.rules import Outcome, Rules
 from neoteny.envs.stream import stream, task_rng
 from neoteny.envs.wrappers import permute_actions, permute_observations
 

@@ -29,8 +29,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from neoteny.envs.engine import Spaces, TaskFunction
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Episode, EpisodeLog, Spaces, Step, TaskEnvs, TaskFunction
+from neoteny.envs.single.episodes import Episode, EpisodeLog
+from neoteny.envs.single.serial import Step, TaskEnvs
 
 MOST_REBUILDS = 3
 """How often a worker is made anew at one and the same command."""

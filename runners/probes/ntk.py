@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from neoteny.runners.spectra import condition_number, effective_rank
+from neoteny.runners.probes.spectra import condition_number, effective_rank
 
 
 @torch.inference_mode(False)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from neoteny.runners.spectra import RESOLUTION, condition_number, gram, gram_singular_values, quantile
+from neoteny.runners.probes.spectra import RESOLUTION, condition_number, gram, gram_singular_values, quantile
 
 # Backpropagated rows times samples held at once, to bound the memory of Jacobians with many outputs.
 _ROWS_AT_ONCE = 1024

@@ -7,7 +7,7 @@ import signal
 import threading
 from types import FrameType
 
-from neoteny.runners.exit_codes import ExitCode
+from neoteny.runners.disk.exit_codes import ExitCode
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]

@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnvChecker
 from numpy.typing import NDArray
 
-from neoteny.envs.grid_tables import UncoveredError
+from neoteny.envs.engine import UncoveredError
 
 SIZE = 84
 """Pixels along a side of what is seen."""

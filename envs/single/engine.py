@@ -11,16 +11,18 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neoteny.envs.engine import Spaces, TaskFunction, episode_seed
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Episode, EpisodeLog, Spaces, TaskEnvs, TaskFunction, episode_seed
-from neoteny.envs.workers import Workers
+from neoteny.envs.single.episodes import Episode, EpisodeLog
+from neoteny.envs.single.serial import TaskEnvs
+from neoteny.envs.single.workers import Workers
 
 
 class PlayedEnvs:
     """N environments, each of which starts episode after episode from seeds of its own.
 
     They live in the memory of the CPU. The interface is that of
-    :class:`neoteny.envs.grid_engine.GridEnvs` too.
+    :class:`neoteny.envs.grid.engine.GridEnvs` too.
 
     Args:
         num_envs: N.

@@ -17,7 +17,8 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from neoteny.runners.checkpoint import DamagedError, replace_file
+from neoteny.runners.disk.checkpoint import DamagedError
+from neoteny.runners.disk.files import replace_file
 
 FLUSH_SECONDS = 5.0
 LONGEST = 512  # numbers of a vector that are kept, at most

@@ -1,24 +1,15 @@
-"""Plasticity probes: what state a network is in, measured on one batch of current data.
+"""All that is measured of a network on one batch; docs/metrics.md defines every tag."""
 
-docs/metrics.md defines every tag. A tag is absent where it has no meaning (no activation after the layer, no
-hidden layer); which tags there are depends on the architecture alone, never on the weights.
-"""
-
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Literal, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from neoteny.optim import Methods, pull_norm
-from neoteny.optim.layers import AllParts, Call, Layer, Network, describe, trace, undisturbed
-from neoteny.runners.exit_codes import check_numbers
-from neoteny.runners.jacobians import (
+from neoteny.optim.layers import AllParts, Call, Layer, describe, trace, undisturbed
+from neoteny.runners.probes.jacobians import (
     ELEMENTWISE,
     circular_singular_values,
     gated_singular_values,
@@ -27,10 +18,14 @@ from neoteny.runners.jacobians import (
     operator_matrix,
     slopes_of,
 )
-from neoteny.runners.ntk import empirical_ntk, ntk_statistics
-from neoteny.runners.plasticity import plasticity
-from neoteny.runners.spectra import RANKS, condition_number, gram, gram_singular_values, singular_values
-from neoteny.runners.units import UNIT_PROBES, unit_sizes
+from neoteny.runners.probes.spectra import (
+    RANKS,
+    condition_number,
+    gram,
+    gram_singular_values,
+    singular_values,
+)
+from neoteny.runners.probes.units import UNIT_PROBES, unit_sizes
 
 # Singular values cost the cube of the smaller side, so wide layers get fewer samples. They can afford it: the
 # wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
@@ -39,106 +34,6 @@ _FEWEST_SAMPLES = 4
 _WIDEST_OPERATOR = 512  # likewise, convolutions are not taken as matrices whose smaller side is larger
 
 Measured = dict[str, Tensor]  # scalars (), and spectra (r,), by tag
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """What is measured of plasticity, and how often."""
-
-    every: int = 20
-    """Updates between two measurements; 0 for none. The first update is always measured."""
-    full_every: int = 5
-    """Measurements from one that also takes the neural tangent kernel and convolutions as operators to the
-    next; 0 for none."""
-    plasticity_every: int = 0
-    """Measurements from one that also takes plasticity as it is defined, by training copies on a random task,
-    to the next; 0 for none."""
-    samples: int = 256
-    """Current observations that units and features are measured on."""
-    jacobian_samples: int = 32
-    """Of these, those whose Jacobians are taken (fewer in wide layers)."""
-    ntk_samples: int = 32
-    """Distinct observations of the neural tangent kernel; it costs the square of them."""
-    ntk_outputs: Literal["each", "sum"] = "each"
-    """A row of the kernel for each output of a sample, or only for their sum: cheap, but it says nothing of
-    differences between outputs."""
-    plasticity_samples: int = 64
-    """Distinct observations of the random task: few enough for a fresh network to learn a good part of it."""
-    plasticity_steps: int = 300
-    """Gradient steps on it."""
-    pictures: bool = True
-    """Draw spectra and dormant units over the run at its end."""
-
-    def __post_init__(self) -> None:
-        """Refuse negative numbers, no samples, and what would be ignored."""
-        check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
-        amounts = ("samples", "jacobian_samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
-        check_numbers(self, amounts, at_least=1, prefix="probes.")
-        needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
-        needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
-        for name, switch in needed.items():
-            if getattr(self, switch) == 0 and getattr(self, name) != getattr(ProbeConfig, name):
-                flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
-                raise ValueError("{} does nothing without {}".format(*flags))
-
-
-class Probes:
-    """The probes of a run: when they are due, and all that they measure.
-
-    Nothing of the run is disturbed by them: its weights are the same bit for bit without.
-    Its methods know the network and the optimizer; `new_optimizer` makes another optimizer of a network.
-    """
-
-    def __init__(
-        self, config: ProbeConfig, methods: Methods, new_optimizer: Callable[[nn.Module], Optimizer]
-    ) -> None:
-        self.config, self.methods, self.new_optimizer = config, methods, new_optimizer
-        self.due = False  # whether the update that is on is to be measured
-
-    def begin(self, update: int) -> None:
-        """Begin an update, numbered from 1: call it before the gradient steps."""
-        every = self.config.every
-        self.due = every > 0 and (update == 1 or update % every == 0)
-        self._update = update
-        self._before = snapshot(self.methods.learner.network) if self.due else {}
-
-    def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
-        """Measure the network on current observations (B, ...); returns values by tag, spectra as lists."""
-        with self.methods.seen.paused():  # what methods see are gradient steps
-            return self._measure(observations)
-
-    def _measure(self, observations: Tensor) -> dict[str, float | list[float]]:
-        config, learner = self.config, self.methods.learner
-        agent = cast(Network, learner.network)
-        count = 0 if self._update == 1 else self._update // config.every
-        full, training = (
-            every > 0 and count % every == 0 for every in (config.full_every, config.plasticity_every)
-        )
-        observations = _spread(observations, config.samples)
-        parts, inputs = agent.parts(), agent.encode(observations)
-        values: dict[str, float | list[float]] = {**update_norms(learner.network, self._before)}
-        values["update/pull_norm"] = float(pull_norm(learner.optimizer))
-        values |= measure(
-            parts, inputs, learner.layers(), jacobian_samples=config.jacobian_samples, operators=full
-        )
-        if not (full or training):
-            return values
-        # In a grid many observations are the same. Twins make the kernel singular, and no network can give
-        # them different targets.
-        distinct = observations.unique(dim=0)
-        others: Measured = {}
-        if full:
-            some = _spread(agent.encode(distinct), config.ntk_samples)
-            for name, part in parts.items():
-                kernel = empirical_ntk(part, some, summed=config.ntk_outputs == "sum")
-                others |= {f"isometry/{tag}/{name}": v for tag, v in ntk_statistics(kernel).items()}
-        if training:
-            run_and_update = np.random.SeedSequence((torch.initial_seed(), self._update))
-            seed = int(run_and_update.generate_state(1)[0])
-            some = _spread(distinct, config.plasticity_samples)
-            steps = config.plasticity_steps
-            others |= plasticity(self.methods, some, self.new_optimizer, steps=steps, seed=seed)
-        return values | _fetch(others)
 
 
 def measure(
@@ -189,10 +84,10 @@ def measure(
         measured |= _operator_scalars(seen.values(), operators)
         if jacobian_samples:
             measured |= _jacobian_scalars(parts, hidden, inputs, jacobian_samples, operators)
-    return _fetch(measured)
+    return to_host(measured)
 
 
-def _fetch(measured: Measured) -> dict[str, float | list[float]]:
+def to_host(measured: Measured) -> dict[str, float | list[float]]:
     """Values on the host, in one transfer."""
     if not measured:
         return {}
@@ -328,7 +223,7 @@ def _jacobian_scalars(
         if matrix is not None and layer.unit_sizes is not None:
             spectra[layer.name] = _layer_jacobian_spectra(layer, matrix, samples)
     for name, part in parts.items():
-        spectra[f"{name}.input_output"] = singular_values(jacobian(part, _spread(inputs, samples)))
+        spectra[f"{name}.input_output"] = singular_values(jacobian(part, spread(inputs, samples)))
     return {
         f"isometry/{statistic.replace('/', f'/{name}/')}": value
         for name, sigma in spectra.items()
@@ -342,7 +237,7 @@ def _layer_jacobian_spectra(layer: MeasuredLayer, matrix: Tensor, samples: int) 
     entering = layer.call.inputs
     if isinstance(layer.call.module, nn.Linear):
         entering = entering.reshape(-1, matrix.shape[1])
-    before = layer.call.module(_spread(entering, min(samples, affordable)))
+    before = layer.call.module(spread(entering, min(samples, affordable)))
     after = nn.Sequential(*layer.call.following)
     if len(after) == 1 and isinstance(after[0], ELEMENTWISE):
         known = layer.gram if matrix is layer.matrix else None
@@ -350,7 +245,7 @@ def _layer_jacobian_spectra(layer: MeasuredLayer, matrix: Tensor, samples: int) 
     return singular_values(jacobian(after, before).double() @ matrix)
 
 
-def _spread(samples: Tensor, count: int) -> Tensor:
+def spread(samples: Tensor, count: int) -> Tensor:
     """At most `count` samples, evenly spaced: neighbours in a rollout resemble each other."""
     return samples[:: max(1, len(samples) // count)][:count]
 

@@ -17,10 +17,11 @@ from minigrid.core.world_object import Ball, Box, Key
 from minigrid.minigrid_env import MiniGridEnv
 from torch import Tensor
 
-from neoteny.envs.grid_tables import BALL, EMPTY, UncoveredError, code_of
+from neoteny.envs.engine import UncoveredError
+from neoteny.envs.grid.tables import BALL, EMPTY, code_of
 
 if TYPE_CHECKING:
-    from neoteny.envs.grid_engine import GridEnvs
+    from neoteny.envs.grid.engine import GridEnvs
 
 Outcome = tuple[Tensor, Tensor]
 """Rewards, (N,) float64, and whether episodes terminate, (N,) bool."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import gymnasium as gym
 
-from neoteny.envs.arcade_games import make_game
+from neoteny.envs.atari.game import make_game
 from neoteny.envs.stream import stream
 
 GAMES = ("Breakout", "Pong", "SpaceInvaders")

@@ -1,0 +1,1 @@
+"""MiniGrid on tensors."""

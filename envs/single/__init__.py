@@ -1,0 +1,1 @@
+"""Any Gymnasium environments, one by one or in processes, restored by replay."""

@@ -1,0 +1,79 @@
+"""Sub-environments of a stream, stepped in this process one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neoteny.envs.engine import Spaces, TaskFunction
+from neoteny.envs.schedule import Schedule
+from neoteny.envs.single.episodes import Episode
+from neoteny.envs.single.task_env import TaskEnv
+
+Step = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], list[dict[str, Any]]]
+"""Rewards, terminated and truncated, (n,), and all infos."""
+
+
+class TaskEnvs:
+    """Some sub-environments of a stream, stepped in this process one after the other.
+
+    The interface is that of :class:`neoteny.envs.single.workers.Workers` too.
+
+    Args:
+        count: n, how many there are here.
+        stride: by how much one step of all of them, here and elsewhere, moves the stream on.
+        alive: called after each step that is played again.
+    """
+
+    def __init__(
+        self,
+        task: TaskFunction,
+        spaces: Spaces,
+        count: int,
+        stride: int,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.alive = alive
+        self.envs = [TaskEnv(task, spaces, stride) for _ in range(count)]
+        self.observations = np.zeros((count, *(spaces[0].shape or ())), spaces[0].dtype)
+        """The latest of each, (n, ...); overwritten by the next."""
+
+    def enter(self, schedule: Schedule, steps: int) -> None:
+        """Go over to the task that is on at step ``steps`` of the stream; all must be reset then."""
+        for env in self.envs:
+            env.enter(schedule, steps)
+
+    def reset(self, seeds: Sequence[int | None]) -> list[list[Any]]:
+        """Start an episode in each that is given a seed; returns what it carries into it."""
+        lifelong: list[list[Any]] = [[] for _ in self.envs]
+        for i, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
+            if seed is not None:
+                lifelong[i] = env.lifelong
+                self.observations[i] = env.reset(seed)
+        return lifelong
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Step all, actions (n, ...)."""
+        rewards = np.empty(len(self.envs))
+        terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
+        infos = []
+        # An environment may change its action in place, which the log must not see.
+        for i, (env, action) in enumerate(zip(self.envs, actions.copy(), strict=True)):
+            self.observations[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
+            infos.append(info)
+        return rewards, terminated, truncated, infos
+
+    def restore(self, episodes: Sequence[Episode | None]) -> None:
+        """Play episodes again in sub-environments that were just made; ``None`` where none was running."""
+        for i, (env, episode) in enumerate(zip(self.envs, episodes, strict=True)):
+            for observation in () if episode is None else env.play(episode):
+                self.observations[i] = observation
+                self.alive()
+
+    def close(self) -> None:
+        """Close all."""
+        for env in self.envs:
+            env.close()

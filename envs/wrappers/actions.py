@@ -1,0 +1,68 @@
+"""Changes of what actions do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
+from gymnasium.wrappers import TransformAction
+
+from neoteny.envs.wrappers.drawing import Seed, draw_order, random_generator
+
+
+def permute_actions(env: gym.Env, seed: Seed | None = None, *, order: Sequence[int] | None = None) -> gym.Env:
+    """Give the actions of a Discrete space new meanings: action ``i`` does what ``order[i]`` did.
+
+    The counterpart of :func:`permute_observations`, with the same ``seed`` and ``order``, of 0 to n - 1 even
+    where the space starts elsewhere. Two actions have one permutation that moves them, so every seed gives
+    CartPole the same task.
+    """
+    space = env.action_space
+    if not isinstance(space, Discrete):
+        raise TypeError(f"permuted actions need a Discrete action space, not {space}")
+    start, dtype = space.start, space.dtype
+    meaning = (start + draw_order(int(space.n), "permute_actions", seed, order)).astype(dtype)
+    return TransformAction(env, lambda action: meaning[np.asarray(action) - start], None)
+
+
+def fail_actions(env: gym.Env, probability: float = 0.25, noop: Any = None, seed: Seed = 0) -> gym.Env:
+    """Let each action fail with a probability: the last one is repeated, or nothing is done.
+
+    Without ``noop``, actions are sticky as in the Arcade Learning Environment (Machado et al., 2018, 0.25):
+    what was done at the last step, itself perhaps a repetition, is done again. The first action of an episode
+    has none before it and is always carried out. With ``noop``, the action that stands for doing nothing,
+    which is ours, a failed action is dropped, the first one too. Actions are numbers or arrays of them.
+    """
+    space = env.action_space
+    if not isinstance(space, (Box, Discrete, MultiBinary, MultiDiscrete)):
+        raise TypeError(f"failing actions need an action space of numbers or arrays, not {space}")
+    if not 0 <= probability <= 1:
+        raise ValueError(f"the probability of a failure must be within [0, 1], not {probability}")
+    if noop is not None and not space.contains(noop):
+        raise ValueError(f"{noop!r} is no action of {space}")
+    return _Failure(env, probability, noop, seed)
+
+
+class _Failure(gym.ActionWrapper):
+    def __init__(self, env: gym.Env, probability: float, noop: Any, seed: Seed) -> None:
+        super().__init__(env)
+        self.probability, self.noop, self.seed = probability, noop, seed
+        self.rng = random_generator(seed, "fail_actions")
+        self.last: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
+        self.last = None
+        if seed is not None:  # else the generator goes on
+            self.rng = random_generator(self.seed, "fail_actions", seed)
+        return self.env.reset(seed=seed, options=options)
+
+    def action(self, action: Any) -> Any:
+        instead = self.last if self.noop is None else self.noop
+        if self.rng.random() < self.probability and instead is not None:
+            action = instead
+        self.last = copy.copy(action)
+        return action

@@ -1,0 +1,48 @@
+"""What wrappers draw at random, and the numbers that they refuse."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+Seed = int | tuple[int, ...]
+
+
+def random_generator(seed: Seed, *purpose: str | int) -> np.random.Generator:
+    """Independent generators for independent purposes, even under one seed."""
+    key = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in purpose]
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def draw_order(entries: int, purpose: str, seed: Seed | None, order: Sequence[int] | None) -> np.ndarray:
+    """The permutation given, or one drawn uniformly from all but the identity."""
+    if (seed is None) == (order is None):
+        raise ValueError("a permutation needs a seed or an order, and not both")
+    identity = np.arange(entries)
+    if order is not None:
+        if sorted(order) != list(range(entries)):
+            raise ValueError(f"{list(order)} is no permutation of 0 to {entries - 1}")
+        return np.asarray(order)
+    assert seed is not None
+    if entries < 2:
+        raise ValueError(f"a permutation of {entries} entries changes nothing")
+    rng, drawn = random_generator(seed, purpose), identity
+    while (drawn == identity).all():
+        drawn = rng.permutation(entries)
+    return drawn
+
+
+def check_size(std: float) -> float:
+    """The standard deviation; ValueError if it is negative or not finite."""
+    if not (math.isfinite(std) and std >= 0):
+        raise ValueError(f"a standard deviation must be finite and not negative, not {std}")
+    return std
+
+
+def check_positive(name: str, value: float) -> None:
+    """ValueError for a number that is not positive."""
+    if not value > 0:
+        raise ValueError(f"the {name} must be positive, not {value}")

@@ -1,0 +1,19 @@
+"""Changes of what is rewarded."""
+
+from __future__ import annotations
+
+import math
+
+import gymnasium as gym
+from gymnasium.wrappers import TransformReward
+
+
+def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
+    """Multiply every reward: a negative ``scale`` makes good bad, another size tests the optimizer.
+
+    Raises:
+        ValueError: the scale is 0, since a reward that is always 0 teaches nothing, or not finite.
+    """
+    if not math.isfinite(scale) or scale == 0:
+        raise ValueError(f"the scale of rewards must be finite and not 0, not {scale}")
+    return TransformReward(env, lambda reward: scale * float(reward))

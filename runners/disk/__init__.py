@@ -1,0 +1,1 @@
+"""A run on disk: its folder, checkpoints and events, and how it ends."""

@@ -1,0 +1,123 @@
+"""Plasticity probes: what state a network is in, measured on one batch of current data.
+
+docs/metrics.md defines every tag. A tag is absent where it has no meaning (no activation after the layer, no
+hidden layer); which tags there are depends on the architecture alone, never on the weights.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from neoteny.optim import Methods, pull_norm
+from neoteny.optim.layers import Network
+from neoteny.runners.disk.exit_codes import check_numbers
+from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, to_host, update_norms
+from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
+from neoteny.runners.probes.plasticity import plasticity
+
+__all__ = ["ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """What is measured of plasticity, and how often."""
+
+    every: int = 20
+    """Updates between two measurements; 0 for none. The first update is always measured."""
+    full_every: int = 5
+    """Measurements from one that also takes the neural tangent kernel and convolutions as operators to the
+    next; 0 for none."""
+    plasticity_every: int = 0
+    """Measurements from one that also takes plasticity as it is defined, by training copies on a random task,
+    to the next; 0 for none."""
+    samples: int = 256
+    """Current observations that units and features are measured on."""
+    jacobian_samples: int = 32
+    """Of these, those whose Jacobians are taken (fewer in wide layers)."""
+    ntk_samples: int = 32
+    """Distinct observations of the neural tangent kernel; it costs the square of them."""
+    ntk_outputs: Literal["each", "sum"] = "each"
+    """A row of the kernel for each output of a sample, or only for their sum: cheap, but it says nothing of
+    differences between outputs."""
+    plasticity_samples: int = 64
+    """Distinct observations of the random task: few enough for a fresh network to learn a good part of it."""
+    plasticity_steps: int = 300
+    """Gradient steps on it."""
+    pictures: bool = True
+    """Draw spectra and dormant units over the run at its end."""
+
+    def __post_init__(self) -> None:
+        """Refuse negative numbers, no samples, and what would be ignored."""
+        check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
+        amounts = ("samples", "jacobian_samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
+        check_numbers(self, amounts, at_least=1, prefix="probes.")
+        needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
+        needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
+        for name, switch in needed.items():
+            if getattr(self, switch) == 0 and getattr(self, name) != getattr(ProbeConfig, name):
+                flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
+                raise ValueError("{} does nothing without {}".format(*flags))
+
+
+class Probes:
+    """The probes of a run: when they are due, and all that they measure.
+
+    Nothing of the run is disturbed by them: its weights are the same bit for bit without.
+    Its methods know the network and the optimizer; `new_optimizer` makes another optimizer of a network.
+    """
+
+    def __init__(
+        self, config: ProbeConfig, methods: Methods, new_optimizer: Callable[[nn.Module], Optimizer]
+    ) -> None:
+        self.config, self.methods, self.new_optimizer = config, methods, new_optimizer
+        self.due = False  # whether the update that is on is to be measured
+
+    def begin(self, update: int) -> None:
+        """Begin an update, numbered from 1: call it before the gradient steps."""
+        every = self.config.every
+        self.due = every > 0 and (update == 1 or update % every == 0)
+        self._update = update
+        self._before = snapshot(self.methods.learner.network) if self.due else {}
+
+    def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
+        """Measure the network on current observations (B, ...); returns values by tag, spectra as lists."""
+        with self.methods.seen.paused():  # what methods see are gradient steps
+            return self._measure(observations)
+
+    def _measure(self, observations: Tensor) -> dict[str, float | list[float]]:
+        config, learner = self.config, self.methods.learner
+        agent = cast(Network, learner.network)
+        count = 0 if self._update == 1 else self._update // config.every
+        full, training = (
+            every > 0 and count % every == 0 for every in (config.full_every, config.plasticity_every)
+        )
+        observations = spread(observations, config.samples)
+        parts, inputs = agent.parts(), agent.encode(observations)
+        values: dict[str, float | list[float]] = {**update_norms(learner.network, self._before)}
+        values["update/pull_norm"] = float(pull_norm(learner.optimizer))
+        values |= measure(
+            parts, inputs, learner.layers(), jacobian_samples=config.jacobian_samples, operators=full
+        )
+        if not (full or training):
+            return values
+        # In a grid many observations are the same. Twins make the kernel singular, and no network can give
+        # them different targets.
+        distinct = observations.unique(dim=0)
+        others: Measured = {}
+        if full:
+            some = spread(agent.encode(distinct), config.ntk_samples)
+            for name, part in parts.items():
+                kernel = empirical_ntk(part, some, summed=config.ntk_outputs == "sum")
+                others |= {f"isometry/{tag}/{name}": v for tag, v in ntk_statistics(kernel).items()}
+        if training:
+            run_and_update = np.random.SeedSequence((torch.initial_seed(), self._update))
+            seed = int(run_and_update.generate_state(1)[0])
+            some = spread(distinct, config.plasticity_samples)
+            steps = config.plasticity_steps
+            others |= plasticity(self.methods, some, self.new_optimizer, steps=steps, seed=seed)
+        return values | to_host(others)
