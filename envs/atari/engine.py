@@ -164,7 +164,8 @@ class Emulators:
 class ArcadeEnvs:
     """N environments of Atari games, on ale-py's vector environment.
 
-    The emulators of recurring tasks stay, since making and seeding them takes thirty times as long as to reset them, and a game is reset when it is
+    The emulators of recurring tasks stay, since making and seeding them takes thirty times as long as to
+    reset them, and a game is reset when it is
     left, beside the next one. Emulators are seeded at first, and again at the first end of an episode after
     5,000 steps, a function of counts alone, so that the log of what they did stays short. What comes does not
     depend on ``threads``.
