@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso, zeros
+from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -136,7 +136,7 @@ class QNetwork(nn.Module):
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"DQN acts in discrete action spaces, not in {actions}")
-        self.encode = encoder(space, network.flat)
+        self.encode = encoder(observation_spec(stream))
         self.register_buffer("example", zeros(space, 1), persistent=False)
         self.torso = torso(self.encode, space, network)
         self.actions = int(actions.n)

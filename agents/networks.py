@@ -18,10 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.activations import ACTIVATIONS, Activation, GroupSort
-from neoteny.envs.stream import channel_axis
+from neoteny.envs import Stream
+from neoteny.envs.observations import CODES, ObservationSpec, read_observations
 from neoteny.optim.orthogonal import orthogonalize
-
-MINIGRID_CODES = (11, 6, 4)  # how many objects, colours and states a MiniGrid cell can hold
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
@@ -45,8 +44,6 @@ class NetworkConfig:
     conv_init: Literal["orthogonal", "delta"] = "orthogonal"
     """Start convolutions as orthogonal matrices, or as one such matrix at the centre of each kernel and zeros
     around it: not for kernels with strides, which then see one pixel of each window."""
-    flat: bool = False
-    """Take images as one vector of numbers, as they are, instead of through convolutions."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -81,12 +78,35 @@ class Flat(nn.Module):
         return observations.flatten(1).float()
 
 
-class Pixels(nn.Module):
-    """Images (B, C, H, W) of uint8 as floats in [0, 1]."""
+class Images(nn.Module):
+    """Pictures and planes as channels (B, C, H, W) of floats, 0 to 1 where their values are bounded so.
+
+    Args:
+        spec: what observations are: (B, C, H, W), (B, H, W, C), (B, H, W), or stacks (B, S, ...) of the
+            former two, which become channels.
+    """
+
+    def __init__(self, spec: ObservationSpec) -> None:
+        super().__init__()
+        self.axes, self.last = len(spec.space.shape), spec.channels == "last"
+        low, high = map(torch.from_numpy, spec.bounds)
+        scale = torch.where(high > low, high - low, 1.0)
+        same = bool((low == 0).all() and (scale == scale.flatten()[0]).all())
+        self.scale: float | None = float(scale.flatten()[0]) if same else None
+        self.low: Tensor
+        self.range: Tensor
+        self.register_buffer("low", None if same else low, persistent=False)
+        self.register_buffer("range", None if same else scale, persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Scale."""
-        return observations.float() / 255.0
+        """Scale, and put channels first."""
+        images = observations.float()
+        images = (images - self.low) / self.range if self.scale is None else images / self.scale
+        if self.axes == 2:
+            return images[:, None]
+        if self.last:
+            images = images.movedim(-1, -3)
+        return images if self.axes == 3 else images.flatten(1, 2)
 
 
 class OneHotGrid(nn.Module):
@@ -97,14 +117,14 @@ class OneHotGrid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        codes = torch.cartesian_prod(*map(torch.arange, MINIGRID_CODES))
-        onehot = [F.one_hot(code, count) for code, count in zip(codes.unbind(1), MINIGRID_CODES)]
+        codes = torch.cartesian_prod(*map(torch.arange, CODES))
+        onehot = [F.one_hot(code, count) for code, count in zip(codes.unbind(1), CODES)]
         self.table: Tensor  # channels of every cell that there can be, (264, 21)
         self.register_buffer("table", torch.cat(onehot, dim=1).float(), persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
         """One-hot."""
-        _, colours, states = MINIGRID_CODES
+        _, colours, states = CODES
         kind, colour, state = observations[..., :3].int().unbind(3)
         rows = (kind * colours + colour) * states + state
         channels = self.table.index_select(0, rows.flatten()).view(*rows.shape, -1)
@@ -123,25 +143,40 @@ def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.
     return torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else contextlib.nullcontext()
 
 
-def encoder(space: gym.Space, flat: bool = False) -> nn.Module:
-    """The parameter-free module that turns a batch of raw observations into floats; if flat, into vectors.
+def observation_spec(envs: gym.vector.VectorEnv) -> ObservationSpec:
+    """What the observations of a stream are, or of another vector environment, by their space.
 
     Raises:
-        ValueError: observations are not a Box.
+        ValueError: the space does not say it.
     """
-    if not isinstance(space, gym.spaces.Box):
-        raise ValueError(
-            f"observations must be a Box, not {space}; gymnasium.wrappers has FlattenObservation"
-        )
-    if space.dtype == np.uint8 and len(space.shape) == 3 and not flat:
-        return OneHotGrid() if channel_axis(space.shape) == -1 else Pixels()
-    return Flat()
+    if isinstance(envs, Stream):
+        return envs.observation_spec
+    return read_observations(envs.single_observation_space)
+
+
+def encoder(spec: ObservationSpec) -> nn.Module:
+    """The parameter-free module that turns a batch of raw observations into floats."""
+    if spec.kind == "codes":
+        return OneHotGrid()
+    return Flat() if spec.kind == "vectors" else Images(spec)
+
+
+def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]:
+    """Width, kernel size and stride of the convolutions for what ``encode`` gives, such as ``image``.
+
+    Pictures and planes of at least 36 pixels pass the three of Mnih et al. (Nature, 2015); smaller ones and
+    MiniGrid's codes two small ones; vectors, and images with a side below 5, none.
+    """
+    if isinstance(encode, Flat) or min(image.shape[2:]) < 5:
+        return []
+    if isinstance(encode, Images) and min(image.shape[2:]) >= 36:
+        return [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
+    return [(16, 3, 1), (32, 3, 1)]
 
 
 def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Sequential:
-    """Hidden layers for what ``encode`` gives: (B, ...) -> (B, network.hidden[-1]).
+    """Hidden layers for what ``encode`` gives: (B, ...) -> (B, network.hidden[-1]), convolutions first.
 
-    MiniGrid images pass two small convolutions first, other images the three of Mnih et al. (Nature, 2015).
     Widths are those after the activation: where that has two outputs a unit, there are half as many units.
 
     Raises:
@@ -150,12 +185,7 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
     example = encode(zeros(space, 1))
     units = network.units
     layers = nn.Sequential()
-    if isinstance(encode, OneHotGrid):
-        kernels = [(16, 3, 1), (32, 3, 1)]
-    elif isinstance(encode, Pixels):
-        kernels = [(32, 8, 4), (64, 4, 2), (64, 3, 1)]
-    else:
-        kernels = []
+    kernels = convolutions(encode, example)
     if any(width % units.multiple for width, _, _ in kernels):
         widths = ", ".join(str(width) for width, _, _ in kernels)
         wanted = f"{network.activation} needs widths that are multiples of {units.multiple}"
@@ -168,7 +198,7 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
         layers.add_module(f"conv{i}", conv)
         layers.add_module(f"conv{i}_activation", units.make())
         channels = width
-    if kernels:
+    if example.dim() > 2:
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, precision, torso, zeros
+from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -97,7 +97,7 @@ class ActorCritic(nn.Module):
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
             raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
-        self.encode = encoder(space, network.flat)
+        self.encode = encoder(observation_spec(stream))
         self.register_buffer("example", zeros(space, 1), persistent=False)
         self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
         self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)

@@ -13,7 +13,7 @@ import tyro
 
 from neoteny.configs.help_pages import HELP, show_help
 from neoteny.configs.method_flags import parse_methods, split_words
-from neoteny.envs.single.workers import GivenUpError
+from neoteny.envs.single.workers import WorkerError
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 
 Config = TypeVar("Config")
@@ -75,7 +75,7 @@ def launch(
     args = cli(args_type, presets)
     try:
         main(args)
-    except GivenUpError as error:
+    except WorkerError as error:
         stop(ExitCode.BROKEN, str(error))
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from neoteny.envs.stream import import_typed
+from neoteny.envs.registry import import_typed
 from neoteny.optim import METHODS, MethodConfig
 
 # Takes the name out of a word such as --methods.l2-init.coef=1e-2.

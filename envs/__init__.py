@@ -1,9 +1,21 @@
 """Streams of tasks: what changes, and when."""
 
-from neoteny.envs.atari import streams as _atari  # noqa: F401  (registers its streams)
-from neoteny.envs.control import streams as _control  # noqa: F401
-from neoteny.envs.grid import streams as _grid  # noqa: F401
-from neoteny.envs.schedule import Schedule
-from neoteny.envs.stream import Stream, StreamConfig, stream
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neoteny.envs.config import StreamConfig
+    from neoteny.envs.registry import stream
+    from neoteny.envs.schedule import Schedule
+    from neoteny.envs.stream import Stream
 
 __all__ = ["Schedule", "Stream", "StreamConfig", "stream"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for, and with it all streams: a schedule alone needs no simulator."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from neoteny.envs import config, registry, schedule
+
+    found = {module for module in (config, registry, schedule) if hasattr(module, name)}
+    return getattr(found.pop(), name)

@@ -17,7 +17,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import text
 
-from neoteny.envs.single.task_env import TaskEnv
+from neoteny.envs.tasks import TaskEnv
 from neoteny.envs.stream import Stream
 from neoteny.runners.disk.events import image_value
 
@@ -41,20 +41,20 @@ def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summar
     episode, policy = (words >> 1).tolist()
     device = torch.device(stream.device or "cpu")
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []  # manual_seed seeds them all
-    with _no_window(), torch.random.fork_rng(devices), _eager(), contextlib.closing(stream.twin()) as env:
+    with _no_window(), torch.random.fork_rng(devices), _eager(), contextlib.closing(stream.make_eval_env()) as env:
         torch.manual_seed(policy)
         observation = env.reset(episode)
         frames, total, ended = [_frame(env, observation)], 0.0, False
         while not ended and len(frames) < LONGEST:
             batch = np.asarray(observation, dtype=env.spaces[0].dtype)[None].copy()
             with torch.inference_mode():
-                (action,) = act(stream.view(torch.from_numpy(batch))).cpu().numpy()
+                (action,) = act(stream.preprocess(torch.from_numpy(batch))).cpu().numpy()
             observation, reward, terminated, truncated, _ = env.step(action.astype(env.spaces[1].dtype))
             total += float(reward)
             frames.append(_frame(env, observation))
             ended = bool(terminated or truncated)
         speed = env.env.metadata.get("render_fps") or 30
-    game = f" ({stream.games[stream.task]})" if stream.games else ""
+    game = f" ({stream.names[stream.task]})" if stream.names else ""
     told = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
     gif = _gif(frames, speed)
     episode_told = text("video/episode", told + ("" if ended else ", then cut short")).value

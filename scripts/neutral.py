@@ -38,9 +38,13 @@ ROOT = Path(__file__).resolve().parent.parent
 LOG = "log.txt"
 PREEMPTED = 75  # exit code of a run that a signal stopped, with everything saved
 
-RENAMED_WORDS: dict[str, str] = {}
-"""Words of command lines, old -> new, as {"--probe-every": "--probes.every"}. The commands below are written
-in the newest; a tree whose --help does not know one of them is given the old one that it knows."""
+RENAMED_WORDS: dict[str, str] = {
+    "--stream.workers 2": "--stream.single.workers 2",
+    "--stream.engine package": "--stream.engine single",
+    "--network.flat": "--stream.observations vectors",
+}
+"""Words of command lines, old -> new. The commands below are written in the newest; a tree that cannot parse
+these is given the old ones."""
 
 RENAMED_NAMES: dict[str, str] = {}
 """Tags, weights and keys of summary.json: regular expression of the whole old name -> new name, as
@@ -76,15 +80,15 @@ COMMANDS = {
     "ppo-adamw": f"{PPO} {STREAM} cartpole-jumps --stream.tasks 0 1 2 --stream.order random "
     "--stream.jitter 0.5 --stream.normalizer keep --stream.task-id onehot --network.activation tanh "
     "optim:adamw",
-    "ppo-workers": f"{PPO} {STREAM} mountaincar-drift --stream.normalizer reset --stream.workers 2 "
+    "ppo-workers": f"{PPO} {STREAM} mountaincar-drift --stream.normalizer reset --stream.single.workers 2 "
     "optim:muon",
     "ppo-plasticity": f"{PPO} {STREAM} cartpole-gravity --stream.span 0.5 --probes.plasticity-every 1 "
     "--probes.plasticity-steps 20 --probes.ntk-outputs sum optim:adam",
     "ppo-grid": f"{PPO} {STREAM} grid-layouts --network.activation maxmin --video-every 700 optim:muon",
-    "ppo-grid-package": f"{PPO} {SMALL_ROOM} --stream.engine package --shared-torso "
+    "ppo-grid-package": f"{PPO} {SMALL_ROOM} --stream.engine single --shared-torso "
     "--network.activation crelu optim:adamo",
     "ppo-grid-orthogonal": f"{PPO} {SMALL_ROOM} --network.linear orthogonal optim:adam",
-    "ppo-bf16": f"{PPO} {STREAM} grid-permuted-actions --network.flat --amp bf16 optim:adamo",
+    "ppo-bf16": f"{PPO} {STREAM} grid-permuted-actions --stream.observations vectors --amp bf16 optim:adamo",
     "ppo-atari": f"ppo {ATARI} {TWO_GAMES} --num-steps 32 --epochs 2 --minibatches 2 optim:adamo",
     "ppo-atari-mode": f"ppo {ATARI} --stream.games Breakout/4/0 --num-steps 32 --epochs 2 --minibatches 2 "
     "--reward-scale 0.5 optim:adam",
@@ -98,7 +102,7 @@ COMMANDS = {
     "--stream.normalizer keep --target-every 50 --memory disk --video-every 1000 optim:muon",
     "dqn-plasticity": f"{DQN} --stream.id CartPole-v1 --target-every 1 --tau 0.01 "
     "--probes.plasticity-every 1 --probes.plasticity-steps 20 optim:adamw",
-    "dqn-workers": f"{DQN} {STREAM} grid-goals --stream.engine package --stream.workers 2 "
+    "dqn-workers": f"{DQN} {STREAM} grid-goals --stream.engine single --stream.single.workers 2 "
     "--target-every 50 --network.activation fourier optim:adam",
     "dqn-grid": f"{DQN} {STREAM} grid-layouts-small --stream.order random --dueling --no-double --n-step 3 "
     "--target-every 5 --tau 0.1 optim:adamo",
@@ -161,13 +165,21 @@ class Tree:
 
     def words(self, command: str) -> list[str]:
         """A command as this tree knows it: interpreter, agent, flags."""
+        agent = command.split()[0]
+        for old, new in RENAMED_WORDS.items():
+            if f" {new} " in f"{command} " and not self._parses(agent, new):
+                command = command.replace(new, old)
         agent, *flags = command.split()
-        python = [sys.executable, str(self.code / "agents" / f"{agent}.py")]
-        if not set(flags) & set(RENAMED_WORDS.values()):
-            return python + flags
-        optimizer = [word for word in flags if word.startswith("optim:")]
-        printed = self._run(*python, *optimizer, "--help").stdout
-        return python + [_known_word(word, printed) for word in flags]
+        return [sys.executable, str(self.code / "agents" / f"{agent}.py"), *flags]
+
+    @functools.cache  # noqa: B019  (a tree lives as long as the script)
+    def _parses(self, agent: str, words: str) -> bool:
+        """Whether an agent of this tree knows these words."""
+        script = f"""
+import neoteny.agents.{agent} as agent, neoteny.configs.cli as cli
+cli.cli(agent.Args, {{}}, {words.split()!r})
+"""
+        return self._run(sys.executable, "-c", script).returncode == 0
 
     def _check_imports(self) -> None:
         script = """
@@ -182,13 +194,7 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
                 raise BadInputError(f"{self.code} would run with {file}, which is not its own")
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**self.environment, "COLUMNS": "200"}  # so that --help breaks no word
-        return subprocess.run(words, env=environment, capture_output=True, text=True)
-
-
-def _known_word(word: str, known: str) -> str:
-    names = (word, *(old for old, new in RENAMED_WORDS.items() if new == word))
-    return next((name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", known)), word)
+        return subprocess.run(words, env=self.environment, capture_output=True, text=True)
 
 
 def _reason(output: str) -> str:

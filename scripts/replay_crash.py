@@ -21,7 +21,7 @@ import tyro
 
 import neoteny.agents
 from neoteny.configs.cli import read_args
-from neoteny.envs.stream import import_typed
+from neoteny.envs.registry import import_typed
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.folder import run_folder
 

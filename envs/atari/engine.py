@@ -11,8 +11,8 @@ import itertools
 import threading
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -22,21 +22,65 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from neoteny.envs.atari.game import ale, emulator_seed, vector_options
-from neoteny.envs.engine import Spaces, TaskFunction, check_spaces, episode_seed
+from neoteny.envs.action_log import ActionLog
+from neoteny.envs.atari.game import ale, emulator_seed, is_game, vector_options
+from neoteny.envs.engine import StepResult
+from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.single.episodes import Episode, EpisodeLog
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed
 
 RESEED_AFTER = 5_000
 """Steps since an emulator was seeded after which the next end of an episode seeds it again."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AtariConfig:
+    """Atari games on ale-py's vector environment."""
+
+    name: ClassVar[str] = "atari"
+    gradual: ClassVar[bool] = False
+    otherwise: ClassVar[str] = "the games of this stream are stepped one by one"
+
+    replay: bool = True
+    """When a stopped run goes on, replay its games from their last seeding, for the same bits; else start
+    new ones."""
+
+    def recognizes(self, env: gym.Env) -> bool:
+        """Atari games, in any wrappers."""
+        return is_game(env)
+
+    def covers(self, env: gym.Env) -> None:
+        """Raise UncoveredError unless ale-py's vector environment does what the environment does."""
+        vector_options(env)
+
+    def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
+        """Nothing that the space does not say."""
+        return None
+
+    def check(self, num_envs: int) -> None:
+        """Any number of environments will do."""
+
+    def make(
+        self, task: TaskFunction, spaces: Spaces, num_envs: int, device: torch.device | str | None
+    ) -> AtariEngine:
+        """An engine for N sub-environments."""
+        return AtariEngine(task, spaces, num_envs, self.replay)
+
+
+@dataclasses.dataclass
+class Segment:
+    """What an emulator did since it was seeded, but for its actions."""
+
+    seed: int
+    """Of a single environment."""
+    resets: list[int]
+    """After how many steps it was reset without a seed."""
 
 
 class Emulators:
     """N emulators of one game, and what it takes to bring them back.
 
     An emulator is a function of its seed, of the actions since and of when episodes were started among them.
-    All this is in the log, where what follows one seeding stands as one episode; its ``lifelong`` holds after
-    how many steps the emulator was reset without a seed.
 
     Args:
         make: makes the vector environment.
@@ -48,44 +92,46 @@ class Emulators:
     def __init__(
         self, make: Callable[[], Any], num_envs: int, actions: int, seed: Callable[[int, int], int]
     ) -> None:
-        self.make, self.seed = make, seed
+        self.make, self.seed, self.num_envs = make, seed, num_envs
         self.vector: Any = None
         self.leaving: threading.Thread | None = None
-        self.log = EpisodeLog(MultiDiscrete([actions] * num_envs, dtype=np.uint8))
+        self.actions = ActionLog(MultiDiscrete([actions] * num_envs, dtype=np.uint8))
+        self.segments: list[Segment] = []
+        """One of each, once they have been seeded."""
         self.seedings = np.zeros(num_envs, np.int64)
         """Numbers of the next seedings."""
         self.checksum: int | None = None
 
     def start(self) -> None:
-        """Make the vector environment if there is none, and play the log in it, as it came out before."""
+        """Make the vector environment if there is none, and replay what is logged, as it came out before."""
         if self.vector is not None:
             self.wait()
             return
         self.vector = self.make()
         self.observations = self.vector.reset()[0]
-        lives = self.log.running()
-        if lives:
-            self._play(lives)
+        if self.segments:
+            self._replay()
             if zlib.crc32(self.observations) != self.checksum:
                 raise ValueError(
                     "an Atari game is no function of seeds and actions, or of another version of ale-py: its "
-                    "replay went elsewhere; --stream.no-replay starts new episodes instead"
+                    "replay went elsewhere; --stream.atari.no-replay starts new episodes instead"
                 )
 
     @property
     def fresh(self) -> bool:
         """Whether no step was made since all were reset."""
-        rows = self.log.rows
-        return all(life is not None and life[0] + ([0] + life[3])[-1] == rows for life in self.log.starts)
+        return bool(self.segments) and all(
+            [0, *segment.resets][-1] == self.actions.length(env) for env, segment in enumerate(self.segments)
+        )
 
-    def reset(self, mask: NDArray[np.bool_], step: int) -> None:
-        """Start episodes where ``mask``, (N,), at ``step`` of the stream."""
-        self._reset(mask, self._seeds(mask, step))
+    def reset(self, mask: NDArray[np.bool_]) -> None:
+        """Start episodes where ``mask``, (N,)."""
+        self._reset(mask, self._seeds(mask))
 
-    def leave(self, step: int) -> None:
+    def leave(self) -> None:
         """Start episodes everywhere, for when the game comes again; meanwhile others can be played."""
-        mask = np.ones(len(self.seedings), dtype=bool)
-        self.leaving = threading.Thread(target=self._reset, args=(mask, self._seeds(mask, step)))
+        mask = np.ones(self.num_envs, dtype=bool)
+        self.leaving = threading.Thread(target=self._reset, args=(mask, self._seeds(mask)))
         self.leaving.start()
 
     def wait(self) -> None:
@@ -97,24 +143,26 @@ class Emulators:
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Step all; returns rewards, terminated and truncated, (N,)."""
         self.observations, *ends, _ = self.vector.step(actions.astype(np.int64))
-        self.log.append(actions)
+        self.actions.append(actions)
         return tuple(ends)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the emulators depend on."""
         self.wait()
-        return {
-            "lives": [dataclasses.asdict(life) for life in self.log.running()],
-            "seedings": self.seedings.copy(),
-            "checksum": self.checksum if self.vector is None else zlib.crc32(self.observations),
-        }
+        segments = [
+            {**dataclasses.asdict(segment), "actions": self.actions[env]}
+            for env, segment in enumerate(self.segments)
+        ]
+        checksum = self.checksum if self.vector is None else zlib.crc32(self.observations)
+        return {"segments": segments, "seedings": self.seedings.copy(), "checksum": checksum}
 
     def load_state_dict(self, state: dict[str, Any], replay: bool) -> None:
         """Be what others were once started; without ``replay`` keep only which seeds are next."""
         self.seedings = state["seedings"].copy()
         self.checksum = state["checksum"]
-        if replay and state["lives"]:
-            self.log.load([Episode(**life) for life in state["lives"]])
+        if replay and state["segments"]:
+            self.segments = [Segment(each["seed"], list(each["resets"])) for each in state["segments"]]
+            self.actions.load([each["actions"] for each in state["segments"]])
 
     def close(self) -> None:
         """Close the vector environment."""
@@ -122,46 +170,49 @@ class Emulators:
         if self.vector is not None:
             self.vector.close()
 
-    def _seeds(self, mask: NDArray[np.bool_], step: int) -> NDArray[np.int64]:
-        """Enter resets into the log; returns seeds for those that need one, and -1, (N,)."""
+    def _seeds(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Log resets; returns seeds for those that need one, and -1, (N,)."""
         seeds = np.full(len(mask), -1)
+        unseeded = not self.segments
         for env in np.flatnonzero(mask).tolist():
-            life = self.log.starts[env]
-            if life is None or self.log.rows - life[0] >= RESEED_AFTER:
-                # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
-                numbers = itertools.count(int(self.seedings[env]))
-                number = next(i for i in numbers if emulator_seed(self.seed(env, i)) < 2**31)
-                self.seedings[env] = number + 1
-                seed = self.seed(env, number)
-                self.log.begin(env, step, seed, [])
-                seeds[env] = emulator_seed(seed)
-            else:
-                life[3].append(self.log.rows - life[0])
+            steps = self.actions.length(env)
+            if not unseeded and steps < RESEED_AFTER:
+                self.segments[env].resets.append(steps)
+                continue
+            # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
+            numbers = itertools.count(int(self.seedings[env]))
+            number = next(i for i in numbers if emulator_seed(self.seed(env, i)) < 2**31)
+            self.seedings[env] = number + 1
+            segment = Segment(self.seed(env, number), [])
+            self.segments[env : env + 1] = [segment]
+            self.actions.begin(env)
+            seeds[env] = emulator_seed(segment.seed)
         return seeds
 
     def _reset(self, mask: NDArray[np.bool_], seeds: NDArray[np.int64]) -> None:
         self.observations = self.vector.reset(seed=seeds[mask], options={"reset_mask": mask})[0]
 
-    def _play(self, lives: Sequence[Episode]) -> None:
-        """Play all again side by side, so that they end together."""
-        rows = max(len(life.actions) for life in lives)
-        actions = np.zeros((rows, len(lives)), np.int64)  # what comes before its seeding does not matter
+    def _replay(self) -> None:
+        """Replay all side by side, so that they end together."""
+        logged = [self.actions[env] for env in range(self.num_envs)]
+        rows = max(map(len, logged))
+        actions = np.zeros((rows, self.num_envs), np.int64)  # what comes before its seeding does not matter
         resets: dict[int, dict[int, int]] = defaultdict(dict)
-        for env, life in enumerate(lives):
-            begin = rows - len(life.actions)
-            actions[begin:, env] = life.actions
-            resets[begin][env] = emulator_seed(life.seed)
-            for offset in life.lifelong:
+        for env, segment in enumerate(self.segments):
+            begin = rows - len(logged[env])
+            actions[begin:, env] = logged[env]
+            resets[begin][env] = emulator_seed(segment.seed)
+            for offset in segment.resets:
                 resets[begin + offset][env] = -1
-        for row in tqdm(range(rows + 1), desc="playing again", unit="step", delay=2, leave=False):
+        for row in tqdm(range(rows + 1), desc="replay", unit="step", delay=2, leave=False):
             if row in resets:
-                seeds = np.array([resets[row].get(env, -2) for env in range(len(lives))])
+                seeds = np.array([resets[row].get(env, -2) for env in range(self.num_envs)])
                 self._reset(seeds != -2, seeds)
             if row < rows:
                 self.observations = self.vector.step(actions[row])[0]
 
 
-class ArcadeEnvs:
+class AtariEngine:
     """N environments of Atari games, on ale-py's vector environment.
 
     The emulators of recurring tasks stay, since making and seeding them takes thirty times as long as to
@@ -207,10 +258,10 @@ class ArcadeEnvs:
     def enter(self, schedule: Schedule, step: int) -> None:
         """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
         if self.k is not None and schedule.cycle:
-            self.game.leave(step)
+            self.game.leave()
         elif self.k is not None:  # it never comes again
             self.clear()
-        self.seed, self.k, self.now = schedule.seed, schedule.task_at(step), step
+        self.seed, self.k = schedule.seed, schedule.task_at(step)
         if self.k not in self.games:
             self.games[self.k] = self._emulators(self.k)
         self.game.start()
@@ -219,13 +270,19 @@ class ArcadeEnvs:
         """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
         mask = np.ones(self.num_envs, dtype=bool) if done is None else done.numpy()
         if not self.game.fresh:
-            self.game.reset(mask, self.now)
+            self.game.reset(mask)
 
-    def step(self, actions: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, list[dict[str, Any]]]:
-        """Step all, actions (N,); returns rewards, float64, terminated and truncated, (N,), and no infos."""
-        rewards, terminated, truncated = map(torch.from_numpy, self.game.step(actions))
-        self.now += self.num_envs
-        return rewards.double(), terminated, truncated, []
+    def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
+        """Step all, actions (N,)."""
+        array = actions.cpu().numpy() if isinstance(actions, Tensor) else actions
+        rewards, terminated, truncated = map(torch.from_numpy, self.game.step(array))
+        return rewards.double(), terminated, truncated, ()
+
+    def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
+        """The game that is on, alone."""
+        env = TaskEnv(self.make_task, self.spaces, stride=0)
+        env.enter(schedule, step)
+        return env
 
     def state_dict(self) -> dict[str, Any]:
         """What was done in each game."""

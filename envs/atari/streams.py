@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import gymnasium as gym
 
 from neoteny.envs.atari.game import make_game
-from neoteny.envs.stream import stream
+from neoteny.envs.registry import stream
 
 GAMES = ("Breakout", "Pong", "SpaceInvaders")
 CORA = ("SpaceInvaders", "Krull", "BeamRider", "Hero", "StarGunner", "MsPacman")
@@ -22,14 +22,14 @@ SWITCHING = ("Alien", "Atlantis", "Boxing", "Breakout", "Centipede")
 UPPER_BOUND = ("Atlantis", "BattleZone", "Centipede", "Defender", "Krull", "MsPacman", "Qbert", "UpNDown")
 
 
-@stream("atari", period=250_000, games=GAMES)
+@stream("atari", period=250_000, names=GAMES)
 def atari(k: int, seed: int, games: Sequence[str] = GAMES) -> gym.Env:
-    """Any games in cycles, ``--stream.games``; Breakout, Pong and SpaceInvaders if none are named. Ours."""
+    """Any games in cycles, ``--stream.games``; by default Breakout, Pong and SpaceInvaders. Ours."""
     return make_game(games[k])
 
 
-@stream("atari-cora-small", period=100_000, games=CORA)
-@stream("atari-cora", period=12_500_000, games=CORA)
+@stream("atari-cora-small", period=100_000, names=CORA)
+@stream("atari-cora", period=12_500_000, names=CORA)
 def atari_cora(k: int, seed: int) -> gym.Env:
     """SpaceInvaders, Krull, BeamRider, Hero, StarGunner, MsPacman, in cycles.
 
@@ -40,8 +40,8 @@ def atari_cora(k: int, seed: int) -> gym.Env:
     return make_game(CORA[k])
 
 
-@stream("atari-switching-small", period=100_000, games=SWITCHING)
-@stream("atari-switching", period=5_000_000, games=SWITCHING)
+@stream("atari-switching-small", period=100_000, names=SWITCHING)
+@stream("atari-switching", period=5_000_000, names=SWITCHING)
 def atari_switching(k: int, seed: int) -> gym.Env:
     """Alien, Atlantis, Boxing, Breakout, Centipede, in cycles.
 
@@ -51,8 +51,8 @@ def atari_switching(k: int, seed: int) -> gym.Env:
     return make_game(SWITCHING[k])
 
 
-@stream("atari-upper-bound-small", period=40_000, games=UPPER_BOUND)
-@stream("atari-upper-bound", period=400_000, games=UPPER_BOUND)
+@stream("atari-upper-bound-small", period=40_000, names=UPPER_BOUND)
+@stream("atari-upper-bound", period=400_000, names=UPPER_BOUND)
 def atari_upper_bound(k: int, seed: int) -> gym.Env:
     """Atlantis, BattleZone, Centipede, Defender, Krull, MsPacman, Qbert, UpNDown, in cycles, a frame a step.
 

@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.wrappers import TransformAction, TransformObservation
 
-from neoteny.envs.stream import TaskFunction, stream, task_rng
+from neoteny.envs.registry import stream, task_rng
+from neoteny.envs.tasks import TaskFunction
 
 
 @stream("cartpole-rotations", period=16_384)

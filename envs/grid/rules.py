@@ -21,7 +21,7 @@ from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.tables import BALL, EMPTY, code_of
 
 if TYPE_CHECKING:
-    from neoteny.envs.grid.engine import GridEnvs
+    from neoteny.envs.grid.board import Board
 
 Outcome = tuple[Tensor, Tensor]
 """Rewards, (N,) float64, and whether episodes terminate, (N,) bool."""
@@ -41,9 +41,9 @@ class Rules:
         """Whole numbers that an episode carries, always as many, from an environment that was just reset."""
         return []
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
-        """Step all environments; ``grid`` then holds where they are."""
-        return grid.move(action)
+    def step(self, board: Board, action: Tensor) -> Outcome:
+        """Step all environments; ``board`` then holds where they are."""
+        return board.move(action)
 
     def observe(self, place: Tensor) -> Tensor | None:
         """What is observed instead of the agent's view, (N, ...), if it is, from the agents' places, (N,)."""
@@ -63,11 +63,11 @@ class PickUp(Rules):
             )
         return [code]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """The reward is for picking it up, not for going on to carry it."""
-        reward, terminated = super().step(grid, action)
-        won = (action == Actions.pickup) & (grid.carried == grid.data[0])
-        return torch.where(won, grid.worth, reward), terminated | won
+        reward, terminated = super().step(board, action)
+        won = (action == Actions.pickup) & (board.carried == board.data[0])
+        return torch.where(won, board.success_reward, reward), terminated | won
 
 
 class Fetch(Rules):
@@ -77,11 +77,11 @@ class Fetch(Rules):
         """Any that looks like it is as good."""
         return [code_of({"key": Key, "ball": Ball}[env.targetType](env.targetColor))]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """Only the right one has a reward."""
-        reward, terminated = super().step(grid, action)
-        fetched = grid.carried != EMPTY
-        right = grid.worth * (grid.carried == grid.data[0])
+        reward, terminated = super().step(board, action)
+        fetched = board.carried != EMPTY
+        right = board.success_reward * (board.carried == board.data[0])
         return torch.where(fetched, right, reward), terminated | fetched
 
 
@@ -92,13 +92,13 @@ class GoTo(Rules):
         """Where the door or the object was at first."""
         return [cell_of(env, env.target_pos)]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """Beside is above, below, left or right."""
-        reward, terminated = super().step(grid, action)
+        reward, terminated = super().step(board, action)
         done = action == Actions.done
-        columns, rows = grid.apart(grid.cell, grid.data[0])
+        columns, rows = board.distance(board.cell, board.data[0])
         won = done & (columns + rows == 1)
-        return torch.where(won, grid.worth, reward), terminated | done | (action == Actions.toggle)
+        return torch.where(won, board.success_reward, reward), terminated | done | (action == Actions.toggle)
 
 
 class PutNear(Rules):
@@ -109,14 +109,14 @@ class PutNear(Rules):
         kind = {"key": Key, "ball": Ball, "box": Box}[env.move_type]
         return [code_of(kind(env.moveColor)), cell_of(env, env.target_pos)]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """The episode ends with a wrong object in hand, or after any try to drop."""
-        drops = (action == Actions.drop) & (grid.carried != EMPTY)
-        reward, terminated = super().step(grid, action)
-        wrong = (action == Actions.pickup) & (grid.carried != EMPTY) & (grid.carried != grid.data[0])
-        columns, rows = grid.apart(grid.front, grid.data[1])
-        won = drops & (grid.carried == EMPTY) & (columns <= 1) & (rows <= 1)
-        return torch.where(won, grid.worth, reward), terminated | wrong | drops
+        drops = (action == Actions.drop) & (board.carried != EMPTY)
+        reward, terminated = super().step(board, action)
+        wrong = (action == Actions.pickup) & (board.carried != EMPTY) & (board.carried != board.data[0])
+        columns, rows = board.distance(board.front, board.data[1])
+        won = drops & (board.carried == EMPTY) & (columns <= 1) & (rows <= 1)
+        return torch.where(won, board.success_reward, reward), terminated | wrong | drops
 
 
 class Memory(Rules):
@@ -126,12 +126,12 @@ class Memory(Rules):
         """In front of the two objects at the end of the hallway."""
         return [cell_of(env, env.success_pos), cell_of(env, env.failure_pos)]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """Being there counts, however one came."""
         action = action.masked_fill(action == Actions.pickup, Actions.toggle)
-        reward, terminated = super().step(grid, action)
-        won, lost = grid.cell == grid.data[0], grid.cell == grid.data[1]
-        reward = torch.where(won, grid.worth, reward).masked_fill(lost, 0.0)
+        reward, terminated = super().step(board, action)
+        won, lost = board.cell == board.data[0], board.cell == board.data[1]
+        reward = torch.where(won, board.success_reward, reward).masked_fill(lost, 0.0)
         return reward, terminated | won | lost
 
 
@@ -142,11 +142,11 @@ class Unlock(Rules):
         """Doors do not move."""
         return [cell_of(env, env.door.cur_pos)]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """Toggling anything while it is open will do."""
-        reward, terminated = super().step(grid, action)
-        won = (action == Actions.toggle) & grid.is_open(grid.data[0])
-        return torch.where(won, grid.worth, reward), terminated | won
+        reward, terminated = super().step(board, action)
+        won = (action == Actions.toggle) & board.is_open(board.data[0])
+        return torch.where(won, board.success_reward, reward), terminated | won
 
 
 class RedBlueDoors(Rules):
@@ -159,14 +159,14 @@ class RedBlueDoors(Rules):
             for door in (env.red_door, env.blue_door)
         ]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """The blue one first, or both at once, ends the episode without a reward."""
-        red_before, blue_before = grid.is_open(grid.data[0]), grid.is_open(grid.data[1])
-        reward, terminated = super().step(grid, action)
-        red, blue = grid.is_open(grid.data[0]), grid.is_open(grid.data[1])
+        red_before, blue_before = board.is_open(board.data[0]), board.is_open(board.data[1])
+        reward, terminated = super().step(board, action)
+        red, blue = board.is_open(board.data[0]), board.is_open(board.data[1])
         won = blue & red_before
         lost = (blue & ~red_before) | (~blue & red & blue_before)
-        reward = torch.where(won, grid.worth, reward).masked_fill(lost, 0.0)
+        reward = torch.where(won, board.success_reward, reward).masked_fill(lost, 0.0)
         return reward, terminated | won | lost
 
 
@@ -184,27 +184,27 @@ class DynamicObstacles(Rules):
         """In the order in which they move."""
         return [cell_of(env, obstacle.cur_pos) for obstacle in env.obstacles]
 
-    def step(self, grid: GridEnvs, action: Tensor) -> Outcome:
+    def step(self, board: Board, action: Tensor) -> Outcome:
         """Going forward where there was anything but a goal costs 1, even if it has just moved away."""
         action = action.masked_fill(action > Actions.forward, Actions.left)
-        hit = (action == Actions.forward) & ~grid.is_free_or_goal(grid.front)
-        for number in range(len(grid.data)):
-            self._move(grid, number)
-        reward, terminated = super().step(grid, action)
+        hit = (action == Actions.forward) & ~board.is_free_or_goal(board.front)
+        for number in range(len(board.data)):
+            self._move(board, number)
+        reward, terminated = super().step(board, action)
         return reward.masked_fill(hit, -1.0), terminated | hit
 
-    def _move(self, grid: GridEnvs, number: int) -> None:
-        old = grid.data[number]
-        around = grid.around(old)
-        free = (grid.cells.gather(1, around) == EMPTY) & (around != grid.cell[:, None])
+    def _move(self, board: Board, number: int) -> None:
+        old = board.data[number]
+        around = board.around(old)
+        free = (board.cells.gather(1, around) == EMPTY) & (around != board.cell[:, None])
         count = free.sum(1)
         # The cell whose turn it is among the free ones; none of nine if it stays.
-        turn = (grid.random(2 * number) * count).long()
-        stays = grid.random(2 * number + 1) < (1 - count / 9).pow(self.TRIES)
+        turn = (board.random(2 * number) * count).long()
+        stays = board.random(2 * number + 1) < (1 - count / 9).pow(self.TRIES)
         chosen = free & (free.cumsum(1) == turn[:, None] + 1) & ~stays[:, None]
         new = torch.where(chosen.any(1), (around * chosen).sum(1), old)
-        grid.cells.scatter_(1, old[:, None], EMPTY)
-        grid.cells.scatter_(1, new[:, None], BALL)
+        board.cells.scatter_(1, old[:, None], EMPTY)
+        board.cells.scatter_(1, new[:, None], BALL)
         old.copy_(new)
 
 

@@ -11,19 +11,13 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
-import torch.nn.functional as F
 from gymnasium.wrappers import ReshapeObservation, TransformAction
 from minigrid.core.actions import Actions
-from minigrid.core.grid import Grid
-from minigrid.core.mission import MissionSpace
-from minigrid.core.world_object import Goal, Wall
-from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FullyObsWrapper, ImgObsWrapper
 
-from neoteny.envs.grid.engine import FixedLayout, GridEnvs
-from neoteny.envs.grid.rules import Outcome, Rules
-from neoteny.envs.stream import stream, task_rng
+from neoteny.envs.grid.nine_rooms import NineRooms
+from neoteny.envs.grid.task import FixedLayout
+from neoteny.envs.registry import stream, task_rng
 from neoteny.envs.wrappers import permute_actions, permute_observations
 
 LAYOUTS = ("Empty-8x8", "SimpleCrossingS9N1", "LavaCrossingS9N1", "DoorKey-5x5", "FourRooms")
@@ -128,78 +122,6 @@ def grid_resampled_doorkeys(k: int, seed: int) -> gym.Env:
 def grid_resampled_doorkeys_small(k: int, seed: int) -> gym.Env:
     """One fixed DoorKey-5x5 a task, seen whole; episodes last at most 250 steps. Size and period are ours."""
     return resampled("DoorKey-5x5", ALL_BUT_DROP, k, seed)
-
-
-class NineRoomsRules(Rules):
-    """:class:`NineRooms` for tensors."""
-
-    def __init__(self, env: NineRooms) -> None:
-        super().__init__(env)
-        way = torch.zeros(env.walls.shape, dtype=torch.float64)
-        for (x, y), length in env.way.items():
-            way[x, y] = length
-        self.way = way.flatten()
-
-    def step(self, grid: GridEnvs, action: torch.Tensor) -> Outcome:
-        """The shorter the way that is left, the less it costs."""
-        self.way = self.way.to(action.device)
-        _, terminated = super().step(grid, action)
-        return 3.0 * terminated - 0.01 * self.way.take(grid.cell), terminated
-
-    def observe(self, place: torch.Tensor) -> torch.Tensor:
-        """Where the agents are and where they look."""
-        cells = self.way.numel()
-        return F.one_hot(place % 4 * cells + place // 4, 4 * cells).float()
-
-
-class NineRooms(MiniGridEnv):
-    """Three by three rooms; the agent starts in the middle one and is drawn to a goal that it cannot see.
-
-    Doors join all neighbouring rooms but the middle one and those at its sides. Each step costs 0.01 for
-    every cell of the shortest way that is left; the goal gives 3. Episodes last at most 100 steps. The
-    observation is a single 1 among zeros, one entry for each direction and cell.
-
-    Args:
-        goal: x and y of its cell.
-        room: cells along a side of a room, odd.
-    """
-
-    tensor_rules = NineRoomsRules
-
-    def __init__(self, goal: tuple[int, int], room: int) -> None:
-        side, middle = room + 1, (room + 1) // 2
-        self.walls = np.zeros((3 * side + 1, 3 * side + 1), bool)
-        self.walls[::side] = self.walls[:, ::side] = True
-        self.walls[middle::side, (side, 2 * side)] = False  # doors up and down
-        self.walls[side : 3 * side : side, (middle, middle + 2 * side)] = False  # and sideways
-        self.goal = goal
-        self.way = {goal: 0}
-        for x, y in (cells := [goal]):  # which grows, ever farther from the goal
-            for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
-                if not self.walls[cell] and cell not in self.way:
-                    self.way[cell] = self.way[x, y] + 1
-                    cells.append(cell)
-        super().__init__(MissionSpace(lambda: "find it"), grid_size=len(self.walls))
-        self.observation_space = gym.spaces.Box(0, 1, (4 * self.walls.size,), np.float32)
-
-    def _gen_grid(self, width: int, height: int) -> None:
-        self.grid = Grid(width, height)
-        for x, y in np.argwhere(self.walls).tolist():
-            self.grid.set(x, y, Wall())
-        self.put_obj(Goal(), *self.goal)
-        self.agent_pos, self.agent_dir = (width // 2, height // 2), self._rand_int(0, 4)
-
-    def gen_obs(self) -> np.ndarray:
-        """Where the agent is and where it looks."""
-        place = np.zeros((4, *self.walls.shape), np.float32)
-        place[self.agent_dir, *self.agent_pos] = 1.0
-        return place.ravel()
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Step the grid."""
-        observation, _, terminated, truncated, info = super().step(action)
-        x, y = self.agent_pos
-        return observation, 3.0 * terminated - 0.01 * self.way[x, y], terminated, truncated, info
 
 
 @stream("grid-goals", period=40_000)

@@ -116,7 +116,7 @@ def rules() -> NDArray[np.int64]:
 
 
 @functools.cache
-def looks() -> NDArray[np.uint8]:
+def encoding() -> NDArray[np.uint8]:
     """Kind, colour and state of every code as an observation shows them, agents last, (CODES + 4, 3)."""
     empty = (OBJECT_TO_IDX["empty"], 0, 0)
     seen = [thing.encode() if thing else empty for thing in OBJECTS]
@@ -125,10 +125,10 @@ def looks() -> NDArray[np.uint8]:
 
 
 @functools.cache
-def onehot_looks() -> NDArray[np.uint8]:
+def onehot_encoding() -> NDArray[np.uint8]:
     """The same, one-hot for kind, colour and state, (CODES + 4, 20)."""
     sizes = len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX)
-    parts = [np.eye(size + 1, dtype=np.uint8)[looks()[:, i], :size] for i, size in enumerate(sizes)]
+    parts = [np.eye(size + 1, dtype=np.uint8)[encoding()[:, i], :size] for i, size in enumerate(sizes)]
     return np.concatenate(parts, axis=1)
 
 

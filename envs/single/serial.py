@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neoteny.envs.engine import Spaces, TaskFunction
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode
-from neoteny.envs.single.task_env import TaskEnv
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, write_observation
 
 Step = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], list[dict[str, Any]]]
 """Rewards, terminated and truncated, (n,), and all infos."""
 
 
-class TaskEnvs:
+class SerialEnvs:
     """Some sub-environments of a stream, stepped in this process one after the other.
 
-    The interface is that of :class:`neoteny.envs.single.workers.Workers` too.
+    The interface is that of :class:`neoteny.envs.single.workers.ProcessEnvs` too.
 
     Args:
         count: n, how many there are here.
         stride: by how much one step of all of them, here and elsewhere, moves the stream on.
-        alive: called after each step that is played again.
+        alive: called after each step that is replayed.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class TaskEnvs:
         for i, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
             if seed is not None:
                 lifelong[i] = env.lifelong
-                self.observations[i] = env.reset(seed)
+                self._observe(i, env.reset(seed))
         return lifelong
 
     def step(self, actions: np.ndarray) -> Step:
@@ -62,18 +61,33 @@ class TaskEnvs:
         infos = []
         # An environment may change its action in place, which the log must not see.
         for i, (env, action) in enumerate(zip(self.envs, actions.copy(), strict=True)):
-            self.observations[i], rewards[i], terminated[i], truncated[i], info = env.step(action)
+            observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
+            self._observe(i, observation)
             infos.append(info)
         return rewards, terminated, truncated, infos
 
     def restore(self, episodes: Sequence[Episode | None]) -> None:
-        """Play episodes again in sub-environments that were just made; ``None`` where none was running."""
+        """Replay episodes in sub-environments that were just made; ``None`` where none was running."""
         for i, (env, episode) in enumerate(zip(self.envs, episodes, strict=True)):
-            for observation in () if episode is None else env.play(episode):
-                self.observations[i] = observation
+            for observation in () if episode is None else replay(env, episode):
+                self._observe(i, observation)
                 self.alive()
 
     def close(self) -> None:
         """Close all."""
         for env in self.envs:
             env.close()
+
+    def _observe(self, i: int, observation: Any) -> None:
+        write_observation(self.observations[i, ...], observation, self.envs[i].env)
+
+
+def replay(env: TaskEnv, episode: Episode) -> Iterator[Any]:
+    """Replay an episode in an environment that was just made; yields its observations."""
+    if env.visit != env.schedule.visit_at(episode.began):  # the same task twice in a row is no switch
+        env.enter(env.schedule, episode.began)
+    env.steps = episode.began
+    env.lifelong = episode.lifelong
+    yield env.reset(episode.seed)
+    for action in episode.actions.copy():
+        yield env.step(action)[0]

@@ -1,7 +1,7 @@
 """Workers: sub-environments in processes of their own, any of which may be killed or hang at any moment.
 
 The parent never waits without a limit. A worker that died, does not answer in time or whose pipe broke is
-killed and made anew, plays the running episodes of its sub-environments again from the parent's log and is
+killed and made anew, replays the running episodes of its sub-environments from the parent's log and is
 given once more the command at which it was lost. What the stream returns is, bit for bit, what it would have
 been.
 """
@@ -29,12 +29,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from neoteny.envs.engine import Spaces, TaskFunction
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
-from neoteny.envs.single.serial import Step, TaskEnvs
+from neoteny.envs.single.serial import SerialEnvs, Step
+from neoteny.envs.tasks import Spaces, TaskFunction
 
-MOST_REBUILDS = 3
+MOST_RESTARTS = 3
 """How often a worker is made anew at one and the same command."""
 
 START_SECONDS = 120.0
@@ -43,13 +43,16 @@ START_SECONDS = 120.0
 CLOSE_SECONDS = 5.0
 """How long workers may take to close their environments before they are killed."""
 
+WORKER_SECONDS = 60.0
+"""How long a worker may take to step, reset or make its environments before it is replaced."""
+
 _LENGTH = struct.Struct("=Q")
 
 Arguments = tuple[TaskFunction, Spaces, int, int]
 Command = tuple[str, tuple[Any, ...]]
 
 
-class GivenUpError(RuntimeError):
+class WorkerError(RuntimeError):
     """A worker was lost again and again at one and the same command."""
 
 
@@ -60,14 +63,14 @@ class LostWorkerError(Exception):
 class Worker:
     """The parent's end of one process.
 
-    Both ends send pickles. The parent sends a list of commands, names of methods of :class:`TaskEnvs` with
+    Both ends send pickles. The parent sends a list of commands, names of methods of :class:`SerialEnvs` with
     arguments, and the worker carries them all out. While it is at work it sends ``None`` as a sign of life,
     and at the end the observations of its sub-environments, the result of the last command and ``None``; or,
     in place of the latter, the exception that an environment raised.
 
     Args:
         timeout: seconds without a sign of life after which it counts as lost.
-        arguments: of :class:`TaskEnvs`.
+        arguments: of :class:`SerialEnvs`.
     """
 
     def __init__(self, timeout: float, arguments: Arguments) -> None:
@@ -127,73 +130,73 @@ class Worker:
         self.socket.close()
 
 
-class Workers:
+class ProcessEnvs:
     """The sub-environments of a stream, shared out among processes.
 
-    The interface is that of :class:`TaskEnvs`, which every worker has one of.
+    The interface is that of :class:`SerialEnvs`, which every worker has one of.
 
     Args:
         task: can be pickled, as a function of a module can.
         log: the running episodes of all sub-environments, complete up to the command that is given.
-        workers: how many processes.
-        timeout: seconds that a command may take, or, while episodes are played again, a step.
+        count: how many processes.
+        timeout: seconds that a command may take, or, while episodes are replayed, a step.
     """
 
     def __init__(
-        self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, workers: int, timeout: float
+        self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, count: int, timeout: float
     ) -> None:
         self.make, self.log, self.timeout = (task, spaces), log, timeout
-        bounds = [worker * log.num_envs // workers for worker in range(workers + 1)]
-        self.members = [range(*pair) for pair in itertools.pairwise(bounds)]
-        self.rebuilds = 0
-        self.crew: list[Worker] = []
+        bounds = [worker * log.num_envs // count for worker in range(count + 1)]
+        self.shares = [range(*pair) for pair in itertools.pairwise(bounds)]
+        self.restarts = 0
+        self.workers: list[Worker] = []
         # Unlike weakref.finalize, this does nothing in a forked copy of this process, whose workers they are
         # not, and at exit comes before multiprocessing waits for processes that may be stopped.
-        multiprocessing.util.Finalize(self, _kill, (self.crew,), exitpriority=10)
-        for members in self.members:
-            self.crew.append(self._spawn(members))
+        multiprocessing.util.Finalize(self, _kill, (self.workers,), exitpriority=10)
+        for members in self.shares:
+            self.workers.append(self._spawn(members))
 
     def enter(self, schedule: Schedule, steps: int) -> None:
         """Go over to the task that is on at step ``steps`` of the stream; all must be reset then."""
-        self.entered = schedule, steps
-        self._ask("enter", [self.entered] * len(self.crew))
+        self.current_task = schedule, steps
+        self._ask("enter", [self.current_task] * len(self.workers))
 
     def reset(self, seeds: Sequence[int | None]) -> list[list[Any]]:
         """Start an episode in each that is given a seed; returns what it carries into it."""
-        shares = [([seeds[env] for env in members],) for members in self.members]
+        shares = [([seeds[env] for env in members],) for members in self.shares]
         return list(itertools.chain.from_iterable(self._ask("reset", shares)))
 
     def step(self, actions: np.ndarray) -> Step:
         """Step all, actions (N, ...)."""
-        answers = self._ask("step", [(actions[members.start : members.stop],) for members in self.members])
+        answers = self._ask("step", [(actions[members.start : members.stop],) for members in self.shares])
         *arrays, infos = zip(*answers)
         rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
         return rewards, terminated, truncated, list(itertools.chain.from_iterable(infos))
 
     def restore(self, episodes: Sequence[Episode | None]) -> None:
         """Play episodes again in sub-environments that were just made; ``None`` where none was running."""
-        self._ask("restore", [([episodes[env] for env in members],) for members in self.members])
+        self._ask("restore", [([episodes[env] for env in members],) for members in self.shares])
 
     def close(self) -> None:
         """Close the environments and end the processes, if need be by force; twice does no harm."""
         deadline = time.monotonic() + CLOSE_SECONDS
-        for worker in self.crew:
+        for worker in self.workers:
             worker.dismiss()
-        for worker in self.crew:
+        for worker in self.workers:
             worker.process.join(max(0.0, deadline - time.monotonic()))
-        _kill(self.crew)
-        self.crew.clear()
+        _kill(self.workers)
+        self.workers.clear()
 
     def _ask(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Give each worker a command with its arguments; returns what they answer.
 
         Raises:
-            GivenUpError: a worker was lost again and again.
+            WorkerError: a worker was lost again and again.
             Exception: whatever an environment raised, with the worker's traceback as a note.
         """
-        if not self.crew:
+        if not self.workers:
             raise gym.error.ClosedEnvironmentError("the stream is closed")
-        self.failures = [0] * len(self.crew)
+        self.failures = [0] * len(self.workers)
         waiting: dict[int, Command] = {number: (name, its) for number, its in enumerate(arguments)}
         answers: dict[int, tuple[np.ndarray, Any]] = {}
         try:
@@ -212,20 +215,20 @@ class Workers:
         except BaseException:
             # Some may have carried out the command, which is not in the log. Should there be a next one,
             # they are all made anew, from the log.
-            _kill(self.crew)
+            _kill(self.workers)
             raise
-        self.observations = np.concatenate([answers[number][0] for number in range(len(self.crew))])
-        return [answers[number][1] for number in range(len(self.crew))]
+        self.observations = np.concatenate([answers[number][0] for number in range(len(self.workers))])
+        return [answers[number][1] for number in range(len(self.workers))]
 
     def _hear(self, waiting: dict[int, Command]) -> list[tuple[int, Any]]:
         """Wait for workers; returns what came, or why nothing will, with the number of the worker."""
-        crew = {number: self.crew[number] for number in waiting}
-        first = min(worker.deadline for worker in crew.values())
-        sockets = [worker.socket for worker in crew.values()]
+        workers = {number: self.workers[number] for number in waiting}
+        first = min(worker.deadline for worker in workers.values())
+        sockets = [worker.socket for worker in workers.values()]
         ready = multiprocessing.connection.wait(sockets, max(0.0, first - time.monotonic()))
         now = time.monotonic()
         heard: list[tuple[int, Any]] = []
-        for number, worker in crew.items():
+        for number, worker in workers.items():
             if worker.socket in ready:
                 try:
                     heard.append((number, worker.receive()))
@@ -241,29 +244,29 @@ class Workers:
         while True:
             if lost is not None:
                 self._replace(number, lost)
-                episodes = [self.log[env] for env in self.members[number]]
-                commands = [("enter", self.entered), ("restore", (episodes,)), command]
+                episodes = [self.log[env] for env in self.shares[number]]
+                commands = [("enter", self.current_task), ("restore", (episodes,)), command]
             try:
-                return self.crew[number].send(commands)
+                return self.workers[number].send(commands)
             except LostWorkerError as error:
                 lost = error
 
     def _replace(self, number: int, lost: LostWorkerError) -> None:
-        self.crew[number].kill()
-        members = self.members[number]
+        self.workers[number].kill()
+        members = self.shares[number]
         self.failures[number] += 1
-        if self.failures[number] > MOST_REBUILDS:
-            raise GivenUpError(
-                f"{1 + MOST_REBUILDS} workers in a row were lost at the same command, the last one since it "
+        if self.failures[number] > MOST_RESTARTS:
+            raise WorkerError(
+                f"{1 + MOST_RESTARTS} workers in a row were lost at the same command, the last one since it "
                 f"{lost}; their sub-environments: {', '.join(map(self._describe, members))}"
             )
-        self.rebuilds += 1
+        self.restarts += 1
         print(
             f"warning: the worker of sub-environments {members[0]} to {members[-1]} {lost}; it is made anew "
-            f"and plays their episodes again",
+            f"and replays their episodes",
             file=sys.stderr,
         )
-        self.crew[number] = self._spawn(members)
+        self.workers[number] = self._spawn(members)
 
     def _describe(self, env: int) -> str:
         episode = self.log[env]
@@ -275,18 +278,8 @@ class Workers:
         return Worker(self.timeout, (*self.make, len(members), self.log.num_envs))
 
 
-def check_workers(workers: int, num_envs: int, timeout: float) -> None:
-    """Raise ValueError unless ``workers`` is 0 to ``num_envs``, and ``timeout`` positive and finite."""
-    if not 0 <= workers <= num_envs:
-        raise ValueError(
-            f"--stream.workers must be 0 to {num_envs}, the number of environments, not {workers}"
-        )
-    if not 0 < timeout < math.inf:
-        raise ValueError(f"--stream.worker-timeout must be positive and finite, not {timeout}")
-
-
-def _kill(crew: list[Worker]) -> None:
-    for worker in crew:
+def _kill(workers: list[Worker]) -> None:
+    for worker in workers:
         worker.kill()
 
 
@@ -304,7 +297,7 @@ def serve(pipe: socket.socket, timeout: float, arguments: Arguments) -> None:
             _send(pipe, None)
 
     alive()
-    envs = TaskEnvs(*arguments, alive)
+    envs = SerialEnvs(*arguments, alive)
     while True:
         try:
             commands = _receive(pipe)

@@ -1,18 +1,22 @@
-"""One sub-environment of a stream, whichever task is on."""
+"""Tasks of a stream: the functions that make them, what they share, and the environment of one of them."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
 from neoteny.envs.audit import parameters, set_parameters
-from neoteny.envs.engine import Spaces, TaskFunction, check_spaces
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.single.episodes import Episode
+
+TaskFunction = Callable[[int, int], gym.Env]
+"""Makes task ``k`` from ``(k, seed)``."""
+
+Spaces = tuple[gym.Space, gym.Space]
+"""Of one observation and one action, the same in all tasks of a stream."""
 
 
 class TaskEnv:
@@ -61,28 +65,13 @@ class TaskEnv:
     def reset(self, seed: int) -> Any:
         """Start an episode; returns its first observation."""
         self._move()
-        observation = self.env.reset(seed=seed)[0]
-        if np.shape(observation) != self.spaces[0].shape:
-            raise ValueError(
-                f"an observation of shape {np.shape(observation)} is none of {self.spaces[0]}: {self.env}"
-            )
-        return observation
+        return self.env.reset(seed=seed)[0]
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Step the task's environment."""
         self._move()
         self.steps += self.stride
         return self.env.step(action)
-
-    def play(self, episode: Episode) -> Iterator[Any]:
-        """Play an episode in the environment that was just made; yields its observations."""
-        if self.visit != self.schedule.visit_at(episode.began):  # the same task twice in a row is no switch
-            self.enter(self.schedule, episode.began)
-        self.steps = episode.began
-        self.lifelong = episode.lifelong
-        yield self.reset(episode.seed)
-        for action in episode.actions.copy():
-            yield self.step(action)[0]
 
     def close(self) -> None:
         """Close the task's environment."""
@@ -94,6 +83,62 @@ class TaskEnv:
         if self.path:
             progress = self.schedule.progress_at(self.steps)
             set_parameters(self.env, {name: _between(*ends, progress) for name, ends in self.path.items()})
+
+
+def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
+    """Raise ValueError for an environment whose spaces are not the stream's."""
+    for kind, space in zip(("observation_space", "action_space"), spaces):
+        if getattr(env, kind) != space:
+            raise ValueError(
+                f"all tasks of a stream share their spaces, but {kind} of task {task} is "
+                f"{getattr(env, kind)} and was {space}"
+            )
+
+
+def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
+    """Copy an observation into its place, checked as Gymnasium's SyncVectorEnv checks it.
+
+    Raises:
+        ValueError: its shape, or the type of its numbers, is not that of the environment's space.
+    """
+    if np.shape(observation) != out.shape:
+        raise ValueError(
+            f"{env} gave an observation of shape {np.shape(observation)}, which is not in its "
+            f"{env.observation_space}"
+        )
+    try:
+        np.copyto(out, observation, casting="same_kind")
+    except TypeError as error:
+        kind = np.asarray(observation).dtype
+        raise ValueError(
+            f"{env} gave an observation of {kind} numbers, which is not in its {env.observation_space}"
+        ) from error
+
+
+def try_out(env: gym.Env, steps: int = 16) -> None:
+    """Reset and step an environment of its own for this, under random actions, and check what it gives.
+
+    Raises:
+        ValueError: an observation is not in the environment's space.
+        Exception: whatever the environment raises.
+    """
+    space = env.observation_space
+    assert space.shape is not None
+    out = np.empty(space.shape, space.dtype)
+    env.action_space.seed(0)
+    ended = True
+    for episode in range(steps):
+        if ended:
+            write_observation(out, env.reset(seed=episode)[0], env)
+        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        write_observation(out, observation, env)
+        float(reward)
+        ended = bool(terminated or truncated)
+
+
+def episode_seed(run: int, task: int, env: int, episode: int) -> int:
+    """The 63-bit seed of one episode: independent streams, where ``seed + env`` overlaps between runs."""
+    return int(np.random.SeedSequence([run, task, env, episode]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _between(old: float, new: float, progress: float) -> float:

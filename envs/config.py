@@ -1,0 +1,245 @@
+"""The flags of a stream, and how it is made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import torch
+import tyro
+from gymnasium.envs.registration import EnvSpec
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.wrappers import ImgObsWrapper
+
+from neoteny.envs.atari import streams as _atari  # noqa: F401  (registers its streams)
+from neoteny.envs.atari.engine import AtariConfig
+from neoteny.envs.atari.game import check_games
+from neoteny.envs.control import streams as _control  # noqa: F401
+from neoteny.envs.engine import EngineConfig
+from neoteny.envs.grid import streams as _grid  # noqa: F401
+from neoteny.envs.grid.engine import GridConfig
+from neoteny.envs.observations import Channels, Kind
+from neoteny.envs.registry import import_typed, imported
+from neoteny.envs.schedule import Order, Schedule
+from neoteny.envs.single.engine import SingleConfig
+from neoteny.envs.stream import Stream, recurring_tasks
+from neoteny.envs.tasks import TaskFunction
+
+ENGINES: tuple[EngineConfig, ...] = (GridConfig(), AtariConfig(), SingleConfig())
+
+Typed = Annotated[
+    str,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="MODULE:NAME",
+        instance_from_str=lambda words: import_typed(words[0]),
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda name: [name],
+    ),
+]
+"""A name, whose module is imported when it is typed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamConfig:
+    """Which stream the agent lives on."""
+
+    id: Typed = "cartpole-rotations"
+    """A registered stream, module:id for one in your own file, or any Gymnasium id (which never switches)."""
+    period: int | None = None
+    """Environment steps, summed over sub-environments, that each task lasts (default: the stream's own)."""
+    tasks: tuple[int, ...] | None = None
+    """Numbers of the tasks to visit, in this order, again and again (default: the stream's own)."""
+    order: Order = "cycle"
+    """Recurring tasks come always in the same order, or in one that is drawn anew for every cycle."""
+    jitter: float = 0.0
+    """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
+    games: tuple[str, ...] | None = None
+    """Atari games to play in turn, of the stream "atari": Pong, or Freeway/1/0 in mode 1, difficulty 0."""
+    cycles: int | None = None
+    """Length of the run, in visits to all recurring tasks, instead of --total-steps."""
+    span: float | None = None
+    """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""
+    audit: bool = True
+    """Prove at every switch, on a separate copy, that the new task does what the old one did not."""
+    wrap: Typed | None = None
+    """module:function that wraps every task: function(env), function(env, seed) with (seed, k) as its seed,
+    or function(env, k, seed)."""
+    observations: Literal["auto"] | Kind = "auto"
+    """Read observations as MiniGrid's codes, as pictures or planes for convolutions, or as vectors."""
+    channels: Literal["auto"] | Channels = "auto"
+    """Which axis of pictures and planes holds their channels."""
+    normalizer: Literal["none", "keep", "reset"] = "none"
+    """Normalize observations by a running mean and variance; keep them at a switch, or start them anew."""
+    task_id: Literal["none", "onehot"] = "none"
+    """Tell the agent which of the recurring tasks is on, as numbers or channels of its observation."""
+    engine: Literal["auto", "single", "grid", "atari"] = "auto"
+    """What steps the environments: MiniGrid on tensors, Atari games together, or any singly; by default the
+    fastest that gives the same as single environments."""
+    single: SingleConfig = dataclasses.field(default_factory=SingleConfig)
+    grid: GridConfig = dataclasses.field(default_factory=GridConfig)
+    atari: AtariConfig = dataclasses.field(default_factory=AtariConfig)
+
+    def spec(self) -> EnvSpec:
+        """What Gymnasium knows of the id; raises ValueError if that is nothing."""
+        module, _, name = self.id.rpartition(":")
+        if module and module not in sys.modules:
+            raise ValueError(
+                f"there is no stream {self.id!r}: import {module} first, only a command line does"
+            )
+        try:
+            return gym.spec(name)
+        except gym.error.Error as error:
+            raise ValueError(f"there is no stream {self.id!r}: {error}") from error
+
+    def schedule(self) -> Schedule:
+        """The stream's own with what the flags change; ValueError if one does not suit or is ignored."""
+        own = self.spec().kwargs.get("schedule", Schedule())
+        if self.games is not None:
+            if self.id != "atari":
+                raise ValueError(f"--stream.games are for --stream.id atari, {self.id} has tasks of its own")
+            if not self.games:
+                raise ValueError("--stream.games must name at least one Atari game")
+            own = dataclasses.replace(own, tasks=len(self.games))
+        flags = {"period": self.period, "tasks": self.tasks, "span": self.span}
+        given = {name: value for name, value in flags.items() if value is not None}
+        changed = dataclasses.replace(own, order=self.order, jitter=self.jitter, **given)
+        if own.period is None and self.wrap is None and changed != own:
+            raise ValueError(f"{self.id} never switches, so flags of its schedule would be ignored")
+        if changed.period is None and changed != own:
+            raise ValueError(f"{self.id} never switches without --stream.period")
+        if unknown := set(changed.cycle) - set(own.cycle or changed.cycle):
+            raise ValueError(f"{self.id} has tasks 0 to {len(own.cycle) - 1}, not {sorted(unknown)}")
+        if self.cycles is not None and not changed.cycle:
+            raise ValueError(f"--stream.cycles needs tasks that recur, which those of {self.id} do not")
+        if self.cycles is not None and self.cycles < 1:
+            raise ValueError(f"--stream.cycles must be at least 1, not {self.cycles}")
+        return changed
+
+    def total_steps(self) -> int | None:
+        """Environment steps of all ``cycles``; ``None`` if their number is not given."""
+        schedule = self.schedule()
+        if self.cycles is None or schedule.period is None:
+            return None
+        return self.cycles * len(schedule.cycle) * schedule.period
+
+    def unused(self) -> dict[str, str]:
+        """Flags that do nothing, and why."""
+        if self.schedule().period is not None:
+            return {}
+        return {"audit": f"{self.id} never switches"}
+
+    def check(self, num_envs: int) -> None:
+        """Raise ValueError, before anything is made, for an unknown id or a flag that does not suit."""
+        period = self.schedule().period
+        if period is not None and period < num_envs:
+            raise ValueError(
+                f"--stream.period must be at least one step of all {num_envs} environments, not {period}"
+            )
+        for engine in self._engines():
+            engine.check(num_envs)
+        check_games(self.games or ())
+        if self.task_id == "onehot":
+            recurring_tasks(self.schedule())
+
+    def make(self, num_envs: int, seed: int = 0, device: torch.device | str | None = None) -> Stream:
+        """Make the stream; an ordinary Gymnasium id becomes a stream of one task.
+
+        Raises:
+            ValueError: a flag does not suit the stream, or would be ignored.
+        """
+        self.check(num_envs)
+        engines = [engine for engine in self._engines() if self.engine in ("auto", engine.name)]
+        names = ("audit", "normalizer", "task_id", "observations", "channels")
+        stream = Stream(
+            self._task(),
+            self.schedule(),
+            engines,
+            num_envs,
+            seed,
+            device,
+            names=self.games or self.spec().kwargs.get("names", ()),
+            **{name: getattr(self, name) for name in names},
+        )
+        for engine in self._engines():
+            if engine.name != stream.engine_name and engine != type(engine)():
+                stream.close()
+                raise ValueError(
+                    f"--stream.{engine.name} flags would be ignored: {self.id} is stepped by "
+                    f"--stream.engine {stream.engine_name}"
+                )
+        return stream
+
+    def _engines(self) -> tuple[EngineConfig, ...]:
+        return tuple(getattr(self, engine.name) for engine in ENGINES)
+
+    def _task(self) -> TaskFunction:
+        """What makes the tasks."""
+        spec = self.spec()
+        task = spec.kwargs.get("task") or functools.partial(make_ordinary, spec)
+        if self.games is not None:
+            task = functools.partial(task, games=self.games)
+        return task if self.wrap is None else WrappedTask(task, imported(self.wrap), self.wrap)
+
+
+def make_stream(
+    num_envs: int,
+    task: TaskFunction,
+    schedule: Schedule,
+    names: Sequence[str],
+    engines: Sequence[EngineConfig] = ENGINES,
+    **options: Any,
+) -> Stream:
+    """What ``gymnasium.make_vec`` makes of a registered stream; options are those of :class:`Stream`."""
+    return Stream(task, schedule, engines, num_envs, names=names, **options)
+
+
+def make_ordinary(spec: EnvSpec, k: int, seed: int) -> gym.Env:
+    """An environment of any Gymnasium id; of MiniGrid's dictionaries the image."""
+    env = gym.make(spec)
+    is_dict = isinstance(env.observation_space, gym.spaces.Dict) and "image" in env.observation_space.spaces
+    return ImgObsWrapper(env) if isinstance(env.unwrapped, MiniGridEnv) and is_dict else env
+
+
+class WrappedTask:
+    """A task whose environments are wrapped by a function of the user's.
+
+    Args:
+        task: makes task ``k`` from ``(k, seed)``.
+        wrap: takes the environment, and what else of ``k`` and ``seed`` it has parameters for.
+        name: of the function, for messages.
+
+    Raises:
+        ValueError: the function takes other arguments.
+    """
+
+    def __init__(self, task: TaskFunction, wrap: Callable[..., gym.Env], name: str) -> None:
+        self.task, self.wrap, self.name = task, wrap, name
+        self.arguments = self._arguments()
+
+    def __call__(self, k: int, seed: int) -> gym.Env:
+        """Task ``k``, wrapped."""
+        values = {"k": k, "seed": seed, "both": (seed, k)}
+        arguments = {name: values[value] for name, value in self.arguments.items()}
+        env = self.wrap(self.task(k, seed), **arguments)
+        if not isinstance(env, gym.Env):
+            raise ValueError(f"--stream.wrap {self.name} gave {env!r}, which is no environment")
+        return env
+
+    def _arguments(self) -> dict[str, str]:
+        """What it is called with besides the environment: name of the parameter -> k, seed or both."""
+        parameters = list(inspect.signature(self.wrap).parameters.values())
+        found = {each.name: "seed" for each in parameters if each.name.endswith("seed")}
+        found |= {each.name: "k" for each in parameters if each.name in ("k", "task")}
+        optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        required = [
+            each for each in parameters[1:] if each.default is each.empty and each.kind not in optional
+        ]
+        if not parameters or len(found) > 2 or any(each.name not in found for each in required):
+            raise ValueError(f"--stream.wrap {self.name} must take (env), (env, seed) or (env, k, seed)")
+        return found if "k" in found.values() else dict.fromkeys(found, "both")

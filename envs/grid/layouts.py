@@ -1,0 +1,58 @@
+"""Layouts of a MiniGrid task, made by the package's own generators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from neoteny.envs.grid.task import GridTask
+
+
+class LayoutPool:
+    """Layouts of a task, from which episodes start; they are renewed while the task is on.
+
+    Args:
+        task: what is laid out.
+        seed: (slot, generation) -> seed of a layout.
+        size: B, a power of two; one will do for a task with a fixed layout.
+        device: where they are kept.
+        ticks: how many of its layouts have been renewed.
+    """
+
+    def __init__(
+        self, task: GridTask, seed: Callable[[int, int], int], size: int, device: torch.device, ticks: int = 0
+    ) -> None:
+        self.task, self.seed, self.ticks = task, seed, ticks
+        self.size = 1 if task.layout is not None else size
+        # The next one to be renewed is the one whose turn is longest ago.
+        drawn = [self._draw(ticks + number) for number in range(self.size)]
+        turn = np.argsort([(ticks + number) % self.size for number in range(self.size)])
+        cells, data = np.stack([row for row, _ in drawn])[turn], np.array([ints for _, ints in drawn])[turn]
+        self.cells = torch.as_tensor(cells, device=device)
+        """(B, cells and mission), uint8."""
+        self.data = torch.as_tensor(data.T.copy(), device=device)
+        """(number of the layout, steps, place, carried, data of the rules; B), int64."""
+
+    def renew(self, number: int) -> range | tuple[()]:
+        """Replace so many layouts, those that are there longest; returns the numbers of renewals."""
+        if self.task.layout is not None:
+            return ()
+        renewals = range(self.ticks, self.ticks + number)
+        for renewal in renewals:
+            row, data = self._draw(renewal + self.size)
+            self.cells[renewal % self.size] = torch.as_tensor(row, device=self.cells.device)
+            self.data[:, renewal % self.size] = torch.as_tensor(data, device=self.data.device)
+        self.ticks += number
+        return renewals
+
+    def seed_of(self, number: int) -> int:
+        """The seed of a layout, by how many were drawn before it."""
+        if self.task.layout is not None:
+            return self.task.layout
+        return self.seed(number % self.size, number // self.size)
+
+    def _draw(self, number: int) -> tuple[np.ndarray, list[int]]:
+        row, data = self.task.draw(self.seed_of(number))
+        return row, [number, 0, *data]
