@@ -2,20 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
+from neoteny.envs.schedule import Schedule
+from neoteny.envs.stream import Stream
+
+from neoteny.envs.registry import stream  # isort: skip  (the module of this name must have been imported)
+
 if TYPE_CHECKING:
     from neoteny.envs.config import StreamConfig
-    from neoteny.envs.registry import stream
-    from neoteny.envs.schedule import Schedule
-    from neoteny.envs.stream import Stream
 
 __all__ = ["Schedule", "Stream", "StreamConfig", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, and with it all streams: a schedule alone needs no simulator."""
-    if name not in __all__:
+    """Import the flags, and with them all shipped streams and their simulators, when they are asked for."""
+    if name != "StreamConfig":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from neoteny.envs import config, registry, schedule
+    from neoteny.envs.config import StreamConfig
 
-    found = {module for module in (config, registry, schedule) if hasattr(module, name)}
-    return getattr(found.pop(), name)
+    return StreamConfig

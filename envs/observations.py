@@ -61,6 +61,14 @@ class ObservationSpec:
         low, high = (np.asarray(bound, np.float32) for bound in (self.space.low, self.space.high))
         return (low, high) if self.high is None else (low, np.full_like(high, self.high))
 
+    def check(self, observations: np.ndarray) -> None:
+        """Raise ValueError if observations, (B, ...), are not of this kind."""
+        if self.kind == "codes" and (observations[..., :3] >= CODES).any():
+            raise ValueError(
+                f"observations are no codes of MiniGrid, which are below {CODES}: --stream.observations says "
+                f"what they are, codes, pictures, planes or vectors"
+            )
+
     def __str__(self) -> str:
         """One line."""
         shape = " x ".join(map(str, self.space.shape)) or "one number"

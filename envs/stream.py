@@ -117,7 +117,7 @@ class Stream(VectorEnv):
         """How many frames are stacked along the first axis of an observation, zeros before the first."""
         chosen = choose_engine(engines, task, self.schedule, first)
         self.engine_name = chosen.name
-        try_out(first)
+        raw.check(try_out(first))
         first.close()
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
@@ -255,15 +255,14 @@ class Stream(VectorEnv):
         visit = self.schedule.visit_at(self.steps)
         self.task = self.schedule.task_of(visit)
         self._visit_end = np.inf if self.schedule.period is None else self.schedule.start_of(visit + 1)
-        self._is_first = self.steps == self.schedule.start_of(visit)
+        switched = visit == 0 or self.schedule.task_of(visit - 1) != self.task
+        self._is_first = switched and self.steps == self.schedule.start_of(visit)
 
     def _is_over(self) -> bool:
         """Whether another task is on now; a visit to the same task again is no switch."""
         if self.schedule.task_at(self.steps) != self.task:
             return True
-        first = self._is_first
         self._look_ahead()
-        self._is_first = first
         return False
 
     def _about_task(self) -> dict[str, Any]:

@@ -115,8 +115,11 @@ def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
         ) from error
 
 
-def try_out(env: gym.Env, steps: int = 16) -> None:
+def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
     """Reset and step an environment of its own for this, under random actions, and check what it gives.
+
+    Returns:
+        The observations of all steps, (steps, ...).
 
     Raises:
         ValueError: an observation is not in the environment's space.
@@ -124,16 +127,17 @@ def try_out(env: gym.Env, steps: int = 16) -> None:
     """
     space = env.observation_space
     assert space.shape is not None
-    out = np.empty(space.shape, space.dtype)
+    seen = np.empty((steps, *space.shape), space.dtype)
     env.action_space.seed(0)
     ended = True
-    for episode in range(steps):
+    for step, out in enumerate(seen[:, None]):
         if ended:
-            write_observation(out, env.reset(seed=episode)[0], env)
+            write_observation(out[0, ...], env.reset(seed=step)[0], env)
         observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-        write_observation(out, observation, env)
+        write_observation(out[0, ...], observation, env)
         float(reward)
         ended = bool(terminated or truncated)
+    return seen
 
 
 def episode_seed(run: int, task: int, env: int, episode: int) -> int:

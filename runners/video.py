@@ -17,8 +17,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import text
 
-from neoteny.envs.tasks import TaskEnv
 from neoteny.envs.stream import Stream
+from neoteny.envs.tasks import TaskEnv
 from neoteny.runners.disk.events import image_value
 
 LONGEST = 600  # frames of a film, one a step of the agent; a longer episode is cut short
@@ -41,7 +41,8 @@ def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summar
     episode, policy = (words >> 1).tolist()
     device = torch.device(stream.device or "cpu")
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []  # manual_seed seeds them all
-    with _no_window(), torch.random.fork_rng(devices), _eager(), contextlib.closing(stream.make_eval_env()) as env:
+    env = stream.make_eval_env()
+    with _no_window(), torch.random.fork_rng(devices), _eager(), contextlib.closing(env):
         torch.manual_seed(policy)
         observation = env.reset(episode)
         frames, total, ended = [_frame(env, observation)], 0.0, False

@@ -45,7 +45,7 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, torso
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
-from neoteny.envs.grid.engine import GridEnvs
+from neoteny.envs.grid.engine import GridEngine
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, OptimConfig, orthogonalize
 from neoteny.optim.layers import describe
 from neoteny.runners.probes import Probes, measure
@@ -746,8 +746,8 @@ def grid_bytes(name: str) -> int:
     """What each environment more takes in memory, of its state and of what is observed."""
     sizes: list[int] = []
     for count in (1, 2):
-        envs = StreamConfig(f"MiniGrid-{name}-v0").make(count, device="cpu").envs
-        assert isinstance(envs, GridEnvs)
+        envs = StreamConfig(f"MiniGrid-{name}-v0").make(count, device="cpu").engine
+        assert isinstance(envs, GridEngine)
         envs.reset()
         tensors = (value for value in vars(envs).values() if isinstance(value, torch.Tensor))
         kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
@@ -769,7 +769,7 @@ def grid_arms(id: str, count: int) -> dict[str, Callable[[], object]]:
     actions = rng.integers(one.action_space.n, size=(64, count))
     turn = {arm: itertools.cycle(actions) for arm in PLAYERS}
 
-    envs = GridEnvs(make, (one.observation_space, one.action_space), count)
+    envs = GridEngine(make, (one.observation_space, one.action_space), count)
     envs.enter(Schedule(), 0)
     envs.reset()
     tensors = itertools.cycle(torch.as_tensor(actions))

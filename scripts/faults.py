@@ -39,7 +39,8 @@ from tqdm import tqdm
 
 from neoteny.configs.cli import cli
 from neoteny.envs import stream, wrappers
-from neoteny.envs.single.workers import Worker, Workers
+from neoteny.envs.single import workers
+from neoteny.envs.single.workers import ProcessEnvs, Worker
 from neoteny.runners import run
 from neoteny.runners.disk import checkpoint
 from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
@@ -79,7 +80,7 @@ STREAMS = {
     "mountaincar-drift": "",
     "FaultyWrappers-v0": "--stream.task-id onehot --stream.order random",
     "grid-layouts": "--stream.order random --stream.jitter 0.5",
-    "grid-goals": "--stream.engine package",
+    "grid-goals": "--stream.engine single",
     "grid-resampled-crossings": "",
     "grid-permuted-actions": "--network.activation maxmin",
     "atari": "--stream.games Breakout Pong",
@@ -188,19 +189,20 @@ class Process:
 
     def _watch(self) -> None:
         """Let the parent see how many steps were made, and the newest workers."""
-        record, spawn = run.Run.record_episodes, Workers._spawn
+        record, spawn = run.Run.record_episodes, ProcessEnvs._spawn
 
         def recorded(self: run.Run, step: int, info: Any, progress: Any = self.progress) -> None:
             progress.value = step
             record(self, step, info)
 
-        def spawned(self: Workers, members: range, workers: Any = self.workers) -> Worker:
+        def spawned(self: ProcessEnvs, members: range, workers: Any = self.workers) -> Worker:
             worker = spawn(self, members)
             workers[:] = [*workers[1:], worker.process.pid]
             return worker
 
         run.Run.record_episodes = recorded  # type: ignore[method-assign]
-        Workers._spawn = spawned  # type: ignore[method-assign]
+        ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
+        workers.WORKER_SECONDS = 3.0  # those that are stopped are waited for
 
     def wait(self, until: int = 2**62) -> int | None:
         """Wait until it has made so many steps (``None``) or has ended (exit code, negative if killed)."""
@@ -275,7 +277,9 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
     outcome = Outcome(case)
     rng = random.Random(f"{case}")
     args = arguments(
-        case, runs_dir, f"--stream.workers {WORKERS} --stream.worker-timeout 3" * (case.stream in IN_WORKERS)
+        case,
+        runs_dir,
+        f"--stream.single.workers {WORKERS}" * (case.stream in IN_WORKERS),
     )
     folder = run_folder(case.agent, args)
     log = runs_dir / "log.txt"

@@ -2,11 +2,11 @@
 
 
 def layout_seeds(envs):
-    """Those of the layouts that each of some GridEnvs plays."""
-    return [envs.banks[envs.k].seed_of(number) for number in envs.layout.tolist()]
+    """Those of the layouts in which the environments of a GridEngine are."""
+    return [envs.pools[envs.k].seed_of(number) for number in envs.board.layout.tolist()]
 
 
 def emulator_seeds(envs):
-    """Those of ArcadeEnvs right after a reset; ``None``: the single environment is reset with none."""
-    log = envs.game.log
-    return [life[2] if life and life[0] == log.rows else None for life in log.starts]
+    """Those of an AtariEngine right after a reset; ``None``: the single environment is reset with none."""
+    game = envs.game
+    return [None if game.actions.length(i) else segment.seed for i, segment in enumerate(game.segments)]

@@ -62,6 +62,36 @@ class Identity(gym.Env):
         return self.observe(), reward, False, False, {}
 
 
+class Cue(gym.Env):
+    """Ten by ten planes of noise; one of two halves of a plane or of a column names the right action."""
+
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self, dtype=np.uint8, where="last plane", channels_first=False, high=1):
+        self.dtype, self.where, self.channels_first, self.high = dtype, where, channels_first, high
+        shape = (4, 10, 10) if channels_first else (10, 10, 4)
+        self.observation_space = gym.spaces.Box(0, high, shape, dtype)
+
+    def observe(self):
+        self.side = int(self.np_random.integers(2))
+        planes = self.np_random.random((10, 10, 4)) < 0.1
+        cue = (slice(None), slice(None), 3) if self.where == "last plane" else (slice(None), 9, 0)
+        planes[cue] = False
+        planes[(slice(5 * self.side, 5 * self.side + 5), *cue[1:])] = True
+        seen = (planes * self.high).astype(self.dtype)
+        return seen.transpose(2, 0, 1) if self.channels_first else seen
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.observe(), {}
+
+    def step(self, action):
+        self.steps += 1
+        reward = float(action == self.side)
+        return self.observe(), reward, self.steps >= 20, False, {}
+
+
 register("Constant-v0", Constant, max_episode_steps=5)
 register("Ending-v0", Ending, max_episode_steps=5)
 register("Identity-v0", Identity, max_episode_steps=10)

@@ -9,7 +9,7 @@ import pytest
 from neoteny.envs import StreamConfig
 from neoteny.envs.audit import fingerprint, parameters, set_parameters
 from neoteny.envs.control.streams import draw
-from neoteny.envs.stream import registered_streams
+from neoteny.envs.registry import registered_streams
 
 BOX2D = importlib.util.find_spec("Box2D") is not None
 LINK = (1.0, 0.5, 1.5)
@@ -78,7 +78,7 @@ def test_physics_drift_from_one_draw_to_the_next(name):
         ended = np.logical_or(*stream.step(np.zeros(2, int))[2:4])
         visit, way = divmod(2 * step, 40)
         if visit > 0 and not ended[0]:  # a reset sets the parameters of the step to come
-            now = parameters(stream.envs.members.envs[0].env)
+            now = parameters(stream.engine.envs.envs[0].env)
             for parameter in PHYSICS[name]:
                 ends = (draws[visit - 1][parameter], draws[visit][parameter])
                 assert now[parameter] == pytest.approx(np.interp(way, (0, 40), ends))

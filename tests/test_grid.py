@@ -8,7 +8,7 @@ from minigrid.core.world_object import Goal
 
 from neoteny.envs import StreamConfig
 from neoteny.envs.grid.streams import NineRooms, reordered
-from neoteny.envs.stream import registered_streams
+from neoteny.envs.registry import registered_streams
 
 GRIDS = [id for id in registered_streams() if id.startswith("grid-")]
 

@@ -23,9 +23,12 @@ from minigrid.wrappers import (
 )
 
 from neoteny.envs import Schedule, Stream, StreamConfig
+from neoteny.envs.config import ENGINES
 from neoteny.envs.engine import UncoveredError
-from neoteny.envs.grid.engine import GridEnvs, GridTask
+from neoteny.envs.grid.engine import GridConfig, GridEngine
 from neoteny.envs.grid.tables import OBJECTS, code_of
+from neoteny.envs.grid.task import GridTask
+from neoteny.envs.single.engine import SingleConfig
 from tests.grid_bot import Bot
 from tests.seeds import layout_seeds
 
@@ -43,14 +46,14 @@ def package(id):
 def engine(make, num_envs, seed=0, **options):
     """Environments of one task, at the beginning of their first episodes."""
     env = make()
-    envs = GridEnvs(lambda k, seed: make(), (env.observation_space, env.action_space), num_envs, **options)
+    envs = GridEngine(lambda k, seed: make(), (env.observation_space, env.action_space), num_envs, **options)
     envs.enter(Schedule(seed=seed), 0)
     envs.reset()
     return envs
 
 
 def mission(envs, i):
-    return bytes(envs.cells[i, envs.missions].tolist()).rstrip(b"\0").decode()
+    return bytes(envs.board.cells[i, envs.view.missions].tolist()).rstrip(b"\0").decode()
 
 
 def compare(make, steps, num_envs=4, seed=0, **options):
@@ -62,7 +65,7 @@ def compare(make, steps, num_envs=4, seed=0, **options):
 
     def check(i, observation):
         np.testing.assert_array_equal(envs.seen[i], observation["image"])
-        assert observation["direction"] == envs.place[i] % 4
+        assert observation["direction"] == envs.board.place[i] % 4
         assert observation["mission"].lower() == mission(envs, i)
 
     def reset(i):
@@ -187,7 +190,7 @@ def test_obstacles_move_as_often_everywhere_as_in_the_package(id):
     np.testing.assert_array_equal(envs.seen[0], twin.unwrapped.gen_obs()["image"])
     ours, theirs = collections.Counter(), collections.Counter()
     envs.step(torch.zeros(512, dtype=torch.int64))
-    ours.update(map(tuple, envs.data.T.tolist()))
+    ours.update(map(tuple, envs.board.data.T.tolist()))
     for seed in range(512):
         twin.reset(seed=layout_seeds(envs)[0])
         twin.unwrapped._np_random = np.random.default_rng(seed)
@@ -201,7 +204,7 @@ def test_obstacles_move_as_often_everywhere_as_in_the_package(id):
                 marginal[number, cell] += count
     assert first[0].keys() == first[1].keys()
     chi2 = sum((first[0][key] - first[1][key]) ** 2 / (first[0][key] + first[1][key]) for key in first[0])
-    freedom = len(first[0]) - len(envs.data)
+    freedom = len(first[0]) - len(envs.board.data)
     assert chi2 < freedom + 5 * (2 * freedom) ** 0.5
 
 
@@ -212,13 +215,13 @@ def test_obstacles_end_episodes_as_in_the_package():
     hits = goals = 0
     for _ in range(150):
         actions = torch.as_tensor(rng.choice(3, 64, p=[0.1, 0.2, 0.7]))
-        expected = (actions == Actions.forward) & ~envs.is_free_or_goal(envs.front)
+        expected = (actions == Actions.forward) & ~envs.board.is_free_or_goal(envs.board.front)
         reward, terminated, truncated, _ = envs.step(actions)
         assert torch.equal(reward == -1, expected)
         assert torch.equal(terminated, expected | (reward > 0))
-        balls = (envs.cells == code_of(Ball())).sum(1)
-        assert (balls == len(envs.data)).all()
-        assert (envs.cells.gather(1, envs.data.T) == code_of(Ball())).all()
+        balls = (envs.board.cells == code_of(Ball())).sum(1)
+        assert (balls == len(envs.board.data)).all()
+        assert (envs.board.cells.gather(1, envs.board.data.T) == code_of(Ball())).all()
         hits, goals = hits + int(expected.sum()), goals + int((reward > 0).sum())
         envs.reset(terminated | truncated)
     assert hits > 20
@@ -320,8 +323,8 @@ def test_what_is_not_covered_is_told(make, reason):
 
 
 def test_what_is_not_covered_is_stepped_by_the_package(capsys):
-    stream = Stream(lambda k, seed: ImgObsWrapper(Strange()), Schedule(), 2)
-    assert not isinstance(stream.envs, GridEnvs)
+    stream = Stream(lambda k, seed: ImgObsWrapper(Strange()), Schedule(), ENGINES, 2)
+    assert not isinstance(stream.engine, GridEngine)
     (told,) = capsys.readouterr().out.splitlines()
     assert "MiniGrid's own package" in told
     assert "Strange has a step of its own" in told
@@ -332,7 +335,7 @@ def test_what_is_not_covered_is_stepped_by_the_package(capsys):
 def test_an_environment_does_the_same_however_many_there_are(id):
     make = lambda: ImgObsWrapper(package(id))  # noqa: E731
     one, many = (engine(make, n, seed=3, layouts=8, renew_every=1) for n in (1, 4096))
-    actions = torch.randint(0, len(one.meaning), (60, 4096), generator=torch.Generator().manual_seed(0))
+    actions = torch.randint(0, int(one.spaces[1].n), (60, 4096), generator=torch.Generator().manual_seed(0))
     for action in actions:
         mine, theirs = one.step(action[:1])[:3], many.step(action)[:3]
         assert [part[0] for part in mine] == [part[0] for part in theirs]
@@ -363,9 +366,10 @@ def test_layouts_are_renewed_and_every_environment_sees_them_all():
 
 
 def test_workers_do_not_change_the_engine_and_so_the_results():
-    with pytest.raises(ValueError, match=r"no use for --stream\.workers: --stream\.engine package does"):
-        StreamConfig("grid-layouts", workers=1).make(2)
-    stream = StreamConfig("grid-layouts", workers=1, engine="package").make(2)
+    workers = SingleConfig(workers=1)
+    with pytest.raises(ValueError, match=r"--stream\.single flags .* ignored: .* --stream\.engine grid"):
+        StreamConfig("grid-layouts", single=workers).make(2)
+    stream = StreamConfig("grid-layouts", single=workers, engine="single").make(2)
     assert stream.reset()[0].shape == (2, 7, 7, 3)
     stream.close()
 
@@ -373,10 +377,10 @@ def test_workers_do_not_change_the_engine_and_so_the_results():
 def test_a_fixed_layout_stays():
     stream = StreamConfig("grid-resampled-crossings").make(3)
     stream.reset()
-    (layout,) = set(layout_seeds(stream.envs))
+    (layout,) = set(layout_seeds(stream.engine))
     for _ in range(500):
         stream.step(stream.action_space.sample())
-    assert layout_seeds(stream.envs) == [layout] * 3
+    assert layout_seeds(stream.engine) == [layout] * 3
 
 
 def test_missions_are_read_as_they_are_written():
@@ -386,10 +390,10 @@ def test_missions_are_read_as_they_are_written():
         assert twin.reset(seed=seed)[0]["mission"] == mission(envs, i)
 
 
-@pytest.mark.parametrize("options", [{"layouts": 12}, {"layouts": 0}, {"renew_every": 0}])
-def test_a_bank_that_cannot_be_is_refused(options):
-    with pytest.raises(ValueError, match="--stream"):
-        StreamConfig("grid-layouts", **options).make(2)
+@pytest.mark.parametrize("layouts", [12, 0, -8])
+def test_a_number_of_layouts_that_is_no_power_of_two_is_refused(layouts):
+    with pytest.raises(ValueError, match=r"--stream\.grid\.layouts must be a power of two"):
+        StreamConfig("grid-layouts", grid=GridConfig(layouts)).make(2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

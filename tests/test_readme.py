@@ -11,7 +11,7 @@ import gymnasium as gym
 import pytest
 
 from neoteny.configs.ppo import PRESETS
-from neoteny.envs.stream import registered_streams
+from neoteny.envs.registry import registered_streams
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,7 +38,7 @@ def test_agent_commands(command, tmp_path):
     assert bool(list(tmp_path.glob("runs/**/summary.json"))) == bool(short)
 
 
-@pytest.mark.parametrize("where", ["", " --stream.workers 2 --num-envs 4"])
+@pytest.mark.parametrize("where", ["", " --stream.single.workers 2 --num-envs 4"])
 def test_the_ten_line_stream(where, tmp_path):
     assert len(USER_STREAM.strip().splitlines()) <= 10
     (tmp_path / "my_streams.py").write_text(USER_STREAM)

@@ -33,8 +33,8 @@ from neoteny.agents import ppo
 from neoteny.agents.ppo import Args
 from neoteny.configs.cli import cli, launch
 from neoteny.envs import Stream
-from neoteny.envs.engine import episode_seed
 from neoteny.envs.single import workers
+from neoteny.envs.tasks import episode_seed
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners import run
 from neoteny.runners.args import FREE
@@ -450,7 +450,7 @@ def test_two_processes_the_older_one_finishes_a_checkpoint_too_late(
     assert outcome(args) == undisturbed
 
 
-# Workers of the environments
+# ProcessEnvs of the environments
 
 
 def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capfd):
@@ -458,7 +458,7 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
     def lose(self):
         for worker, number in zip(
-            self.parts["stream"].envs.members.crew, (signal.SIGKILL, signal.SIGSTOP), strict=True
+            self.parts["stream"].envs.members.workers, (signal.SIGKILL, signal.SIGSTOP), strict=True
         ):
             os.kill(worker.process.pid, number)
 
@@ -471,13 +471,13 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
 
 def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(workers, "MOST_REBUILDS", 0)
+    monkeypatch.setattr(workers, "MOST_RESTARTS", 0)
     at(
         monkeypatch,
         150,
-        lambda self: os.kill(self.parts["stream"].envs.members.crew[0].process.pid, signal.SIGKILL),
+        lambda self: os.kill(self.parts["stream"].envs.members.workers[0].process.pid, signal.SIGKILL),
     )
-    words = [*FLAGS.split(), "--stream.workers", "1", "--runs-dir", str(tmp_path)]
+    words = [*FLAGS.split(), "--stream.single.workers", "1", "--runs-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["ppo.py", *words])
     with pytest.raises(SystemExit) as exit:
         launch(ppo.main, Args, {})
@@ -1193,7 +1193,7 @@ def test_security_no_code_runs_what_a_file_holds(unsafe):
     found = {
         name for name, text in texts.items() if not name.startswith("tests/") and re.search(unsafe, text)
     }
-    # Workers read pickles, not from a file but from the process that made them, as multiprocessing does.
+    # ProcessEnvs read pickles, not from a file but from the process that made them, as multiprocessing does.
     assert found <= ({"envs/single/workers.py"} if "pickle" in unsafe and "allow" not in unsafe else set())
 
 

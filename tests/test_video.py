@@ -14,7 +14,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig, stream
 from neoteny.envs.audit import parameters
-from neoteny.envs.engine import episode_seed
+from neoteny.envs.tasks import episode_seed
 from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
 from neoteny.runners import run, video
@@ -241,7 +241,7 @@ def test_the_policy_sees_what_the_stream_would_show(normalizer, task_id):
     for _ in range(24):  # four into the second task, unless an episode ended
         seen.append(lived.step(torch.zeros(1, dtype=torch.int64))[0])
     episode, length = int(lived.envs.episodes[0]), int(lived.lengths[0])
-    twin = lived.twin()
+    twin = lived.make_eval_env()
     observation = twin.reset(episode_seed(5, 1, 0, episode))
     for _ in range(length):
         observation = twin.step(0)[0]
@@ -258,7 +258,7 @@ def test_a_twin_is_as_far_on_its_way_as_the_stream():
     lived.reset()
     for _ in range(50):
         lived.step(torch.zeros(1, dtype=torch.int64))
-    twin = lived.twin()
+    twin = lived.make_eval_env()
     twin.reset(0)
     ours = lived.envs.members.envs[0]
     ours._move()  # which the next step would do first
@@ -287,7 +287,7 @@ def test_a_twin_carries_what_the_running_episode_was_given(drifts, workers):
         lived.step(torch.zeros(2, dtype=torch.int64))
     given = lived.envs.log[0].lifelong
     assert given[0]["step"] > 0
-    twin = lived.twin()
+    twin = lived.make_eval_env()
     assert twin.lifelong == given
     before = copy.deepcopy(given)
     twin.reset(0)

@@ -16,16 +16,18 @@ import pytest
 
 from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.single import workers
+from neoteny.envs.single.engine import SingleConfig
 from tests.faulty import drifting
 from tests.test_stream import advance, assert_same_steps
 
 SCRIPT = """
 import os, signal, time
 from neoteny.envs import StreamConfig
+from neoteny.envs.single.engine import SingleConfig
 
 if __name__ == "__main__":
-    stream = StreamConfig("CartPole-v1", workers=2).make(2)
-    pids = [worker.process.pid for worker in stream.envs.members.crew]
+    stream = StreamConfig("CartPole-v1", single=SingleConfig(workers=2)).make(2)
+    pids = [worker.process.pid for worker in stream.engine.envs.workers]
     os.kill(pids[0], signal.SIGSTOP)
     print(*pids, flush=True)
     time.sleep(60)
@@ -38,9 +40,10 @@ def faults(folder, *names):
         (folder / f"{number},{name}").touch()
 
 
-def drift_stream(folder=None, **options):
+def drift_stream(folder=None, workers=0):
     task = functools.partial(drifting, folder and str(folder))
-    return Stream(task, Schedule(period=120), num_envs=3, seed=5, audit=False, **options)
+    engines = [SingleConfig(workers=workers)]
+    return Stream(task, Schedule(period=120), engines, num_envs=3, seed=5, audit=False)
 
 
 def lives(pid):
@@ -59,23 +62,24 @@ def no_orphans():
 
 def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(workers, "CLOSE_SECONDS", 1.0)
+    monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
     # The second happens while the worker that is lost at the first plays five steps again.
     faults(tmp_path, "step 6,kill", "step 3,stop", "reset 1,kill", "make 2,end")
-    here, there = drift_stream(), drift_stream(tmp_path, workers=2, worker_timeout=1.0)
+    here, there = drift_stream(), drift_stream(tmp_path, workers=2)
     np.testing.assert_array_equal(here.reset()[0], there.reset()[0])
     assert_same_steps(advance(here, 110), advance(there, 110))
-    assert there.envs.members.rebuilds == 4
+    assert there.engine.envs.restarts == 4
     assert there.task == 2
 
-    os.kill(there.envs.members.crew[1].process.pid, signal.SIGKILL)
+    os.kill(there.engine.envs.workers[1].process.pid, signal.SIGKILL)
     assert_same_steps(advance(here, 3), advance(there, 3))
-    assert there.envs.members.rebuilds == 5
+    assert there.engine.envs.restarts == 5
     ours, theirs = here.state_dict(), there.state_dict()
-    for one, other in zip(ours["envs"]["running"], theirs["envs"]["running"], strict=True):
+    for one, other in zip(ours["engine"]["running"], theirs["engine"]["running"], strict=True):
         assert one.keys() == other.keys() == {"began", "seed", "lifelong", "actions"}
         np.testing.assert_array_equal(one.pop("actions"), other.pop("actions"))
         assert one == other
-    assert any(episode["lifelong"][0]["step"] > 0 for episode in theirs["envs"]["running"])
+    assert any(episode["lifelong"][0]["step"] > 0 for episode in theirs["engine"]["running"])
 
     told = capfd.readouterr().err.splitlines()
     assert len(told) == 5
@@ -83,7 +87,7 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
     assert sum("did not answer for 1 s" in line for line in told) == 1
     assert sum("exit code 3" in line for line in told) == 1
 
-    pids = [worker.process.pid for worker in there.envs.members.crew]
+    pids = [worker.process.pid for worker in there.engine.envs.workers]
     os.kill(pids[0], signal.SIGSTOP)
     os.kill(pids[1], signal.SIGKILL)
     began = time.monotonic()
@@ -96,17 +100,18 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
 
 
 def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
-    assert workers.MOST_REBUILDS == 3
-    monkeypatch.setattr(workers, "MOST_REBUILDS", 1)  # to save time
+    assert workers.MOST_RESTARTS == 3
+    monkeypatch.setattr(workers, "MOST_RESTARTS", 1)  # to save time
+    monkeypatch.setattr(workers, "WORKER_SECONDS", 0.5)
     faults(tmp_path, "step 4,end", "step 4,hang")
-    stream = drift_stream(tmp_path, workers=1, worker_timeout=0.5)
+    stream = drift_stream(tmp_path, workers=1)
     stream.reset()
     advance(stream, 3)
-    seeds = [episode["seed"] for episode in stream.state_dict()["envs"]["running"]]
+    seeds = [episode["seed"] for episode in stream.state_dict()["engine"]["running"]]
     named = ", ".join(rf"{env} \(seed {seed}, 3 actions\)" for env, seed in enumerate(seeds))
     with pytest.raises(RuntimeError, match=rf"2 workers in a row .* not answer for 0\.5 s; .*: {named}"):
         advance(stream, 1)
-    assert stream.envs.members.rebuilds == 1
+    assert stream.engine.envs.restarts == 1
     stream.close()
 
 
@@ -119,7 +124,7 @@ def test_what_an_environment_raises_is_raised_here(tmp_path):
     with pytest.raises(KeyError, match="on purpose") as caught:
         advance(there, 1)
     assert 'faulty.py", line' in "".join(caught.value.__notes__)
-    assert there.envs.members.rebuilds == 0
+    assert there.engine.envs.restarts == 0
     assert_same_steps(advance(here, 3), advance(there, 3))  # the step that failed was not made
     del there, caught
     gc.collect()  # which ends the worker of a stream that nobody closed
@@ -143,15 +148,13 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 3}, "--stream.workers must be 0 to 2"),
-        ({"workers": -1}, "--stream.workers must be 0 to 2"),
-        ({"worker_timeout": 0.0}, "--stream.worker-timeout must be positive"),
-        ({"worker_timeout": float("nan")}, "--stream.worker-timeout must be positive"),
+        ({"workers": 3}, "--stream.single.workers must be 0 to 2"),
+        ({"workers": -1}, "--stream.single.workers must be 0 to 2"),
     ],
 )
 def test_what_cannot_run_is_refused_by_the_name_of_its_flag(options, message):
     with pytest.raises(ValueError, match=message):
-        StreamConfig("CartPole-v1", **options).make(2)
+        StreamConfig("CartPole-v1", single=SingleConfig(**options)).make(2)
 
 
 def test_a_task_that_cannot_be_pickled_starts_no_worker():
@@ -159,7 +162,7 @@ def test_a_task_that_cannot_be_pickled_starts_no_worker():
         return gym.make("CartPole-v1")
 
     with pytest.raises((AttributeError, TypeError), match="pickle"):
-        Stream(local, Schedule(), 1, workers=1)
+        Stream(local, Schedule(), [SingleConfig(workers=1)], 1)
 
 
 def test_a_worker_that_does_not_read_its_commands_is_lost():

@@ -17,7 +17,7 @@ from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs
-from neoteny.envs.single.workers import WORKER_SECONDS, ProcessEnvs
+from neoteny.envs.single.workers import ProcessEnvs
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, episode_seed
 
 
@@ -68,7 +68,6 @@ class SingleEngine:
     Args:
         num_envs: N.
         workers, replay: as in :class:`SingleConfig`.
-        worker_seconds: how long a worker may take for a step before it is replaced.
     """
 
     device = torch.device("cpu")
@@ -80,12 +79,11 @@ class SingleEngine:
         num_envs: int,
         workers: int = 0,
         replay: bool = True,
-        worker_seconds: float = WORKER_SECONDS,
     ) -> None:
         self.make_task, self.spaces, self.num_envs, self.replay = task, spaces, num_envs, replay
         self.log = EpisodeLog(batch_space(spaces[1], num_envs))
         self.envs: SerialEnvs | ProcessEnvs = (
-            ProcessEnvs(task, spaces, self.log, workers, worker_seconds)
+            ProcessEnvs(task, spaces, self.log, workers)
             if workers
             else SerialEnvs(task, spaces, num_envs, stride=num_envs)
         )

@@ -44,7 +44,8 @@ CLOSE_SECONDS = 5.0
 """How long workers may take to close their environments before they are killed."""
 
 WORKER_SECONDS = 60.0
-"""How long a worker may take to step, reset or make its environments before it is replaced."""
+"""How long a worker may take to step, reset or make its environments, or for one step that is replayed,
+before it is replaced."""
 
 _LENGTH = struct.Struct("=Q")
 
@@ -139,13 +140,10 @@ class ProcessEnvs:
         task: can be pickled, as a function of a module can.
         log: the running episodes of all sub-environments, complete up to the command that is given.
         count: how many processes.
-        timeout: seconds that a command may take, or, while episodes are replayed, a step.
     """
 
-    def __init__(
-        self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, count: int, timeout: float
-    ) -> None:
-        self.make, self.log, self.timeout = (task, spaces), log, timeout
+    def __init__(self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, count: int) -> None:
+        self.make, self.log = (task, spaces), log
         bounds = [worker * log.num_envs // count for worker in range(count + 1)]
         self.shares = [range(*pair) for pair in itertools.pairwise(bounds)]
         self.restarts = 0
@@ -275,7 +273,7 @@ class ProcessEnvs:
         return f"{env} (seed {episode.seed}, {len(episode.actions)} actions)"
 
     def _spawn(self, members: range) -> Worker:
-        return Worker(self.timeout, (*self.make, len(members), self.log.num_envs))
+        return Worker(WORKER_SECONDS, (*self.make, len(members), self.log.num_envs))
 
 
 def _kill(workers: list[Worker]) -> None:
