@@ -18,7 +18,7 @@ from minigrid.wrappers import ImgObsWrapper
 
 from neoteny.envs.atari import streams as _atari  # noqa: F401  (registers its streams)
 from neoteny.envs.atari.engine import AtariConfig
-from neoteny.envs.atari.game import check_games
+from neoteny.envs.atari.game import ale, check_games
 from neoteny.envs.control import streams as _control  # noqa: F401
 from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
@@ -92,6 +92,8 @@ class StreamConfig:
             raise ValueError(
                 f"there is no stream {self.id!r}: import {module} first, only a command line does"
             )
+        if name.startswith("ALE/"):
+            ale()  # registers its games
         try:
             return gym.spec(name)
         except gym.error.Error as error:
@@ -154,12 +156,11 @@ class StreamConfig:
             ValueError: a flag does not suit the stream, or would be ignored.
         """
         self.check(num_envs)
-        engines = [engine for engine in self._engines() if self.engine in ("auto", engine.name)]
-        names = ("audit", "normalizer", "task_id", "observations", "channels")
+        names = ("audit", "normalizer", "task_id", "observations", "channels", "engine")
         stream = Stream(
             self._task(),
             self.schedule(),
-            engines,
+            self._engines(),
             num_envs,
             seed,
             device,

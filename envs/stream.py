@@ -55,13 +55,13 @@ class Stream(VectorEnv):
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
         schedule: which task is on at which step.
-        engines: the kinds of engine that may step it; the first that covers every task does.
+        engines: the kinds of engine that there are; the first that covers every task steps it.
         num_envs: N, the number of sub-environments.
         seed: the run's seed.
         device: where observations, rewards and ends of episodes are returned as tensors (observations in
             their own dtype, rewards as float32); ``None`` returns NumPy arrays, as Gymnasium does.
         names: of the recurring tasks, if they have any.
-        audit, normalizer, task_id, observations, channels: as in
+        audit, normalizer, task_id, observations, channels, engine: as in
             :class:`neoteny.envs.config.StreamConfig`.
 
     Raises:
@@ -84,6 +84,7 @@ class Stream(VectorEnv):
         task_id: Literal["none", "onehot"] = "none",
         observations: Kind | Literal["auto"] = "auto",
         channels: Channels | Literal["auto"] = "auto",
+        engine: str = "auto",
         names: Sequence[str] = (),
     ) -> None:
         if num_envs < 1:
@@ -115,7 +116,8 @@ class Stream(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
         """How many frames are stacked along the first axis of an observation, zeros before the first."""
-        chosen = choose_engine(engines, task, self.schedule, first)
+        allowed = [config for config in engines if engine in ("auto", config.name)]
+        chosen = choose_engine(allowed, task, self.schedule, first)
         self.engine_name = chosen.name
         raw.check(try_out(first))
         first.close()
@@ -255,8 +257,8 @@ class Stream(VectorEnv):
         visit = self.schedule.visit_at(self.steps)
         self.task = self.schedule.task_of(visit)
         self._visit_end = np.inf if self.schedule.period is None else self.schedule.start_of(visit + 1)
-        switched = visit == 0 or self.schedule.task_of(visit - 1) != self.task
-        self._is_first = switched and self.steps == self.schedule.start_of(visit)
+        before = self.steps - self.num_envs
+        self._is_first = before < 0 or self.schedule.task_at(before) != self.task
 
     def _is_over(self) -> bool:
         """Whether another task is on now; a visit to the same task again is no switch."""
