@@ -96,25 +96,14 @@ def test_the_table_names_every_stream_with_its_periods_and_every_stream_has_a_pr
             assert PRESETS[name].get("stream", {}).get("id", name) == name
 
 
-def test_the_file_tree_names_every_file_in_its_folder_and_no_other():
+def test_the_tree_names_every_folder_and_no_other():
     (tree,) = (
         text for _, text in re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S) if "runners/    " in text
     )
-    blocks = dict(re.findall(r"^(\w+)/(.*\n(?:  .*\n)*)", tree, flags=re.M))
-    assert blocks.keys() == {
-        "agents",
-        "configs",
-        "envs",
-        "optim",
-        "runners",
-        "scripts",
-        "docs",
-        "tests",
-        "results",
-    }
-    for folder in ("agents", "configs", "envs", "optim", "runners", "scripts"):
-        pattern = r"\w+\.py" if folder == "scripts" else r"(?m)^  (\w+\.py) "
-        names = re.findall(pattern, blocks[folder])
-        files = {path.name for path in (ROOT / folder).glob("*.py")} - {"__init__.py"}
-        assert sorted(names) == sorted(files), folder
-    assert all((ROOT / folder).is_dir() for folder in blocks)
+    folders, parent = [], ""
+    for indent, name in re.findall(r"^( *)(\w+)/", tree, flags=re.M):
+        parent = parent if indent else name
+        folders.append(f"{parent}/{name}" if indent else name)
+    packages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/__init__.py")}
+    packages |= {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[a-z]*/*/__init__.py")}
+    assert sorted(folders) == sorted(packages | {"scripts", "docs", "tests", "results"})
