@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from neoteny.agents.activations import ACTIVATIONS, Abs, CReLU, Fourier, GroupSort, MaxMin
 from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import orthogonalize
-from neoteny.runners.probes import jacobian, measure
+from neoteny.runners.probes import measure
+from neoteny.runners.probes.jacobians import jacobian
 
 SQUARE = ["abs", "maxmin", "groupsort"]  # as many outputs as units
 ISOMETRIC = [*SQUARE, "crelu", "fourier"]

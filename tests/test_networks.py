@@ -16,7 +16,7 @@ from neoteny.agents.networks import (
     torso,
 )
 from neoteny.optim import isometry_penalty
-from neoteny.runners.probes import jacobian
+from neoteny.runners.probes.jacobians import jacobian
 
 GRID = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
 ATARI = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
