@@ -441,9 +441,13 @@ def stream(
 
 
 def import_typed(id: str) -> str:
-    """Import the module of a ``module:id`` that somebody typed, or raise ValueError; returns the id.
+    """Import the module of a ``module:id`` that somebody typed; returns the id.
 
     Names that come from a file never get here, since an import runs whatever the module holds.
+
+    Raises:
+        ValueError: there is no such module.
+        Exception: whatever the module itself raises.
     """
     module = id.rpartition(":")[0]
     if module:
@@ -452,7 +456,9 @@ def import_typed(id: str) -> str:
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):  # one that the module imports
+                raise
             raise ValueError(f"there is no stream {id!r}: {error}") from error
     return id
 

@@ -23,7 +23,6 @@ import os
 import platform
 import random
 import resource
-import sys
 import tempfile
 import time
 import unittest.mock
@@ -42,7 +41,7 @@ from tqdm import tqdm
 
 from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig, encoder, head, torso
-from neoteny.configs.cli import override
+from neoteny.configs.cli import launch_script, override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid.engine import GridEnvs
@@ -946,4 +945,4 @@ def main(bench: Bench) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Bench)))
+    launch_script(main, Bench)
