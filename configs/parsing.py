@@ -103,6 +103,6 @@ def _sentence(box: str) -> str:
     told = " ".join(filter(None, rows[begin:end]))
     told = re.sub(r"^Error parsing (--[\w.:-]+): ", r"\1: ", told)
     told = re.sub(r"^Error parsing [\w.:]+: ", "", told)  # a dataclass, whose own words name the flag
-    told = re.sub(r"no type matching (\S+) could be instantiated", r"\1 cannot be read", told)
+    told = re.sub(r"no type matching (.+?) could be instantiated", r"\1 cannot be read", told)
     told = re.sub(r"\. Got errors: .*", "", told)  # of each type
     return told.replace("Could not find valid parse for arguments: ", "cannot be read from ")

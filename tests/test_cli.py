@@ -158,8 +158,7 @@ BAD = {
     "--network.hidden 0": "--network.hidden",
     "--network.activation relux": "relu",
     "--network.activation crelu --network.hidden 7": "crelu needs --network.hidden to be multiples of 2",
-    "--network.activation maxmin --network.group-size 2": "--network.group-size is for",
-    "--network.linear orthogonal --network.conv-init delta": "choose one of them",
+    "--network.group-size 2": "there is no flag --network.group-size",
     "--device tpu": "--device",
     "--no-such-flag 1": "there is no flag --no-such-flag; --help lists all",
     "--learning-rate 1 --n-envs 2": "; there is no flag --n-envs; near to it: --num-envs",
@@ -194,7 +193,6 @@ NO_WEIGHT = "--network.linear orthogonal --stream.id cartpole-rotations"
 UNFIT = {
     NO_WEIGHT: "AdamO has no weight to pull towards isometry",
     f"{NO_WEIGHT} optim:muon": "Muon needs a hidden matrix",
-    "--network.conv-init delta": "--network.conv-init delta is for observations that pass convolutions",
 }
 
 
@@ -226,7 +224,7 @@ def written(folder, line):
         "cartpole-rotations",
         "grid-layouts-small",
         "mountaincar-drift-small",
-        "grid-layouts --network.activation groupsort --network.group-size 8 --network.conv-init delta",
+        "grid-layouts --network.activation groupsort",
         "atari --stream.games Pong Freeway/1/0 --stream.cycles 2",
     ],
 )

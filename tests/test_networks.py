@@ -10,13 +10,10 @@ from neoteny.agents.networks import (
     NetworkConfig,
     OneHotGrid,
     Pixels,
-    delta_orthogonal,
     encoder,
     head,
     torso,
 )
-from neoteny.optim import isometry_penalty
-from neoteny.runners.probes.jacobians import jacobian
 
 GRID = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
 ATARI = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -50,33 +47,6 @@ def test_widths_are_those_after_the_activation(space, activation):
     names = [f"conv{i + 1}" for i in range(len(widths))] + ["linear1", "linear2"]
     for name, width in zip(names, [*widths, 32, 16]):
         assert len(layers[name].weight) * ACTIVATIONS[activation].outputs == width
-
-
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize(("channels", "out", "isometric"), [(6, 6, True), (4, 6, True), (6, 4, False)])
-def test_delta_orthogonal_kernels_are_isometries_of_images(kernel, channels, out, isometric):
-    around = kernel // 2
-    conv = nn.Conv2d(channels, out, kernel, padding=around, padding_mode="circular").double()
-    delta_orthogonal(conv, gain=1.0)
-    (operator,) = jacobian(conv, torch.randn(1, channels, 5, 5, dtype=torch.float64))
-    sigma = torch.linalg.svdvals(operator)
-    assert torch.allclose(sigma, torch.ones_like(sigma))
-    images = torch.randn(3, channels, 5, 5, dtype=torch.float64)
-    assert torch.allclose(conv(images).norm(), images.norm()) == isometric
-    # Of the reshaped kernel, out - channels singular values are 0 where it widens by more than it sees.
-    missing = max(0, min(out, channels * kernel**2) - channels)
-    assert isometry_penalty(conv).item() == pytest.approx(missing, abs=1e-9)
-
-
-def test_delta_orthogonal_kernels_of_a_torso_see_their_centre_alone():
-    layers = torso(encoder(ATARI), ATARI, NetworkConfig(conv_init="delta"))
-    for conv, centre in ((layers.conv1, 4), (layers.conv2, 2), (layers.conv3, 1)):
-        beside = conv.weight.detach().clone()
-        sigma = torch.linalg.svdvals(beside[:, :, centre, centre])
-        torch.testing.assert_close(sigma, torch.full_like(sigma, 2**0.5))
-        beside[:, :, centre, centre] = 0
-        assert not beside.any()
-        assert not conv.bias.any()
 
 
 def test_heads_stay_free():
@@ -114,20 +84,11 @@ def test_pixels_are_scaled():
         {"hidden": (8, 3), "activation": "crelu"},
         {"hidden": (3,), "activation": "fourier"},
         {"hidden": (6,), "activation": "groupsort"},
-        {"hidden": (8,), "activation": "groupsort", "group_size": 3},
     ],
 )
 def test_bad_networks_are_refused(bad):
     with pytest.raises(ValueError, match=r"--network\.hidden"):
         NetworkConfig(**bad)
-
-
-def test_what_does_not_go_with_the_observations_is_refused():
-    with pytest.raises(ValueError, match="groupsort needs widths that are multiples of 3"):
-        torso(encoder(GRID), GRID, NetworkConfig((6,), "groupsort", group_size=3))
-    torso(encoder(VECTOR), VECTOR, NetworkConfig((6,), "groupsort", group_size=3))
-    with pytest.raises(ValueError, match=r"--network\.conv-init delta"):
-        torso(encoder(VECTOR), VECTOR, NetworkConfig(conv_init="delta"))
 
 
 def test_other_observations_are_refused():
