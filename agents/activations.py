@@ -40,7 +40,8 @@ class GroupSort(nn.Module):
     its weight. (Anil et al., 2019.)
 
     Args:
-        size: units of a group; it divides D.
+        size: units of a group; it divides D. Networks have groups of 4: enough to differ from pairs, and
+            widths that are powers of two stay possible.
     """
 
     def __init__(self, size: int = 4) -> None:

@@ -274,6 +274,7 @@ def main(args: Args) -> dict[str, Any]:
             stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
             interval=max(16 * args.log_every, args.buffer_size // 64),
         )  # fmt: skip
+        stream.reset()
     if args.compile:
         agent.compile()
         target.compile()
@@ -284,7 +285,6 @@ def main(args: Args) -> dict[str, Any]:
     planned = max(0, rounds * args.gradient_steps)
     run.say(f"{args.stream.id}: {stream.schedule}", methods.report(planned))
 
-    stream.reset()
     made = run.resume(
         methods=methods, agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 from typing import Literal, TypeVar
 
 import gymnasium as gym
@@ -17,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neoteny.agents.activations import ACTIVATIONS, Activation, GroupSort
+from neoteny.agents.activations import ACTIVATIONS, Activation
 from neoteny.envs import Stream
 from neoteny.envs.observations import CODES, ObservationSpec, read_observations
 from neoteny.optim.orthogonal import orthogonalize
@@ -36,14 +35,9 @@ class NetworkConfig:
         "relu"
     )
     """The activation function of every hidden layer."""
-    group_size: int | None = None
-    """Units that groupsort sorts together; None is 4."""
     linear: Literal["free", "orthogonal"] = "free"
     """Train the weights of hidden layers, convolutions included, as they are, or keep them orthogonal in
     every forward pass (Björck's iteration). Heads are always free."""
-    conv_init: Literal["orthogonal", "delta"] = "orthogonal"
-    """Start convolutions as orthogonal matrices, or as one such matrix at the centre of each kernel and zeros
-    around it: not for kernels with strides, which then see one pixel of each window."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -52,22 +46,11 @@ class NetworkConfig:
         if any(width % multiple for width in self.hidden):
             wanted = f"{self.activation} needs --network.hidden to be multiples of {multiple}"
             raise ValueError(f"{wanted}, not {self.hidden}")
-        if self.linear == "orthogonal" and self.conv_init == "delta":
-            raise ValueError(
-                "--network.conv-init delta starts kernels with fewer singular values than "
-                "--network.linear orthogonal keeps at 1: choose one of them"
-            )
 
     @property
     def units(self) -> Activation:
         """The activation function, and what there is to know of it."""
-        chosen, size = ACTIVATIONS[self.activation], self.group_size
-        if size is None:
-            return chosen
-        if self.activation != "groupsort" or size < 2:
-            wrong = f"not {size} for {self.activation}"
-            raise ValueError(f"--network.group-size is for groupsort, and at least 2: {wrong}")
-        return chosen._replace(make=functools.partial(GroupSort, size), multiple=size)
+        return ACTIVATIONS[self.activation]
 
 
 class Flat(nn.Module):
@@ -178,20 +161,11 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
     """Hidden layers for what ``encode`` gives: (B, ...) -> (B, network.hidden[-1]), convolutions first.
 
     Widths are those after the activation: where that has two outputs a unit, there are half as many units.
-
-    Raises:
-        ValueError: the activation, or how convolutions start, does not go with what is observed.
     """
     example = encode(zeros(space, 1))
     units = network.units
     layers = nn.Sequential()
     kernels = convolutions(encode, example)
-    if any(width % units.multiple for width, _, _ in kernels):
-        widths = ", ".join(str(width) for width, _, _ in kernels)
-        wanted = f"{network.activation} needs widths that are multiples of {units.multiple}"
-        raise ValueError(f"{wanted}, and the convolutions have {widths}")
-    if network.conv_init == "delta" and not kernels:
-        raise ValueError("--network.conv-init delta is for observations that pass convolutions")
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
         conv = hidden_layer(nn.Conv2d(channels, width // units.outputs, size, stride), network)
@@ -210,10 +184,7 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
 
 def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:
     """A hidden layer as it starts, with an orthogonal weight, and as it is kept."""
-    if isinstance(layer, nn.Conv2d) and network.conv_init == "delta":
-        delta_orthogonal(layer, network.units.gain)
-    else:
-        orthogonal(layer, network.units.gain)
+    orthogonal(layer, network.units.gain)
     if isinstance(layer, nn.Conv2d):
         # Up to half as fast again.
         layer = nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)
@@ -231,22 +202,3 @@ def orthogonal(layer: Layer, gain: float) -> Layer:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer
-
-
-def delta_orthogonal(conv: nn.Conv2d, gain: float) -> nn.Conv2d:
-    """The convolution with an orthogonal matrix at the centre of its kernel, zeros around, and a zero bias.
-
-    At stride 1, with an odd kernel, circular padding and no fewer channels out than in, it is an isometry
-    (times ``gain``); with as many out as in, its reshaped kernel is orthogonal too. With more, the reshaped
-    kernel has singular values of 0, which no pull towards isometry moves. A bad idea with strides: of each
-    window one pixel is seen, the others only once training has filled the kernel.
-
-    Xiao et al., "Dynamical isometry and a mean field theory of CNNs", ICML 2018.
-    """
-    _, _, height, width = conv.weight.shape
-    nn.init.zeros_(conv.weight)
-    with torch.no_grad():
-        nn.init.orthogonal_(conv.weight[:, :, height // 2, width // 2], gain)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return conv

@@ -300,6 +300,7 @@ def main(args: Args) -> dict[str, Any]:
         agent = new_agent()
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
+        stream.reset()
     if args.compile:
         agent.compile()
     probes = Probes(args.probes, methods, new_optimizer)
@@ -309,7 +310,6 @@ def main(args: Args) -> dict[str, Any]:
     planned = updates * args.epochs * args.minibatches
     run.say(f"{args.stream.id}: {stream.schedule}", methods.report(planned))
 
-    stream.reset()
     made = run.resume(methods=methods, agent=agent, optimizer=optimizer, stream=stream)
     observation = stream.observation
     rollout = Rollout.zeros(args.num_steps, stream, device)

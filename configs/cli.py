@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from neoteny.configs.help_pages import HELP, show_help
+from neoteny.configs.flags import OPTIMIZERS, no_such, refuse_unknown, refuse_unused
+from neoteny.configs.help_pages import show_help
 from neoteny.configs.method_flags import parse_methods, split_words
+from neoteny.configs.parsing import HELP, parse
 from neoteny.envs.single.workers import WorkerError
-from neoteny.runners.disk.exit_codes import ExitCode, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 
 Config = TypeVar("Config")
 
@@ -40,29 +43,47 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 def cli(
     args_type: type[Config], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
 ) -> Config:
-    """Parse ``[preset] [optim:NAME] [--methods.NAME] [--flags]``; exits with code 2 on bad input.
+    """Parse ``[preset] [optim:NAME] [--methods.NAME] [--flags]``.
 
     Args:
         args_type: the agent's frozen dataclass.
         presets: name -> changes to its defaults.
         argv: the words of the command line, without the program's name.
+
+    Raises:
+        SystemExit: code 2 and one sentence on bad input, which a flag that would do nothing is too; code 0
+            after a help page.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    default = args_type()
-    if words and not words[0].startswith("-") and ":" not in words[0]:
-        name = words.pop(0)
-        if name not in presets:
-            stop(ExitCode.BAD_INPUT, f"there is no preset {name!r}; there are {', '.join(presets)}")
-        default = override(default, presets[name])
-    try:
+    with bad_input():
+        default = args_type()
+        if words and not words[0].startswith("-") and ":" not in words[0]:
+            name = words.pop(0)
+            if name not in presets:
+                raise ValueError(no_such("preset", name, presets, "--help"))
+            default = override(default, presets[name])
         if any(word in HELP for word in words):
             show_help(default, presets, words)
-        words, method_words = split_words(words)  # tyro knows nothing of methods
-        settings = (tyro.conf.CascadeSubcommandArgs,)
-        args: Any = tyro.cli(args_type, args=words, default=default, config=settings)
-        return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
-    except ValueError as error:
-        stop(ExitCode.BAD_INPUT, str(error))
+        args = _parse(default, words, presets)
+        refuse_unused(args, words)
+        return args
+
+
+def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -> Config:
+    """The arguments that words make of the default ones; raises ValueError for bad input."""
+    others, method_words = split_words(words)  # tyro knows nothing of methods
+    # The optimizer comes first, so that its flags may stand before it.
+    optimizers = [word for word in others if word.removeprefix("optim:") in OPTIMIZERS and ":" in word]
+    if len(set(optimizers)) > 1:
+        raise ValueError(f"a run has one optimizer, not {' and '.join(optimizers)}")
+    others = optimizers[:1] + [word for word in others if word not in optimizers]
+    settings = (tyro.conf.CascadeSubcommandArgs,)
+    args: Any
+    args, unknown = parse(type(default), others, default=default, config=settings)
+    if unknown and unknown[0] in presets:
+        raise ValueError(f"a preset is the first word, and {unknown[0]} is not")
+    refuse_unknown(args, unknown)
+    return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
 
 
 def launch(
@@ -72,11 +93,35 @@ def launch(
 
     Exits with code 2 if agent, stream and machine do not go together, 70 if a worker is given up.
     """
+    print_anything()
     args = cli(args_type, presets)
     try:
         main(args)
     except WorkerError as error:
         stop(ExitCode.BROKEN, str(error))
+
+
+def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:
+    """Run a script with the arguments of its command line, and exit with the code that it returns.
+
+    Exits with code 2 and one sentence on bad arguments.
+    """
+    print_anything()
+    raise SystemExit(main(script_args(args_type, sys.argv[1:])))
+
+
+def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
+    """The arguments of a script, which has neither presets nor methods; exits with code 2 on bad ones."""
+    with bad_input():
+        args, unknown = parse(args_type, words)
+        refuse_unknown(args, unknown)
+        return args
+
+
+def print_anything() -> None:
+    """Print a question mark for what the terminal's encoding does not have, instead of ending in an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr does so of itself
+        sys.stdout.reconfigure(errors="replace")
 
 
 def read_args(args_type: type[Config], path: Path) -> Config:
@@ -90,10 +135,11 @@ def read_args(args_type: type[Config], path: Path) -> Config:
     try:
         config = json.loads(path.read_text())
         stream, optimizer = config["stream"]["id"], config["optim"].pop("name")
-        if not (isinstance(stream, str) and isinstance(optimizer, str)):
-            raise TypeError("stream.id and optim.name must be texts")
+        wrap = config["stream"].get("wrap") or ""
+        if not all(isinstance(name, str) for name in (stream, wrap, optimizer)):
+            raise TypeError("stream.id, stream.wrap and optim.name must be texts")
         methods = config.pop("methods", {})
-        for module in (name.rpartition(":")[0] for name in (stream, *methods)):
+        for module in (name.rpartition(":")[0] for name in (stream, wrap, *methods)):
             if module and module not in sys.modules:
                 raise ValueError(f"import {module} first, no file makes it imported")
         config.pop("agent", None)
@@ -102,7 +148,8 @@ def read_args(args_type: type[Config], path: Path) -> Config:
             words += [f"--methods.{name}", *_words(fields, f"methods.{name}.")]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         stop(ExitCode.BAD_INPUT, f"{path} holds no arguments of a run: {error}")
-    return cli(args_type, {}, words)
+    with bad_input():
+        return _parse(args_type(), words)
 
 
 def _words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

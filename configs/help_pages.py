@@ -14,9 +14,9 @@ from typing import Annotated, Any
 import tyro
 
 from neoteny.configs.method_flags import method_name, parse_methods
+from neoteny.configs.parsing import HELP
 from neoteny.optim import METHODS
 
-HELP = ("-h", "--help")
 METHODS_HELP = (
     "--methods.NAME takes a method, --methods.NAME.FIELD VALUE sets a field of it too; any of them combine. "
     "--methods.NAME --help shows the fields. A method of your own, a subclass of neoteny.optim.MethodConfig "

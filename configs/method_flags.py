@@ -13,6 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 
+from neoteny.configs.flags import no_such, refuse_unknown
+from neoteny.configs.parsing import parse
 from neoteny.envs.registry import import_typed
 from neoteny.optim import METHODS, MethodConfig
 
@@ -30,7 +32,7 @@ def method_type(name: str) -> type[MethodConfig]:
     """
     if ":" not in name:
         if name not in METHODS:
-            raise ValueError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+            raise ValueError(no_such("method", name, METHODS, "--methods --help"))
         return METHODS[name]
     module, _, class_name = name.partition(":")
     try:
@@ -76,18 +78,20 @@ def method_name(word: str) -> str:
 
 
 def parse_methods(methods: Configs, words: Mapping[str, list[str]]) -> Configs:
-    """Methods as their flags change them, or add to them; exits with code 2 on bad flags.
+    """Methods as their flags change them, or add to them.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: there is no such method, or it has no such flag or value.
     """
     chosen: dict[type[MethodConfig], MethodConfig] = {type(method): method for method in methods}
     for name, flags in words.items():
         kind: Any = method_type(name)
         default = chosen.get(kind, tyro.MISSING_NONPROP)
         field = Annotated[kind, tyro.conf.arg(name=f"methods.{name}", default=default)]
-        parser = dataclasses.make_dataclass("Parser", [("method", field)])
+        parser: Any = dataclasses.make_dataclass("Parser", [("method", field)])
         prog = f"{sys.argv[0]} --methods.{name}"
         # Help shows the name of a module as it is; either sign may be typed.
-        chosen[kind] = tyro.cli(parser, args=flags, prog=prog, use_underscores=":" in name).method
+        parsed, unknown = parse(parser, flags, prog=prog, use_underscores=":" in name)
+        refuse_unknown(parsed.method, unknown, prefix=f"methods.{name}.")
+        chosen[kind] = parsed.method
     return tuple(chosen.values())

@@ -3,8 +3,6 @@
 ``iso`` is chosen by the isometry budget, learning rate x iso x optimizer steps of the run: 0.5 to 1 here.
 """
 
-import importlib.util
-
 from neoteny.configs.cli import preset
 
 # MiniGrid: sparse rewards. At twice the learning rate a policy that has just solved its task can collapse.
@@ -69,8 +67,7 @@ PRESETS: dict[str, dict] = {
 # Physics that jump or drift, in twenty tasks, and ten to sixteen small ones. Observations are normalized, as
 # those of Chung et al. are: MountainCar is not learned without.
 PHYSICS = {"cartpole": (393_216, 0.1), "acrobot": (409_600, 0.1), "mountaincar": (245_760, 0.15)}
-if importlib.util.find_spec("Box2D"):
-    PHYSICS["lunarlander"] = (614_400, 0.06)
+PHYSICS["lunarlander"] = (614_400, 0.06)  # needs the extra "box2d"
 for name, (small, iso) in PHYSICS.items():
     for id in (f"{name}-jumps", f"{name}-drift"):
         PRESETS[id] = preset({}, id, 10_000_000, iso=0.003, normalizer="keep")

@@ -48,9 +48,13 @@ def task_rng(seed: int, task: int) -> np.random.Generator:
 
 
 def import_typed(name: str) -> str:
-    """Import the module of a ``module:name`` that somebody typed, or raise ValueError; returns the text.
+    """Import the module of a ``module:name`` that somebody typed; returns the text.
 
     Names that come from a file never get here, since an import runs whatever the module holds.
+
+    Raises:
+        ValueError: there is no such module.
+        Exception: whatever the module itself raises.
     """
     module = name.rpartition(":")[0]
     if module:
@@ -59,8 +63,10 @@ def import_typed(name: str) -> str:
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
-        except ImportError as error:
-            raise ValueError(f"there is no stream {name!r}: {error}") from error
+        except ModuleNotFoundError as error:
+            if not f"{module}.".startswith(f"{error.name}."):  # one that the module imports
+                raise
+            raise ValueError(f"there is no {name!r}: {error}") from error
     return name
 
 

@@ -79,8 +79,6 @@ class AdamOConfig(_Moments):
 
     iso: float = 1e-3
     """Coefficient of the isometry penalty; choose it so that lr * iso * steps of the run is 0.1 to 30."""
-    iso_lr: float | None = None
-    """Step size of the pull, scaled with the learning rate's schedule; None is the learning rate."""
     iso_scale: float = 1.0
     """Target of the squared singular values; 2 suits ReLU layers initialized with gain sqrt(2)."""
     iso_every: int = 10
@@ -88,7 +86,7 @@ class AdamOConfig(_Moments):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        adamo.check_options({"lr": 1.0, **vars(self)})
+        adamo.check_options({"lr": 1.0, "iso_lr": None, **vars(self)})
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.

@@ -58,7 +58,8 @@ class RunArgs:
         Raises:
             ValueError: names the flag. A device that is not there is never replaced by another.
         """
-        check_numbers(self, ("seed", "checkpoint_every", "video_every"), at_least=0)
+        check_numbers(self, ("seed",), at_least=0, at_most=2**63 - 1)  # what a tensor can hold
+        check_numbers(self, ("checkpoint_every", "video_every"), at_least=0)
         check_numbers(self, ("threads",), at_least=1)
         if not re.fullmatch(r"[\w.-]*", self.note):
             raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {self.note!r}")

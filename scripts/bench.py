@@ -23,7 +23,6 @@ import os
 import platform
 import random
 import resource
-import sys
 import tempfile
 import time
 import unittest.mock
@@ -42,10 +41,11 @@ from tqdm import tqdm
 
 from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig, encoder, head, torso
-from neoteny.configs.cli import override
+from neoteny.configs.cli import launch_script, override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid.engine import GridEngine
+from neoteny.envs.observations import read_observations
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, OptimConfig, orthogonalize
 from neoteny.optim.layers import describe
 from neoteny.runners.probes import Probes, measure
@@ -253,7 +253,7 @@ def problems() -> list[Problem]:
 
 def _classifier(name: str, space: gym.spaces.Box, hidden: tuple[int, ...], classes: int) -> Problem:
     config = NetworkConfig(hidden)
-    network = torso(encoder(space), space, config)
+    network = torso(encoder(read_observations(space)), space, config)
     network.add_module("head", head(config, classes, gain=1.0))
 
     def batch(size: int) -> Callable[[nn.Module], Tensor]:
@@ -946,4 +946,4 @@ def main(bench: Bench) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Bench)))
+    launch_script(main, Bench)

@@ -11,16 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
-import scipy.stats
-import seaborn as sns
 import tyro
-from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from neoteny.configs.cli import launch_script
 from neoteny.runners.disk.events import read_points
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+
+with bad_input():  # the extra "analysis"
+    import matplotlib
+    import matplotlib.pyplot as plt
+    import pandas as pd
+    import scipy.stats
+    import seaborn as sns
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
 # Column -> the tag whose last value, or the score whose value, it shows.
 COLUMNS = {
@@ -171,11 +175,10 @@ def _mean_and_half(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def main(args: Compare) -> int:
-    """Print the tables, draw the figures; returns 2 if there is no finished run."""
+    """Print the tables, draw the figures; exits with code 2 if there is no finished run."""
     runs = read_runs(args.folders)
     if runs.empty:
-        print(f"no finished run below {', '.join(map(str, args.folders))}")
-        return 2
+        stop(ExitCode.BAD_INPUT, f"no finished run below {', '.join(map(str, args.folders)) or 'no folder'}")
     for title, group, path in comparisons(runs, args.figure):
         print(f"\n{title}\n", table(group), "", *differences(group), sep="\n")
         if path:
@@ -185,4 +188,4 @@ def main(args: Compare) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(Compare)))
+    launch_script(main, Compare)

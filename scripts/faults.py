@@ -33,11 +33,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tqdm import tqdm
 
-from neoteny.configs.cli import cli
+from neoteny.configs.cli import cli, launch_script
 from neoteny.envs import stream, wrappers
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
@@ -469,4 +468,4 @@ def main(faults: Faults) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Faults)))
+    launch_script(main, Faults)

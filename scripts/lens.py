@@ -8,9 +8,10 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pandas as pd
-import tyro
-from compare import Compare, comparisons, draw, markdown, mean_interval, read_runs, with_tag
+from compare import Compare, comparisons, draw, markdown, mean_interval, pd, read_runs, with_tag
+
+from neoteny.configs.cli import launch_script
+from neoteny.runners.disk.exit_codes import ExitCode, stop
 
 # Row -> the tag that it shows, or the tags of all parts, over which it takes the mean.
 ROWS = {
@@ -96,11 +97,10 @@ def _farthest(points: pd.DataFrame) -> float:
 
 
 def main(args: Lens) -> int:
-    """Print the tables, draw the figures; returns 2 if there is no finished run."""
+    """Print the tables, draw the figures; exits with code 2 if there is no finished run."""
     runs = read_runs(args.folders)
     if runs.empty:
-        print(f"no finished run below {', '.join(map(str, args.folders))}")
-        return 2
+        stop(ExitCode.BAD_INPUT, f"no finished run below {', '.join(map(str, args.folders)) or 'no folder'}")
     for title, group, path in comparisons(runs, args.figure):
         print(f"\n{title}\n", table(group), "", *held(group), sep="\n")
         if path:
@@ -110,4 +110,4 @@ def main(args: Lens) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(tyro.cli(Lens)))
+    launch_script(main, Lens)

@@ -83,7 +83,7 @@ COMMANDS = {
     "ppo-workers": f"{PPO} {STREAM} mountaincar-drift --stream.normalizer reset --stream.single.workers 2 "
     "optim:muon",
     "ppo-plasticity": f"{PPO} {STREAM} cartpole-gravity --stream.span 0.5 --probes.plasticity-every 1 "
-    "--probes.plasticity-steps 20 --probes.ntk-outputs sum optim:adam",
+    "--probes.plasticity-steps 20 optim:adam",
     "ppo-grid": f"{PPO} {STREAM} grid-layouts --network.activation maxmin --video-every 700 optim:muon",
     "ppo-grid-package": f"{PPO} {SMALL_ROOM} --stream.engine single --shared-torso "
     "--network.activation crelu optim:adamo",

@@ -29,6 +29,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig, encoder, torso
 from neoteny.envs import StreamConfig
 from neoteny.envs.atari.game import make_game
+from neoteny.envs.observations import ObservationSpec
 from neoteny.optim import AdamConfig
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
@@ -71,7 +72,7 @@ class Training:
     @property
     def network(self) -> NetworkConfig:
         """Torsos for the policy and the value function; one for both on Atari."""
-        return NetworkConfig(hidden=(512,) if self.view == "atari" else (64, 64), flat=self.view == "flat")
+        return NetworkConfig(hidden=(512,) if self.view == "atari" else (64, 64))
 
     @property
     def shared(self) -> bool:
@@ -83,7 +84,7 @@ class Training:
         """The environments as neoteny has them."""
         if self.view == "atari":
             return StreamConfig("atari", games=(GAME,), period=10**9, audit=False)
-        return StreamConfig(GRID)
+        return StreamConfig(GRID, observations="vectors" if self.view == "flat" else "auto")
 
     def make(self) -> gym.Env:
         """One environment of the package."""
@@ -221,13 +222,14 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
 
     env = training.make()
     space = env.observation_space
+    assert isinstance(space, gym.spaces.Box)
     env.close()
 
     class Convolutions(BaseFeaturesExtractor):
         """The layers before the two hidden ones."""
 
         def __init__(self, flat: gym.spaces.Box) -> None:
-            encode = encoder(space)
+            encode = encoder(ObservationSpec(space, "codes"))
             layers = list(torso(encode, space, training.network).children())[:-4]
             outputs = nn.Sequential(encode, *layers)(torch.zeros(1, 7, 7, 3, dtype=torch.uint8)).shape[1]
             super().__init__(flat, outputs)

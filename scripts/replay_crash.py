@@ -13,16 +13,15 @@ import importlib
 import json
 import pkgutil
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
 import tyro
 
 import neoteny.agents
-from neoteny.configs.cli import read_args
+from neoteny.configs.cli import launch_script, read_args
 from neoteny.envs.registry import import_typed
-from neoteny.runners.disk.exit_codes import ExitCode, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.folder import run_folder
 
 
@@ -46,7 +45,8 @@ def main(replay: ReplayCrash) -> int:
     if agent not in {module.name for module in pkgutil.iter_modules(neoteny.agents.__path__)}:
         stop(ExitCode.BAD_INPUT, f"there is no agent {agent!r}")
     if replay.module:
-        import_typed(f"{replay.module}:")
+        with bad_input():
+            import_typed(f"{replay.module}:")
     module = importlib.import_module(f"neoteny.agents.{agent}")
     args = read_args(module.Args, replay.crash / "args.json")
     with tempfile.TemporaryDirectory() as runs_dir:
@@ -73,4 +73,4 @@ def main(replay: ReplayCrash) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(ReplayCrash)))
+    launch_script(main, ReplayCrash)

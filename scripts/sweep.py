@@ -16,10 +16,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import tyro
-
-from neoteny.configs.cli import cli
-from neoteny.runners.disk.exit_codes import ExitCode
+from neoteny.configs.cli import cli, print_anything, script_args
+from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.sweep import run_all
 
@@ -44,6 +42,11 @@ class Sweep:
 
 def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
     """Run it, with ``flags`` given to every run; returns 1 if a run failed."""
+    agents = sorted(path.stem for path in (ROOT / "agents").glob("*.py") if "launch(" in path.read_text())
+    if sweep.agent not in agents:
+        stop(
+            ExitCode.BAD_INPUT, f"there is no agent {sweep.agent!r} in agents/; there are {', '.join(agents)}"
+        )
     module = importlib.import_module(f"neoteny.agents.{sweep.agent}")
     commands, finished = [], 0
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
@@ -70,4 +73,5 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
 if __name__ == "__main__":
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
-    sys.exit(main(tyro.cli(Sweep, args=words[:split]), flags=words[split + 1 :]))
+    print_anything()
+    sys.exit(main(script_args(Sweep, words[:split]), flags=words[split + 1 :]))

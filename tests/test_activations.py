@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from neoteny.agents.activations import ACTIVATIONS, Abs, CReLU, Fourier, GroupSort, MaxMin
-from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import orthogonalize
-from neoteny.runners.probes import jacobian, measure
+from neoteny.runners.probes import measure
+from neoteny.runners.probes.jacobians import jacobian
 
 SQUARE = ["abs", "maxmin", "groupsort"]  # as many outputs as units
 ISOMETRIC = [*SQUARE, "crelu", "fourier"]
@@ -150,12 +150,3 @@ def test_probes_see_outputs_as_units_and_an_isometry_of_what_has_not_lost_rank(n
     assert measured["isometry/penalty"] == pytest.approx(0.0, abs=1e-6)
     # One output never comes to life: the negative part of the unit whose bias is 100.
     assert measured["plasticity/dead/net.linear1"] == (1 / 16 if name == "crelu" else 0.0)
-
-
-def test_group_sizes_are_for_groupsort():
-    for size in (None, 6):
-        units = NetworkConfig((12,), "groupsort", group_size=size).units
-        assert units.make().size == units.multiple == (size or 4)
-    for name, size in (("maxmin", 2), ("groupsort", 1), ("groupsort", 0)):
-        with pytest.raises(ValueError, match=r"--network\.group-size"):
-            NetworkConfig((12,), name, group_size=size)

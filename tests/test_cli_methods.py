@@ -143,7 +143,10 @@ def flat(args: Any) -> set[str]:
 
 
 def nested(args: Any, group: str) -> set[str]:
-    return {f"--{group}.{name.replace('_', '-')}" for name in vars(getattr(args, group))}
+    fields = vars(getattr(args, group)).items()
+    deeper = [nested(getattr(args, group), name) for name, value in fields if dataclasses.is_dataclass(value)]
+    own = {f"--{name.replace('_', '-')}" for name, value in fields if not dataclasses.is_dataclass(value)}
+    return {f"--{group}.{flag.removeprefix('--')}" for flag in own.union(*deeper)}
 
 
 @pytest.mark.parametrize("name", AGENTS)
@@ -261,25 +264,25 @@ BAD = {
     "--methods=isometry": "names no method",
     "--methods.": "names no method",
     "--methods.a/b": "names no method",
-    "--methods.isometri": "there is no method 'isometri'; there are isometry, drop_out",
+    "--methods.isometri": "there is no method 'isometri'; near to it: isometry; --methods --help lists all",
     "--methods.isometri --help": "there is no method 'isometri'",
-    "--methods.isometry.nope 1": "Unrecognized options: --methods.isometry.nope",
-    "--methods.isometry.ceof 1": "--methods.isometry.coef FLOAT",
+    "--methods.isometry.nope 1": "there is no flag --methods.isometry.nope",
+    "--methods.isometry.ceof 1": "near to it: --methods.isometry.coef",
     "--methods.isometry.coef": "Missing value for argument '--methods.isometry.coef'",
-    "--methods.isometry.coef x": "could not convert string to float: 'x'",
+    "--methods.isometry.coef x": "--methods.isometry.coef: 'x' is no number",
     "--methods.isometry.coef -1": "coef must not be negative, not -1.0",
     "--methods.isometry.on nobody": "'actor', 'critic', 'all'",
-    "--methods.isometry 5": "Unrecognized options: 5",
-    "--methods.isometry=5": "Unrecognized options: --methods.isometry=5",
-    "--methods.isometry.coef 1 2": "run agents/ppo.py --methods.isometry --help",
+    "--methods.isometry 5": "no flag takes the word '5'",
+    "--methods.isometry=5": "there is no flag --methods.isometry",
+    "--methods.isometry.coef 1 2": "no flag takes the word '2'",
     "--methods.no_such_file:X": "there is no method 'no_such_file:X': No module named 'no_such_file'",
     "--methods.json:Nope": "there is no method 'json:Nope': json has no MethodConfig Nope",
     "--methods.json:JSONDecoder": "json has no MethodConfig JSONDecoder",
     "--methods.json:": "names no method",
     "--methods.isometry --seed 13": "no methods with --seed 13",
     "--methods.isometry --seed x": "--seed",
-    "--method.isometry": "Unrecognized options: --method.isometry",
-    "--methods.isometry grid-layouts": "grid-layouts",
+    "--method.isometry": "there is no flag --method.isometry; near to it: --methods.isometry",
+    "--methods.isometry grid-layouts": "no flag takes the word 'grid-layouts'",
 }  # fmt: skip
 
 
@@ -288,8 +291,9 @@ def test_bad_methods_are_told(line, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(line)
     assert exit.value.code == 2
-    told = plain(capsys.readouterr().err)
+    told = capsys.readouterr().err
     assert BAD[line] in told
+    assert told.count("\n") == 1
     assert "Traceback" not in told
 
 

@@ -409,7 +409,8 @@ def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
 def test_every_preset_runs(tmp_path, preset):
     args = override(Args(), PRESETS[preset])
     few = max(args.batch_size, args.n_step * args.num_envs)
-    short = {"total_steps": 1, "log_every": args.train_every, "learning_starts": few, "buffer_size": few}
+    few_steps = dict.fromkeys(("total_steps", "log_every"), args.train_every)
+    short = {**few_steps, "learning_starts": few, "buffer_size": few}
     args = dataclasses.replace(args, **short, runs_dir=tmp_path)
     assert dqn.main(args)["visits"]
 

@@ -133,5 +133,7 @@ def test_the_command_prints_a_table_and_draws_what_there_is(tmp_path, capsys):
 def test_no_finished_run_is_told(script, tmp_path, capsys):
     (tmp_path / "stream" / "ppo" / "adam" / "s1").mkdir(parents=True)
     args = (lens.Lens if script is lens else compare.Compare)((tmp_path,))
-    assert script.main(args) == 2
-    assert capsys.readouterr().out == f"no finished run below {tmp_path}\n"
+    with pytest.raises(SystemExit) as exit:
+        script.main(args)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err == f"error: no finished run below {tmp_path}\n"

@@ -957,7 +957,7 @@ def arguments(folder, agent, methods, **changes):
         "network": NetworkConfig(hidden=(8, 8)),
         "optim": AdamConfig(),
         "runs_dir": folder,
-        "probes": ProbeConfig(every=4, pictures=False, jacobian_samples=4, plasticity_every=0, full_every=0),
+        "probes": ProbeConfig(every=4, pictures=False, plasticity_every=0, full_every=0),
         "methods": methods,
     }
     stream = StreamConfig("cartpole-rotations", period=150, audit=False)

@@ -7,27 +7,25 @@ from torch import nn
 from neoteny.agents.activations import ACTIVATIONS
 from neoteny.agents.networks import (
     Flat,
+    Images,
     NetworkConfig,
     OneHotGrid,
-    Pixels,
-    delta_orthogonal,
     encoder,
     head,
     torso,
 )
-from neoteny.optim import isometry_penalty
-from neoteny.runners.probes import jacobian
+from neoteny.envs.observations import ObservationSpec, read_observations
 
-GRID = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
-ATARI = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
-VECTOR = gym.spaces.Box(-1, 1, (5,), np.float32)
+GRID = ObservationSpec(gym.spaces.Box(0, 255, (7, 7, 3), np.uint8), "codes")
+ATARI = ObservationSpec(gym.spaces.Box(0, 255, (4, 84, 84), np.uint8), "pictures", "first")
+VECTOR = ObservationSpec(gym.spaces.Box(-1, 1, (5,), np.float32), "vectors")
 
 
-@pytest.mark.parametrize(("space", "kind"), [(GRID, OneHotGrid), (ATARI, Pixels), (VECTOR, Flat)])
+@pytest.mark.parametrize(("spec", "kind"), [(GRID, OneHotGrid), (ATARI, Images), (VECTOR, Flat)])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("linear", ["free", "orthogonal"])
-def test_encoder_and_torso_by_observation(space, kind, activation, linear):
-    encode = encoder(space)
+def test_encoder_and_torso_by_observation(spec, kind, activation, linear):
+    space, encode = spec.space, encoder(spec)
     assert isinstance(encode, kind)
     layers = torso(encode, space, NetworkConfig(hidden=(32, 16), activation=activation, linear=linear))
     observations = torch.as_tensor(np.stack([space.sample() for _ in range(3)])) % 4
@@ -42,41 +40,14 @@ def test_encoder_and_torso_by_observation(space, kind, activation, linear):
                 assert layer.weight.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("space", [GRID, ATARI, VECTOR])
+@pytest.mark.parametrize("spec", [GRID, ATARI, VECTOR])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_widths_are_those_after_the_activation(space, activation):
-    layers = dict(torso(encoder(space), space, NetworkConfig((32, 16), activation)).named_children())
-    widths = [16, 32] if space is GRID else [32, 64, 64] if space is ATARI else []
+def test_widths_are_those_after_the_activation(spec, activation):
+    layers = dict(torso(encoder(spec), spec.space, NetworkConfig((32, 16), activation)).named_children())
+    widths = [16, 32] if spec is GRID else [32, 64, 64] if spec is ATARI else []
     names = [f"conv{i + 1}" for i in range(len(widths))] + ["linear1", "linear2"]
     for name, width in zip(names, [*widths, 32, 16]):
         assert len(layers[name].weight) * ACTIVATIONS[activation].outputs == width
-
-
-@pytest.mark.parametrize("kernel", [1, 3, 5])
-@pytest.mark.parametrize(("channels", "out", "isometric"), [(6, 6, True), (4, 6, True), (6, 4, False)])
-def test_delta_orthogonal_kernels_are_isometries_of_images(kernel, channels, out, isometric):
-    around = kernel // 2
-    conv = nn.Conv2d(channels, out, kernel, padding=around, padding_mode="circular").double()
-    delta_orthogonal(conv, gain=1.0)
-    (operator,) = jacobian(conv, torch.randn(1, channels, 5, 5, dtype=torch.float64))
-    sigma = torch.linalg.svdvals(operator)
-    assert torch.allclose(sigma, torch.ones_like(sigma))
-    images = torch.randn(3, channels, 5, 5, dtype=torch.float64)
-    assert torch.allclose(conv(images).norm(), images.norm()) == isometric
-    # Of the reshaped kernel, out - channels singular values are 0 where it widens by more than it sees.
-    missing = max(0, min(out, channels * kernel**2) - channels)
-    assert isometry_penalty(conv).item() == pytest.approx(missing, abs=1e-9)
-
-
-def test_delta_orthogonal_kernels_of_a_torso_see_their_centre_alone():
-    layers = torso(encoder(ATARI), ATARI, NetworkConfig(conv_init="delta"))
-    for conv, centre in ((layers.conv1, 4), (layers.conv2, 2), (layers.conv3, 1)):
-        beside = conv.weight.detach().clone()
-        sigma = torch.linalg.svdvals(beside[:, :, centre, centre])
-        torch.testing.assert_close(sigma, torch.full_like(sigma, 2**0.5))
-        beside[:, :, centre, centre] = 0
-        assert not beside.any()
-        assert not conv.bias.any()
 
 
 def test_heads_stay_free():
@@ -96,13 +67,10 @@ def test_grid_cells_become_one_hot():
 
 def test_images_are_vectors_if_asked():
     observation = torch.randint(0, 11, (2, 7, 7, 3), dtype=torch.uint8)
-    encode = encoder(GRID, flat=True)
+    spec = read_observations(GRID.space, "vectors")
+    encode = encoder(spec)
     assert torch.equal(encode(observation), observation.flatten(1).float())
-    assert torso(encode, GRID, NetworkConfig(flat=True)).linear1.in_features == 147
-
-
-def test_pixels_are_scaled():
-    assert Pixels()(torch.full((1, 4, 84, 84), 255, dtype=torch.uint8)).unique().tolist() == [1.0]
+    assert torso(encode, spec.space, NetworkConfig()).linear1.in_features == 147
 
 
 @pytest.mark.parametrize(
@@ -114,22 +82,8 @@ def test_pixels_are_scaled():
         {"hidden": (8, 3), "activation": "crelu"},
         {"hidden": (3,), "activation": "fourier"},
         {"hidden": (6,), "activation": "groupsort"},
-        {"hidden": (8,), "activation": "groupsort", "group_size": 3},
     ],
 )
 def test_bad_networks_are_refused(bad):
     with pytest.raises(ValueError, match=r"--network\.hidden"):
         NetworkConfig(**bad)
-
-
-def test_what_does_not_go_with_the_observations_is_refused():
-    with pytest.raises(ValueError, match="groupsort needs widths that are multiples of 3"):
-        torso(encoder(GRID), GRID, NetworkConfig((6,), "groupsort", group_size=3))
-    torso(encoder(VECTOR), VECTOR, NetworkConfig((6,), "groupsort", group_size=3))
-    with pytest.raises(ValueError, match=r"--network\.conv-init delta"):
-        torso(encoder(VECTOR), VECTOR, NetworkConfig(conv_init="delta"))
-
-
-def test_other_observations_are_refused():
-    with pytest.raises(ValueError, match="must be a Box"):
-        encoder(gym.spaces.Discrete(4))

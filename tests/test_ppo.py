@@ -1,5 +1,6 @@
 import dataclasses
 import shutil
+from importlib.util import find_spec
 
 import gymnasium as gym
 import numpy as np
@@ -363,10 +364,12 @@ def test_compiled_networks_learn_the_same(tmp_path):
         torch.testing.assert_close(weight, weights[1][name], atol=1e-3, rtol=1e-2)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset", [name for name in PRESETS if not name.startswith("lunarlander-") or find_spec("Box2D")]
+)
 def test_every_preset_runs(tmp_path, preset):
     args = override(Args(), PRESETS[preset])
-    args = dataclasses.replace(args, total_steps=1, num_steps=8, epochs=1, runs_dir=tmp_path)
+    args = dataclasses.replace(args, total_steps=8 * args.num_envs, num_steps=8, epochs=1, runs_dir=tmp_path)
     assert ppo.main(args)["visits"]
 
 

@@ -655,9 +655,6 @@ def value_of(args, name):
 def test_mismatched_arguments(optim, name, tmp_path, capsys):
     stream = dataclasses.replace(BASE.stream, tasks=(0, 1, 2))
     args = small(tmp_path / "before", stream=stream, optim=OPTIMIZERS[optim])
-    if name == "network.group_size":  # of no other activation
-        network = dataclasses.replace(args.network, activation="groupsort", group_size=4)
-        args = dataclasses.replace(args, network=network)
     if name.startswith("probes.plasticity_"):  # of no measurement else
         args = dataclasses.replace(args, probes=ProbeConfig(every=5, plasticity_every=10, pictures=False))
     other = dataclasses.replace(changed(args, name), runs_dir=tmp_path / "now")

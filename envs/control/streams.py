@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -130,17 +129,14 @@ def mountaincar_physics(k: int, seed: int) -> gym.Env:
     return Repeat(draw(env, k, seed, gravity=(0.00175, 0.0035), force=(0.0007, 0.0014)), times=8)
 
 
+@physics("lunarlander", small=61_440)
 def lunarlander_physics(k: int, seed: int) -> gym.Env:
     """LunarLander with gravity of 2 to 12 and wind of power 1 to 20, log-uniformly, after a calm first task.
 
     Chung et al. vary gravity, down- and sidewards, the power of the engines and the first push. Of these
     Gymnasium's simulator has gravity as a parameter, which it reads when an episode starts; wind, and its
-    largest recommended values as bounds, are ours.
+    largest recommended values as bounds, are ours. It needs the extra "box2d".
     """
     env = gym.make("LunarLander-v3", enable_wind=True, disable_env_checker=True)
     env.unwrapped.wind_power = env.unwrapped.turbulence_power = 0.0  # type: ignore[attr-defined]
     return draw(env, k, seed, gravity=(-2.0, -12.0), wind_power=(1.0, 20.0))
-
-
-if importlib.util.find_spec("Box2D"):  # the extra "box2d"
-    physics("lunarlander", small=61_440)(lunarlander_physics)

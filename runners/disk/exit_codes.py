@@ -6,8 +6,12 @@ import contextlib
 import enum
 import math
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
+
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.error import Error as GymnasiumError
 
 
 class ExitCode(enum.IntEnum):
@@ -26,6 +30,15 @@ class ExitCode(enum.IntEnum):
     """Stopped by a signal, with everything saved: the same command goes on."""
 
 
+# Importable name -> the extra of this project that installs it.
+EXTRAS = {
+    "ale_py": "atari",
+    "Box2D": "box2d",
+    "mujoco": "mujoco",
+    **dict.fromkeys(("matplotlib", "pandas", "scipy", "seaborn"), "analysis"),
+}
+
+
 def check_numbers(
     config: object,
     names: Sequence[str],
@@ -41,20 +54,44 @@ def check_numbers(
         ValueError: names the flag, its value and its range.
     """
     bounds = (("above", above), ("at least", at_least), ("at most", at_most))
-    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if math.isfinite(bound))
+    wanted = " and ".join(f"{word} {bound}" for word, bound in bounds if abs(bound) != math.inf)
     for name in names:
         value = getattr(config, name)
-        if not (math.isfinite(value) and value > above and at_least <= value <= at_most):
+        if not (abs(value) < math.inf and value > above and at_least <= value <= at_most):
             raise ValueError(f"--{prefix}{name.replace('_', '-')} must be {wanted or 'finite'}, not {value}")
 
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Whatever raises a ValueError in this block cannot be done as asked for: exit with code 2."""
+    """Whatever goes wrong in this block cannot be done as asked for: exit with code 2 and one sentence."""
     try:
         yield
-    except ValueError as error:
-        stop(ExitCode.BAD_INPUT, str(error))
+    except Exception as error:
+        stop(ExitCode.BAD_INPUT, reason(error))
+
+
+def reason(error: Exception) -> str:
+    """Why something failed, in one line.
+
+    That is the text of an error whose text is meant for the user (a ValueError, Gymnasium's, our own); the
+    package to install if one is missing; of any other error its type, its text and where it was raised.
+    """
+    text = " ".join(str(error).split())
+    if isinstance(error, ModuleNotFoundError | DependencyNotInstalled):
+        # Gymnasium says which package is missing by the error from which it raises its own.
+        name = getattr(error, "name", None) or getattr(error.__cause__, "name", None)
+        if name:
+            package = name.partition(".")[0]
+            extra = f': pip install "neoteny[{EXTRAS[package]}]"' if package in EXTRAS else ""
+            return f"the package {package} is not installed{extra}"
+    ours = type(error).__module__.startswith("neoteny.")
+    if text and (ours or isinstance(error, ValueError | GymnasiumError)):
+        return text
+    told = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError) or not frames:  # a SyntaxError's text says where it is
+        return told
+    return f"{told} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def stop(code: ExitCode, reason: str) -> NoReturn:

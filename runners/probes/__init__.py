@@ -6,7 +6,7 @@ hidden layer); which tags there are depends on the architecture alone, never on 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -37,13 +37,8 @@ class ProbeConfig:
     to the next; 0 for none."""
     samples: int = 256
     """Current observations that units and features are measured on."""
-    jacobian_samples: int = 32
-    """Of these, those whose Jacobians are taken (fewer in wide layers)."""
     ntk_samples: int = 32
     """Distinct observations of the neural tangent kernel; it costs the square of them."""
-    ntk_outputs: Literal["each", "sum"] = "each"
-    """A row of the kernel for each output of a sample, or only for their sum: cheap, but it says nothing of
-    differences between outputs."""
     plasticity_samples: int = 64
     """Distinct observations of the random task: few enough for a fresh network to learn a good part of it."""
     plasticity_steps: int = 300
@@ -54,10 +49,10 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         """Refuse negative numbers, no samples, and what would be ignored."""
         check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
-        amounts = ("samples", "jacobian_samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
+        amounts = ("samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
         check_numbers(self, amounts, at_least=1, prefix="probes.")
         needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
-        needed |= {"ntk_samples": "full_every", "ntk_outputs": "full_every"}
+        needed |= {"ntk_samples": "full_every"}
         for name, switch in needed.items():
             if getattr(self, switch) == 0 and getattr(self, name) != getattr(ProbeConfig, name):
                 flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
@@ -100,9 +95,7 @@ class Probes:
         parts, inputs = agent.parts(), agent.encode(observations)
         values: dict[str, float | list[float]] = {**update_norms(learner.network, self._before)}
         values["update/pull_norm"] = float(pull_norm(learner.optimizer))
-        values |= measure(
-            parts, inputs, learner.layers(), jacobian_samples=config.jacobian_samples, operators=full
-        )
+        values |= measure(parts, inputs, learner.layers(), operators=full)
         if not (full or training):
             return values
         # In a grid many observations are the same. Twins make the kernel singular, and no network can give
@@ -112,8 +105,8 @@ class Probes:
         if full:
             some = spread(agent.encode(distinct), config.ntk_samples)
             for name, part in parts.items():
-                kernel = empirical_ntk(part, some, summed=config.ntk_outputs == "sum")
-                others |= {f"isometry/{tag}/{name}": v for tag, v in ntk_statistics(kernel).items()}
+                statistics = ntk_statistics(empirical_ntk(part, some))
+                others |= {f"isometry/{tag}/{name}": value for tag, value in statistics.items()}
         if training:
             run_and_update = np.random.SeedSequence((torch.initial_seed(), self._update))
             seed = int(run_and_update.generate_state(1)[0])

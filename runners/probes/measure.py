@@ -27,6 +27,8 @@ from neoteny.runners.probes.spectra import (
 )
 from neoteny.runners.probes.units import UNIT_PROBES, unit_sizes
 
+JACOBIAN_SAMPLES = 32  # a median and a 95th percentile need few, and each costs a pass an output
+
 # Singular values cost the cube of the smaller side, so wide layers get fewer samples. They can afford it: the
 # wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
 _SPECTRUM_BUDGET = 2**29
@@ -41,7 +43,7 @@ def measure(
     inputs: Tensor,
     layers: Sequence[Layer] | None = None,
     *,
-    jacobian_samples: int = 32,
+    jacobian_samples: int = JACOBIAN_SAMPLES,
     operators: bool = False,
 ) -> dict[str, float | list[float]]:
     """Measure units, features, weights and Jacobians of a network on one batch.

@@ -22,7 +22,7 @@ from neoteny.runners.probes.spectra import condition_number, effective_rank
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def empirical_ntk(network: nn.Module, inputs: Tensor, *, summed: bool = False) -> Tensor:
+def empirical_ntk(network: nn.Module, inputs: Tensor) -> Tensor:
     """Empirical neural tangent kernel of a network, in float64.
 
     The Jacobian of a linear layer is never built: its part of the kernel is (A A^T + 1) * (D D^T), with what
@@ -33,11 +33,9 @@ def empirical_ntk(network: nn.Module, inputs: Tensor, *, summed: bool = False) -
     Args:
         network: From `inputs` to outputs (m, O), every sample on its own; taken in evaluation mode.
         inputs: (m, ...), floating point.
-        summed: Take the sum of a sample's outputs as its only one, which is cheaper but blind to differences
-            between outputs.
 
     Returns:
-        (m O, m O), rows ordered by sample, then by output; (m, m) if summed.
+        (m O, m O), rows ordered by sample, then by output.
     """
     network = copy.deepcopy(network).double().eval()
     inputs = inputs.to(torch.float64, copy=True)
@@ -52,8 +50,6 @@ def empirical_ntk(network: nn.Module, inputs: Tensor, *, summed: bool = False) -
             hooks.enter_context(module.register_forward_hook(record))
         # Frozen layers in front of all others would cut the graph.
         outputs = network(inputs.detach().requires_grad_()).reshape(len(inputs), -1)
-    if summed:
-        outputs = outputs.sum(1, keepdim=True)
     kernel = outputs.new_zeros(outputs.numel(), outputs.numel())
     deltas = iter(_derivatives(outputs, [leaving for of_layer in calls.values() for _, leaving in of_layer]))
     for layer, of_layer in calls.items():
@@ -65,7 +61,7 @@ def empirical_ntk(network: nn.Module, inputs: Tensor, *, summed: bool = False) -
         for name, parameter in network.named_parameters()
         if parameter.requires_grad and id(parameter) not in covered
     }
-    return (kernel + _kernel_of_others(network, others, inputs, summed) if others else kernel).detach()
+    return (kernel + _kernel_of_others(network, others, inputs) if others else kernel).detach()
 
 
 def ntk_statistics(kernel: Tensor) -> dict[str, Tensor]:
@@ -161,14 +157,11 @@ def _positions(layer: nn.Linear | nn.Conv2d, entering: Tensor, delta: Tensor) ->
     return columns, delta.flatten(3)
 
 
-def _kernel_of_others(
-    network: nn.Module, parameters: dict[str, Tensor], inputs: Tensor, summed: bool
-) -> Tensor:
+def _kernel_of_others(network: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
     """The part of the kernel, (m O, m O), of parameters without a closed form: norms, parametrized layers."""
 
     def outputs(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
-        output = torch.func.functional_call(network, parameters, (sample[None],)).flatten()
-        return output.sum(0, keepdim=True) if summed else output
+        return torch.func.functional_call(network, parameters, (sample[None],)).flatten()
 
     rows = torch.func.vmap(torch.func.jacrev(outputs), in_dims=(None, 0))(parameters, inputs)
     gradients: Iterable[Tensor] = (row.flatten(2).flatten(0, 1) for row in rows.values())

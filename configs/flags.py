@@ -1,0 +1,173 @@
+"""The flags of a configuration: which are near to what was typed, and which would do nothing.
+
+A configuration is a dataclass, whose fields are flags or configurations themselves. Its method ``unused``, if
+it has one, returns which of its fields do nothing as it stands: a dict from their names to the reasons. The
+name of a nested configuration stands for all of its fields, and a name with dots for a field of one.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import re
+import textwrap
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from neoteny.optim import METHODS, OptimConfig, methods_as_dict
+
+OPTIMIZERS: dict[str, Any] = {
+    kind.name: kind for kind, *_ in map(typing.get_args, typing.get_args(OptimConfig))
+}
+# Words in which other projects name flags, and in which ours are named or described.
+OURS = {
+    "env": "gymnasium", "exploration": "random", "freq": "every", "frequency": "every", "gpu": "cuda",
+    "interval": "every", "dir": "folders", "log": "run", "optimizer": "optim", "save": "checkpoint",
+}  # fmt: skip
+
+
+def flags(config: Any) -> dict[str, str]:
+    """All flags of a configuration, without dashes and with underscores: name -> what its help says."""
+    found: dict[str, str] = {}
+    texts = _help_texts(type(config))
+    for field in dataclasses.fields(config):
+        for prefix, value in _nested(config, field.name):
+            found |= {f"{prefix}.{name}": text for name, text in flags(value).items()}
+        if not dataclasses.is_dataclass(getattr(config, field.name)) and field.name != "methods":
+            found[field.name] = texts.get(field.name, "")
+    return found
+
+
+def unused(config: Any) -> dict[str, str]:
+    """The flags of a configuration that do nothing as it stands: name -> reason."""
+    found: dict[str, str] = config.unused() if hasattr(config, "unused") else {}
+    for field in dataclasses.fields(config):
+        for prefix, value in _nested(config, field.name):
+            found = {f"{prefix}.{name}": reason for name, reason in unused(value).items()} | found
+    return found
+
+
+def refuse_unused(config: Any, words: Iterable[str]) -> None:
+    """Refuse a word of a command line that is a flag which does nothing.
+
+    Raises:
+        ValueError: names it, and the reason.
+    """
+    names, reasons = flags(config), unused(config)
+    for word in words:
+        if word.startswith("--"):
+            flag = word.partition("=")[0]
+            for name in itertools.accumulate(_known(flag, names).split("."), "{}.{}".format):
+                if name in reasons:
+                    raise ValueError(f"{flag} does nothing: {reasons[name]}")
+
+
+def refuse_unknown(config: Any, others: Sequence[str], prefix: str = "") -> None:
+    """Refuse words of a command line that no flag took; prefix stands before the flags of ``config``.
+
+    Raises:
+        ValueError: names them, and what is near to each.
+    """
+    if others:
+        told = [_told(word, config, prefix) for word in others if word.startswith("--")]
+        raise ValueError("; ".join(told) or _told(others[0], config, prefix))
+
+
+def no_such(what: str, name: str, names: Iterable[str], listing: str) -> str:
+    """A sentence that there is no preset or method of that name, which are nearest, and what lists all."""
+    near = difflib.get_close_matches(name, list(names), n=3)
+    told = f"near to it: {', '.join(near)}; " if near else ""
+    return f"there is no {what} {name!r}; {told}{listing} lists all"
+
+
+def near_flags(typed: str, texts: Mapping[str, str]) -> list[str]:
+    """Up to three names of flags that are spelled like one, or whose help has its words; the best first."""
+    scores = {name: _likeness(typed, name, text) for name, text in texts.items()}
+    best = max(scores.values(), default=0.0)
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    return [name for name in ranked if scores[name] >= max(0.4, best - 0.15)][:3]
+
+
+def _told(word: str, config: Any, prefix: str) -> str:
+    """What to say of a word that no flag took."""
+    if word.startswith("optim:"):
+        return f"there is no optimizer {word}; there are {', '.join(f'optim:{name}' for name in OPTIMIZERS)}"
+    if not word.startswith("--"):
+        return f"no flag takes the word {word!r}"
+    flag = word.partition("=")[0]
+    typed = flag.removeprefix("--").replace("-", "_")
+    texts = {f"{prefix}{name}": text for name, text in flags(config).items()}
+    if hasattr(config, "optim"):
+        if owners := [name for name, kind in OPTIMIZERS.items() if typed in _optimizer_flags(kind)]:
+            told = ", ".join(f"optim:{name}" for name in owners)
+            return f"{flag} is a flag of {told}, not of optim:{config.optim.name}"
+        optimizers = {f"optim:{name}": inspect.getdoc(kind) or "" for name, kind in OPTIMIZERS.items()}
+        methods = {f"methods.{name}": inspect.getdoc(kind) or "" for name, kind in METHODS.items()}
+        texts = optimizers | texts | methods
+    found = [name if ":" in name else f"--{name.replace('_', '-')}" for name in near_flags(typed, texts)]
+    return f"there is no flag {flag}; " + (f"near to it: {', '.join(found)}" if found else "--help lists all")
+
+
+def _optimizer_flags(kind: Any) -> set[str]:
+    return {f"optim.{field.name}" for field in dataclasses.fields(kind)}
+
+
+def _known(flag: str, names: Mapping[str, str]) -> str:
+    """The name of a flag as it was typed; `--no-x` and `--group.no-x` are x."""
+    name = flag.removeprefix("--").replace("-", "_")
+    return name if name in names else re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
+
+
+def _nested(config: Any, name: str) -> list[tuple[str, Any]]:
+    """The configurations in a field, each with its name on a command line."""
+    value = getattr(config, name)
+    if name == "methods":
+        return [(f"methods.{method}", each) for method, each in zip(methods_as_dict(value), value)]
+    return [(name, value)] if dataclasses.is_dataclass(value) else []
+
+
+def _help_texts(kind: type) -> dict[str, str]:
+    """The texts below the fields of a dataclass, its bases' included, as its source has them."""
+    texts: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        try:
+            (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        except (OSError, TypeError, SyntaxError):  # it has no source
+            continue
+        for field, text in itertools.pairwise(tree.body if isinstance(tree, ast.ClassDef) else ()):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
+                value = text.value if isinstance(text, ast.Expr) else None
+                if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                    texts[field.target.id] = value.value
+    return texts
+
+
+def _likeness(typed: str, name: str, text: str) -> float:
+    """How near a flag is to what was typed, 0 to 1: by its spelling, or by the words of its name and help."""
+    ends = (typed, _last(typed))
+    spelled = max(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(ends, (name, _last(name))))
+    if spelled < 0.6:
+        spelled = 0.0
+    wanted = {OURS.get(word, word) for word in re.findall(r"[a-z]+", typed.lower())}
+    of_name, of_text = (re.findall(r"[a-z]+", each.lower()) for each in (name, text))
+    parts = [max(_found(word, of_name), 0.9 * _found(word, of_text)) for word in wanted]
+    # Of two flags whose help has the words, that of the shorter help is more likely to be about them.
+    meant = sum(parts) / len(parts) - 0.001 * len(of_text) if parts else 0.0
+    return max(spelled, meant)
+
+
+def _found(word: str, words: Sequence[str]) -> float:
+    """1 if a word is among others, less if one begins with it or they share a long part, 0 if not."""
+    if word in words:
+        return 1.0
+    begun = len(word) >= 3 and any(each.startswith(word) for each in words)
+    shared = len(word) >= 5 and any(word in each or (len(each) >= 4 and each in word) for each in words)
+    return 0.9 * (begun or shared)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
