@@ -29,7 +29,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig, encoder, torso
 from neoteny.envs import StreamConfig
 from neoteny.envs.atari.game import make_game
-from neoteny.envs.observations import ObservationSpec
+from neoteny.envs.observations import read_observations
 from neoteny.optim import AdamConfig
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
@@ -222,14 +222,13 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
 
     env = training.make()
     space = env.observation_space
-    assert isinstance(space, gym.spaces.Box)
     env.close()
 
     class Convolutions(BaseFeaturesExtractor):
         """The layers before the two hidden ones."""
 
         def __init__(self, flat: gym.spaces.Box) -> None:
-            encode = encoder(ObservationSpec(space, "codes"))
+            encode = encoder(read_observations(space, "codes"))
             layers = list(torso(encode, space, training.network).children())[:-4]
             outputs = nn.Sequential(encode, *layers)(torch.zeros(1, 7, 7, 3, dtype=torch.uint8)).shape[1]
             super().__init__(flat, outputs)
