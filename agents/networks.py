@@ -58,7 +58,7 @@ class Flat(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """Flatten."""
-        return observations.flatten(1).float()
+        return observations.reshape(len(observations), -1).float()
 
 
 class Images(nn.Module):

@@ -103,7 +103,7 @@ def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
     """
     if np.shape(observation) != out.shape:
         raise ValueError(
-            f"{env} gave an observation of shape {np.shape(observation)}, which is not in its "
+            f"{env.unwrapped} gave an observation of shape {np.shape(observation)}, which is not in its "
             f"{env.observation_space}"
         )
     try:
@@ -111,7 +111,7 @@ def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
     except TypeError as error:
         kind = np.asarray(observation).dtype
         raise ValueError(
-            f"{env} gave an observation of {kind} numbers, which is not in its {env.observation_space}"
+            f"{env.unwrapped} gave an observation of {kind}, which is not in its {env.observation_space}"
         ) from error
 
 
@@ -133,9 +133,13 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
     for step, out in enumerate(seen[:, None]):
         if ended:
             write_observation(out[0, ...], env.reset(seed=step)[0], env)
-        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        result = env.step(env.action_space.sample())
+        if len(result) != 5:
+            raise ValueError(f"a step of {env.unwrapped} gave {len(result)} values, not Gymnasium's five")
+        observation, reward, terminated, truncated, _ = result
         write_observation(out[0, ...], observation, env)
-        float(reward)
+        if np.ndim(reward) or np.asarray(reward).dtype.kind not in "biuf":
+            raise ValueError(f"{env.unwrapped} gave {reward!r} as a reward, which is no number")
         ended = bool(terminated or truncated)
     return seen
 

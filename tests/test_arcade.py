@@ -30,7 +30,7 @@ from neoteny.envs.audit import fingerprint
 from neoteny.envs.config import ENGINES
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.registry import registered_streams
-from neoteny.envs.single.engine import SingleEngine
+from neoteny.envs.single.engine import SingleConfig, SingleEngine
 from neoteny.optim import AdamConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
@@ -250,8 +250,8 @@ def test_frames_are_stacked():
 @pytest.mark.parametrize("id", STREAMS)
 def test_the_games_of_a_stream_are_there_and_tell_apart(id):
     spec = gym.spec(id).kwargs
-    check_games(spec["games"])
-    assert spec["schedule"].cycle == tuple(range(len(spec["games"])))
+    check_games(spec["names"])
+    assert spec["schedule"].cycle == tuple(range(len(spec["names"])))
     if id.endswith("-small"):
         assert spec["schedule"].period < gym.spec(id.removesuffix("-small")).kwargs["schedule"].period
         stream = StreamConfig(id).make(1)
@@ -267,11 +267,10 @@ def test_a_mode_is_another_task_and_is_stepped_singly(capsys):
     assert "stepped one by one" in (told := capsys.readouterr().out)
     assert "mode" in told
     stream.reset()
-    for _ in range(12):
-        *_, info = stream.step(np.ones(2, int))  # across the audit
-    assert info["game"] == "Freeway/1/0"
+    infos = [stream.step(np.ones(2, int))[-1] for _ in range(12)]  # across the audit
+    assert infos[10]["game"] == "Freeway/1/0"
     spread = StreamConfig("atari", 20, games=("Pong", "Breakout"), span=0.5, audit=False).make(1)
-    assert isinstance(spread.envs, SingleEngine)
+    assert isinstance(spread.engine, SingleEngine)
 
 
 @pytest.mark.parametrize(
@@ -314,8 +313,8 @@ def test_bad_games_are_told(games, told):
 def test_flags_that_would_be_ignored_are_refused():
     with pytest.raises(ValueError, match="atari-cora has tasks of its own"):
         StreamConfig("atari-cora", games=("Pong",)).check(1)
-    with pytest.raises(ValueError, match="no use for --stream"):
-        config(workers=1).make(2)
+    with pytest.raises(ValueError, match=r"--stream\.single flags would be ignored"):
+        config(single=SingleConfig(workers=1)).make(2)
     with pytest.raises(ValueError, match="tasks that recur"):
         StreamConfig("cartpole-gravity", cycles=2).check(1)
     with pytest.raises(ValueError, match="at least 1, not 0"):

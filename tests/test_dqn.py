@@ -13,6 +13,7 @@ from neoteny.agents.networks import NetworkConfig
 from neoteny.configs.cli import launch, override
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig, stream
+from neoteny.envs.single.engine import SingleConfig
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, Learner, Methods, MuonConfig
 from neoteny.runners.disk.checkpoint import read_checkpoint, save_checkpoint
 from neoteny.runners.disk.folder import run_folder
@@ -338,7 +339,9 @@ def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch,
     monkeypatch.setattr(dqn.ReplayMemory, "cut", lambda self: (cuts.append(self.age.tolist()), cut(self)))
     args = small(tmp_path, "cartpole-rotations", checkpoint_every=500)
     die(dqn, args, 1300, monkeypatch)
-    dqn.main(dataclasses.replace(args, stream=dataclasses.replace(args.stream, replay=False)))
+    dqn.main(
+        dataclasses.replace(args, stream=dataclasses.replace(args.stream, single=SingleConfig(replay=False)))
+    )
     assert "but not bit for bit" in capsys.readouterr().out
     assert len(cuts) == 1
     assert any(cuts[0])

@@ -14,6 +14,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig, stream
 from neoteny.envs.audit import parameters
+from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.tasks import episode_seed
 from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
@@ -240,16 +241,16 @@ def test_the_policy_sees_what_the_stream_would_show(normalizer, task_id):
     seen = [lived.reset()[0]]
     for _ in range(24):  # four into the second task, unless an episode ended
         seen.append(lived.step(torch.zeros(1, dtype=torch.int64))[0])
-    episode, length = int(lived.envs.episodes[0]), int(lived.lengths[0])
+    episode, length = int(lived.engine.episodes[0]), int(lived.lengths[0])
     twin = lived.make_eval_env()
     observation = twin.reset(episode_seed(5, 1, 0, episode))
     for _ in range(length):
         observation = twin.step(0)[0]
-    count = lived.normalizer and lived.normalizer.count
-    (view,) = lived.view(torch.from_numpy(observation)[None])
+    count = lived.preprocessing.normalizer and lived.preprocessing.normalizer.count
+    (view,) = lived.preprocess(torch.from_numpy(observation)[None])
     assert torch.equal(view, lived.observation[0])
     assert torch.equal(view, seen[-1][0])
-    assert (lived.normalizer and lived.normalizer.count) == count
+    assert (lived.preprocessing.normalizer and lived.preprocessing.normalizer.count) == count
     twin.close()
 
 
@@ -260,7 +261,7 @@ def test_a_twin_is_as_far_on_its_way_as_the_stream():
         lived.step(torch.zeros(1, dtype=torch.int64))
     twin = lived.make_eval_env()
     twin.reset(0)
-    ours = lived.envs.members.envs[0]
+    ours = lived.engine.envs.envs[0]
     ours._move()  # which the next step would do first
     one, two = ({**parameters(env.env), "steps_beyond_terminated": 0} for env in (twin, ours))
     assert one == two
@@ -281,11 +282,11 @@ def drifts():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_twin_carries_what_the_running_episode_was_given(drifts, workers):
-    lived = StreamConfig(drifts, workers=workers).make(2, device="cpu")
+    lived = StreamConfig(drifts, single=SingleConfig(workers=workers)).make(2, device="cpu")
     lived.reset()
     for _ in range(30):
         lived.step(torch.zeros(2, dtype=torch.int64))
-    given = lived.envs.log[0].lifelong
+    given = lived.engine.log[0].lifelong
     assert given[0]["step"] > 0
     twin = lived.make_eval_env()
     assert twin.lifelong == given
@@ -294,7 +295,7 @@ def test_a_twin_carries_what_the_running_episode_was_given(drifts, workers):
     for _ in range(5):
         twin.step(0)
     assert twin.lifelong != before
-    assert lived.envs.log[0].lifelong == before
+    assert lived.engine.log[0].lifelong == before
     twin.close()
     lived.close()
 

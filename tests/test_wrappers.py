@@ -21,6 +21,7 @@ from neoteny.envs.wrappers import (
     Oscillation,
     RandomWalk,
     Sigmoid,
+    drawing,
     drift,
     fail_actions,
     noisy_observations,
@@ -157,14 +158,14 @@ def test_permuted_actions_by_hand():
 @given(st.integers(2, 6), st.integers(0, 2**63), st.integers(0, 100))
 def test_drawn_permutations_always_move_something(entries, seed, task):
     for draw in (
-        wrappers._order(entries, "permute_actions", seed=s, order=None) for s in (seed, (seed, task))
+        drawing.draw_order(entries, "permute_actions", seed=s, order=None) for s in (seed, (seed, task))
     ):
         assert sorted(draw) == list(range(entries))
         assert list(draw) != list(range(entries))
 
 
 def test_every_permutation_but_the_identity_is_drawn_equally_often():
-    draws = [tuple(wrappers._order(3, "permute_actions", seed, None)) for seed in range(1000)]
+    draws = [tuple(drawing.draw_order(3, "permute_actions", seed, None)) for seed in range(1000)]
     counts = [draws.count(order) for order in set(draws)]
     assert len(counts) == 5
     assert max(abs(count - 200) for count in counts) < 4 * math.sqrt(1000 * 0.2 * 0.8)
@@ -172,7 +173,7 @@ def test_every_permutation_but_the_identity_is_drawn_equally_often():
 
 def test_purposes_and_tasks_draw_apart():
     first = {
-        wrappers._rng(seed, purpose).random()
+        drawing.random_generator(seed, purpose).random()
         for seed in (0, 1, (1, 1), (1, 2))
         for purpose in ("drift", "fail_actions")
     }
@@ -217,7 +218,7 @@ def test_every_reset_seed_has_noise_of_its_own():
 def test_failures_follow_their_generator(noop):
     env = fail_actions(Echo(actions=Discrete(10_000)), 0.25, noop)
     env.reset(seed=11)
-    failures = wrappers._rng(0, "fail_actions", 11).random(5000) < 0.25
+    failures = drawing.random_generator(0, "fail_actions", 11).random(5000) < 0.25
     last, failed = None, 0
     for action, fails in enumerate(failures, start=1):
         instead = last if noop is None else noop
