@@ -105,6 +105,22 @@ class Args(RunArgs):
                 f"buffer_size, not {self.learning_starts}"
             )
         self.stream.check(self.num_envs)
+        self.set_length(self.log_every, f"--log-every {self.log_every}")
+
+    def unused(self) -> dict[str, str]:
+        """Names of flags that do nothing as the others stand, and why."""
+        found = super().unused()
+        if self.target_every == 1 and self.tau == 1:
+            found["double"] = "with --target-every 1 and --tau 1 both networks are the same"
+        if self.gamma == 0:
+            found |= dict.fromkeys(("double", "target_every", "tau"), "with --gamma 0 no later value enters")
+        schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
+        if schedule.switched_at(self.total_steps - self.num_envs) == 0:
+            found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
+        if self.eps_start == self.eps_end:
+            equal = f"--eps-start and --eps-end are both {self.eps_end}"
+            found |= dict.fromkeys(("eps_steps", "eps_restart"), equal)
+        return found
 
 
 class Dueling(nn.Module):
@@ -279,11 +295,12 @@ def main(args: Args) -> dict[str, Any]:
         agent.compile()
         target.compile()
     probes = Probes(args.probes, methods, new_optimizer)
-    updates = max(1, (args.stream.total_steps() or args.total_steps) // args.log_every)
+    updates = args.total_steps // args.log_every
     run = Run("dqn", args, total_steps=updates * args.log_every)
     rounds = (updates * args.log_every - args.learning_starts) // args.train_every
     planned = max(0, rounds * args.gradient_steps)
-    run.say(f"{args.stream.id}: {stream.schedule}", methods.report(planned))
+    told = args.report_length(args.log_every), methods.report(planned)
+    run.say(f"{args.stream.id}: {stream.schedule}", *told)
 
     made = run.resume(
         methods=methods, agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory

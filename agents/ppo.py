@@ -74,12 +74,25 @@ class Args(RunArgs):
         check_numbers(self, ("ent_coef", "vf_coef"), at_least=0)
         check_numbers(self, ("gamma", "gae_lambda"), at_least=0, at_most=1)
         check_numbers(self, ("reward_scale",))
-        if self.num_envs * self.num_steps % self.minibatches:
+        size = self.num_envs * self.num_steps
+        if size % self.minibatches:
+            raise ValueError(f"--minibatches {self.minibatches} must divide num_envs * num_steps, {size}")
+        if size == self.minibatches:
             raise ValueError(
-                f"--minibatches {self.minibatches} must divide num_envs * num_steps, "
-                f"{self.num_envs * self.num_steps}"
+                f"--minibatches {self.minibatches} of num_envs * num_steps, {size}, transitions have one "
+                "each, and one advantage cannot be normalized"
             )
         self.stream.check(self.num_envs)
+        self.set_length(size, f"--num-envs {self.num_envs} * --num-steps {self.num_steps}")
+
+    def unused(self) -> dict[str, str]:
+        """Names of flags that do nothing as the others stand, and why."""
+        found = super().unused()
+        if self.epochs * self.minibatches == 1:
+            found["clip"] = "the only gradient step of an update starts where the ratio is 1"
+        if self.num_steps == 1 or self.gamma == 0:
+            found["gae_lambda"] = "with --num-steps 1 or --gamma 0 no later advantage enters"
+        return found
 
 
 class ActorCritic(nn.Module):
@@ -305,10 +318,10 @@ def main(args: Args) -> dict[str, Any]:
         agent.compile()
     probes = Probes(args.probes, methods, new_optimizer)
     size = args.num_steps * args.num_envs
-    updates = max(1, (args.stream.total_steps() or args.total_steps) // size)
+    updates = args.total_steps // size
     run = Run("ppo", args, total_steps=updates * size)
     planned = updates * args.epochs * args.minibatches
-    run.say(f"{args.stream.id}: {stream.schedule}", methods.report(planned))
+    run.say(f"{args.stream.id}: {stream.schedule}", args.report_length(size), methods.report(planned))
 
     made = run.resume(methods=methods, agent=agent, optimizer=optimizer, stream=stream)
     observation = stream.observation

@@ -10,12 +10,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import itertools
 import re
 import textwrap
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from neoteny.optim import METHODS, OptimConfig, methods_as_dict
@@ -30,15 +31,14 @@ OURS = {
 }  # fmt: skip
 
 
-def flags(config: Any) -> dict[str, str]:
-    """All flags of a configuration, without dashes and with underscores: name -> what its help says."""
-    found: dict[str, str] = {}
-    texts = _help_texts(type(config))
+def flags(config: Any) -> dict[str, type]:
+    """All flags of a configuration, without dashes and with underscores; and the dataclass of each."""
+    found: dict[str, type] = {}
     for field in dataclasses.fields(config):
         for prefix, value in _nested(config, field.name):
-            found |= {f"{prefix}.{name}": text for name, text in flags(value).items()}
+            found |= {f"{prefix}.{name}": kind for name, kind in flags(value).items()}
         if not dataclasses.is_dataclass(getattr(config, field.name)) and field.name != "methods":
-            found[field.name] = texts.get(field.name, "")
+            found[field.name] = type(config)
     return found
 
 
@@ -100,7 +100,9 @@ def _told(word: str, config: Any, prefix: str) -> str:
         return f"no flag takes the word {word!r}"
     flag = word.partition("=")[0]
     typed = flag.removeprefix("--").replace("-", "_")
-    texts = {f"{prefix}{name}": text for name, text in flags(config).items()}
+    texts = {
+        f"{prefix}{name}": _help_texts(kind).get(_last(name), "") for name, kind in flags(config).items()
+    }
     if hasattr(config, "optim"):
         if owners := [name for name, kind in OPTIMIZERS.items() if typed in _optimizer_flags(kind)]:
             told = ", ".join(f"optim:{name}" for name in owners)
@@ -116,7 +118,7 @@ def _optimizer_flags(kind: Any) -> set[str]:
     return {f"optim.{field.name}" for field in dataclasses.fields(kind)}
 
 
-def _known(flag: str, names: Mapping[str, str]) -> str:
+def _known(flag: str, names: Container[str]) -> str:
     """The name of a flag as it was typed; `--no-x` and `--group.no-x` are x."""
     name = flag.removeprefix("--").replace("-", "_")
     return name if name in names else re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
@@ -130,6 +132,7 @@ def _nested(config: Any, name: str) -> list[tuple[str, Any]]:
     return [(name, value)] if dataclasses.is_dataclass(value) else []
 
 
+@functools.cache
 def _help_texts(kind: type) -> dict[str, str]:
     """The texts below the fields of a dataclass, its bases' included, as its source has them."""
     texts: dict[str, str] = {}

@@ -88,6 +88,10 @@ class AdamOConfig(_Moments):
         """Refuse values out of range."""
         adamo.check_options({"lr": 1.0, "iso_lr": None, **vars(self)})
 
+    def unused(self) -> dict[str, str]:
+        """Names of flags that do nothing as the others stand, and why."""
+        return {} if self.iso else dict.fromkeys(("iso_scale", "iso_every"), "--optim.iso is 0")
+
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,7 +24,10 @@ FREE = {
 
 @dataclasses.dataclass(frozen=True)
 class RunArgs:
-    """The flags that every agent has; an agent's ``Args`` add its own, its ``stream`` and its ``optim``."""
+    """The flags that every agent has.
+
+    An agent's ``Args`` add their own, among them ``total_steps``, and their ``stream`` and ``optim``.
+    """
 
     seed: int = 1
     """Seed of the network, the actions and the stream."""
@@ -68,3 +71,37 @@ class RunArgs:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--device {self.device} cannot be used: {reason}") from error
+
+    def unused(self: Any) -> dict[str, str]:
+        """Names of flags that do nothing as the others stand, and why."""
+        found = {}
+        if self.stream.total_steps() is not None:
+            found["total_steps"] = f"--stream.cycles {self.stream.cycles} says how long the run is"
+        if self.video_every > self.total_steps:
+            found["video_every"] = f"the run ends after {self.total_steps:,} steps"
+        return found
+
+    def set_length(self: Any, update: int, flags: str) -> None:
+        """Let cycles of the stream say how long the run is, and refuse one of less than an update.
+
+        Args:
+            update: environment steps of an update.
+            flags: that say so.
+
+        Raises:
+            ValueError: names the flag.
+        """
+        steps = self.stream.total_steps()
+        if steps is not None:
+            object.__setattr__(self, "total_steps", steps // update * update)
+        if self.total_steps < update:
+            least = f"must make at least one update, of {update} steps ({flags}), not"
+            if steps is None:
+                raise ValueError(f"--total-steps {least} {self.total_steps}")
+            raise ValueError(f"--stream.cycles {self.stream.cycles} {least} {steps}")
+
+    def report_length(self: Any, update: int) -> str:
+        """A sentence on how many steps are made, if whole updates are not as many as asked for; else ''."""
+        wanted, made = self.stream.total_steps() or self.total_steps, self.total_steps // update * update
+        told = f"{made:,} steps will be made, not {wanted:,}, in whole updates of {update:,}"
+        return "" if made == wanted else told

@@ -26,7 +26,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.S)
 PYTHON = [text for kind, text in BLOCKS if kind == "python"]
 NOISE, FROM_PYTHON, UPDATE, PRUNING = PYTHON
 COMMANDS = [line for kind, text in BLOCKS if kind == "bash" for line in text.splitlines()]
-SHORT = "--total-steps 256 --num-envs 4 --network.hidden 8 8 --probes.every 0 --probes.no-pictures"
+SHORT = "--total-steps 256 --num-envs 4 --network.hidden 8 8 --probes.every 0"
 SHORTER = {"ppo": "--num-steps 16 --minibatches 2", "dqn": "--learning-starts 64 --log-every 64"}
 
 

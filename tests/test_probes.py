@@ -540,13 +540,14 @@ class TestProbes:
         ):
             probes.ProbeConfig(**{name: -1})
 
-    @pytest.mark.parametrize("name", ["plasticity_samples", "plasticity_steps", "ntk_samples"])
-    def test_what_would_be_ignored_is_refused(self, name: str):
-        with pytest.raises(
-            ValueError, match=f"--probes.{name.replace('_', '-')} does nothing without --probes"
-        ):
-            probes.ProbeConfig(full_every=0, **{name: 5})
-        probes.ProbeConfig(plasticity_every=1, **{name: 5})
+    def test_what_does_nothing_is_named(self):
+        plasticity = {"plasticity_samples", "plasticity_steps"}
+        config = probes.ProbeConfig
+        assert set(config(full_every=0).unused()) == {*plasticity, "ntk_samples"}
+        assert set(config().unused()) == plasticity
+        assert config(plasticity_every=1).unused() == {}
+        every = {field.name for field in dataclasses.fields(config)} - {"every"}
+        assert set(config(every=0, plasticity_every=1).unused()) == every
 
 
 class TestNorms:

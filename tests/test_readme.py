@@ -33,7 +33,7 @@ def run(command, folder):
 
 @pytest.mark.parametrize("command", [line for line in AGENT_COMMANDS if "my_streams" not in line])
 def test_agent_commands(command, tmp_path):
-    short = "" if "--help" in command else " --total-steps 1"
+    short = "" if "--help" in command else " --total-steps 2048"
     run(command + short, tmp_path)
     assert bool(list(tmp_path.glob("runs/**/summary.json"))) == bool(short)
 

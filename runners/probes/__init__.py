@@ -47,16 +47,22 @@ class ProbeConfig:
     """Draw spectra and dormant units over the run at its end."""
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers, no samples, and what would be ignored."""
+        """Refuse negative numbers and no samples."""
         check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
         amounts = ("samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
         check_numbers(self, amounts, at_least=1, prefix="probes.")
-        needed = {"plasticity_samples": "plasticity_every", "plasticity_steps": "plasticity_every"}
-        needed |= {"ntk_samples": "full_every"}
-        for name, switch in needed.items():
-            if getattr(self, switch) == 0 and getattr(self, name) != getattr(ProbeConfig, name):
-                flags = (f"--probes.{word.replace('_', '-')}" for word in (name, switch))
-                raise ValueError("{} does nothing without {}".format(*flags))
+
+    def unused(self) -> dict[str, str]:
+        """Names of flags that do nothing as the others stand, and why."""
+        found = {}
+        if self.full_every == 0:
+            found["ntk_samples"] = "--probes.full-every is 0"
+        if self.plasticity_every == 0:
+            why = "--probes.plasticity-every is 0"
+            found |= dict.fromkeys(("plasticity_samples", "plasticity_steps"), why)
+        if self.every == 0:
+            found = dict.fromkeys((name for name in vars(self) if name != "every"), "--probes.every is 0")
+        return found
 
 
 class Probes:
