@@ -4,9 +4,11 @@ import functools
 import json
 import os
 import shutil
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import pytest
 import torch
 from torch import nn
@@ -16,6 +18,9 @@ from neoteny.configs.cli import cli
 from neoteny.configs.flags import OPTIMIZERS, flags
 from neoteny.runners import run as run_module
 from tests.events import scalars
+from tests.simple_envs import Cue
+
+gym.register("Planes-v0", Cue)
 
 AGENTS: dict[str, Any] = {"ppo": ppo, "dqn": dqn}
 
@@ -42,6 +47,7 @@ class Acts(NamedTuple):
 
 
 GRID = "--stream.id MiniGrid-Empty-5x5-v0 --stream.period None"
+DOORKEY = "--stream.id MiniGrid-DoorKey-5x5-v0 --stream.period None"  # whose layouts differ
 PROBED = "--probes.every 2 --probes.no-pictures"
 PLASTIC = f"{PROBED} --probes.full-every 0 --probes.plasticity-every 3"
 FOR_BOTH = {
@@ -77,10 +83,15 @@ FOR_BOTH = {
     "stream.audit": Acts("--stream.audit", aspect="tags"),
     "stream.normalizer": Acts("--stream.normalizer keep"),
     "stream.task_id": Acts("--stream.task-id onehot", "--stream.tasks 0 1"),
+    "stream.wrap": Acts("--stream.wrap neoteny.envs.wrappers:permute_actions"),
+    "stream.observations": Acts("--stream.observations vectors", GRID),
+    "stream.channels": Acts("--stream.channels first", "--stream.id Planes-v0 --stream.period None"),
+    "stream.games": Acts("--stream.games Pong", "--stream.id atari --stream.games Breakout"),
+    "stream.engine": Acts("--stream.engine single", DOORKEY),
+    "stream.grid.layouts": Acts("--stream.grid.layouts 1", DOORKEY),
     "network.hidden": Acts("--network.hidden 4 4"),
     "network.activation": Acts("--network.activation tanh"),
     "network.linear": Acts("--network.linear orthogonal", "optim:adam"),
-    "network.flat": Acts("--network.flat", GRID),
     "optim:adam betas": Acts("--optim.betas 0.5 0.9", "optim:adam"),
     "optim:adam eps": Acts("--optim.eps 1e-3", "optim:adam"),
     "optim:adamw betas": Acts("--optim.betas 0.5 0.9", "optim:adamw"),
@@ -129,11 +140,10 @@ TABLE = {
     },
 }  # fmt: skip
 
-APART = {"device", "compile", "overwrite", "allow_device_change"}  # a test each, below
-EXEMPT_FOR_NOW = {
-    f"stream.{name}"
-    for name in ("engine", "games", "layouts", "renew_every", "replay", "worker_timeout", "workers")
-}
+APART = {
+    "device", "compile", "overwrite", "allow_device_change",  # a test each, below
+    "stream.single.workers", "stream.single.replay", "stream.atari.replay",  # below, and for resumed streams
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +190,7 @@ def test_the_tables_have_every_flag(agent):
     names = {name for name in flags(default) if not name.startswith("optim.")}
     for name, kind in OPTIMIZERS.items():
         names |= {f"optim:{name} {field}" for field in flags(kind())}
-    assert names == {*TABLE[agent], *APART, *EXEMPT_FOR_NOW}
+    assert names == {*TABLE[agent], *APART}
 
 
 @pytest.mark.parametrize(("agent", "name"), [(agent, name) for agent in TABLE for name in TABLE[agent]])
@@ -251,6 +261,7 @@ NOTHING = {
     "ppo": [
         ("--stream.tasks 0 1 --stream.cycles 2", "--total-steps 1e5"),
         ("", "--video-every 1000"),
+        ("--stream.id CartPole-v1 --stream.period None", "--stream.no-audit"),
         *(("--probes.every 0", f"--probes.{name.replace('_', '-')} 1") for name in NUMBERS),
         ("--probes.every 0", "--probes.no-pictures"),
         ("--probes.every 0", "--probes.pictures"),
@@ -291,6 +302,40 @@ def test_a_flag_that_would_do_nothing_is_refused(agent, line, typed, capsys):
     told = capsys.readouterr().err
     assert told.startswith(f"error: {typed.replace('=', ' ').split()[0]} does nothing: ")
     assert told.count("\n") == 1
+
+
+# What steps a stream is known once it is made.
+OF_OTHER_ENGINES = [
+    ("", "--stream.grid.layouts 8", "--stream.grid flags would be ignored"),
+    ("", "--stream.atari.no-replay", "--stream.atari flags would be ignored"),
+    (GRID, "--stream.single.workers 2", "--stream.single flags would be ignored"),
+    (GRID, "--stream.single.no-replay", "--stream.single flags would be ignored"),
+    (f"{GRID} --stream.engine single", "--stream.grid.layouts 8", "--stream.grid flags would be ignored"),
+    ("", "--stream.engine grid", "is not stepped by --stream.engine grid"),
+    (GRID, "--stream.engine atari", "is not stepped by --stream.engine atari"),
+    ("", "--stream.channels last", "--stream.channels does nothing"),
+    ("", "--stream.games Pong", "--stream.games are for --stream.id atari"),
+    ("--stream.id CartPole-v1 --stream.period None", "--stream.tasks 0 1", "never switches"),
+]
+
+
+@pytest.mark.parametrize(("line", "typed", "message"), OF_OTHER_ENGINES)
+def test_a_flag_of_another_engine_is_refused(line, typed, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        ppo.main(parse("ppo", f"{line} {typed}"))
+    assert exit.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not list(Path().iterdir())
+
+
+def test_workers_are_processes_and_change_nothing(monkeypatch):
+    started = []
+    start = SpawnProcess.start
+    monkeypatch.setattr(SpawnProcess, "start", lambda self: (started.append(self), start(self)))
+    here = left("ppo", "")
+    assert not started
+    assert left("ppo", "--stream.single.workers 2 --note workers")["weights"] == here["weights"]
+    assert len(started) == 2
 
 
 @pytest.mark.parametrize("agent", AGENTS)
