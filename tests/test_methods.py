@@ -1003,11 +1003,11 @@ def test_methods_are_restored_first(agent, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def resume(self, **parts):
-        assert next(iter(parts)) == "methods"
+    def restore_part(self, name, states):
+        assert name == "methods"
         raise Stop
 
-    monkeypatch.setattr(Run, "resume", resume)
+    monkeypatch.setattr(Run, "_restore_part", restore_part)
     with pytest.raises(Stop):
         AGENTS[agent][0].main(arguments(tmp_path, agent, ()))
 

@@ -26,8 +26,10 @@ def named_tensors(values: Mapping[str, Tensor | nn.Module]) -> dict[str, Tensor]
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold a NaN or an infinity: one read from the device."""
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
-    finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()])
-    return [] if finite.all() else [name for name, fine in zip(floats, finite.tolist()) if not fine]
+    if not floats:
+        return []
+    finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
+    return [name for name, fine in zip(floats, finite) if not fine]
 
 
 def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Tensor]) -> Path:
