@@ -118,22 +118,22 @@ class Run:
         self.updates_made = self._saved = self._filmed = self._failed_saves = 0
         self._video_lost = False
 
-        resources = contextlib.ExitStack()
-        # Also called if the run ends by an error, so that what was measured is kept.
-        self.close = weakref.finalize(self, resources.close)
-        self.preemption = Preemption()
-        resources.callback(self.preemption.restore)
-        state = self._open(remarks)
-        resources.callback(self.writer.close)
-        self._first = state["step"] if state else 0
-        name = "/".join(self.folder.parts[-2:])
-        self.bar = tqdm(total=total_steps, initial=self._first, unit="step", unit_scale=True, desc=name)
-        resources.callback(self.bar.close)
+        with contextlib.ExitStack() as resources:  # what stops the run here closes them
+            self.preemption = Preemption()
+            resources.callback(self.preemption.restore)
+            state = self._open(remarks)
+            resources.callback(self.writer.close)
+            self._first = state["step"] if state else 0
+            name = "/".join(self.folder.parts[-2:])
+            self.bar = tqdm(total=total_steps, initial=self._first, unit="step", unit_scale=True, desc=name)
+            resources.callback(self.bar.close)
+            self._restore(state)
+            if self.preemption.signal:
+                reason = f"stopped by {self.preemption.signal} before an update; the same command goes on"
+                stop(ExitCode.PREEMPTED, reason)
+            # Also called if the run ends by an error, so that what was measured is kept.
+            self.close = weakref.finalize(self, resources.pop_all().close)
         self._start = self._lap = time.perf_counter()
-        self._restore(state)
-        if self.preemption.signal:
-            reason = f"stopped by {self.preemption.signal} before an update; the same command goes on"
-            stop(ExitCode.PREEMPTED, reason)
 
     def lap(self, section: str) -> None:
         """Count the time since the last lap as spent in ``section`` (env, act, learn, probe, ...)."""
@@ -281,7 +281,6 @@ class Run:
         if state:
             exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
             print(f"{self.folder} goes on at step {state['step']:,}, {exactly}", flush=True)
-        self._lap = time.perf_counter()
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]

@@ -497,20 +497,22 @@ def test_a_checkpoint_that_another_process_writes_meanwhile_is_read_too(tmp_path
 
 
 def test_a_run_that_another_process_finishes_meanwhile_is_not_replaced(tmp_path, monkeypatch, capsys):
-    args = small(tmp_path)
-    interrupted(args)
-    take, older = opening.begin_attempt, begin(args)
+    args, take = small(tmp_path), opening.begin_attempt
+    folder, left = interrupted(args), []
 
     def begin_attempt(folder):
-        older.finish(nn.Linear(1, 1))
+        (folder / "summary.json").write_text("{}")
+        left.append(tree(folder / "checkpoint"))
         return take(folder)
 
     monkeypatch.setattr(opening, "begin_attempt", begin_attempt)
+    before = handlers()
     with pytest.raises(SystemExit) as exit:
         begin(args)
+    assert handlers() == before
     assert exit.value.code == 2
     assert "holds a finished run" in capsys.readouterr().err
-    assert json.loads((older.folder / "summary.json").read_text())["visits"]
+    assert tree(folder / "checkpoint") == left[0]
 
 
 # Workers of the environments
