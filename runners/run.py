@@ -15,16 +15,17 @@ import safetensors.torch
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
-from torch.utils.tensorboard.summary import custom_scalars, hparams, text
+from torch.utils.tensorboard.summary import text
 from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
+from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import named_tensors, not_finite, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
 from neoteny.runners.disk.exit_codes import ExitCode, stop
-from neoteny.runners.disk.files import flatten, replace_file, to_json, write_bytes, write_json
+from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
 from neoteny.runners.disk.folder import latest_attempt, run_folder
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
@@ -33,28 +34,6 @@ from neoteny.runners.identity import Identity
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import run_scores
 from neoteny.runners.video import film
-
-# One chart each on TensorBoard's custom-scalars page, all runs over one another.
-CHARTS = {
-    "learning": {
-        "return": ["Multiline", ["charts/episodic_return"]],
-        "return at the end of each task": ["Multiline", ["task/return_at_end"]],
-        "area under the return curve of each task": ["Multiline", ["task/return_auc"]],
-        "steps to be as good as before": ["Multiline", ["task/recovery_steps"]],
-    },
-    "plasticity": {
-        "dormant units (0.025), worst layer": ["Multiline", ["plasticity/dormant_0.025/max"]],
-        "dead units, worst layer": ["Multiline", ["plasticity/dead/max"]],
-        "effective rank of the features": ["Multiline", ["plasticity/feature_effective_rank/.*"]],
-        "plasticity lost (definition 2.1)": ["Multiline", ["plasticity/lost"]],
-    },
-    "isometry": {
-        "log10 condition number, worst hidden layer": ["Multiline", ["isometry/log10_cond/max"]],
-        "largest singular value, hidden layers": ["Multiline", ["isometry/sigma_max/max"]],
-        "isometry penalty": ["Multiline", ["isometry/penalty"]],
-        "log10 condition number of the tangent kernel": ["Multiline", ["isometry/ntk_log10_cond/.*"]],
-    },
-}
 
 FAILED_SAVES = 3  # a run ends when so many checkpoints in a row could not be written
 
@@ -226,7 +205,7 @@ class Run:
         scores = run_scores(self.episodes.visits)
         finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(finite, self.stream.steps)
-        self.writer.add(hparams({"seed": 0}, dict.fromkeys(scores, 0.0))[2])
+        self.writer.add(end_summary())
         if self.args.probes.pictures:
             self._draw()
         total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
@@ -254,15 +233,8 @@ class Run:
         if remark:
             print(remark, flush=True)
         if state is None:
-            self.writer.add(custom_scalars(CHARTS))
-            # SummaryWriter.add_hparams would open a second run for these.
-            flat = {
-                name: value if isinstance(value, bool | int | float) else str(value)
-                for name, value in flatten(identity.config).items()
-            }
-            for summary in hparams(flat, dict.fromkeys(run_scores([]), 0.0))[:2]:
+            for summary in setup_summaries(identity.config, remark):
                 self.writer.add(summary)
-            self.writer.add(text("setup", remark.replace("\n", "  \n")))
         return state
 
     def _restore(self, state: Mapping[str, Any] | None) -> None:

@@ -709,7 +709,6 @@ class TestEvents:
         state = given(Method, learner_of()).state_dict()
         with pytest.raises(ValueError, match=r"has the methods \['given'\], the run \[\]"):
             Methods([], learner_of()).load_state_dict(state)
-        Methods([], learner_of()).load_state_dict({})  # of before there were methods
 
 
 class TestCheck:
