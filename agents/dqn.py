@@ -5,6 +5,11 @@ python agents/dqn.py grid-layouts-small optim:adamo --optim.iso 1e-2 --seed 4
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from neoteny.runners.disk.preemption import end_at_signals
+
+    end_at_signals()
+
 import copy
 import dataclasses
 from collections import OrderedDict
@@ -21,7 +26,7 @@ from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.runners.args import RunArgs
+from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import Probes
@@ -33,7 +38,7 @@ from neoteny.runners.run import Run
 class Args(RunArgs):
     """Deep Q-learning on a stream of tasks."""
 
-    total_steps: int = 196_608
+    total_steps: int = dataclasses.field(default=196_608, metadata=RESUMABLE)
     """Environment steps of the whole run, summed over sub-environments (or see --stream.cycles)."""
     num_envs: int = 4
     """Sub-environments stepped together (N)."""
@@ -248,7 +253,7 @@ def rollout_step(
     final = info.get("final_obs", next_observation)
     learned = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
     memory.add(observation, action, learned, terminated, truncated, final, info["task"])
-    run.record_episodes(stream.steps, info)
+    run.record_episodes(info)
     run.lap("replay")
     return next_observation
 
@@ -296,20 +301,18 @@ def main(args: Args) -> dict[str, Any]:
         target.compile()
     probes = Probes(args.probes, methods, new_optimizer)
     updates = args.total_steps // args.log_every
-    run = Run("dqn", args, total_steps=updates * args.log_every)
     rounds = (updates * args.log_every - args.learning_starts) // args.train_every
     planned = max(0, rounds * args.gradient_steps)
-    told = args.report_length(args.log_every), methods.report(planned)
-    run.say(f"{args.stream.id}: {stream.schedule}", *told)
-
-    made = run.resume(
-        methods=methods, agent=agent, target=target, optimizer=optimizer, stream=stream, memory=memory
-    )
+    remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
+    run = Run(
+        "dqn", args, stream, updates * args.log_every, remarks,
+        methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory,
+    )  # fmt: skip
     observation = stream.observation
     if not stream.exact:
         memory.cut()
 
-    for iteration in range(made + 1, updates + 1):
+    for iteration in range(run.updates_made + 1, updates + 1):
         probes.begin(iteration)
         stats = []
         for _ in range(args.log_every // args.train_every):
@@ -326,17 +329,15 @@ def main(args: Args) -> dict[str, Any]:
                 run.lap("learn")
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
-        run.check_finite(observations=observation.float(), losses=losses, weights=agent)
-        metrics: dict[str, float | list[float]] = {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
-        metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
-        metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
-        if probes.due:
-            metrics |= probes.measure(memory.latest(args.probes.samples))
-            metrics |= {f"replay/task_{task}": share for task, share in memory.tasks().items()}
-            run.lap("probe")
-        run.log_update(stream.steps, metrics)
-        run.record_video(stream, lambda seen: agent.act(seen, args.eps_end))
-        run.checkpoint(iteration)
+        finite = {"observations": observation.float(), "losses": losses, "weights": agent}
+        with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
+            metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
+            metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
+            metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
+            if probes.due:
+                metrics |= probes.measure(memory.latest(args.probes.samples))
+                metrics |= {f"replay/task_{task}": share for task, share in memory.tasks().items()}
+                run.lap("probe")
 
     stream.close()
     summary = run.finish(agent)

@@ -5,6 +5,11 @@ python agents/ppo.py grid-layouts optim:adamo --optim.iso 1e-2 --seed 4
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before the imports, which take seconds
+    from neoteny.runners.disk.preemption import end_at_signals
+
+    end_at_signals()
+
 import dataclasses
 from collections import OrderedDict
 from typing import Any, Literal, NamedTuple
@@ -20,7 +25,7 @@ from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.runners.args import RunArgs
+from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.probes import Probes
 from neoteny.runners.run import Run
@@ -30,7 +35,7 @@ from neoteny.runners.run import Run
 class Args(RunArgs):
     """PPO on a stream of tasks."""
 
-    total_steps: int = 393_216
+    total_steps: int = dataclasses.field(default=393_216, metadata=RESUMABLE)
     """Environment steps of the whole run, summed over sub-environments (or see --stream.cycles)."""
     num_envs: int = 16
     """Sub-environments stepped together (N)."""
@@ -274,7 +279,7 @@ def rollout_step(
     if "final_obs" in info:
         with torch.inference_mode():
             rollout.final_values[t] = agent.value(info["final_obs"]) * (truncated & ~terminated)
-    run.record_episodes(stream.steps, info)
+    run.record_episodes(info)
     run.lap("env")
     return observation
 
@@ -319,15 +324,13 @@ def main(args: Args) -> dict[str, Any]:
     probes = Probes(args.probes, methods, new_optimizer)
     size = args.num_steps * args.num_envs
     updates = args.total_steps // size
-    run = Run("ppo", args, total_steps=updates * size)
     planned = updates * args.epochs * args.minibatches
-    run.say(f"{args.stream.id}: {stream.schedule}", args.report_length(size), methods.report(planned))
-
-    made = run.resume(methods=methods, agent=agent, optimizer=optimizer, stream=stream)
+    remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
+    run = Run("ppo", args, stream, updates * size, remarks, methods=methods, agent=agent, optimizer=optimizer)
     observation = stream.observation
     rollout = Rollout.zeros(args.num_steps, stream, device)
 
-    for iteration in range(made + 1, updates + 1):
+    for iteration in range(run.updates_made + 1, updates + 1):
         rollout.final_values.zero_()
         for t in range(args.num_steps):
             observation = rollout_step(agent, stream, observation, rollout, t, args, run)
@@ -348,16 +351,14 @@ def main(args: Args) -> dict[str, Any]:
 
         losses = torch.stack(stats)
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
-        run.check_finite(**observed, losses=losses, weights=agent)
-        metrics: dict[str, float | list[float]] = {**average(losses, rollout.values.flatten(), batch.returns)}
-        metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
-        metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
-        if probes.due:
-            metrics |= probes.measure(batch.observations)
-            run.lap("probe")
-        run.log_update(stream.steps, metrics)
-        run.record_video(stream, lambda seen: agent.act(seen)[0])
-        run.checkpoint(iteration)
+        finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
+        with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
+            metrics |= average(losses, rollout.values.flatten(), batch.returns)
+            metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
+            if probes.due:
+                metrics |= probes.measure(batch.observations)
+                run.lap("probe")
 
     stream.close()
     return run.finish(agent)

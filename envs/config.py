@@ -61,7 +61,7 @@ class StreamConfig:
     """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
     games: tuple[str, ...] | None = None
     """Atari games to play in turn, of the stream "atari": Pong, or Freeway/1/0 in mode 1, difficulty 0."""
-    cycles: int | None = None
+    cycles: int | None = dataclasses.field(default=None, metadata={"resumable": True})
     """Length of the run, in visits to all recurring tasks, instead of --total-steps."""
     span: float | None = None
     """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""

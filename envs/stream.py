@@ -128,6 +128,10 @@ class Stream(VectorEnv):
         self.began = False
         self._enter()
 
+    def __str__(self) -> str:
+        """Which tasks come when, and what is observed, in two lines."""
+        return f"{self.schedule}\nobservations: {self.observation_spec}, stepped by {self.engine_name}"
+
     @property
     def seed(self) -> int:
         """The run's."""

@@ -138,7 +138,8 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
             raise ValueError(f"a step of {env.unwrapped} gave {len(result)} values, not Gymnasium's five")
         observation, reward, terminated, truncated, _ = result
         write_observation(out[0, ...], observation, env)
-        if np.ndim(reward) or np.asarray(reward).dtype.kind not in "biuf":
+        number: np.ndarray = np.asarray(reward)
+        if number.ndim or number.dtype.kind not in "biuf":
             raise ValueError(f"{env.unwrapped} gave {reward!r} as a reward, which is no number")
         ended = bool(terminated or truncated)
     return seen

@@ -237,10 +237,10 @@ class Methods:
         Raises:
             ValueError: it is one of other methods.
         """
-        saved = state.get("methods", {})
+        saved = state["methods"]
         if saved.keys() != self.methods.keys():
             raise ValueError(f"the checkpoint has the methods {list(saved)}, the run {list(self.methods)}")
-        self.steps, self._switched_at = state.get("steps", 0), state.get("switched_at", 0)
+        self.steps, self._switched_at = state["steps"], state["switched_at"]
         for name, method in self.methods.items():
             method.load_state_dict(saved[name])
         self._rewatch()

@@ -64,12 +64,6 @@ class MuonAdamW(CheckedOptimizer):
         }
         super().__init__(params, defaults)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            # Checkpoints of earlier versions hold the groups of torch.optim.Muon and torch.optim.AdamW.
-            group.setdefault("kind", "adamw" if "betas" in group else "muon")
-
     def _accept(self, group: dict[str, Any]) -> None:
         check_options(group)
         _check_params(group)

@@ -7,7 +7,6 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -60,13 +59,6 @@ def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summar
     gif = _gif(frames, speed)
     episode_told = text("video/episode", told + ("" if ended else ", then cut short")).value
     return gif, Summary(value=[image_value("video/policy", gif), *episode_told])
-
-
-def cut_films(folder: Path, step: int) -> None:
-    """Remove films of a run's folder ``videos`` that were made after ``step``."""
-    for path in folder.glob("step_*.gif"):
-        if int(path.stem.removeprefix("step_")) > step:
-            path.unlink()
 
 
 def _frame(env: TaskEnv, observation: Any) -> Image.Image:

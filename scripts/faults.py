@@ -190,9 +190,9 @@ class Process:
         """Let the parent see how many steps were made, and the newest workers."""
         record, spawn = run.Run.record_episodes, ProcessEnvs._spawn
 
-        def recorded(self: run.Run, step: int, info: Any, progress: Any = self.progress) -> None:
-            progress.value = step
-            record(self, step, info)
+        def recorded(self: run.Run, info: Any, progress: Any = self.progress) -> None:
+            progress.value = self.stream.steps
+            record(self, info)
 
         def spawned(self: ProcessEnvs, members: range, workers: Any = self.workers) -> Worker:
             worker = spawn(self, members)

@@ -14,7 +14,7 @@ import io
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -115,10 +115,12 @@ def trainers(training: Training) -> dict[str, Callable[[Training, int], np.ndarr
 def neoteny(training: Training, updates: int) -> np.ndarray:
     """The agent as it is."""
     times = []
-    log_update = Run.log_update
+    end_update = Run.end_update
 
-    def logged(run: Run, step: int, metrics: Mapping[str, float]) -> None:
-        log_update(run, step, metrics)
+    @contextlib.contextmanager
+    def timed(*args: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        with end_update(*args, **options) as metrics:
+            yield metrics
         times.append(now())
 
     with tempfile.TemporaryDirectory() as folder:
@@ -129,7 +131,7 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
             "threads": torch.get_num_threads(),
         }  # fmt: skip
         with (
-            unittest.mock.patch.object(Run, "log_update", logged),
+            unittest.mock.patch.object(Run, "end_update", timed),
             contextlib.redirect_stdout(io.StringIO()),
             contextlib.redirect_stderr(io.StringIO()),
         ):

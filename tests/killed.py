@@ -13,9 +13,9 @@ def die(agent, args, step, monkeypatch):
     """Run an agent, a module, until so many steps were made."""
     record = Run.record_episodes
 
-    def recorded(self, now, info):
-        record(self, now, info)
-        if now == step:
+    def recorded(self, info):
+        record(self, info)
+        if self.stream.steps == step:
             raise Killed
 
     with monkeypatch.context() as patch:

@@ -14,12 +14,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from neoteny.runners.disk import checkpoint
+from neoteny.runners.disk import checkpoint, files
 from neoteny.runners.disk.checkpoint import (
     CheckpointError,
     DamagedError,
     load_checkpoint,
     read_checkpoint,
+    remove_unfinished,
     save_checkpoint,
 )
 from neoteny.runners.disk.files import replace_file
@@ -156,7 +157,7 @@ def forge(folder, **files):
         }
         for name in FILES[:2]
     }
-    (path / FILES[2]).write_text(json.dumps({"format": 1, "step": 1, "files": listed}))
+    (path / FILES[2]).write_text(json.dumps({"format": checkpoint.FORMAT, "step": 1, "files": listed}))
     return path
 
 
@@ -203,7 +204,16 @@ def test_a_newer_format_is_refused_and_left_alone(tmp_path):
     path = save_checkpoint(tmp_path, 1, state(1))
     manifest = json.loads((path / "manifest.json").read_text()) | {"format": checkpoint.FORMAT + 1}
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(CheckpointError, match="newer version: format 2"):
+    with pytest.raises(CheckpointError, match="newer version: format 3"):
+        load_checkpoint(tmp_path)
+    assert path.exists()
+
+
+def test_an_older_format_is_refused_and_left_alone(tmp_path):
+    path = save_checkpoint(tmp_path, 1, state(1))
+    manifest = json.loads((path / "manifest.json").read_text()) | {"format": 1}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"made by neoteny 0\.1: finish the run with that version"):
         load_checkpoint(tmp_path)
     assert path.exists()
 
@@ -235,6 +245,8 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
     for name in (".tmp_1", ".old_1"):
         shutil.copytree(tmp_path / "step_000000000001", tmp_path / name)
     assert load_checkpoint(tmp_path)["step"] == 1
+    assert len(list(tmp_path.iterdir())) == 3  # another process may be at work on them
+    remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000000001"]
 
 
@@ -246,7 +258,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         path.write_bytes(data[:1])
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_bytes", full)
+    monkeypatch.setattr(files, "write_bytes", full)
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"new")
     assert [(item.name, item.read_bytes()) for item in tmp_path.iterdir()] == [("summary.json", b"old")]

@@ -18,7 +18,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.ppo import Args
 from neoteny.configs.cli import cli, launch, override, read_args
 from neoteny.configs.ppo import PRESETS
-from neoteny.runners.run import Run
+from tests.no_agent import begin
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -212,7 +212,7 @@ def test_what_does_not_go_together_is_told_and_nothing_is_written(line, agent, t
 
 def written(folder, line):
     """The args.json of a run with these flags."""
-    run = Run("ppo", parse(f"{line} --runs-dir {folder}"), total_steps=1)
+    run = begin(parse(f"{line} --runs-dir {folder}"))
     run.close()
     return run.folder / "args.json"
 

@@ -15,7 +15,6 @@ from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig, stream
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, Learner, Methods, MuonConfig
-from neoteny.runners.disk.checkpoint import read_checkpoint, save_checkpoint
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.replay import Batch
@@ -304,23 +303,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
         assert not (folder / "replay").exists()
     assert outcomes[0] == outcomes[1]
     assert len(outcomes[0][0]) > 30
-
-
-def test_a_checkpoint_of_before_methods_is_gone_on_from_exactly(tmp_path, monkeypatch):
-    weights = []
-    for name in ("calm", "old"):
-        args = small(tmp_path / name, "cartpole-rotations", checkpoint_every=500)
-        folder = run_folder("dqn", args) / "checkpoint"
-        if name == "old":
-            die(dqn, args, 1300, monkeypatch)
-            for path in sorted(folder.glob("step_*")):
-                state = read_checkpoint(path)
-                assert state["parts"].pop("methods")["steps"] > 0
-                del state["config"]["methods"]
-                save_checkpoint(folder, state["step"], state)
-        dqn.main(args)
-        weights.append((folder / "weights.safetensors").read_bytes())
-    assert weights[0] == weights[1]
 
 
 def test_probes_do_not_disturb_training(tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 from neoteny.agents import dqn, ppo
 from neoteny.configs.cli import cli
 from neoteny.configs.flags import OPTIMIZERS, flags
-from neoteny.runners import run as run_module
+from neoteny.runners import identity
 from tests.events import scalars
 from tests.simple_envs import Cue
 
@@ -245,8 +245,8 @@ def test_allow_device_change_lets_a_run_go_on_elsewhere(agent, monkeypatch, caps
     AGENTS[agent].main(parse(agent, "--checkpoint-every 64"))
     (summary,) = Path().glob("**/summary.json")
     summary.unlink()  # as if it had been stopped
-    elsewhere = {**run_module.machine("cpu"), "device": "tpu"}
-    monkeypatch.setattr(run_module, "machine", lambda device: elsewhere)
+    elsewhere = {**identity.machine("cpu"), "device": "tpu"}
+    monkeypatch.setattr(identity, "machine", lambda device: elsewhere)
     with pytest.raises(SystemExit) as exit:
         AGENTS[agent].main(parse(agent, "--checkpoint-every 64"))
     assert exit.value.code == 2

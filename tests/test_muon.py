@@ -116,29 +116,6 @@ def test_copies_continue_bit_for_bit(clone: Callable) -> None:
     assert_same(module, other)
 
 
-def test_the_state_of_torchs_two_optimizers_is_continued() -> None:
-    """As the checkpoints of earlier versions hold it: one list of groups, with the options of each."""
-    theirs, ours = network(), network()
-    two = pair(theirs)
-    train(theirs, two, range(3))
-    ours.load_state_dict(theirs.state_dict())
-    muon, adamw = (copy.deepcopy(each.state_dict()) for each in two)
-    matrices = len(muon["state"])
-    for group in adamw["param_groups"]:
-        group["params"] = [number + matrices for number in group["params"]]
-    one = optimizer(ours)
-    one.load_state_dict(
-        {
-            "state": muon["state"] | {n + matrices: state for n, state in adamw["state"].items()},
-            "param_groups": muon["param_groups"] + adamw["param_groups"],
-        }
-    )
-    assert [group["kind"] for group in one.param_groups] == ["muon", "adamw"]
-    train(theirs, two, range(3, 6))
-    train(ours, (one,), range(3, 6))
-    assert_same(ours, theirs)
-
-
 def test_a_schedule_and_a_closure_act_as_on_any_optimizer() -> None:
     module = network()
     one = optimizer(module)

@@ -36,21 +36,29 @@ from neoteny.envs import Stream
 from neoteny.envs.single import workers
 from neoteny.envs.tasks import episode_seed
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
-from neoteny.runners import run
-from neoteny.runners.args import FREE
-from neoteny.runners.disk import checkpoint, events
-from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS, load_checkpoint, read_checkpoint
+from neoteny.runners import identity, run
+from neoteny.runners.disk import checkpoint, events, opening
+from neoteny.runners.disk.checkpoint import (
+    MANIFEST,
+    STATE,
+    TENSORS,
+    load_checkpoint,
+    read_checkpoint,
+)
 from neoteny.runners.disk.events import event_files
-from neoteny.runners.disk.files import flatten, plain
+from neoteny.runners.disk.files import flatten, to_json
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.disk.preemption import NAMES
+from neoteny.runners.identity import Identity, changed_arguments, resumable
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
 from tests.events import scalars
 from tests.killed import Killed
+from tests.no_agent import begin, record, update
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of a run
+GOLDEN = ROOT / "tests" / "checkpoints"
 FLAGS = (
     "--stream.id cartpole-rotations --stream.period 100 --num-envs 2 --num-steps 8 --minibatches 2 "
     f"--epochs 1 --network.hidden 16 16 --total-steps {TOTAL} --checkpoint-every {EVERY} --probes.every 5 "
@@ -85,9 +93,9 @@ def at(monkeypatch, step, act):
     """Do something, once, when a run has made so many steps."""
     record, done = Run.record_episodes, []
 
-    def recorded(self, now, info):
-        record(self, now, info)
-        if now == step and not done:
+    def recorded(self, info):
+        record(self, info)
+        if self.stream.steps == step and not done:
             done.append(step)
             act(self)
 
@@ -154,10 +162,8 @@ def undisturbed(tmp_path_factory):
 
 def interrupted(args, step=EVERY):
     """A run of no agent at all that was left at its first checkpoint; returns its folder."""
-    begun = Run("ppo", args, args.total_steps)
-    begun.resume()
-    begun.record_episodes(step, {"task": 0})
-    begun.checkpoint(step // BATCH)
+    begun = begin(args)
+    update(begun, step)
     begun.close()
     return begun.folder
 
@@ -257,8 +263,8 @@ def test_preemption_by_a_second_signal_is_at_once(tmp_path, undisturbed):
     args = small(tmp_path)
     assert len(list(tmp_path.glob("**/.tmp_*"))) == 1
     assert saved(args)["step"] == EVERY
-    assert not list(tmp_path.glob("**/.tmp_*"))
     assert ending(args) == 0
+    assert not list(tmp_path.glob("**/.tmp_*"))
     assert outcome(args) == undisturbed
 
 
@@ -419,9 +425,9 @@ def test_two_processes_the_older_one_ends(step, every, last, tmp_path, monkeypat
     at(monkeypatch, step, overtake)
     record = Run.record_episodes
 
-    def recorded(self, now, info):
-        steps[self.attempt] = now
-        record(self, now, info)
+    def recorded(self, info):
+        steps[self.attempt] = self.stream.steps
+        record(self, info)
 
     monkeypatch.setattr(Run, "record_episodes", recorded)
     assert ending(args) == 73
@@ -450,7 +456,66 @@ def test_two_processes_the_older_one_finishes_a_checkpoint_too_late(
     assert outcome(args) == undisturbed
 
 
-# ProcessEnvs of the environments
+class Reads:
+    """Counts how often a checkpoint is read."""
+
+    def __init__(self, monkeypatch):
+        self.read, self.count = checkpoint.read_checkpoint, 0
+        monkeypatch.setattr(checkpoint, "read_checkpoint", self)
+
+    def __call__(self, path):
+        self.count += 1
+        return self.read(path)
+
+
+def test_a_checkpoint_is_read_once(tmp_path, monkeypatch):
+    args = small(tmp_path)
+    interrupted(args)
+    reads = Reads(monkeypatch)
+    run = begin(args)
+    run.close()
+    assert reads.count == 1
+    assert run.updates_made == 1
+
+
+def test_a_checkpoint_that_another_process_writes_meanwhile_is_read_too(tmp_path, monkeypatch):
+    args = small(tmp_path)
+    interrupted(args)
+    reads, take, older = Reads(monkeypatch), opening.begin_attempt, begin(args)
+    reads.count = 0
+
+    def begin_attempt(folder):
+        update(older, 2 * EVERY)
+        return take(folder)
+
+    monkeypatch.setattr(opening, "begin_attempt", begin_attempt)
+    run = begin(args)
+    run.close()
+    older.close()
+    assert reads.count == 2
+    assert run.stream.steps == 2 * EVERY
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_replaced(tmp_path, monkeypatch, capsys):
+    args, take = small(tmp_path), opening.begin_attempt
+    folder, left = interrupted(args), []
+
+    def begin_attempt(folder):
+        (folder / "summary.json").write_text("{}")
+        left.append(tree(folder / "checkpoint"))
+        return take(folder)
+
+    monkeypatch.setattr(opening, "begin_attempt", begin_attempt)
+    before = handlers()
+    with pytest.raises(SystemExit) as exit:
+        begin(args)
+    assert handlers() == before
+    assert exit.value.code == 2
+    assert "holds a finished run" in capsys.readouterr().err
+    assert tree(folder / "checkpoint") == left[0]
+
+
+# Workers of the environments
 
 
 def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capfd):
@@ -492,9 +557,8 @@ def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
 def test_two_processes_the_older_one_does_no_harm(tmp_path, monkeypatch, undisturbed, capsys):
     """The older one is a run of no agent, which says other things than the newer one does."""
     args = small(tmp_path)
-    older = Run("ppo", args, TOTAL)
-    older.resume()
-    older.record_episodes(30, {"task": 7})
+    older = begin(args)
+    record(older, 30, {"task": 7})
     older.writer.metrics({"losses/entropy": -1.0}, 30)
     older.writer.flush()
     codes = []
@@ -505,11 +569,11 @@ def test_two_processes_the_older_one_does_no_harm(tmp_path, monkeypatch, undistu
         older.writer.metrics({"losses/entropy": -1.0}, 112)
         older.writer.flush()
         torn = nn.Parameter(torch.full((1,), torch.nan))
-        older.record_episodes(EVERY, {"task": 7})
+        record(older, EVERY, {"task": 7})
         for act in (
-            lambda: older.record_episodes(EVERY, {"task": 8}),
-            lambda: older.checkpoint(4),
-            lambda: older.check_finite(weights=torn),
+            lambda: record(older, EVERY, {"task": 8}),
+            lambda: update(older, EVERY, {"task": 7}),
+            lambda: older.end_update({"weights": torn}).__enter__(),
             lambda: older.finish(nn.Flatten()),
         ):
             with pytest.raises(SystemExit) as exit:
@@ -543,62 +607,35 @@ def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monk
 
 # Checkpoints of earlier versions
 
-GOLDEN = Path(__file__).parent / "checkpoints"
 
-
-@pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir()))
-def test_checkpoints_of_earlier_versions_are_loaded_for_ever(version, tmp_path):
+@pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir() if path.name > "0.1.0"))
+def test_checkpoints_of_earlier_versions_are_loaded(version, tmp_path):
+    """What tests/make_golden.py made."""
     args = small(tmp_path)
     folder = run_folder("ppo", args)
     shutil.copytree(GOLDEN / version, folder / "checkpoint")
-    shutil.copy(GOLDEN / version / "args.json", folder)
-    before = saved(args)["parts"]
-    assert before.keys() == PARTS[version]
+    shutil.move(folder / "checkpoint" / "args.json", folder)
+    assert saved(args)["step"] == TOTAL // 2
     assert ending(args) == 0
     begun = json.loads((folder / "summary.json").read_text())["visits"]
     assert [visit["start"] for visit in begun] == [0, 100, 200]
     assert saved(args)["update"] == TOTAL // BATCH
-    assert list(saved(args)["parts"]) == ["methods", "agent", "optimizer", "stream"]
+    assert saved(args)["parts"].keys() == {"methods", "agent", "optimizer", "stream"}
 
 
-PARTS = {"0.1.0": {"agent", "optimizer", "annealing", "stream"}}
-
-
-def as_before_methods(checkpoint_path, updates):
-    """Make a checkpoint one of before there were methods, when a scheduler annealed the learning rate."""
-    state = read_checkpoint(checkpoint_path)
-    parts = state["parts"]
-    assert parts.pop("methods")["methods"] == {}
-    lr = state["config"]["lr"]
-    for group in parts["optimizer"]["param_groups"]:
-        group["initial_lr"] = lr
-    rates = [group["lr"] for group in parts["optimizer"]["param_groups"]]
-    parts["annealing"] = {
-        "base_lrs": [lr] * len(rates), "last_epoch": updates, "_step_count": updates + 1,
-        "_is_initial": False, "_get_lr_called_within_step": False, "_last_lr": rates,
-        "lr_lambdas": [None] * len(rates),
-    }  # fmt: skip
-    del state["config"]["methods"]
-    checkpoint.save_checkpoint(checkpoint_path.parent, state["step"], state)
-
-
-@pytest.mark.parametrize("anneal", [False, True])
-@pytest.mark.parametrize("optim", [AdamConfig(), AdamOConfig(iso=1.0), MuonConfig()], ids=lambda o: o.name)
-def test_checkpoints_of_before_methods_are_gone_on_from_exactly(optim, anneal, tmp_path, monkeypatch):
-    calm, args = (small(tmp_path / name, optim=optim, anneal_lr=anneal) for name in ("calm", "old"))
-    assert ending(calm) == 0
-    with monkeypatch.context() as patch:
-        at(patch, 150, kill)
-        assert ending(args) == -signal.SIGKILL
-    for path in sorted((run_folder("ppo", args) / "checkpoint").glob("step_*")):
-        as_before_methods(path, read_checkpoint(path)["update"])
-    assert "annealing" in saved(args)["parts"]
-    assert ending(args) == 0
-    assert outcome(args) == outcome(calm)
-    rates = [rate for _, rate in outcome(args)["scalars"]["charts/learning_rate"]]
-    updates = TOTAL // BATCH
-    expected = [1e-3 * (1 - update / updates) if anneal else 1e-3 for update in range(1, updates + 1)]
-    assert rates == pytest.approx(expected)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_an_unfinished_run_of_0_1_is_refused_and_left_alone(overwrite, tmp_path, capsys):
+    args = small(tmp_path, overwrite=overwrite)
+    folder = run_folder("ppo", args)
+    shutil.copytree(GOLDEN / "0.1.0", folder / "checkpoint")
+    shutil.move(folder / "checkpoint" / "args.json", folder)
+    before = tree(tmp_path)
+    assert ending(args) == 2
+    told = capsys.readouterr().err
+    assert "was made by neoteny 0.1: finish the run with that version, or remove its folder to start" in told
+    assert told.startswith(f"error: {folder}")
+    assert told.count("\n") == 1
+    assert tree(tmp_path) == before
 
 
 # Mismatched arguments
@@ -663,13 +700,14 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
     before = tree(tmp_path)
     capsys.readouterr()
     assert value_of(args, name) != value_of(other, name)
-    if name in FREE:
-        again = Run("ppo", other, TOTAL)
-        assert again.resume() == EVERY // BATCH
+    if f"{name}.".startswith(tuple(resumable(args))):
+        again = begin(other)
+        assert again.updates_made == 1
+        assert again.stream.steps == EVERY
         again.close()
         return
     with pytest.raises(SystemExit) as exit:
-        Run("ppo", other, TOTAL)
+        begin(other)
     assert exit.value.code == 2
     old, new = value_of(args, name), value_of(other, name)
     told = capsys.readouterr().err
@@ -693,9 +731,9 @@ def test_mismatched_arguments_of_methods(method, field, tmp_path, capsys):
     before = tree(tmp_path)
     capsys.readouterr()
     with pytest.raises(SystemExit) as exit:
-        Run("ppo", other, TOTAL)
+        begin(other)
     assert exit.value.code == 2
-    old, new = (plain(getattr(made, field)) for made in (config, other_config))
+    old, new = (to_json(getattr(made, field)) for made in (config, other_config))
     assert old != new
     told = capsys.readouterr().err
     what = f"methods.{method}.{field} {old}, not {new}; "
@@ -715,20 +753,70 @@ def test_mismatched_methods_are_refused(had, tmp_path, monkeypatch, capsys):
     shutil.copytree(run_folder("ppo", args), folder)
     capsys.readouterr()
     assert ending(other) == 2
-    names = (["isometry"], []) if had else ([], ["isometry"])
-    told = "the checkpoint has the methods {}, the run {}".format(*names)
-    assert f"error: {folder} cannot go on: methods: {told}" in capsys.readouterr().err
+    what = "with methods.isometry.on all, which is no argument of it now"
+    if not had:
+        what = "without methods.isometry.on, which now is all"
+    assert f"error: {folder} holds an unfinished run {what}; --note names" in capsys.readouterr().err
     assert ending(args) == 0  # where it was, it goes on
 
 
-def test_mismatched_arguments_free_ones_change_nothing_that_is_learned():
-    assert set(flatten(dataclasses.asdict(BASE))) >= FREE
-    assert {name for name in FREE if "." not in name} == {
+def test_resumable_arguments_are_those_that_change_nothing_that_is_learned():
+    names = {name.rstrip(".") for name in resumable(BASE)}
+    assert {name for name in names if not name.startswith("stream.")} == {
         "total_steps", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads", "device",
-        "allow_device_change",
+        "allow_device_change", "probes",
     }  # fmt: skip
-    streams = {name for name in FREE if name.startswith("stream.")}
+    streams = {
+        name for name in names & flatten(dataclasses.asdict(BASE)).keys() if name.startswith("stream.")
+    }
     assert streams == {"stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay"}
+
+
+CHANGES = {
+    "another value": ({"lr": 0.1}, {"lr": 0.2}, {"lr": 0.1}, {"lr": "with lr 0.1, not 0.2"}),
+    "nested": (
+        {"optim": {"eps": 1.0}},
+        {"optim": {"eps": 2.0}},
+        {},
+        {"optim.eps": "with optim.eps 1.0, not 2.0"},
+    ),
+    "tuples are lists": ({"hidden": [1, 2]}, {"hidden": (1, 2)}, {}, {}),
+    "a new one as it was before": ({}, {"wrap": None, "n": (1,)}, {"wrap": None, "n": (1,)}, {}),
+    "a new one that acts": ({}, {"n": 2}, {"n": 1}, {"n": "without n, which now is 2"}),
+    "a new one without default": ({}, {"n": 2}, {}, {"n": "without n, which now is 2"}),
+    "one that is gone": ({"n": 2}, {}, {"n": 2}, {"n": "with n 2, which is no argument of it now"}),
+}
+
+
+@pytest.mark.parametrize(("before", "now", "defaults", "changed"), CHANGES.values(), ids=CHANGES)
+def test_changed_arguments(before, now, defaults, changed):
+    assert changed_arguments(before, now, defaults) == changed
+
+
+OF_A_LATER_VERSION = {
+    # changes of what the checkpoint holds, and the sentence that refuses it, if any
+    "flag": (lambda config: config.pop("reward_scale"), None),
+    "flag that acts": (lambda config: config.pop("num_steps"), "without num_steps, which now is 8"),
+    "flag of the optimizer": (lambda config: config["optim"].pop("eps"), None),
+    "flag of a method": (lambda config: config["methods"]["isometry"].pop("on"), None),
+    "method": (lambda config: config["methods"].pop("isometry"), "without methods.isometry.on, which now is"),
+    "flag gone": (lambda config: config.update(foo=1), "with foo 1, which is no argument of it now"),
+    "flag of the network gone": (lambda config: config["network"].update(foo=1), "with network.foo 1, which"),
+    "probe": (lambda config: config["probes"].update(foo=1), None),
+}
+
+
+@pytest.mark.parametrize(("change", "sentence"), OF_A_LATER_VERSION.values(), ids=OF_A_LATER_VERSION)
+def test_arguments_of_a_later_version(change, sentence, tmp_path):
+    made = Identity("ppo", small(tmp_path, methods=(METHODS["isometry"](),)))
+    config = json.loads(json.dumps(to_json(made.config)))
+    change(config)
+    state = {"config": config, "machine": made.machine}
+    if sentence:
+        with pytest.raises(ValueError, match=re.escape(f"holds an unfinished run {sentence}")):
+            made.check(state)
+    else:
+        made.check(state)
 
 
 def test_mismatched_optimizer(tmp_path, capsys):
@@ -744,7 +832,7 @@ def test_mismatched_optimizer(tmp_path, capsys):
     [("threads", 7), ("cpu_capability", "Z80"), ("python", "3.99.0"), ("versions", {"torch": "9.0"})],
 )
 def test_mismatched_machine_is_told_in_meta_json(what, value, tmp_path, monkeypatch, capsys):
-    args, real = small(tmp_path), run.machine
+    args, real = small(tmp_path), identity.machine
     folder = interrupted(args)
     assert json.loads((folder / "meta.json").read_text())["resume_exact"] is True
 
@@ -753,14 +841,12 @@ def test_mismatched_machine_is_told_in_meta_json(what, value, tmp_path, monkeypa
         return made | {what: made[what] | value if isinstance(value, dict) else value}
 
     def go_on():
-        again = Run("ppo", args, TOTAL)
-        again.resume()
-        again.record_episodes(2 * EVERY, {"task": 0})
-        again.checkpoint(2 * EVERY // BATCH)
+        again = begin(args)
+        update(again, again.stream.steps + EVERY)
         again.close()
         return json.loads((folder / "meta.json").read_text())["resume_exact"]
 
-    monkeypatch.setattr(run, "machine", other)
+    monkeypatch.setattr(identity, "machine", other)
     name, now = ("versions.torch", "9.0") if what == "versions" else (what, value)
     was = flatten(real("cpu"))[name]
     assert go_on() == [f"{name} was {was} and is {now}"]
@@ -771,18 +857,18 @@ def test_mismatched_machine_is_told_in_meta_json(what, value, tmp_path, monkeypa
 
 @pytest.mark.parametrize(("was", "now"), [("cpu", "cuda"), ("cuda", "cpu")])
 def test_mismatched_device_needs_a_flag(was, now, tmp_path, monkeypatch, capsys):
-    args, real = small(tmp_path), run.machine
-    monkeypatch.setattr(run, "machine", lambda device: real(device) | {"device": was})
+    args, real = small(tmp_path), identity.machine
+    monkeypatch.setattr(identity, "machine", lambda device: real(device) | {"device": was})
     folder = interrupted(args)
-    monkeypatch.setattr(run, "machine", lambda device: real(device) | {"device": now})
+    monkeypatch.setattr(identity, "machine", lambda device: real(device) | {"device": now})
     before = tree(folder)
     with pytest.raises(SystemExit) as exit:
-        Run("ppo", args, TOTAL)
+        begin(args)
     assert exit.value.code == 2
     assert f"was on {was}, not on {now}; --allow-device-change moves it" in capsys.readouterr().err
     assert tree(folder) == before
-    again = Run("ppo", dataclasses.replace(args, allow_device_change=True), TOTAL)
-    assert again.resume() == EVERY // BATCH
+    again = begin(dataclasses.replace(args, allow_device_change=True))
+    assert again.updates_made == 1
     again.close()
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["device"] == now
@@ -1140,14 +1226,14 @@ def test_nan_ends_the_run_in_the_same_update(spoil, tmp_path, monkeypatch, undis
 
 def test_inf_by_a_huge_learning_rate_ends_the_run_in_the_same_update(tmp_path, monkeypatch):
     args = small(tmp_path, lr=1e25, max_grad_norm=1e38)
-    steps, log_update = [], Run.log_update
+    steps, log_update = [], Run._log_update
 
-    def logged(self, step, metrics):
-        steps.append(step)
+    def logged(self, metrics):
+        steps.append(self.stream.steps)
         assert all(weight.isfinite().all() for weight in self.parts["agent"].parameters())
-        log_update(self, step, metrics)
+        log_update(self, metrics)
 
-    monkeypatch.setattr(Run, "log_update", logged)
+    monkeypatch.setattr(Run, "_log_update", logged)
     assert ending(args) == 70
     folder = run_folder("ppo", args)
     crash = json.loads((folder / "crash" / "crash.json").read_text())
@@ -1251,7 +1337,10 @@ class Memory:
     """A part with data in a file of its own."""
 
     def __init__(self, path, exact=True):
-        self.path, self.exact, self.pending, self.calls = path, exact, 3, []
+        self.path, self.exact, self.due, self.pending, self.calls = path, exact, False, 3, []
+
+    def open(self):
+        self.calls.append("open")
 
     def flush(self):
         self.calls.append("flush")
@@ -1267,34 +1356,31 @@ class Memory:
 
 def test_part_is_flushed_before_its_state_is_taken(tmp_path):
     memory = Memory(tmp_path / "memory")
-    begun = Run("ppo", small(tmp_path), TOTAL)
-    begun.resume(memory=memory, bare=nn.Linear(1, 1))
-    begun.record_episodes(EVERY - 2, {"task": 0})
-    begun.checkpoint(1)
-    assert not memory.calls  # it is not time to save
-    begun.record_episodes(EVERY, {"task": 0})
-    begun.checkpoint(2)
+    begun = begin(small(tmp_path), memory=memory, bare=nn.Linear(1, 1))
+    update(begun, EVERY - 2)
+    assert memory.calls == ["open"]  # it is not time to save
+    update(begun, EVERY)
+    assert memory.calls == ["open", "flush", "state"]
+    memory.due = True
+    update(begun, EVERY + 2)
     begun.close()
-    assert memory.calls == ["flush", "state"]
+    assert memory.calls == ["open", *2 * ("flush", "state")]
     assert saved(small(tmp_path))["parts"]["memory"] == {"size": 3}
 
 
 def test_part_that_cannot_be_flushed_is_a_save_that_failed(tmp_path, monkeypatch, capsys):
     memory = Memory(tmp_path / "memory")
-    begun = Run("ppo", small(tmp_path), TOTAL)
-    begun.resume(memory=memory)
+    begun = begin(small(tmp_path), memory=memory)
 
     def full():
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(memory, "flush", full)
     for save in (1, 2):
-        begun.record_episodes(save * EVERY, {"task": 0})
-        begun.checkpoint(save)
+        update(begun, save * EVERY)
     assert capsys.readouterr().err.count("could not be written (No space left on device)") == 2
-    begun.record_episodes(3 * EVERY, {"task": 0})
     with pytest.raises(SystemExit) as exit:
-        begun.checkpoint(3)
+        update(begun, 3 * EVERY)
     begun.close()
     assert exit.value.code == 74
 
@@ -1302,14 +1388,12 @@ def test_part_that_cannot_be_flushed_is_a_save_that_failed(tmp_path, monkeypatch
 @pytest.mark.parametrize("exact", [True, False])
 def test_part_that_is_not_exact_is_told_in_meta_json(exact, tmp_path):
     args = small(tmp_path)
-    begun = Run("ppo", args, TOTAL)
-    begun.resume(memory=Memory(tmp_path / "memory"))
-    begun.record_episodes(EVERY, {"task": 0})
-    begun.checkpoint(1)
+    begun = begin(args, memory=Memory(tmp_path / "memory"))
+    update(begun, EVERY)
     begun.close()
-    again, memory = Run("ppo", args, TOTAL), Memory(tmp_path / "memory", exact)
-    assert again.resume(memory=memory) == 1
+    memory = Memory(tmp_path / "memory", exact)
+    again = begin(args, memory=memory)
     again.close()
-    assert memory.calls == [{"size": 3}]
+    assert memory.calls == ["open", {"size": 3}]
     told = json.loads((again.folder / "meta.json").read_text())["resume_exact"]
     assert told == (True if exact else ["memory could not be restored exactly"])

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import typing
 
 import pytest
 import torch
@@ -14,24 +15,25 @@ from neoteny.optim import AdamConfig
 from neoteny.runners.args import RunArgs
 from neoteny.runners.disk.files import write_json
 from neoteny.runners.disk.folder import run_folder
-from neoteny.runners.run import Run
 from tests.events import scalars
+from tests.no_agent import begin, record, update
 
 
 @dataclasses.dataclass(frozen=True)
 class Args(RunArgs):
     seed: int = 3
+    total_steps: int = 50
     stream: StreamConfig = dataclasses.field(default_factory=lambda: StreamConfig("my.module:space/Name-v0"))
     optim: AdamConfig = dataclasses.field(default_factory=AdamConfig)
 
 
-def episode(task, value):
+def episode(task, value, first):
     ended = torch.tensor([True, False]).numpy()
     values = torch.tensor([value, -99.0]).numpy()
+    fingerprint = Fingerprint("spaces", {"gravity": 9.8 + task}, f"print of {task}")
     return {
         "task": task,
-        "fingerprint": Fingerprint("spaces", {"gravity": 9.8 + task}, f"print of {task}"),
-        "audit_seconds": 0.5,
+        **({"fingerprint": fingerprint} if first else {}),
         "episode_return": values,
         "_episode_return": ended,
         "episode_length": values.astype(int),
@@ -41,11 +43,14 @@ def episode(task, value):
 
 def live(run):
     """Two tasks of three and two updates."""
-    assert run.resume() == 0
+    assert run.updates_made == 0
+    run.stream.audit_seconds = 0.5
     for step, (task, value) in enumerate([(0, 1.0), (0, 2.0), (0, 3.0), (5, 4.0), (5, 6.0)], start=1):
-        run.record_episodes(10 * step, episode(task, value))
+        record(run, 10 * step, episode(task, value, first=value in (1.0, 4.0)))
         run.lap("env")
-        run.log_update(10 * step, {"losses/entropy": 1.0})
+        with run.end_update({}) as metrics:
+            metrics["losses/entropy"] = 1.0
+    assert run.updates_made == 5
     return run.finish(nn.Linear(2, 1))
 
 
@@ -55,7 +60,7 @@ def test_the_folder_names_stream_agent_optimizer_and_seed(tmp_path):
 
 
 def test_a_run_leaves_what_it_measured(tmp_path):
-    run = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
+    run = begin(Args(runs_dir=tmp_path))
     summary = live(run)
     assert json.loads((run.folder / "summary.json").read_text()) == summary
     assert [visit["task"] for visit in summary["visits"]] == [0, 5]
@@ -83,7 +88,7 @@ def test_a_run_leaves_what_it_measured(tmp_path):
 
 
 def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
-    run = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
+    run = begin(Args(runs_dir=tmp_path))
     live(run)
     assert len(list(run.folder.glob("**/events*"))) == 1
     accumulator = EventAccumulator(str(run.folder)).Reload()
@@ -95,19 +100,19 @@ def test_hparams_and_charts_are_in_the_run_s_own_event_file(tmp_path):
 
 
 def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, capsys):
-    unfinished = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
+    unfinished = begin(Args(runs_dir=tmp_path))
     unfinished.writer.metrics({"losses/entropy": 1.0}, 1)
     unfinished.close()
-    again = Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
+    again = begin(Args(runs_dir=tmp_path))
     assert "holds no checkpoint yet: it starts again" in capsys.readouterr().err
     live(again)
     before = sorted(path.read_bytes() for path in again.folder.rglob("*.json"))
     with pytest.raises(SystemExit) as exit:
-        Run("ppo", Args(runs_dir=tmp_path), total_steps=50)
+        begin(Args(runs_dir=tmp_path))
     assert exit.value.code == 2
     assert "--overwrite" in capsys.readouterr().err
     assert sorted(path.read_bytes() for path in again.folder.rglob("*.json")) == before
-    assert live(Run("ppo", Args(runs_dir=tmp_path, overwrite=True), total_steps=50))
+    assert live(begin(Args(runs_dir=tmp_path, overwrite=True)))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
@@ -116,7 +121,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(tmp_path, capsys):
     (folder / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
         with pytest.raises(SystemExit):
-            Run("ppo", Args(runs_dir=tmp_path, overwrite=overwrite), total_steps=50)
+            begin(Args(runs_dir=tmp_path, overwrite=overwrite))
     assert [path.name for path in folder.iterdir()] == ["thesis.tex"]
 
 
@@ -136,3 +141,71 @@ def test_what_cannot_name_a_run_is_refused(tmp_path, bad):
     with pytest.raises(ValueError, match="must be"):
         Args(runs_dir=tmp_path, **bad)
     assert Args(runs_dir=tmp_path, note="wide-2.0_b")
+
+
+class Part:
+    """A part of a run's state that writes down when it is restored."""
+
+    restored: typing.ClassVar[list[str]] = []
+
+    def __init__(self, name):
+        self.name = name
+
+    def state_dict(self):
+        return {"name": self.name}
+
+    def load_state_dict(self, state):
+        assert state == {"name": self.name}
+        Part.restored.append(self.name)
+
+
+def test_methods_are_restored_first_and_the_others_in_their_order(tmp_path):
+    names = ("agent", "target", "methods", "memory")
+    for _ in range(2):
+        Part.restored.clear()
+        run = begin(Args(runs_dir=tmp_path, checkpoint_every=1), **{name: Part(name) for name in names})
+        update(run, run.stream.steps + 10)
+        run.close()
+    assert Part.restored == ["methods", "agent", "target", "memory"]
+    assert run.updates_made == 2
+    assert run.stream.steps == 20
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_neither_measured_nor_saved(tmp_path, bad):
+    run = begin(Args(runs_dir=tmp_path, checkpoint_every=1, video_every=1))
+    record(run, 10, {"task": 0})
+    with pytest.raises(SystemExit) as exit, run.end_update({"losses": torch.tensor([0.0, bad])}):
+        pytest.fail("there was something to measure")
+    assert exit.value.code == 70
+    assert not (run.folder / "checkpoint").exists()
+    assert run.updates_made == 0
+    assert "losses/entropy" not in scalars(run.folder)
+
+
+def test_an_error_while_it_is_measured_is_no_update(tmp_path):
+    run = begin(Args(runs_dir=tmp_path, checkpoint_every=1))
+    record(run, 10, {"task": 0})
+    with pytest.raises(RuntimeError), run.end_update({}):
+        raise RuntimeError
+    run.close()
+    assert not (run.folder / "checkpoint").exists()
+
+
+def test_a_run_without_episodes_is_scored_by_what_it_is_told(tmp_path):
+    """As a supervised learner is: 0.5 on 10 samples and 0.9 on 30 are 0.8 in all."""
+    run = begin(Args(runs_dir=tmp_path))
+    for task, start in ((0, 0), (1, 20)):
+        run.begin_visit(task, start)
+        for step, (value, length) in enumerate([(0.5, 10), (0.9, 30)], start=1):
+            run.stream.steps = start + 10 * step
+            run.score(value, length)
+            with run.end_update({}):
+                pass
+    summary = run.finish(nn.Linear(2, 1))
+    rows = [(visit["task"], visit["start"], visit["end"], visit["episodes"]) for visit in summary["visits"]]
+    assert rows == [(0, 0, 20, 2), (1, 20, 40, 2)]
+    assert [visit["return_auc"] for visit in summary["visits"]] == pytest.approx([0.8, 0.8])
+    assert [visit["return_at_end"] for visit in summary["visits"]] == pytest.approx([0.7, 0.7])
+    expected = [(10, 0.5), (20, 0.9), (30, 0.5), (40, 0.9)]
+    assert scalars(run.folder)["charts/episodic_return"] == [(x, pytest.approx(y)) for x, y in expected]

@@ -41,7 +41,7 @@ class AtariConfig:
     gradual: ClassVar[bool] = False
     otherwise: ClassVar[str] = "the games of this stream are stepped one by one"
 
-    replay: bool = True
+    replay: bool = dataclasses.field(default=True, metadata={"resumable": True})
     """When a stopped run goes on, replay its games from their last seeding, for the same bits; else start
     new ones."""
 

@@ -29,9 +29,9 @@ class SingleConfig:
     gradual: ClassVar[bool] = True
     otherwise: ClassVar[str] = ""
 
-    workers: int = 0
+    workers: int = dataclasses.field(default=0, metadata={"resumable": True})
     """Step the sub-environments in so many processes of their own; 0: in this one."""
-    replay: bool = True
+    replay: bool = dataclasses.field(default=True, metadata={"resumable": True})
     """When a stopped run goes on, replay its running episodes, for the same bits; else start new ones."""
 
     def recognizes(self, env: gym.Env) -> bool:

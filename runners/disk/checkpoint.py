@@ -25,7 +25,7 @@ from torch import Tensor
 
 from neoteny.runners.disk.files import sync_folder, write_bytes
 
-FORMAT = 1  # version of the layout; older ones are read for ever, newer ones are refused
+FORMAT = 2  # of the layout and of what is in it; another one is refused
 KEEP = 2  # checkpoints: the newest, and one to fall back on if it is damaged
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 LARGEST_MANIFEST = 65_536  # bytes
@@ -80,31 +80,47 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    for old in _checkpoints(folder)[:-KEEP]:
+    for old in checkpoints(folder)[:-KEEP]:
         _remove(old)
     return checkpoint
 
 
+def checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, oldest first."""
+    return sorted(folder.glob("step_*"))
+
+
+def newest_manifest(folder: Path) -> bytes | None:
+    """The manifest of the newest checkpoint, by which it is told from any other; ``None`` without one."""
+    try:
+        return (checkpoints(folder)[-1] / MANIFEST).read_bytes()
+    except (IndexError, OSError):
+        return None
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half written or half removed; no other may be at work there."""
+    for pattern in (".tmp_*", ".old_*"):
+        for rest in folder.glob(pattern):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
 def load_checkpoint(
-    folder: Path, sweep: bool = True, check: Callable[[dict[str, Any]], None] = lambda state: None
+    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None
 ) -> dict[str, Any] | None:
     """Read the newest checkpoint that is whole; what is damaged is named, and set aside as ``.corrupt_*``.
 
     Args:
         folder: of the run's checkpoints.
-        sweep: remove what a killed process left half written; another may be at work on it.
         check: raises :class:`DamagedError` if a state does not belong to what else is in the run's folder.
 
     Returns:
         The state, tensors on the CPU; ``None`` if there never was a checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole, or one is of a newer format.
+        CheckpointError: there are checkpoints and none is whole, or the newest is of another format.
     """
-    for pattern in (".tmp_*", ".old_*") if sweep else ():
-        for rest in folder.glob(pattern):
-            shutil.rmtree(rest, ignore_errors=True)
-    for checkpoint in reversed(_checkpoints(folder)):
+    for checkpoint in reversed(checkpoints(folder)):
         try:
             state = read_checkpoint(checkpoint)
             check(state)
@@ -124,7 +140,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: it is not what was written.
-        CheckpointError: it is of a newer format.
+        CheckpointError: it is of another format.
     """
     try:
         with open(checkpoint / MANIFEST, "rb") as file:
@@ -132,6 +148,11 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         if manifest["format"] > FORMAT:
             raise CheckpointError(
                 f"{checkpoint} was made by a newer version: format {manifest['format']} instead of {FORMAT}"
+            )
+        if manifest["format"] < FORMAT:
+            raise CheckpointError(
+                f"{checkpoint} was made by neoteny 0.1: finish the run with that version, or remove its "
+                "folder to start over"
             )
         if manifest["files"].keys() != {TENSORS, STATE}:
             raise DamagedError(f"{checkpoint} lists other files than a checkpoint has")
@@ -146,11 +167,6 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
         raise DamagedError(f"{checkpoint} lacks {Path(error.filename).name}") from error
     except Exception as error:
         raise DamagedError(f"{checkpoint} is damaged ({error})") from error
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, oldest first."""
-    return sorted(folder.glob("step_*"))
 
 
 def _remove(checkpoint: Path) -> None:

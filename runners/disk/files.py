@@ -40,7 +40,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write strict JSON, whole or not at all: paths as text, numbers that are not finite as null."""
-    replace_file(path, (json.dumps(plain(data), indent=2, allow_nan=False) + "\n").encode())
+    replace_file(path, (json.dumps(to_json(data), indent=2, allow_nan=False) + "\n").encode())
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -51,12 +51,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """A value as strict JSON can hold it: see :func:`write_json`."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, Path):
         return str(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

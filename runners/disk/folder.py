@@ -7,34 +7,34 @@ is what led to a value that is not finite, and ``summary.json`` is there if, and
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import socket
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from neoteny.runners.disk.exit_codes import ExitCode, stop
-from neoteny.runners.disk.files import flatten, plain
 
 
 def run_folder(agent: str, args: Any) -> Path:
-    """Where the run of an agent's arguments lives."""
-    stream = args.stream.id.rpartition(":")[2].replace("/", "-")
+    """Where the run of an agent's arguments lives; ``stream+wrapper`` is a stream of its own."""
+    names = [name.rpartition(":")[2] for name in (args.stream.id, args.stream.wrap) if name]
+    stream = "+".join(names).replace("/", "-")
     methods = sorted(method.name for method in args.methods)
     optimizer = "-".join(filter(None, (args.optim.name, *methods, args.note)))
     return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder came to its end."""
+    return (folder / "summary.json").exists()
+
+
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Exit with code 2 if a run cannot begin or go on there."""
-    if (folder / "summary.json").exists() and not overwrite:
+    if is_finished(folder) and not overwrite:
         reason = f"{folder} holds a finished run; --overwrite replaces it, --note names another"
         stop(ExitCode.BAD_INPUT, reason)
     ours = any((folder / name).exists() for name in ("args.json", "attempts"))
@@ -71,33 +71,3 @@ def begin_attempt(folder: Path) -> int:
 def latest_attempt(folder: Path) -> int:
     """Number of the process that works on the run."""
     return max((int(path.stem) for path in (folder / "attempts").glob("*.json")), default=0)
-
-
-def changed_arguments(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Which arguments differ from those of a checkpoint: name -> (before, now).
-
-    Names that only one of them has, since a version added or removed them, do not count.
-    """
-    old, new = flatten(plain(before)), flatten(plain(now))
-    return {name: (old[name], new[name]) for name in old if name in new and old[name] != new[name]}
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the bits of a result depend on, besides the arguments."""
-    packages = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
-    return {
-        "device": torch.device(device).type,
-        "threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: _version(name) for name in packages},
-    }
-
-
-def _version(package: str) -> str:
-    """The version of a package; of a copied tree, which has no metadata, it is unknown."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

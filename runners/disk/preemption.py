@@ -1,16 +1,31 @@
-"""Signals that ask a run to stop: it saves after the update, and goes on when the command is given again."""
+"""Signals that ask a run to stop: it saves after the update, and goes on when the command is given again.
+
+A script comes here before its other imports, which take seconds: this file imports nothing heavy.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 from neoteny.runners.disk.exit_codes import ExitCode
 
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+
+_before_script: dict[int, Any] = {}  # what signals did before `end_at_signals`
+
+
+def end_at_signals() -> None:
+    """From now on a signal ends this process with code 75, until a :class:`Preemption` takes over.
+
+    It is for the first statement of a script, which has written nothing yet.
+    """
+    _before_script.update(_handle(_end))
 
 
 class Preemption:
@@ -22,12 +37,14 @@ class Preemption:
 
     def __init__(self) -> None:
         self.signal: str | None = None
-        self._before = {}
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+            # After the run it would not be true any more that nothing was written.
+            self._before = _handle(self._ask) | _before_script
+            _before_script.clear()
 
     def restore(self) -> None:
-        """Let signals do what they did before."""
+        """Let signals do what they did before the script or the run listened to them."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -39,3 +56,14 @@ class Preemption:
         self.signal = signal.Signals(number).name
         # print could be interrupted by itself
         os.write(2, f"\n{self.signal}: saving after this update; once more to stop at once\n".encode())
+
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let signals call a handler; returns what each did before."""
+    return {number: signal.signal(number, handler) for number in SIGNALS}
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    name = signal.Signals(number).name
+    os.write(2, f"{name}: nothing was written yet; the same command starts the run\n".encode())
+    os._exit(ExitCode.PREEMPTED)

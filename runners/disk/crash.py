@@ -1,0 +1,56 @@
+"""Values that are not finite, and the bundle from which a run comes to them again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from neoteny.runners.disk.checkpoint import checkpoints
+from neoteny.runners.disk.files import write_bytes, write_json
+
+
+def named_tensors(values: Mapping[str, Tensor | nn.Module]) -> dict[str, Tensor]:
+    """Tensors, and those of networks, by their names."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in values.items():
+        items = value.state_dict().items() if isinstance(value, nn.Module) else [("", value)]
+        tensors |= {f"{name}.{item}".rstrip("."): tensor for item, tensor in items}
+    return tensors
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold a NaN or an infinity: one read from the device."""
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    if not floats:
+        return []
+    finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
+    return [name for name, fine in zip(floats, finite) if not fine]
+
+
+def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Tensor]) -> Path:
+    """Write the bundle from which ``scripts/replay_crash.py`` comes to the same end; returns its folder.
+
+    Args:
+        folder: of the run.
+        step: of the run.
+        bad: names of the tensors that are not finite.
+        tensors: all that were looked at.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    crash = folder / "crash"
+    shutil.rmtree(crash, ignore_errors=True)
+    crash.mkdir()
+    kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    write_bytes(crash / "tensors.safetensors", safetensors.torch.save(kept))
+    shutil.copy(folder / "args.json", crash)
+    for newest in checkpoints(folder / "checkpoint")[-1:]:
+        shutil.copytree(newest, crash / "checkpoint" / newest.name)
+    write_json(crash / "crash.json", {"step": step, "not_finite": bad})
+    return crash

@@ -1,0 +1,121 @@
+"""Visits of a run to its tasks, and the scores that belong to each."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neoteny.envs.audit import Fingerprint
+from neoteny.runners.scores import Visit, level_to_recover
+
+
+class Episodes:
+    """Visits to tasks, and the scores of the episodes in each.
+
+    An episode has a return and a length in steps. To a learner without rewards an episode is whatever it
+    scores: a test, with its accuracy and its number of samples.
+    """
+
+    def __init__(self) -> None:
+        self.visits: list[Visit] = []
+        self._waiting: list[tuple[int, Tensor]] = []  # step, and (3, N): whether ended, returns, lengths
+        self._latest: list[tuple[float, int, str | None]] = []  # score, length and game, since the last chart
+
+    @property
+    def task(self) -> int | None:
+        """Of the visit that is on."""
+        return self.visits[-1].task if self.visits else None
+
+    @property
+    def step(self) -> int:
+        """The last step of the run that belongs to a visit."""
+        return self.visits[-1].end if self.visits else 0
+
+    def begin_visit(
+        self, task: int, start: int, fingerprint: Fingerprint | None = None, game: str | None = None
+    ) -> None:
+        """Begin a visit to a task at a step of the run; what follows belongs to it."""
+        self.collect()
+        level = level_to_recover(self.visits, task)
+        self.visits.append(Visit(task, start, level, fingerprint, end=start, game=game))
+
+    def record(self, step: int, info: Mapping[str, Any]) -> None:
+        """Take the episodes that ended in a step of a stream from its ``info``.
+
+        Those on a GPU stay there until :meth:`collect`.
+        """
+        self.visits[-1].end = step
+        if "episode_return" in info:
+            row = (info[name] for name in ("_episode_return", "episode_return", "episode_length"))
+            self._waiting.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
+
+    def score(self, value: float, length: int, step: int) -> None:
+        """Take the score of an episode of ``length`` that ended at a step of the visit that is on."""
+        visit = self.visits[-1]
+        visit.end = max(visit.end, step)
+        visit.add(value, length, step)
+        self._latest.append((value, length, visit.game))
+
+    def collect(self) -> None:
+        """Add recorded episodes to the visit that is on: one read from the device."""
+        if self._waiting:
+            steps, rows = zip(*self._waiting)
+            self._waiting.clear()
+            ended, *numbers = torch.stack(rows, 1).cpu()
+            returns, lengths = (number[ended > 0].tolist() for number in numbers)
+            for (row, _), value, length in zip(ended.nonzero().tolist(), returns, lengths):
+                self.score(value, int(length), steps[row])
+
+    def charts(self) -> dict[str, float]:
+        """Means over the episodes since the last call, those of each game too; none if no episode ended."""
+        self.collect()
+        if not self._latest:
+            return {}
+        values, lengths, games = zip(*self._latest)
+        charts = {
+            "charts/episodic_return": float(np.mean(values)),
+            "charts/episodic_length": float(np.mean(lengths)),
+        }
+        for game in filter(None, dict.fromkeys(games)):
+            charts[f"game/{game}"] = float(np.mean([row[0] for row in self._latest if row[2] == game]))
+        self._latest.clear()
+        return charts
+
+    def tasks(self) -> dict[str, Any]:
+        """Which task began when, as ``stream.json`` holds it."""
+        names = ("task", "start", "fingerprint")
+        rows = [{name: row[name] for name in names if row[name] is not None} for row in self.state()]
+        return {"visits": rows}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """What there is to say of each visit, as ``summary.json`` holds it."""
+        return [_row(visit) for visit in self.visits]
+
+    def last_scores(self) -> dict[str, float]:
+        """The ``task/`` tags of the visit that is on, so far; without those that are not finite."""
+        row = _row(self.visits[-1])
+        tags = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
+        return {f"task/{tag}": row[tag] for tag in tags if row.get(tag) is not None and np.isfinite(row[tag])}
+
+    def state(self) -> list[dict[str, Any]]:
+        """All visits, for a checkpoint."""
+        return [dataclasses.asdict(visit) for visit in self.visits]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Go back to the visits of a checkpoint."""
+        self.visits = [
+            Visit(**{**row, "fingerprint": row["fingerprint"] and Fingerprint(**row["fingerprint"])})
+            for row in state
+        ]
+
+
+def _row(visit: Visit) -> dict[str, Any]:
+    names = ["task", "start", "end", "episodes", "return_at_end", "return_auc", "recovery_steps", "recovered"]
+    names += ["game", "human_normalized"] if visit.game else []
+    nothing_to_recover = {"recovery_steps": None, "recovered": None} if visit.level is None else {}
+    return {name: getattr(visit, name) for name in names} | nothing_to_recover

@@ -1,0 +1,136 @@
+"""What makes a run the same run: its arguments, and the machine on which its bits depend."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from neoteny.optim import methods_as_dict
+from neoteny.runners.disk.files import flatten, to_json
+
+PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
+
+
+class Identity:
+    """The arguments and the machine of a run, to be compared with those of its checkpoint.
+
+    Args:
+        algorithm: name of the agent.
+        args: its arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
+    """
+
+    def __init__(self, algorithm: str, args: Any) -> None:
+        methods = methods_as_dict(args.methods)
+        self.config = {"agent": algorithm, **dataclasses.asdict(args), "methods": methods}
+        self.config["optim"]["name"] = args.optim.name
+        self.machine = machine(args.device)
+        self._args = args
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Refuse the state of a checkpoint that is of another run.
+
+        Raises:
+            ValueError: names what differs.
+        """
+        before = state["config"]
+        defaults, free = default_config(self._args, before["methods"]), tuple(resumable(self._args))
+        for name, difference in changed_arguments(before, self.config, defaults).items():
+            if not f"{name}.".startswith(free):
+                raise ValueError(
+                    f"holds an unfinished run {difference}; --note names another run, removing the folder "
+                    "starts this one over"
+                )
+        was, now = state["machine"]["device"], self.machine["device"]
+        if was != now and not self._args.allow_device_change:
+            raise ValueError(f"was on {was}, not on {now}; --allow-device-change moves it")
+
+    def inexact(self, state: Mapping[str, Any] | None) -> list[str]:
+        """Why what follows might differ in its bits from what a run without a break would come to."""
+        reasons = [] if self.machine["device"] == "cpu" else ["bits are promised on the CPU only"]
+        if state is None:
+            return reasons
+        was, now = flatten(state["machine"]), flatten(self.machine)
+        reasons += [
+            f"{name} was {was.get(name)} and is {now[name]}"
+            for name in now
+            if name != "platform" and was.get(name) != now[name]
+        ]
+        return list(dict.fromkeys((*state["inexact"], *reasons)))
+
+
+def changed_arguments(
+    before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> dict[str, str]:
+    """Which arguments differ from those of a checkpoint: name -> ``with lr 0.1, not 0.2``.
+
+    An argument that the checkpoint lacks, since a later version added it, differs unless it is the default,
+    which stands for what was done before.
+    """
+    old, new, default = (flatten(to_json(config)) for config in (before, now, defaults))
+    changed = {}
+    for name in {**old, **new}:
+        if name not in new:
+            changed[name] = f"with {name} {old[name]}, which is no argument of it now"
+        elif name not in old:
+            if name not in default or new[name] != default[name]:
+                changed[name] = f"without {name}, which now is {new[name]}"
+        elif old[name] != new[name]:
+            changed[name] = f"with {name} {old[name]}, not {new[name]}"
+    return changed
+
+
+def default_config(args: Any, methods: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with all defaults, for the same kinds of optimizer and the ``methods`` of these names."""
+    default = type(args)()
+    other_kinds = {
+        name: _defaults(type(value))
+        for name, value in vars(args).items()
+        if dataclasses.is_dataclass(value) and type(value) is not type(getattr(default, name))
+    }
+    known = zip(methods_as_dict(args.methods), args.methods)
+    of_methods = {name: _defaults(type(method)) for name, method in known if name in methods}
+    return {**dataclasses.asdict(default), **other_kinds, "methods": of_methods}
+
+
+def _defaults(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass that have a default, with it."""
+    values = {
+        field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        for field in dataclasses.fields(kind)
+    }
+    return {name: value for name, value in values.items() if value is not dataclasses.MISSING}
+
+
+def resumable(config: Any, prefix: str = "") -> Iterator[str]:
+    """The arguments that may differ when an unfinished run goes on: beginnings of names, each with a dot."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get("resumable"):
+            yield f"{prefix}{field.name}."
+        elif dataclasses.is_dataclass(value):
+            yield from resumable(value, f"{prefix}{field.name}.")
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the bits of a result depend on, besides the arguments."""
+    return {
+        "device": torch.device(device).type,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def _version(package: str) -> str:
+    """The version of a package; of a copied tree, which has no metadata, it is unknown."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,36 @@
+"""Runs of no agent at all, on a stream that only counts steps."""
+
+from neoteny.runners.run import Run
+
+
+class Steps:
+    """What a run needs of a stream."""
+
+    audit_seconds = 0.0
+
+    def __init__(self):
+        self.steps = 0
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+
+def begin(args, **parts):
+    """A run that begins or goes on."""
+    return Run("ppo", args, Steps(), args.total_steps, **parts)
+
+
+def record(run, step, info):
+    """Let a run's stream make a step."""
+    run.stream.steps = step
+    run.record_episodes(info)
+
+
+def update(run, step, info=None):
+    """Let a run make an update that ends at a step."""
+    record(run, step, info or {"task": 0})
+    with run.end_update({}):
+        pass
