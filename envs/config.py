@@ -23,7 +23,6 @@ from neoteny.envs.control import streams as _control  # noqa: F401
 from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
 from neoteny.envs.grid.engine import GridConfig
-from neoteny.envs.observations import Channels, Kind
 from neoteny.envs.registry import import_typed, imported
 from neoteny.envs.schedule import Order, Schedule
 from neoteny.envs.single.engine import SingleConfig
@@ -70,9 +69,9 @@ class StreamConfig:
     wrap: Typed | None = None
     """module:function that wraps every task: function(env), function(env, seed) with (seed, k) as its seed,
     or function(env, k, seed)."""
-    observations: Literal["auto"] | Kind = "auto"
+    observations: Literal["auto", "codes", "pictures", "planes", "vectors"] = "auto"
     """Read observations as MiniGrid's codes, as pictures or planes for convolutions, or as vectors."""
-    channels: Literal["auto"] | Channels = "auto"
+    channels: Literal["auto", "first", "last"] = "auto"
     """Which axis of pictures and planes holds their channels."""
     normalizer: Literal["none", "keep", "reset"] = "none"
     """Normalize observations by a running mean and variance; keep them at a switch, or start them anew."""

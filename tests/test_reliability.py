@@ -7,6 +7,7 @@ import collections
 import contextlib
 import dataclasses
 import errno
+import functools
 import itertools
 import json
 import os
@@ -31,9 +32,10 @@ from torch import nn
 
 from neoteny.agents import ppo
 from neoteny.agents.ppo import Args
-from neoteny.configs.cli import cli, launch
+from neoteny.configs.cli import cli, launch, override
 from neoteny.envs import Stream
 from neoteny.envs.single import workers
+from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.tasks import episode_seed
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners import identity, run
@@ -519,11 +521,12 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_replaced(tmp_path,
 
 
 def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capfd):
-    args = small(tmp_path, stream=dataclasses.replace(BASE.stream, workers=2, worker_timeout=1.0))
+    monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
+    args = small(tmp_path, stream=dataclasses.replace(BASE.stream, single=SingleConfig(workers=2)))
 
     def lose(self):
         for worker, number in zip(
-            self.parts["stream"].envs.members.workers, (signal.SIGKILL, signal.SIGSTOP), strict=True
+            self.stream.engine.envs.workers, (signal.SIGKILL, signal.SIGSTOP), strict=True
         ):
             os.kill(worker.process.pid, number)
 
@@ -540,7 +543,7 @@ def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
     at(
         monkeypatch,
         150,
-        lambda self: os.kill(self.parts["stream"].envs.members.workers[0].process.pid, signal.SIGKILL),
+        lambda self: os.kill(self.stream.engine.envs.workers[0].process.pid, signal.SIGKILL),
     )
     words = [*FLAGS.split(), "--stream.single.workers", "1", "--runs-dir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["ppo.py", *words])
@@ -643,7 +646,10 @@ def test_an_unfinished_run_of_0_1_is_refused_and_left_alone(overwrite, tmp_path,
 OPTIMIZERS = {config.name: config for config in (AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig())}
 # The device has a test of its own, and so have Atari games, in test_arcade.py.
 # Methods are in a tuple, and have tests of their own.
-APART = ("device", "stream.games", "methods")
+# Flags of other engines, and the channels of vectors, are refused by the stream.
+APART = (
+    "device", "methods", "stream.games", "stream.channels", "stream.grid.layouts", "stream.atari.replay",
+)  # fmt: skip
 FIELDS = [name for name in flatten(dataclasses.asdict(BASE)) if name not in APART]
 CASES = [("adam", name) for name in FIELDS] + [
     (optim, f"optim.{field.name}")
@@ -652,7 +658,8 @@ CASES = [("adam", name) for name in FIELDS] + [
     for field in dataclasses.fields(config)
 ]
 OTHERS = {
-    "stream.id": "cartpole-drift", "stream.tasks": (1, 0, 2), "note": "b", "runs_dir": Path(".")
+    "stream.id": "cartpole-drift", "stream.tasks": (1, 0, 2), "note": "b", "runs_dir": Path("."),
+    "stream.observations": "vectors", "stream.wrap": "neoteny.envs.wrappers:permute_actions",
 }  # fmt: skip
 
 
@@ -676,11 +683,12 @@ def another(config, field):
 
 def changed(args, name):
     """Arguments of which one has another value."""
-    part, _, field = name.rpartition(".")
-    config = getattr(args, part) if part else args
-    value = OTHERS[name] if name in OTHERS else another(config, field)
-    config = dataclasses.replace(config, **{field: value})
-    return dataclasses.replace(args, **{part: config}) if part else config
+    *parts, field = name.split(".")
+    config = functools.reduce(getattr, parts, args)
+    changes = {field: OTHERS[name] if name in OTHERS else another(config, field)}
+    for part in reversed(parts):
+        changes = {part: changes}
+    return override(args, changes)
 
 
 def value_of(args, name):
@@ -769,7 +777,8 @@ def test_resumable_arguments_are_those_that_change_nothing_that_is_learned():
     streams = {
         name for name in names & flatten(dataclasses.asdict(BASE)).keys() if name.startswith("stream.")
     }
-    assert streams == {"stream.cycles", "stream.workers", "stream.worker_timeout", "stream.replay"}
+    engines = {"stream.single.workers", "stream.single.replay", "stream.atari.replay"}
+    assert streams == {"stream.cycles", *engines}
 
 
 CHANGES = {
@@ -962,7 +971,7 @@ def other_methods(state):
 
 
 def foreign_stream(state):
-    state["parts"]["stream"]["envs"]["raw"] += 1
+    state["parts"]["stream"]["engine"]["observations"] += 1
 
 
 @pytest.mark.parametrize(
