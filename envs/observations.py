@@ -61,13 +61,24 @@ class ObservationSpec:
         low, high = (np.asarray(bound, np.float32) for bound in (self.space.low, self.space.high))
         return (low, high) if self.high is None else (low, np.full_like(high, self.high))
 
-    def check(self, observations: np.ndarray) -> None:
-        """Raise ValueError if observations, (B, ...), are not of this kind."""
+    def check(self, observations: np.ndarray) -> str:
+        """What is odd about some observations, (B, ...), of this kind, in one line; empty if nothing is.
+
+        Raises:
+            ValueError: they are not of this kind.
+        """
         if self.kind == "codes" and (observations[..., :3] >= CODES).any():
             raise ValueError(
                 f"observations are no codes of MiniGrid, which are below {CODES}: --stream.observations says "
                 f"what they are, codes, pictures, planes or vectors"
             )
+        high, highest = float(self.bounds[1].max()), float(observations.max())
+        if self.kind in ("pictures", "planes") and highest <= high / 16:
+            return (
+                f"warning: no observation of the first {len(observations)} was above {highest:g}, but "
+                f"{high:g}, the highest value of their space, is what is scaled to 1"
+            )
+        return ""
 
     def __str__(self) -> str:
         """One line."""

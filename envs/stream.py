@@ -119,7 +119,8 @@ class Stream(VectorEnv):
         allowed = [config for config in engines if engine in ("auto", config.name)]
         chosen = choose_engine(allowed, task, self.schedule, first)
         self.engine_name = chosen.name
-        raw.check(try_out(first))
+        self.remark = raw.check(try_out(first))
+        """What is odd about observations."""
         first.close()
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
@@ -129,8 +130,9 @@ class Stream(VectorEnv):
         self._enter()
 
     def __str__(self) -> str:
-        """Which tasks come when, and what is observed, in two lines."""
-        return f"{self.schedule}\nobservations: {self.observation_spec}, stepped by {self.engine_name}"
+        """Which tasks come when, what is observed, and what is odd about it, in a line each."""
+        observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
+        return "\n".join(filter(None, (str(self.schedule), observed, self.remark)))
 
     @property
     def seed(self) -> int:

@@ -130,14 +130,14 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
     seen = np.empty((steps, *space.shape), space.dtype)
     env.action_space.seed(0)
     ended = True
-    for step, out in enumerate(seen[:, None]):
+    for step in range(steps):
         if ended:
-            write_observation(out[0, ...], env.reset(seed=step)[0], env)
+            write_observation(seen[step, ...], env.reset(seed=step)[0], env)
         result = env.step(env.action_space.sample())
         if len(result) != 5:
             raise ValueError(f"a step of {env.unwrapped} gave {len(result)} values, not Gymnasium's five")
         observation, reward, terminated, truncated, _ = result
-        write_observation(out[0, ...], observation, env)
+        write_observation(seen[step, ...], observation, env)
         number: np.ndarray = np.asarray(reward)
         if number.ndim or number.dtype.kind not in "biuf":
             raise ValueError(f"{env.unwrapped} gave {reward!r} as a reward, which is no number")

@@ -203,6 +203,17 @@ def test_codes_that_are_none_are_refused():
         Stream(brighter, Schedule(), ENGINES, 1)
 
 
+def test_planes_of_0_and_1_whose_space_says_255_are_told(tmp_path):
+    def dim(k, seed):
+        env = Cue()
+        env.observation_space = box(10, 10, 4)
+        return env
+
+    stream = Stream(dim, Schedule(), ENGINES, 1)
+    assert "was above 1, but 255, the highest value of their space, is what is scaled to 1" in str(stream)
+    assert "warning" not in str(Stream(lambda k, seed: Cue(), Schedule(), ENGINES, 1))
+
+
 @pytest.mark.parametrize("shape", [(10, 10, 4), (4, 10, 10), (40, 40, 3), (3, 40, 40)])
 @pytest.mark.parametrize("high", [1, 9, 255])
 def test_a_task_id_is_seen_as_ones_and_zeros(shape, high):

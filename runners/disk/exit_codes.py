@@ -10,9 +10,6 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from gymnasium.error import DependencyNotInstalled
-from gymnasium.error import Error as GymnasiumError
-
 
 class ExitCode(enum.IntEnum):
     """0 is success; any other says whether the same command, given again, can help."""
@@ -76,6 +73,9 @@ def reason(error: Exception) -> str:
     That is the text of an error whose text is meant for the user (a ValueError, Gymnasium's, our own); the
     package to install if one is missing; of any other error its type, its text and where it was raised.
     """
+    from gymnasium.error import DependencyNotInstalled  # here, since scripts import this file first
+    from gymnasium.error import Error as GymnasiumError
+
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError | DependencyNotInstalled):
         # Gymnasium says which package is missing by the error from which it raises its own.
