@@ -4,6 +4,9 @@ scripts -> agents -> configs -> runners -> envs and optim, which know nothing of
 """
 
 import ast
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -197,3 +200,27 @@ def test_a_module_that_the_user_names_is_imported_in_one_place_alone():
     assert not climbing(source, "envs", "envs/registry.py")
     assert climbing(source, "envs", "envs/single/workers.py")
     assert climbing("importlib.import_module(f'neoteny.{module}')", "envs", "envs/registry.py")
+
+
+@pytest.mark.parametrize("file", ["stream.py", "engine.py", "tasks.py", "observations.py", "schedule.py"])
+def test_a_stream_knows_no_engine_and_no_package_of_environments(file):
+    """The packages may be named in prose, but engines and packages are known to envs/config.py alone."""
+    source = (ROOT / "envs" / file).read_text()
+    names = [name for _, name in imports(source, "neoteny.envs")]
+    engines = {path.parent.name for path in (ROOT / "envs").glob("*/engine.py")}
+    assert len(engines) >= 3
+    for name in names:
+        assert name.split(".")[0] in {"neoteny", "gymnasium", *sys.stdlib_module_names, "numpy", "torch"}, (
+            name
+        )
+        assert not engines & set(name.split(".")), name
+    if file in ("stream.py", "engine.py"):
+        assert not re.search(rf"(?i)minigrid|ale_py|\b({'|'.join(engines)})\.", source)
+
+
+def test_a_schedule_needs_no_simulator():
+    script = """
+import neoteny.envs.schedule, sys
+assert not {"minigrid", "pygame", "tyro", "ale_py"} & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
