@@ -166,6 +166,7 @@ def observation_spec(env: gym.Env) -> ObservationSpec | None:
         if isinstance(inner, OneHotPartialObsWrapper):  # whose space says 255
             return ObservationSpec(space, "planes", high=1.0)
         inner = inner.env
-    if getattr(type(inner), "gen_obs", None) is not MiniGridEnv.gen_obs or space.shape[2:] != (3,):
+    own = getattr(type(inner), "gen_obs", None) is not MiniGridEnv.gen_obs
+    if own or space.shape[2:] != (3,) or space.dtype != np.uint8:
         return None
     return ObservationSpec(space, "codes")
