@@ -749,7 +749,8 @@ def grid_bytes(name: str) -> int:
         envs = StreamConfig(f"MiniGrid-{name}-v0").make(count, device="cpu").engine
         assert isinstance(envs, GridEngine)
         envs.reset()
-        tensors = (value for value in vars(envs).values() if isinstance(value, torch.Tensor))
+        held = itertools.chain(vars(envs).values(), vars(envs.board).values())
+        tensors = (value for value in held if isinstance(value, torch.Tensor))
         kept = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         sizes.append(sum(kept.values()) + sum(of_task.nbytes for of_task in envs.episodes.values()))
     return sizes[1] - sizes[0]

@@ -289,10 +289,10 @@ def test_nothing_lives_on_after_an_interruption(repository, monkeypatch):
 
 def test_a_tree_is_given_the_old_words_if_it_does_not_know_the_new(tmp_path, monkeypatch):
     tree = neutral.Tree(ROOT, tmp_path / "path")
-    renamed = {"--old-period 5": "--stream.period 5", "--stream.jitter 0.5": "--stream.not-there 0.5"}
+    renamed = {"--old-period 500": "--stream.period 500", "--stream.jitter 0.5": "--stream.not-there 0.5"}
     monkeypatch.setattr(neutral, "RENAMED_WORDS", renamed)
-    words = tree.words("ppo --stream.period 5 --stream.not-there 0.5 optim:adam")
-    assert words[2:] == ["--stream.period", "5", "--stream.jitter", "0.5", "optim:adam"]
+    words = tree.words("ppo --stream.period 500 --stream.not-there 0.5 optim:adam")
+    assert words[2:] == ["--stream.period", "500", "--stream.jitter", "0.5", "optim:adam"]
 
 
 def test_one_rounding_more_is_found_in_a_tree_where_it_is(tmp_path, monkeypatch, capsys):

@@ -275,7 +275,7 @@ def test_methods_act_on_every_copy_with_its_own_optimizer_and_on_a_new_network_f
         return copies[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("neoteny.runners.probes.plasticity.copy.deepcopy", kept)
+        patch.setattr(copy, "deepcopy", kept)
         plasticity(methods, INPUTS, adam, steps=5)
     as_it_is, restarted = (made for made in copies if isinstance(made, Methods))
     original, fresh = built

@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import math
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from neoteny.runners.probes.jacobians import jacobian_statistics
 from neoteny.runners.probes.spectra import effective_rank, singular_values, srank
 from tests.simple_networks import CReLU, Noise, conv_net, mlp, reference_jacobians, sequential
 
+measuring = importlib.import_module("neoteny.runners.probes.measure")  # not its function of this name
 INF, NAN = math.inf, math.nan
 DEVICES = [
     "cpu",
@@ -301,9 +303,9 @@ class TestMeasure:
     def test_wide_layers_get_fewer_samples(self, monkeypatch: pytest.MonkeyPatch):
         taken = []
         monkeypatch.setattr(
-            probes,
+            measuring,
             "slopes_of",
-            lambda activation, z, inner=probes.slopes_of: taken.append(len(z)) or inner(activation, z),
+            lambda activation, z, inner=measuring.slopes_of: taken.append(len(z)) or inner(activation, z),
         )
         net = sequential(
             linear1=nn.Linear(8, 8),
@@ -315,13 +317,13 @@ class TestMeasure:
         probes.measure({"net": net}, torch.randn(100, 8))
         assert taken == [32, 32]
         taken.clear()
-        monkeypatch.setattr(probes, "_SPECTRUM_BUDGET", 10 * 8**3)
+        monkeypatch.setattr(measuring, "_SPECTRUM_BUDGET", 10 * 8**3)
         probes.measure({"net": net}, torch.randn(100, 8))
         assert taken == [10, 10]
 
     def test_samples_are_spread_over_the_batch(self):
-        assert probes._spread(torch.arange(10), 3).tolist() == [0, 3, 6]
-        assert probes._spread(torch.arange(3), 32).tolist() == [0, 1, 2]
+        assert measuring.spread(torch.arange(10), 3).tolist() == [0, 3, 6]
+        assert measuring.spread(torch.arange(3), 32).tolist() == [0, 1, 2]
 
     def test_a_description_that_is_there_already_changes_nothing(self):
         parts, inputs = {"one": mlp(), "two": mlp(nn.Tanh)}, torch.randn(20, 5)
