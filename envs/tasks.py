@@ -101,17 +101,13 @@ def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
     Raises:
         ValueError: its shape, or the type of its numbers, is not that of the environment's space.
     """
-    if type(observation) is not np.ndarray or (observation.shape, observation.dtype) != (
-        out.shape,
-        out.dtype,
-    ):
-        array: np.ndarray = np.asarray(observation)
-        is_shape, is_kind = array.shape == out.shape, np.can_cast(array.dtype, out.dtype, "same_kind")
-        if not (is_shape and is_kind):
-            found = array.dtype if is_shape else f"shape {array.shape}"
-            raise ValueError(
-                f"{env.unwrapped} gave an observation of {found}, which is not in its {env.observation_space}"
-            )
+    array: np.ndarray = np.asarray(observation)
+    is_shape, is_kind = array.shape == out.shape, np.can_cast(array.dtype, out.dtype, "same_kind")
+    if not (is_shape and is_kind):
+        found = array.dtype if is_shape else f"shape {array.shape}"
+        raise ValueError(
+            f"{env.unwrapped} gave an observation of {found}, which is not in its {env.observation_space}"
+        )
     out[...] = observation
 
 

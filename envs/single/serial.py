@@ -59,10 +59,14 @@ class SerialEnvs:
         rewards = np.empty(len(self.envs))
         terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
         infos = []
+        shape, dtype = self.observations.shape[1:], self.observations.dtype
         # An environment may change its action in place, which the log must not see.
         for i, (env, action) in enumerate(zip(self.envs, actions.copy(), strict=True)):
             observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
-            self._observe(i, observation)
+            if type(observation) is np.ndarray and observation.dtype is dtype and observation.shape == shape:
+                self.observations[i] = observation
+            else:
+                self._observe(i, observation)
             infos.append(info)
         return rewards, terminated, truncated, infos
 
