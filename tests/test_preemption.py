@@ -101,15 +101,26 @@ def handlers():
     return [signal.getsignal(number) for number in preemption.SIGNALS]
 
 
-def test_after_a_run_signals_do_what_they_did_before_the_script():
+def test_after_a_run_signals_do_what_they_did_before_it():
     before = handlers()
-    end_at_signals()
-    assert handlers() == len(before) * [preemption._end]
     asked = Preemption()
     os.kill(os.getpid(), signal.SIGUSR1)
     assert asked.signal == "SIGUSR1"
     asked.restore()
     assert handlers() == before
-    again = Preemption()
-    again.restore()
-    assert handlers() == before
+
+
+def test_after_the_run_of_a_script_signals_do_nothing():
+    before = dict(zip(preemption.SIGNALS, handlers()))
+    try:
+        end_at_signals()
+        assert handlers() == len(before) * [preemption._end]
+        asked = Preemption()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert asked.signal == "SIGUSR1"
+        asked.restore()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert handlers() == len(before) * [signal.SIG_IGN]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -17,15 +17,13 @@ from neoteny.runners.disk.exit_codes import ExitCode
 NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
-_before_script: dict[int, Any] = {}  # what signals did before `end_at_signals`
-
 
 def end_at_signals() -> None:
     """From now on a signal ends this process with code 75, until a :class:`Preemption` takes over.
 
-    It is for the first statement of a script, which has written nothing yet.
+    It is for the first statement of a script, which has written nothing yet and ends with its run.
     """
-    _before_script.update(_handle(_end))
+    _handle(_end)
 
 
 class Preemption:
@@ -39,12 +37,12 @@ class Preemption:
         self.signal: str | None = None
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # After the run it would not be true any more that nothing was written.
-            self._before = _handle(self._ask) | _before_script
-            _before_script.clear()
+            # A script whose run is over has nothing left to stop: its exit code stays.
+            before = _handle(self._ask)
+            self._before = {number: signal.SIG_IGN if it is _end else it for number, it in before.items()}
 
     def restore(self) -> None:
-        """Let signals do what they did before the script or the run listened to them."""
+        """Let signals do what they did before the run; where a script ends with it, nothing."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
