@@ -17,8 +17,8 @@ import pytest
 from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.single import workers
 from neoteny.envs.single.engine import SingleConfig
+from tests.envs.test_stream import advance, assert_same_steps
 from tests.faulty import drifting
-from tests.test_stream import advance, assert_same_steps
 
 SCRIPT = """
 import os, signal, time

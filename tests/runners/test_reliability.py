@@ -58,7 +58,7 @@ from tests.events import scalars
 from tests.killed import Killed
 from tests.no_agent import begin, record, update
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BATCH, EVERY, TOTAL = 16, 64, 256  # steps of an update, between checkpoints, of a run
 GOLDEN = ROOT / "tests" / "checkpoints"
 FLAGS = (
@@ -644,7 +644,7 @@ def test_an_unfinished_run_of_0_1_is_refused_and_left_alone(overwrite, tmp_path,
 # Mismatched arguments
 
 OPTIMIZERS = {config.name: config for config in (AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig())}
-# The device has a test of its own, and so have Atari games, in test_arcade.py.
+# The device has a test of its own, and so have Atari games, in tests/envs/atari.
 # Methods are in a tuple, and have tests of their own.
 # Flags of other engines, and the channels of vectors, are refused by the stream.
 APART = (

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
-PATH = Path(__file__).resolve().parent.parent / "scripts" / "bench.py"
+PATH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 spec = importlib.util.spec_from_file_location("bench", PATH)
 bench = importlib.util.module_from_spec(spec)
 sys.modules["bench"] = bench  # dataclasses look up their module there

@@ -25,7 +25,7 @@ from neoteny.configs.cli import cli
 if sys.platform == "win32":
     pytest.skip("there is no SIGKILL on Windows", allow_module_level=True)
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 neutral = importlib.import_module("neutral")
 
@@ -213,7 +213,7 @@ def main():
         Path("runs/a/checkpoint/step_1").mkdir(parents=True)
         time.sleep(60)
     else:
-        shutil.copytree(Path(__file__).parent.parent / "run", "runs/a", dirs_exist_ok=True)
+        shutil.copytree(Path(__file__).resolve().parents[2] / "run", "runs/a", dirs_exist_ok=True)
 
 if __name__ == "__main__":
     main()

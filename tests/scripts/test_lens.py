@@ -11,7 +11,7 @@ import pytest
 
 from neoteny.runners.disk.events import EventWriter
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 compare, lens = (importlib.import_module(name) for name in ("compare", "lens"))
 
 MAX, MEAN, MIN = (lens.ROWS[row] for row in lens.SPECTRUM)

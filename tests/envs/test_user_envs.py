@@ -19,7 +19,7 @@ from neoteny.envs import StreamConfig
 from neoteny.optim import AdamConfig
 from neoteny.runners.probes import ProbeConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = {
     "num_envs": 2, "total_steps": 32, "network": NetworkConfig(hidden=(8,)), "optim": AdamConfig(),
     "probes": ProbeConfig(every=0),

@@ -12,7 +12,7 @@ import pytest
 from neoteny.runners.disk import preemption
 from neoteny.runners.disk.preemption import NAMES, Preemption, end_at_signals
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 FLAGS = {
     "ppo": "--num-envs 2 --num-steps 8 --minibatches 2 --epochs 1",
     "dqn": "--num-envs 2 --log-every 16 --train-every 4 --learning-starts 64",

@@ -35,7 +35,7 @@ from neoteny.optim import AdamConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
-from tests.test_reliability import at, ending, kill, outcome
+from tests.runners.test_reliability import at, ending, kill, outcome
 
 STREAMS = [id for id in registered_streams() if id.startswith("atari")]
 SEEDS = [seed for seed in range(99) if emulator_seed(seed) < 2**31]  # which the vector environment can take

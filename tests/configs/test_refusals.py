@@ -13,7 +13,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.configs.cli import launch
 from neoteny.runners.disk.exit_codes import reason
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 USER_FILE = """import functools
 import gymnasium as gym

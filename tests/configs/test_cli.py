@@ -20,7 +20,7 @@ from neoteny.configs.cli import cli, launch, override, read_args
 from neoteny.configs.ppo import PRESETS
 from tests.no_agent import begin
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def parse(line):

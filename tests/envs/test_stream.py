@@ -28,7 +28,7 @@ from neoteny.envs.tasks import episode_seed
 from tests.seeds import emulator_seeds, layout_seeds
 
 PERIOD, STEPS = 50, 30
-# Those of Atari differ in their games alone: see test_arcade.py.
+# Those of Atari differ in their games alone: see tests/envs/atari.
 LACKING = () if importlib.util.find_spec("Box2D") else ("lunarlander-",)
 STREAMS = [id for id in registered_streams() if not id.startswith(("atari-", *LACKING))]
 
