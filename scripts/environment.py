@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 import venv
@@ -10,11 +11,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
+TYPECHECK = ROOT / ".typecheck"
 PYTHON = VENV / ("Scripts/python.exe" if sys.platform == "win32" else "bin/python")
 
 
 def enter() -> None:
-    """Return inside an installed ``.venv``, or run the calling script there and exit as it does."""
+    """Return inside an installed ``.venv``, or run the calling script there instead."""
     if sys.version_info < (3, 11):  # noqa: UP036  (pip has not checked it yet)
         sys.exit("neoteny needs Python 3.11 or newer")
     wanted = hashlib.sha256()
@@ -29,5 +31,14 @@ def enter() -> None:
             [*install, "-c", "scripts/constraints.txt", "-e", ".[analysis,atari,dev]"], cwd=ROOT, check=True
         )
         stamp.write_text(wanted.hexdigest())
-    if Path(sys.prefix) != VENV:
-        sys.exit(subprocess.call([str(PYTHON), *sys.argv]))
+    # Type checkers and editors do not follow the import hook of the editable installation: to them
+    # neoteny.optim must be a path.
+    TYPECHECK.mkdir(exist_ok=True)
+    if not (TYPECHECK / "neoteny").is_symlink():
+        (TYPECHECK / "neoteny").symlink_to("..", target_is_directory=True)
+    if Path(sys.prefix) == VENV:
+        return
+    command = [str(PYTHON), *sys.argv]
+    if os.name == "posix":
+        os.execv(PYTHON, command)  # in place of this process, so that signals reach the script
+    sys.exit(subprocess.call(command))

@@ -1,4 +1,9 @@
+import signal
+
+import pytest
 import torch
+
+from neoteny.runners.disk.preemption import SIGNALS
 
 # Small networks are fastest with one thread, and the number of threads changes bits.
 torch.set_num_threads(1)
@@ -6,3 +11,14 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--grid-steps", type=int, default=400, help="steps beside MiniGrid's package, per id")
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """A run that a test leaves open would take the signals that shall end the tests."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    after = {number: signal.getsignal(number) for number in SIGNALS}
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == before, "a run was left open"

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import gc
 import itertools
 import json
 import os
@@ -550,6 +551,8 @@ def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
     with pytest.raises(SystemExit) as exit:
         launch(ppo.main, Args, {})
     assert exit.value.code == 70
+    del exit
+    gc.collect()  # which closes the run
     told = capfd.readouterr().err
     assert re.search(
         r"error: 1 workers in a row .* signal 9; their .*: 0 \(seed \d+, \d+ actions\), 1 \(", told
