@@ -65,6 +65,12 @@ def test_the_method_is_short():
     assert len([line for line in NOISE.splitlines() if line.strip()]) < 20
 
 
+def test_examples_are_short():
+    for block in BLOCKS:
+        lines = [line for line in block.text.splitlines() if line.strip()]
+        assert len(lines) <= (40 if block.text == PRUNING else 30), block.heading
+
+
 def test_from_python(modules, tmp_path, monkeypatch):
     made = []
     args = functools.partial(ppo.Args, total_steps=256, num_envs=4, num_steps=16, runs_dir=tmp_path / "runs")
@@ -120,6 +126,7 @@ def test_the_update_is_that_of_the_agents():
 def environments(tmp_path, monkeypatch):
     """The page's streams and wrappers, each in a module of the user's."""
     monkeypatch.syspath_prepend(tmp_path)
+    before = set(gym.registry)
     headings = {"my_streams": "A stream", "my_wrappers": "A wrapper", "my_board": "An observation"}
     for name, heading in headings.items():
         (text,) = section(heading, "python")
@@ -128,6 +135,8 @@ def environments(tmp_path, monkeypatch):
     yield
     for name in headings:
         del sys.modules[name]
+    for id in set(gym.registry) - before:
+        del gym.registry[id]
 
 
 def test_own_streams_wrappers_and_observations_run(environments, tmp_path, monkeypatch):
@@ -156,7 +165,8 @@ def test_tasks_of_own_streams_differ(environments):
     mirror = sys.modules["my_wrappers"].mirror
     env = gym.make("CartPole-v1")
     seen = [mirror(env, k, seed=1).reset(seed=7)[0] for k in (0, 1, 2)]
-    assert (seen[0] == -seen[1]).all() and (seen[0] == seen[2]).all()
+    assert (seen[0] == -seen[1]).all()
+    assert (seen[0] == seen[2]).all()
 
 
 @pytest.mark.parametrize(
