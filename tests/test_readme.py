@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import sys
 
 import gymnasium as gym
 import pytest
@@ -10,10 +11,15 @@ import pytest
 from neoteny.agents import dqn, ppo
 from neoteny.configs import dqn as dqn_presets
 from neoteny.configs import ppo as ppo_presets
-from neoteny.configs.cli import cli
+from neoteny.configs.cli import cli, script_args
 from neoteny.envs.registry import registered_streams
 from tests.pages import PAGES, ROOT, blocks, commands, patched, run
 
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from sweep import Sweep  # noqa: E402
+
+RESULTS = sorted((ROOT / "results").glob("*.md"))
 README = (ROOT / "README.md").read_text()
 STREAMS = (ROOT / "docs" / "streams.md").read_text()
 COMMANDS = [command for path in PAGES for command in commands(path)]
@@ -54,6 +60,23 @@ def test_agent_commands_have_flags_that_there_are(command, capsys):
         cli(args_type, presets, words[2:])
     assert ended.value.code in (0, None)
     assert "--" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "command",
+    [line for path in RESULTS for line in commands(path) if "/sweep.py" in line or "agents/" in line],
+)
+def test_commands_of_results_have_flags_that_there_are(command):
+    sweep, _, flags = command.partition(" -- ")
+    words = shlex.split(sweep)
+    if words[1].startswith("agents/"):
+        args_type, presets = AGENTS[words[1][len("agents/") : -len(".py")]]
+        assert isinstance(cli(args_type, presets, words[2:]), args_type)
+        return
+    settings = script_args(Sweep, words[2:])
+    for optim in settings.optims:
+        flags_of_run = [settings.preset, f"optim:{optim}", *shlex.split(flags)]
+        assert isinstance(cli(ppo.Args, ppo_presets.PRESETS, flags_of_run), ppo.Args)
 
 
 def test_commands_with_a_module_of_the_readers_name_one_that_a_page_makes():
@@ -97,7 +120,7 @@ def test_other_commands_exist():
     assert all(os.access(ROOT / "scripts" / name, os.X_OK) for name in ("demo", "test"))
 
 
-@pytest.mark.parametrize("path", [*PAGES, ROOT / "results" / "README.md"], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, *RESULTS], ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings(path):
     for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if link.startswith("http"):
