@@ -17,9 +17,12 @@ from tests.pages import PAGES, ROOT, blocks, commands, patched, run
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
-from sweep import Sweep  # noqa: E402
+from sweep import Sweep
 
 RESULTS = sorted((ROOT / "results").glob("*.md"))
+RESULT_COMMANDS = [
+    line for path in RESULTS for line in commands(path) if "/sweep.py" in line or "agents/" in line
+]
 README = (ROOT / "README.md").read_text()
 STREAMS = (ROOT / "docs" / "streams.md").read_text()
 COMMANDS = [command for path in PAGES for command in commands(path)]
@@ -28,12 +31,8 @@ AGENT_COMMANDS = sorted({line for line in COMMANDS if line.startswith("python ag
     block.text for block in blocks(ROOT / "README.md") if block.kind == "python" and "@stream" in block.text
 )
 AGENTS = {"ppo": (ppo.Args, ppo_presets.PRESETS), "dqn": (dqn.Args, dqn_presets.PRESETS)}
-OWN_MODULES = (
-    "my_streams",
-    "my_wrappers",
-    "my_board",
-    "my_methods",
-)  # of the pages, run where they are tested
+# Of the pages; test_extending.py runs them.
+OWN_MODULES = ("my_streams", "my_wrappers", "my_board", "my_methods")
 # The others are parsed: they show nothing more, or need an extra.
 RUN = ("python agents/ppo.py", "python agents/dqn.py grid-empty optim:adam --methods.isometry.coef 1e-3")
 
@@ -62,10 +61,7 @@ def test_agent_commands_have_flags_that_there_are(command, capsys):
     assert "--" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "command",
-    [line for path in RESULTS for line in commands(path) if "/sweep.py" in line or "agents/" in line],
-)
+@pytest.mark.parametrize("command", RESULT_COMMANDS)
 def test_commands_of_results_have_flags_that_there_are(command):
     sweep, _, flags = command.partition(" -- ")
     words = shlex.split(sweep)
