@@ -1,8 +1,8 @@
 """The folder of a run: where it is, who writes to it, and whether a run may go on from what it holds.
 
 docs/runs.md says what is in it. Each process that has worked on the run has a file in ``attempts/``,
-``crash/`` is what led to a value that is not finite, and ``summary.json`` is there if, and only if, the run is
-finished.
+``crash/`` is what led to a value that is not finite, and ``summary.json`` is there if, and only if, the run
+is finished.
 """
 
 from __future__ import annotations
