@@ -34,13 +34,13 @@ class Engine(Protocol):
         """A copy of the latest, (N, ...); of ended episodes the last, until they are reset."""
 
     def clear(self) -> None:
-        """Go back to before the first episode."""
+        """Discard all episodes and tasks, as if just constructed."""
 
     def enter(self, schedule: Schedule, step: int) -> None:
-        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
 
     def reset(self, done: Tensor | None = None) -> None:
-        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
 
     def step(self, actions: Any) -> StepResult:
         """Step all, actions (N, ...), of their space's dtype: an array or a tensor on any device."""

@@ -216,7 +216,7 @@ class Stream(VectorEnv):
             "returns": self.returns.clone(),
             "lengths": self.lengths.clone(),
             "engine": self.engine.state_dict(),
-            "fingerprints": {str(k): dataclasses.asdict(mark) for k, mark in self.fingerprints.items()},
+            "fingerprints": {str(k): dataclasses.asdict(known) for k, known in self.fingerprints.items()},
             "audit_seconds": self.audit_seconds,
             "preprocessing": self.preprocessing.state_dict(),
         }
@@ -233,7 +233,7 @@ class Stream(VectorEnv):
         self.returns = state["returns"].to(self.engine.device, copy=True)
         self.lengths = state["lengths"].to(self.engine.device, copy=True)
         self.engine.load_state_dict(state["engine"], self.schedule, self.steps)
-        self.fingerprints = {int(k): Fingerprint(**mark) for k, mark in state["fingerprints"].items()}
+        self.fingerprints = {int(k): Fingerprint(**known) for k, known in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
         self.preprocessing.load_state_dict(state["preprocessing"])
         if not self.exact:  # other episodes began

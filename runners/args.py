@@ -15,7 +15,7 @@ from neoteny.runners.probes import ProbeConfig
 
 RESUMABLE = {"resumable": True}
 """Metadata of fields that may differ when an unfinished run goes on: how long, how it is watched and kept,
-and what computes it. A change of threads or of the device is told as not exact."""
+and what computes it. Results after a change of threads or device are reported as not exact."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,5 +99,5 @@ class RunArgs:
     def report_length(self: Any, update: int) -> str:
         """A sentence on how many steps are made, if whole updates are not as many as asked for; else ''."""
         wanted, made = self.stream.total_steps() or self.total_steps, self.total_steps // update * update
-        told = f"{made:,} steps will be made, not {wanted:,}, in whole updates of {update:,}"
-        return "" if made == wanted else told
+        message = f"{made:,} steps will be made, not {wanted:,}, in whole updates of {update:,}"
+        return "" if made == wanted else message

@@ -87,7 +87,7 @@ def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
             axis.set(title=layer, yscale="log")
             axis.yaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:g}")
             axis.minorticks_off()
-            _mark(axis, switches)
+            _draw_switches(axis, switches)
         axis.tick_params(labelbottom=True)  # where the other columns go on
         axis.set_xlabel("environment steps")
     figure.supylabel("singular value", fontsize="medium")
@@ -109,7 +109,7 @@ def _draw_dormant(dormant: Points, switches: Sequence[int]) -> bytes:
     axis.set_yticks(range(len(dormant)), dormant)
     axis.invert_yaxis()
     axis.set(title="dormant units (0.025), on the right at the end", xlabel="environment steps")
-    _mark(axis, switches)
+    _draw_switches(axis, switches)
     figure.colorbar(mesh, cax=scale, label="share of units")
     return _png(figure)
 
@@ -120,7 +120,7 @@ def _edges(steps: Sequence[int]) -> np.ndarray:
     return np.concatenate([steps[:1], middles, steps[-1:]])
 
 
-def _mark(axis: Axes, switches: Sequence[int]) -> None:
+def _draw_switches(axis: Axes, switches: Sequence[int]) -> None:
     """Draw a thin line at each switch, unless there are too many; say the steps with k and M."""
     from matplotlib.ticker import EngFormatter
 

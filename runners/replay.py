@@ -380,8 +380,8 @@ def _allocate(files: Mapping[Path, tuple[tuple[int, ...], np.dtype]]) -> None:
     needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in files.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        told = f"the replay memory needs {needed:,} bytes and {free:,} are free"
-        raise OSError(errno.ENOSPC, told, str(folder))
+        message = f"the replay memory needs {needed:,} bytes and {free:,} are free"
+        raise OSError(errno.ENOSPC, message, str(folder))
     for path, (shape, dtype) in files.items():
         temporary = path.with_name(f".tmp_{path.name}")
         try:

@@ -33,7 +33,7 @@ from neoteny.runners.episodes import Episodes
 from neoteny.runners.identity import Identity
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import run_scores
-from neoteny.runners.video import film
+from neoteny.runners.video import record_video
 
 FAILED_SAVES = 3  # a run ends when so many checkpoints in a row could not be written
 
@@ -94,7 +94,7 @@ class Run:
         self.identity = Identity(algorithm, args)
         self.episodes = Episodes()
         self.seconds: dict[str, float] = {}
-        self.updates_made = self._saved = self._filmed = self._failed_saves = 0
+        self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = False
 
         with contextlib.ExitStack() as resources:  # what stops the run here closes them
@@ -247,7 +247,7 @@ class Run:
                 torch.cuda.set_rng_state_all(state["rng"]["cuda"])
             self.episodes.restore(state["visits"])
             self.seconds, self.updates_made = state["seconds"], state["update"]
-            self._saved = self._filmed = state["step"]
+            self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
         self._write("meta.json", {"resume_exact": self.inexact or True, **self.identity.machine})
         if state:
@@ -305,13 +305,13 @@ class Run:
 
         Nothing else of the run depends on it: what cannot be filmed, or not be written, is told once.
         """
-        step, every, before = self.stream.steps, self.video_every, self._filmed
-        self._filmed = step
+        step, every, before = self.stream.steps, self.video_every, self._video_step
+        self._video_step = step
         if every == 0 or step // every == before // every:
             return
         self._check_attempt()
         try:
-            gif, summary = film(self.stream, act)
+            gif, summary = record_video(self.stream, act)
         except Exception as error:
             print(f"there will be no videos: {type(error).__name__}: {error}", flush=True)
             self.video_every = 0

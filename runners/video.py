@@ -24,7 +24,7 @@ LONGEST = 600  # frames of a film, one a step of the agent; a longer episode is 
 SIZE = 240  # pixels of a frame's longer side, at most
 
 
-def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
+def record_video(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
     """Play one episode of the task that is on in an environment of its own, and film it.
 
     The policy is ``act``, observations (1, ...) -> actions (1,). Episode and actions are drawn from the run's
@@ -55,10 +55,10 @@ def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summar
             ended = bool(terminated or truncated)
         speed = env.env.metadata.get("render_fps") or 30
     game = f" ({stream.names[stream.task]})" if stream.names else ""
-    told = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
+    message = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
     gif = _gif(frames, speed)
-    episode_told = text("video/episode", told + ("" if ended else ", then cut short")).value
-    return gif, Summary(value=[image_value("video/policy", gif), *episode_told])
+    caption = text("video/episode", message + ("" if ended else ", then cut short")).value
+    return gif, Summary(value=[image_value("video/policy", gif), *caption])
 
 
 def _frame(env: TaskEnv, observation: Any) -> Image.Image:

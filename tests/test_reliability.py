@@ -533,8 +533,8 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
     at(monkeypatch, 150, lose)
     assert ending(args) == 0
     told = capfd.readouterr().err
-    assert "sub-environments 0 to 0 was killed by signal 9; it is made anew" in told
-    assert "sub-environments 1 to 1 did not answer for 1 s; it is made anew" in told
+    assert "sub-environments 0 to 0 was killed by signal 9; it is restarted" in told
+    assert "sub-environments 1 to 1 did not answer for 1 s; it is restarted" in told
     assert outcome(args) == undisturbed
 
 

@@ -485,7 +485,9 @@ def test_what_replay_cannot_restore_is_not_restored_and_goes_on_without():
     one.reset()
     advance(one, 5)
     state = one.state_dict()
-    with pytest.raises(ValueError, match=r"its replay went elsewhere.*--stream\.single\.no-replay"):
+    with pytest.raises(
+        ValueError, match=r"the replay of task 0 gave other observations.*--stream\.single\.no-replay"
+    ):
         config.make(2).load_state_dict(state)
 
     two = dataclasses.replace(config, single=SingleConfig(replay=False)).make(2)

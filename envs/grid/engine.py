@@ -98,13 +98,13 @@ class GridEngine:
         self.clear()
 
     def clear(self) -> None:
-        """Go back to before the first episode."""
+        """Discard all episodes and tasks, as if just constructed."""
         self.pools: dict[int, LayoutPool] = {}
         self.episodes: dict[int, Tensor] = {}
         self.steps: dict[int, int] = {}
 
     def enter(self, schedule: Schedule, step: int) -> None:
-        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
         self.k, self.seed = schedule.task_at(step), schedule.seed
         if not schedule.cycle:  # what was on never comes again
             for kept in (self.pools, self.episodes, self.steps):
@@ -129,7 +129,7 @@ class GridEngine:
         self.seen = self.first[:1].repeat(self.num_envs, *(1,) * len(self.task.shape))
 
     def reset(self, done: Tensor | None = None) -> None:
-        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
         pool, board = self.pools[self.k], self.board
         if done is None:
             done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
@@ -156,7 +156,7 @@ class GridEngine:
 
     @property
     def observations(self) -> Tensor:
-        """The latest, (N, ...)."""
+        """The latest observations, (N, ...)."""
         return self.seen.clone()
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:

@@ -87,11 +87,11 @@ def reason(error: Exception) -> str:
     ours = type(error).__module__.startswith("neoteny.")
     if text and (ours or isinstance(error, ValueError | GymnasiumError)):
         return text
-    told = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:  # a SyntaxError's text says where it is
-        return told
-    return f"{told} ({frames[-1].filename}, line {frames[-1].lineno})"
+        return message
+    return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def stop(code: ExitCode, reason: str) -> NoReturn:

@@ -39,7 +39,9 @@ class Preemption:
         if threading.current_thread() is threading.main_thread():
             # A script whose run is over has nothing left to stop: its exit code stays.
             before = _handle(self._ask)
-            self._before = {number: signal.SIG_IGN if it is _end else it for number, it in before.items()}
+            self._before = {
+                number: signal.SIG_IGN if handler is _end else handler for number, handler in before.items()
+            }
 
     def restore(self) -> None:
         """Let signals do what they did before the run; where a script ends with it, nothing."""
