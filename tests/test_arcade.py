@@ -311,7 +311,7 @@ def test_bad_games_are_told(games, told):
 
 
 def test_flags_that_would_be_ignored_are_refused():
-    with pytest.raises(ValueError, match="atari-cora has tasks of its own"):
+    with pytest.raises(ValueError, match="the tasks of atari-cora are fixed"):
         StreamConfig("atari-cora", games=("Pong",)).check(1)
     with pytest.raises(ValueError, match=r"--stream\.single flags would be ignored"):
         config(single=SingleConfig(workers=1)).make(2)

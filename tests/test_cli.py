@@ -122,7 +122,7 @@ BAD = {
     "--stream.order random": "never recur",
     "atari --stream.games Pongg": "there is no Atari game 'Pongg'; there are Pong",
     "atari --stream.games Freeway/1": "Name/mode/difficulty",
-    "atari-cora --stream.games Pong": "--stream.games are for --stream.id atari",
+    "atari-cora --stream.games Pong": "--stream.games needs --stream.id atari",
     "atari --stream.cycles 0": "--stream.cycles must be at least 1, not 0",
     "--stream.cycles 2": "needs tasks that recur",
     "optim:adamo --optim.iso -1": "iso",

@@ -311,10 +311,10 @@ OF_OTHER_ENGINES = [
     (GRID, "--stream.single.workers 2", "--stream.single flags would be ignored"),
     (GRID, "--stream.single.no-replay", "--stream.single flags would be ignored"),
     (f"{GRID} --stream.engine single", "--stream.grid.layouts 8", "--stream.grid flags would be ignored"),
-    ("", "--stream.engine grid", "is not stepped by --stream.engine grid"),
-    (GRID, "--stream.engine atari", "is not stepped by --stream.engine atari"),
+    ("", "--stream.engine grid", "--stream.engine grid cannot step"),
+    (GRID, "--stream.engine atari", "--stream.engine atari cannot step"),
     ("", "--stream.channels last", "--stream.channels does nothing"),
-    ("", "--stream.games Pong", "--stream.games are for --stream.id atari"),
+    ("", "--stream.games Pong", "--stream.games needs --stream.id atari"),
     ("--stream.id CartPole-v1 --stream.period None", "--stream.tasks 0 1", "never switches"),
 ]
 
