@@ -315,7 +315,7 @@ def test_flags_that_would_be_ignored_are_refused():
         StreamConfig("atari-cora", games=("Pong",)).check(1)
     with pytest.raises(ValueError, match=r"--stream\.single flags would be ignored"):
         config(single=SingleConfig(workers=1)).make(2)
-    with pytest.raises(ValueError, match="tasks that recur"):
+    with pytest.raises(ValueError, match="needs recurring tasks"):
         StreamConfig("cartpole-gravity", cycles=2).check(1)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         config(cycles=0).check(1)

@@ -124,7 +124,7 @@ BAD = {
     "atari --stream.games Freeway/1": "Name/mode/difficulty",
     "atari-cora --stream.games Pong": "--stream.games needs --stream.id atari",
     "atari --stream.cycles 0": "--stream.cycles must be at least 1, not 0",
-    "--stream.cycles 2": "needs tasks that recur",
+    "--stream.cycles 2": "needs recurring tasks",
     "optim:adamo --optim.iso -1": "iso",
     "optim:adamo --optim.iso nan": "iso",
     "optim:adam --optim.iso 1": "--optim.iso is a flag of optim:adamo, not of optim:adam",

@@ -265,7 +265,7 @@ def test_a_twin_is_as_far_on_its_way_as_the_stream():
     ours._move()  # which the next step would do first
     one, two = ({**parameters(env.env), "steps_beyond_terminated": 0} for env in (twin, ours))
     assert one == two
-    assert one["gravity"] != parameters(lived._copy())["gravity"]
+    assert one["gravity"] != parameters(lived._make_task_env())["gravity"]
     twin.close()
 
 
