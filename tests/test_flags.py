@@ -376,7 +376,7 @@ CYCLE = "--stream.tasks 0 1 --stream.cycles 1"
 def test_a_run_makes_whole_updates_and_says_so(agent, line, steps, said, capsys):
     AGENTS[agent].main(parse(agent, line))
     told = capsys.readouterr().out
-    assert ("96 steps will be made, not 100, in whole updates of 32" in told) == said
+    assert ("the run makes 96 steps instead of 100: whole updates of 32" in told) == said
     (summary,) = Path().glob("**/summary.json")
     assert json.loads(summary.read_text())["visits"][-1]["end"] == 96
     assert json.loads((summary.parent / "args.json").read_text())["total_steps"] == steps

@@ -70,7 +70,10 @@ REFUSED = {
     "old reset": ({"first": lambda t: None, "look": lambda t: np.zeros(2, np.float32)}, r"of shape \(\)"),
     "old step": ({"result": lambda *step: (*step[:3], {})}, "returned 4 values"),
     "no reward": ({"result": lambda o, r, *rest: (o, None, *rest)}, "returned the reward None"),
-    "reward in an array": ({"result": lambda o, r, *rest: (o, np.array([r]), *rest)}, "which is not a number"),
+    "reward in an array": (
+        {"result": lambda o, r, *rest: (o, np.array([r]), *rest)},
+        "which is not a number",
+    ),
     "an error of its own": ({"look": lambda t: {}[t]}, r"KeyError: 0 \(.*test_user_envs\.py, line \d+\)"),
     "cubes": (
         {"space": Box(0, 1, (6, 6, 6), bool), "look": lambda t: np.zeros((6, 6, 6), bool)},
