@@ -393,7 +393,7 @@ def test_disk_full_for_events_loses_no_point(tmp_path, monkeypatch, undisturbed,
     at(monkeypatch, 70, room(1000))
     at(monkeypatch, 120, room(2**62))
     assert ending(args) == 0
-    assert capsys.readouterr().err.count("points wait in memory") == 1
+    assert capsys.readouterr().err.count("points are kept in memory") == 1
     assert outcome(args) == undisturbed
 
 

@@ -104,7 +104,7 @@ def test_a_finished_run_is_refused_and_an_unfinished_one_starts_again(tmp_path, 
     unfinished.writer.metrics({"losses/entropy": 1.0}, 1)
     unfinished.close()
     again = begin(Args(runs_dir=tmp_path))
-    assert "holds no checkpoint yet: it starts again" in capsys.readouterr().err
+    assert "holds no checkpoint yet: the run starts from the beginning" in capsys.readouterr().err
     live(again)
     before = sorted(path.read_bytes() for path in again.folder.rglob("*.json"))
     with pytest.raises(SystemExit) as exit:

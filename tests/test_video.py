@@ -214,7 +214,7 @@ def test_what_cannot_be_shown_is_told_once(id, tmp_path, capsys):
     args = small(dqn, tmp_path, id, video_every=128)
     summary = dqn.main(args)
     assert summary["visits"]
-    reason = "no crayons" if id == "Undrawable-v0" else "neither draws itself nor"
+    reason = "no crayons" if id == "Undrawable-v0" else "can neither render frames nor"
     told = [line for line in capsys.readouterr().out.splitlines() if "no videos" in line]
     assert len(told) == 1
     assert reason in told[0]
