@@ -366,7 +366,7 @@ def test_a_killed_run_of_games_goes_on_to_the_same_end(tmp_path, monkeypatch, ca
     assert ending(run(tmp_path / "killed", games=("Breakout", "Pong"))) == 2
     assert "stream.games" in capsys.readouterr().err
     assert ending(run(tmp_path / "killed", cycles=2)) == 0
-    assert "goes on at step 768, exactly" in capsys.readouterr().out
+    assert "resumes at step 768, exactly" in capsys.readouterr().out
     assert outcome(killed) == outcome(calm)
     assert json.loads((run_folder("ppo", killed) / "args.json").read_text())["stream"]["cycles"] == 2
 

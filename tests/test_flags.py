@@ -252,7 +252,7 @@ def test_allow_device_change_lets_a_run_go_on_elsewhere(agent, monkeypatch, caps
     assert exit.value.code == 2
     assert "--allow-device-change moves it" in capsys.readouterr().err
     AGENTS[agent].main(parse(agent, "--checkpoint-every 64 --allow-device-change"))
-    assert "goes on at step 128" in capsys.readouterr().out
+    assert "resumes at step 128" in capsys.readouterr().out
 
 
 # Flags that do nothing beside the others of the line: each is refused.
