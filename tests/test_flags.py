@@ -313,7 +313,7 @@ OF_OTHER_ENGINES = [
     (f"{GRID} --stream.engine single", "--stream.grid.layouts 8", "--stream.grid flags would be ignored"),
     ("", "--stream.engine grid", "--stream.engine grid cannot step"),
     (GRID, "--stream.engine atari", "--stream.engine atari cannot step"),
-    ("", "--stream.channels last", "--stream.channels does nothing"),
+    ("", "--stream.channels last", "--stream.channels has no effect"),
     ("", "--stream.games Pong", "--stream.games needs --stream.id atari"),
     ("--stream.id CartPole-v1 --stream.period None", "--stream.tasks 0 1", "never switches"),
 ]
