@@ -138,7 +138,7 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, device):
 
 @pytest.mark.parametrize("bad", [{"seed": -1}, {"note": "../up"}, {"note": "two words"}, {"threads": 0}])
 def test_what_cannot_name_a_run_is_refused(tmp_path, bad):
-    with pytest.raises(ValueError, match="must be|may contain only"):
+    with pytest.raises(ValueError, match=r"must be|may contain only"):
         Args(runs_dir=tmp_path, **bad)
     assert Args(runs_dir=tmp_path, note="wide-2.0_b")
 

@@ -30,7 +30,7 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed
 
 RESEED_AFTER = 5_000
-"""Once an emulator has made so many steps since it was seeded, its next reset seeds it anew."""
+"""Steps since an emulator's last seeding after which its next reset uses a new seed."""
 
 
 @dataclasses.dataclass(frozen=True)

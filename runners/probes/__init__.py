@@ -30,11 +30,10 @@ class ProbeConfig:
     every: int = 20
     """Updates between two measurements; 0 for none. The first update is always measured."""
     full_every: int = 5
-    """Every so many measurements also include the neural tangent kernel and convolutions as matrices; 0 for
-    none."""
+    """Interval, in measurements, of the neural tangent kernel and of convolutions as matrices; 0 for none."""
     plasticity_every: int = 0
-    """Every so many measurements also include plasticity by its definition: copies are trained on a random
-    task; 0 for none."""
+    """Interval, in measurements, of plasticity by its definition, which trains copies on a random task; 0
+    for none."""
     samples: int = 256
     """Number of current observations for units and features."""
     ntk_samples: int = 32
