@@ -1,4 +1,4 @@
-"""Streams of tasks: what changes, and when."""
+"""Streams: vector environments whose task changes over time."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ __all__ = ["Schedule", "Stream", "StreamConfig", "stream"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the flags, and with them all shipped streams and their simulators, when they are asked for."""
+    """Import ``StreamConfig`` on first use, since it imports all shipped streams and their simulators."""
     if name != "StreamConfig":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from neoteny.envs.config import StreamConfig

@@ -1,4 +1,4 @@
-"""The latest actions of sub-environments that step together."""
+"""A log of the latest actions of all sub-environments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 
 
 class ActionLog:
-    """Actions of all N sub-environments, of each since a step of its own.
+    """Actions of N sub-environments, each logged from its own starting step.
 
-    One row of actions for each step since the oldest of them: appending N actions is writing one row.
+    Stored as one row of N actions per step, back to the oldest starting step; appending writes one row.
 
     Args:
-        action_space: of all sub-environments, (N, ...).
+        action_space: batched action space of all sub-environments, (N, ...).
     """
 
     def __init__(self, action_space: gym.Space) -> None:
@@ -25,36 +25,36 @@ class ActionLog:
 
     @property
     def dtype(self) -> np.dtype:
-        """Of actions."""
+        """Data type of the actions."""
         return self._actions.dtype
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Discard all actions and starting steps."""
         self._rows = 0
         self._starts: list[int | None] = [None] * self.num_envs
 
     def begin(self, env: int) -> None:
-        """From now on the actions of sub-environment ``env`` are kept, and those before are not."""
+        """Start logging sub-environment ``env``; its earlier actions are dropped."""
         self._starts[env] = self._rows
 
     def append(self, actions: np.ndarray) -> None:
-        """All sub-environments have carried out their actions, (N, ...)."""
+        """Log the actions of one step of all sub-environments, (N, ...)."""
         if self._rows == len(self._actions):
             self._make_room()
         self._actions[self._rows] = actions
         self._rows += 1
 
     def length(self, env: int) -> int:
-        """How many actions of a sub-environment are kept."""
+        """Number of logged actions of a sub-environment."""
         start = self._starts[env]
         return 0 if start is None else self._rows - start
 
     def __getitem__(self, env: int) -> np.ndarray:
-        """A copy of the actions of a sub-environment that are kept, (L, ...)."""
+        """A copy of the logged actions of a sub-environment, (L, ...)."""
         return self._actions[self._rows - self.length(env) : self._rows, env].copy()
 
     def load(self, actions: Sequence[np.ndarray]) -> None:
-        """Keep these of each sub-environment, (L, ...) each."""
+        """Replace the log by the given actions of each sub-environment, (L, ...) each."""
         self._rows = max(map(len, actions))
         self._actions = np.empty((self._rows + 64, *self._actions.shape[1:]), self.dtype)
         self._starts = [self._rows - len(each) for each in actions]
@@ -62,7 +62,7 @@ class ActionLog:
             self._actions[self._rows - len(each) : self._rows, env] = each
 
     def _make_room(self) -> None:
-        """Drop what is not kept; if that is not much, double the space."""
+        """Drop rows before the oldest starting step; if that frees less than half, double the buffer."""
         oldest = min(start for start in self._starts if start is not None)
         kept = self._actions[oldest : self._rows]
         size = len(self._actions) * (1 if 2 * len(kept) <= len(self._actions) else 2)

@@ -1,4 +1,4 @@
-"""The audit: what a task does, measured, so that a switch that changed nothing cannot pass unseen."""
+"""The audit: measures what a task does, so that a switch that changes nothing is noticed."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """What a task is and does.
+    """Spaces, parameters and the hash of a rollout of a task.
 
-    Two tasks are the same if ``spaces`` and ``rollout`` are. Parameters do not count: a parameter that the
-    simulator never reads changes nothing.
+    Two tasks are the same if ``spaces`` and ``rollout`` are. Parameters are not compared, since a parameter
+    that the simulator never reads changes nothing.
     """
 
     spaces: str
-    """Of observations and actions."""
+    """Observation and action space."""
     parameters: dict[str, float]
     """Named parameters of the simulator, see :func:`parameters`."""
     rollout: str
     """SHA-256, in hexadecimal, of a rollout under fixed seeds and actions."""
 
     def same_as(self, other: Fingerprint) -> bool:
-        """Whether the two tasks do the same."""
+        """Whether the two tasks behave the same."""
         return (self.spaces, self.rollout) == (other.spaces, other.rollout)
 
     def changes(self, old: Fingerprint) -> str:
-        """What a switch from ``old`` to this task changed, in one line."""
+        """Describe in one line what a switch from ``old`` to this task changed."""
         named = {name: (old.parameters.get(name), value) for name, value in self.parameters.items()}
         words = [f"{name} {was} -> {now}" for name, (was, now) in named.items() if was != now]
         return ", ".join([*words, f"rollout {old.rollout[:8]} -> {self.rollout[:8]}"])
 
 
 def fingerprint(env: gym.Env, steps: int = 256) -> Fingerprint:
-    """What an environment is and does.
+    """Roll out an environment with fixed seeds and actions.
 
     Args:
-        env: an environment of its own for this, which is closed.
-        steps: length of the rollout, over as many episodes as end in it.
+        env: an environment used for nothing else; it is closed.
+        steps: length of the rollout, across episodes.
     """
     named, digest = parameters(env), hashlib.sha256()
     env.action_space.seed(0)
@@ -59,10 +59,7 @@ def fingerprint(env: gym.Env, steps: int = 256) -> Fingerprint:
 
 
 def parameters(env: gym.Env) -> dict[str, float]:
-    """The named parameters of a simulator: public attributes of ``env.unwrapped`` that are plain numbers.
-
-    Those of its class count too, as long as the environment has no value of its own.
-    """
+    """The parameters of a simulator: public numeric attributes of ``env.unwrapped`` and of its class."""
     owners = [*reversed(type(env.unwrapped).__mro__), env.unwrapped]
     attributes = {name: value for owner in owners for name, value in vars(owner).items()}
     return {
@@ -73,7 +70,7 @@ def parameters(env: gym.Env) -> dict[str, float]:
 
 
 def set_parameters(env: gym.Env, values: Mapping[str, float]) -> None:
-    """Give named parameters of a simulator new values."""
+    """Set parameters of a simulator."""
     for name, value in values.items():
         setattr(env.unwrapped, name, value)
 

@@ -1,4 +1,4 @@
-"""The flags of a stream, and how it is made of them."""
+"""The flags of a stream, and its construction from them."""
 
 from __future__ import annotations
 
@@ -41,55 +41,55 @@ Typed = Annotated[
         str_from_instance=lambda name: [name],
     ),
 ]
-"""A name, whose module is imported when it is typed."""
+"""A name such as ``module:name``, whose module is imported when the command line is parsed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StreamConfig:
-    """Which stream the agent lives on."""
+    """Which stream the agent learns on."""
 
     id: Typed = "cartpole-rotations"
-    """A registered stream, module:id for one in your own file, or any Gymnasium id (which never switches)."""
+    """A registered stream, module:id for one of your own, or any Gymnasium id (a stream of one task)."""
     period: int | None = None
-    """Environment steps, summed over sub-environments, that each task lasts (default: the stream's own)."""
+    """Environment steps per task, summed over sub-environments (default: the stream's)."""
     tasks: tuple[int, ...] | None = None
-    """Numbers of the tasks to visit, in this order, again and again (default: the stream's own)."""
+    """Numbers of the tasks, visited in cycles in this order (default: the stream's)."""
     order: Order = "cycle"
-    """Recurring tasks come always in the same order, or in one that is drawn anew for every cycle."""
+    """Order of recurring tasks: the same in every cycle, or drawn anew for each."""
     jitter: float = 0.0
-    """Switches come up to this share of half a period early or late, at random; 0 to less than 1."""
+    """Random shift of each switch, at most this share of half a period either way; 0 to less than 1."""
     games: tuple[str, ...] | None = None
-    """Atari games to play in turn, of the stream "atari": Pong, or Freeway/1/0 in mode 1, difficulty 0."""
+    """Games of the stream "atari", in this order: Pong, or Freeway/1/0 for mode 1, difficulty 0."""
     cycles: int | None = dataclasses.field(default=None, metadata={"resumable": True})
-    """Length of the run, in visits to all recurring tasks, instead of --total-steps."""
+    """Length of the run in cycles through all recurring tasks, instead of --total-steps."""
     span: float | None = None
     """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""
     audit: bool = True
-    """Prove at every switch, on a separate copy, that the new task does what the old one did not."""
+    """Check at every switch, on a separate copy, that the new task behaves differently from the old one."""
     wrap: Typed | None = None
-    """module:function that wraps every task: function(env), function(env, seed) with (seed, k) as its seed,
-    or function(env, k, seed)."""
+    """module:function that wraps every task: function(env), function(env, seed), which is given (seed, k), or
+    function(env, k, seed)."""
     observations: Literal["auto", "codes", "pictures", "planes", "vectors"] = "auto"
-    """Read observations as MiniGrid's codes, as pictures or planes for convolutions, or as vectors."""
+    """Kind of observation: MiniGrid's codes, pictures or planes (for convolutions), or vectors."""
     channels: Literal["auto", "first", "last"] = "auto"
     """Which axis of pictures and planes holds their channels."""
     normalizer: Literal["none", "keep", "reset"] = "none"
-    """Normalize observations by a running mean and variance; keep them at a switch, or start them anew."""
+    """Normalize observations by a running mean and variance, which a switch keeps or resets."""
     task_id: Literal["none", "onehot"] = "none"
-    """Tell the agent which of the recurring tasks is on, as numbers or channels of its observation."""
+    """Append a one-hot id of the current task to observations, as numbers or as channels."""
     engine: Literal["auto", "single", "grid", "atari"] = "auto"
-    """What steps the environments: MiniGrid on tensors, Atari games together, or any singly; by default the
-    fastest that gives the same as single environments."""
+    """What steps the environments: MiniGrid on tensors, Atari games in a batch, or any environment one by
+    one; by default the fastest that gives the same results as single environments."""
     single: SingleConfig = dataclasses.field(default_factory=SingleConfig)
     grid: GridConfig = dataclasses.field(default_factory=GridConfig)
     atari: AtariConfig = dataclasses.field(default_factory=AtariConfig)
 
     def spec(self) -> EnvSpec:
-        """What Gymnasium knows of the id; raises ValueError if that is nothing."""
+        """The Gymnasium spec of the id; ValueError if it is not registered."""
         module, _, name = self.id.rpartition(":")
         if module and module not in sys.modules:
             raise ValueError(
-                f"there is no stream {self.id!r}: import {module} first, only a command line does"
+                f"there is no stream {self.id!r}: import {module} first (only the command line imports it)"
             )
         if name.startswith("ALE/"):
             ale()  # registers its games
@@ -99,11 +99,15 @@ class StreamConfig:
             raise ValueError(f"there is no stream {self.id!r}: {error}") from error
 
     def schedule(self) -> Schedule:
-        """The stream's own with what the flags change; ValueError if one does not suit or is ignored."""
+        """The stream's schedule with the changes of the flags.
+
+        Raises:
+            ValueError: a flag is invalid, or would be ignored.
+        """
         own = self.spec().kwargs.get("schedule", Schedule())
         if self.games is not None:
             if self.id != "atari":
-                raise ValueError(f"--stream.games are for --stream.id atari, {self.id} has tasks of its own")
+                raise ValueError(f"--stream.games needs --stream.id atari: the tasks of {self.id} are fixed")
             if not self.games:
                 raise ValueError("--stream.games must name at least one Atari game")
             own = dataclasses.replace(own, tasks=len(self.games))
@@ -117,26 +121,26 @@ class StreamConfig:
         if unknown := set(changed.cycle) - set(own.cycle or changed.cycle):
             raise ValueError(f"{self.id} has tasks 0 to {len(own.cycle) - 1}, not {sorted(unknown)}")
         if self.cycles is not None and not changed.cycle:
-            raise ValueError(f"--stream.cycles needs tasks that recur, which those of {self.id} do not")
+            raise ValueError(f"--stream.cycles needs recurring tasks, but those of {self.id} never recur")
         if self.cycles is not None and self.cycles < 1:
             raise ValueError(f"--stream.cycles must be at least 1, not {self.cycles}")
         return changed
 
     def total_steps(self) -> int | None:
-        """Environment steps of all ``cycles``; ``None`` if their number is not given."""
+        """Environment steps of all ``cycles``; ``None`` if ``cycles`` is not given."""
         schedule = self.schedule()
         if self.cycles is None or schedule.period is None:
             return None
         return self.cycles * len(schedule.cycle) * schedule.period
 
     def unused(self) -> dict[str, str]:
-        """Flags that do nothing, and why."""
+        """Flags that have no effect -> why."""
         if self.schedule().period is not None:
             return {}
         return {"audit": f"{self.id} never switches"}
 
     def check(self, num_envs: int) -> None:
-        """Raise ValueError, before anything is made, for an unknown id or a flag that does not suit."""
+        """Raise ValueError for an unknown id or an invalid flag, before any environment is made."""
         period = self.schedule().period
         if period is not None and period < num_envs:
             raise ValueError(
@@ -152,7 +156,7 @@ class StreamConfig:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task.
 
         Raises:
-            ValueError: a flag does not suit the stream, or would be ignored.
+            ValueError: a flag is invalid for the stream, or would be ignored.
         """
         self.check(num_envs)
         names = ("audit", "normalizer", "task_id", "observations", "channels", "engine")
@@ -179,7 +183,7 @@ class StreamConfig:
         return tuple(getattr(self, engine.name) for engine in ENGINES)
 
     def _task(self) -> TaskFunction:
-        """What makes the tasks."""
+        """The function that makes the tasks."""
         spec = self.spec()
         task = spec.kwargs.get("task") or functools.partial(make_ordinary, spec)
         if self.games is not None:
@@ -195,27 +199,27 @@ def make_stream(
     engines: Sequence[EngineConfig] = ENGINES,
     **options: Any,
 ) -> Stream:
-    """What ``gymnasium.make_vec`` makes of a registered stream; options are those of :class:`Stream`."""
+    """Entry point of registered streams for ``gymnasium.make_vec``; options are those of :class:`Stream`."""
     return Stream(task, schedule, engines, num_envs, names=names, **options)
 
 
 def make_ordinary(spec: EnvSpec, k: int, seed: int) -> gym.Env:
-    """An environment of any Gymnasium id; of MiniGrid's dictionaries the image."""
+    """Make an environment of any Gymnasium id; of MiniGrid's dict observations only the image is kept."""
     env = gym.make(spec)
     is_dict = isinstance(env.observation_space, gym.spaces.Dict) and "image" in env.observation_space.spaces
     return ImgObsWrapper(env) if isinstance(env.unwrapped, MiniGridEnv) and is_dict else env
 
 
 class WrappedTask:
-    """A task whose environments are wrapped by a function of the user's.
+    """A task whose environments are wrapped by a user's function.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``.
-        wrap: takes the environment, and what else of ``k`` and ``seed`` it has parameters for.
-        name: of the function, for messages.
+        wrap: function of the environment and, if it has such parameters, of ``k`` and ``seed``.
+        name: of the function, for error messages.
 
     Raises:
-        ValueError: the function takes other arguments.
+        ValueError: the function has other required parameters.
     """
 
     def __init__(self, task: TaskFunction, wrap: Callable[..., gym.Env], name: str) -> None:
@@ -228,11 +232,11 @@ class WrappedTask:
         arguments = {name: values[value] for name, value in self.arguments.items()}
         env = self.wrap(self.task(k, seed), **arguments)
         if not isinstance(env, gym.Env):
-            raise ValueError(f"--stream.wrap {self.name} gave {env!r}, which is no environment")
+            raise ValueError(f"--stream.wrap {self.name} returned {env!r}, which is not an environment")
         return env
 
     def _arguments(self) -> dict[str, str]:
-        """What it is called with besides the environment: name of the parameter -> k, seed or both."""
+        """Arguments besides the environment: name of the parameter -> k, seed or both."""
         parameters = list(inspect.signature(self.wrap).parameters.values())
         found = {each.name: "seed" for each in parameters if each.name.endswith("seed")}
         found |= {each.name: "k" for each in parameters if each.name in ("k", "task")}

@@ -1,4 +1,4 @@
-"""What steps the sub-environments of a stream: the interface of all engines, and how one is chosen."""
+"""The interface of engines, which step the sub-environments of a stream, and the choice of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction
 
 StepResult = tuple[Tensor, Tensor, Tensor, Sequence[dict[str, Any]]]
-"""Rewards, (N,) float64, terminated and truncated, (N,), and the infos of environments, if there are any."""
+"""Rewards, (N,) float64, terminated and truncated, (N,), and one info per environment, or no infos at all."""
 
 
 class UncoveredError(ValueError):
@@ -22,83 +22,83 @@ class UncoveredError(ValueError):
 
 
 class Engine(Protocol):
-    """Steps the N sub-environments of a stream, which says when they are reset and which task is on."""
+    """Steps the N sub-environments of a stream; the stream decides when to reset and which task to enter."""
 
     device: torch.device
-    """Where observations, rewards and ends of episodes are, and where actions are used."""
+    """Device of observations, rewards, terminated and truncated; actions are moved to it."""
     exact: bool
-    """Whether all that it gives is a function of seeds and actions alone, also after it was restored."""
+    """Whether all results are a function of seeds and actions alone, also after a restore."""
 
     @property
     def observations(self) -> Tensor:
-        """A copy of the latest, (N, ...); of ended episodes the last, until they are reset."""
+        """A copy of the latest observations, (N, ...); the final one of an ended episode until its reset."""
 
     def clear(self) -> None:
-        """Go back to before the first episode."""
+        """Discard all episodes and tasks, as if just constructed."""
 
     def enter(self, schedule: Schedule, step: int) -> None:
-        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
 
     def reset(self, done: Tensor | None = None) -> None:
-        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
 
     def step(self, actions: Any) -> StepResult:
-        """Step all, actions (N, ...), of their space's dtype: an array or a tensor on any device."""
+        """Step all, actions (N, ...) of the space's dtype, an array or a tensor on any device."""
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
-        """One more sub-environment of the task that is on at ``step``, apart from the others."""
+        """A separate environment of the task at ``step``, as for evaluation."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Where all environments are: numbers, texts, arrays and tensors in dicts and lists."""
+        """The state of all environments: numbers, strings, arrays and tensors in dicts and lists."""
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
-        """Go to where others of the same tasks were at ``step`` of the stream; ValueError if they cannot."""
+        """Restore a state saved at ``step`` of a stream with the same tasks; ValueError if it cannot be."""
 
     def close(self) -> None:
-        """Close all."""
+        """Close all environments."""
 
 
 class EngineConfig(Protocol):
-    """The flags of one kind of engine, a frozen dataclass, and what the kind can step."""
+    """The flags of one kind of engine (a frozen dataclass), and which environments it can step."""
 
     name: ClassVar[str]
     """As in ``--stream.engine NAME`` and ``--stream.NAME.FLAG``."""
     gradual: ClassVar[bool]
-    """Whether it steps tasks that turn gradually into one another."""
+    """Whether it supports tasks that turn gradually into one another."""
     otherwise: ClassVar[str]
-    """What it means for the user, in words, if another engine must step what this one recognizes."""
+    """Message to the user if this engine recognizes an environment but cannot step it."""
 
     def recognizes(self, env: gym.Env) -> bool:
-        """Whether an environment is of the package that the engine stands for."""
+        """Whether an environment comes from the package that the engine is made for."""
 
     def covers(self, env: gym.Env) -> None:
-        """Raise UncoveredError unless an engine does just what this environment does."""
+        """Raise UncoveredError unless the engine can reproduce this environment exactly."""
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
-        """What the observations of an environment are, if its package says so; else ``None``."""
+        """The kind of an environment's observations, if its package defines it; else ``None``."""
 
     def check(self, num_envs: int) -> None:
-        """Raise ValueError if a flag does not suit."""
+        """Raise ValueError if a flag is invalid."""
 
     def make(
         self, task: TaskFunction, spaces: Spaces, num_envs: int, device: torch.device | str | None
     ) -> Engine:
-        """An engine for N sub-environments, and an agent on a device."""
+        """Make an engine for N sub-environments; ``device`` is the agent's."""
 
 
 def choose_engine(
     engines: Sequence[EngineConfig], task: TaskFunction, schedule: Schedule, first: gym.Env
 ) -> EngineConfig:
-    """The first engine that covers every task; says in one line why another one cannot.
+    """Choose the first engine that covers every task; print why a preferred one cannot, one line each.
 
     Args:
-        engines: in the order of preference.
+        engines: in order of preference.
         task: makes the tasks of the schedule.
-        schedule: which tasks there are.
+        schedule: determines which tasks there are.
         first: an environment of the first task.
 
     Raises:
-        ValueError: none does.
+        ValueError: no engine covers every task.
     """
     reasons = []
     for engine in engines:
@@ -106,7 +106,7 @@ def choose_engine(
             continue
         try:
             if schedule.span and not engine.gradual:
-                raise UncoveredError("tasks that turn gradually into one another are stepped singly")
+                raise UncoveredError("it does not support tasks that turn gradually into one another")
             engine.covers(first)
             for k in sorted(set(schedule.cycle) - {schedule.task_at(0)}):
                 env = task(k, schedule.seed)
@@ -119,4 +119,4 @@ def choose_engine(
                 print(line)
             return engine
     names = ", ".join(engine.name for engine in engines)
-    raise ValueError("; ".join(reasons) or f"{first} is not stepped by --stream.engine {names}")
+    raise ValueError("; ".join(reasons) or f"--stream.engine {names} cannot step {first}")

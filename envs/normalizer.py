@@ -1,4 +1,4 @@
-"""Observations with mean 0 and variance 1, by what the agent has seen so far."""
+"""Normalization of observations by their running mean and variance."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 class Normalizer:
     """Running mean and variance of each entry of an observation.
 
-    Exact for all that was seen, batch by batch: Chan, Golub and LeVeque (1983), in float64.
+    Exact over all batches so far, in float64: Chan, Golub and LeVeque (1983).
 
     Args:
         shape: of one observation.
-        device: where observations live.
+        device: of the observations.
     """
 
     clip = 10.0
-    """Normalized entries stay within plus or minus this."""
+    """Normalized entries are clipped to plus or minus this."""
 
     def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
         self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
@@ -28,13 +28,13 @@ class Normalizer:
         self.count = 0
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Reset mean, variance and count."""
         self.mean.zero_()
         self.squares.zero_()
         self.count = 0
 
     def update(self, observations: Tensor) -> None:
-        """Take in a batch, (B, ...)."""
+        """Update mean and variance with a batch, (B, ...)."""
         batch = observations.double()
         share = len(batch) / (self.count + len(batch))
         away = batch.mean(0) - self.mean
@@ -43,12 +43,12 @@ class Normalizer:
         self.count += len(batch)
 
     def __call__(self, observations: Tensor) -> Tensor:
-        """Observations (B, ...) -> the same in units of standard deviations from the mean, float32."""
+        """Normalize observations (B, ...): standard deviations from the mean, float32."""
         deviation = (self.squares / max(1, self.count)).sqrt().clamp(min=1e-4)
         return ((observations - self.mean) / deviation).clamp(-self.clip, self.clip).float()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was learnt."""
+        """Count, mean and sum of squares."""
         return {
             "count": self.count,
             "mean": self.mean.cpu().numpy().copy(),
@@ -56,7 +56,7 @@ class Normalizer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore count, mean and sum of squares."""
         self.count = int(state["count"])
         self.mean.copy_(torch.as_tensor(np.asarray(state["mean"])))
         self.squares.copy_(torch.as_tensor(np.asarray(state["squares"])))

@@ -1,12 +1,12 @@
-"""What observations are, and what a stream makes of them before an agent sees them.
+"""The kinds of observations, and how a stream preprocesses them for the agent.
 
-There are four kinds. *Codes* are the cells of MiniGrid, numbers of objects, colours and states. *Pictures*
-and *planes* are images for convolutions, channels first or last: pictures of uint8 up to 255, planes of bool
-or of uint8 up to the largest value of their space, such as the planes of a board game. All else are
-*vectors*, whatever their shape.
+There are four kinds. *Codes* are MiniGrid's cells: numbers of objects, colours and states. *Pictures* and
+*planes* are images for convolutions, channels first or last: pictures are uint8 up to 255; planes, such as
+those of a board game, are bool or uint8 up to a smaller largest value. Everything else is *vectors*, whatever
+its shape.
 
-What is a picture or a plane is known from the type of its numbers, and which axis holds the channels from the
-shape; where that does not tell, a flag must. Codes are only what MiniGrid itself makes.
+Pictures and planes are recognized by their dtype and bounds, the channel axis by the shape; where the shape
+is ambiguous, a flag is required. Only observations made by MiniGrid itself are taken for codes.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Kind = Literal["codes", "pictures", "planes", "vectors"]
 Channels = Literal["first", "last"]
 
 CODES = (11, 6, 4)
-"""How many objects, colours and states a cell of MiniGrid can hold."""
+"""Number of objects, colours and states in MiniGrid's encoding of a cell."""
 
-REMEDY = "--stream.wrap gymnasium.wrappers:FlattenObservation makes vectors of them"
+REMEDY = "--stream.wrap gymnasium.wrappers:FlattenObservation turns them into vectors"
 
 
 @dataclasses.dataclass(frozen=True)
 class ObservationSpec:
-    """What an observation is.
+    """Kind, channel axis and bounds of an observation.
 
     Args:
         space: of one observation.
         kind: see the module.
-        channels: which of the last three axes of codes, pictures and planes holds the channels. Images of two
-            axes have one channel, and of four are stacks of images.
-        high: what is scaled to 1 in pictures and planes, their lowest value being 0; else the space says so.
+        channels: whether the channels of codes, pictures and planes are the first or the last of their last
+            three axes. Images with two axes have one channel; those with four are stacks of images.
+        high: the value of pictures and planes that is scaled to 1, if not the upper bound of the space.
     """
 
     space: Box
@@ -52,36 +52,39 @@ class ObservationSpec:
 
     @property
     def channel_axis(self) -> int:
-        """The axis of features or channels, counted from the end."""
+        """The axis of features or channels, as a negative index."""
         return -3 if self.kind in ("pictures", "planes") and self.channels == "first" else -1
 
     @property
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        """What is scaled to 0 and to 1, each of the shape of an observation, float32."""
+        """The values that are scaled to 0 and to 1, each of the shape of an observation, float32."""
         low, high = (np.asarray(bound, np.float32) for bound in (self.space.low, self.space.high))
         return (low, high) if self.high is None else (low, np.full_like(high, self.high))
 
     def check(self, observations: np.ndarray) -> str:
-        """What is odd about some observations, (B, ...), of this kind, in one line; empty if nothing is.
+        """Check observations, (B, ...), against this kind.
+
+        Returns:
+            A warning in one line if they look suspicious, else an empty string.
 
         Raises:
             ValueError: they are not of this kind.
         """
         if self.kind == "codes" and (observations[..., :3] >= CODES).any():
             raise ValueError(
-                f"observations are no codes of MiniGrid, which are below {CODES}: --stream.observations says "
-                f"what they are, codes, pictures, planes or vectors"
+                f"observations are not MiniGrid's codes, which are below {CODES}: set --stream.observations "
+                f"to pictures, planes or vectors"
             )
         high, highest = float(self.bounds[1].max()), float(observations.max())
         if self.kind in ("pictures", "planes") and highest <= high / 16:
             return (
-                f"warning: no observation of the first {len(observations)} was above {highest:g}, but "
-                f"{high:g}, the highest value of their space, is what is scaled to 1"
+                f"warning: none of the first {len(observations)} observations was above {highest:g}, but "
+                f"{high:g}, the highest value of their space, is scaled to 1"
             )
         return ""
 
     def __str__(self) -> str:
-        """One line."""
+        """Describe it in one line."""
         shape = " x ".join(map(str, self.space.shape)) or "one number"
         if self.kind == "vectors":
             return f"vectors of {math.prod(self.space.shape)} numbers"
@@ -93,11 +96,10 @@ class ObservationSpec:
 def read_observations(
     space: gym.Space, kind: Kind | Literal["auto"] = "auto", channels: Channels | Literal["auto"] = "auto"
 ) -> ObservationSpec:
-    """What observations of a space are, as flags say it or as can be known.
+    """The kind of the observations of a space: as flags say, else derived from dtype, bounds and shape.
 
     Raises:
-        ValueError: they are no arrays, or cannot be what a flag says, or it cannot be known which axis holds
-            the channels.
+        ValueError: they are not arrays, contradict a flag, or the channel axis is ambiguous.
     """
     if not isinstance(space, Box):
         raise ValueError(f"observations must be arrays of numbers, a Box, not {space}; {REMEDY}")
@@ -107,7 +109,7 @@ def read_observations(
         kind = "pictures" if space.dtype == np.uint8 and space.high.max() == 255 else "planes"
     if kind == "vectors":
         if channels != "auto":
-            raise ValueError(f"--stream.channels does nothing: observations are vectors, of {space}")
+            raise ValueError(f"--stream.channels has no effect: observations are vectors, of {space}")
         return ObservationSpec(space, "vectors")
     if kind == "codes":
         if space.dtype != np.uint8 or len(space.shape) != 3 or space.shape[2] != 3 or channels == "first":
@@ -121,9 +123,9 @@ def read_observations(
 
 
 def _channels(shape: Sequence[int]) -> Channels:
-    """Whether the channels of an image of this shape are its first axis or its last.
+    """Guess from its shape whether an image has its channels first or last.
 
-    Two sides of the same length are height and width; else the channels are few.
+    Two equal sides are height and width; without these, an axis of at most four is the channels.
     """
     if len(shape) == 2:
         return "last"
@@ -134,23 +136,23 @@ def _channels(shape: Sequence[int]) -> Channels:
     if first != last and min(first, last) <= 4:
         return "first" if first < last else "last"
     raise ValueError(
-        f"the channels of observations of shape {tuple(shape)} may be their first axis or their last: say "
-        f"which, --stream.channels first or last, or take them as --stream.observations vectors"
+        f"the channels of observations of shape {tuple(shape)} may be their first or their last axis: set "
+        f"--stream.channels first or last, or --stream.observations vectors"
     )
 
 
 class Preprocessing:
-    """What the agent sees of raw observations: they may be normalized, and carry the number of the task.
+    """Turns raw observations into the agent's: optional normalization and a one-hot task id.
 
     Args:
-        raw: what raw observations are.
-        normalizer: by a running mean and variance, which are kept at a switch or start anew.
-        tasks: numbers of the recurring tasks, if the agent is told which is on, as a one-hot vector that is
-            appended to vectors, or as channels to images.
+        raw: the kind of raw observations.
+        normalizer: normalize by a running mean and variance, which a switch keeps or resets.
+        tasks: numbers of the recurring tasks if a one-hot task id shall be appended, to vectors as numbers or
+            to images as channels; else empty.
         device: the agent's.
 
     Raises:
-        ValueError: they cannot be normalized, or nothing can be appended.
+        ValueError: the observations cannot be normalized, or no task id can be appended.
     """
 
     def __init__(
@@ -172,7 +174,7 @@ class Preprocessing:
             self.spec = _with_task_id(self.spec, len(self.tasks))
 
     def __call__(self, observations: Tensor, task: int, learn: bool = False) -> Tensor:
-        """Observations (B, ...) of a task, as the agent sees them; the normalizer may learn from them."""
+        """Preprocess observations (B, ...) of a task; with ``learn`` the normalizer is updated first."""
         if self.normalizer is None and not self.tasks:
             return observations
         seen = observations.to(self.device)
@@ -190,27 +192,27 @@ class Preprocessing:
         return seen
 
     def reset(self) -> None:
-        """Forget what was seen."""
+        """Reset the normalizer."""
         if self.normalizer is not None:
             self.normalizer.reset()
 
     def switch(self) -> None:
-        """Another task is on."""
+        """Reset the normalizer after a switch, if it is to be."""
         if self.reset_at_switch:
             self.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """What the normalizer has seen."""
+        """The state of the normalizer."""
         return {} if self.normalizer is None else self.normalizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the normalizer."""
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state)
 
 
 def _normalized(spec: ObservationSpec) -> ObservationSpec:
-    """Of normalized observations."""
+    """The spec of normalized observations."""
     space = spec.space
     if not np.issubdtype(space.dtype, np.floating):
         raise ValueError(f"a normalizer needs observations of floating-point numbers, not {space}")
@@ -219,7 +221,7 @@ def _normalized(spec: ObservationSpec) -> ObservationSpec:
 
 
 def _with_task_id(spec: ObservationSpec, tasks: int) -> ObservationSpec:
-    """Of observations to which a one-hot number of so many tasks is appended."""
+    """The spec of observations with an appended one-hot task id."""
     space, axis = spec.space, spec.channel_axis
     if len(space.shape) != 1 and (spec.kind == "vectors" or len(space.shape) == 2):
         raise ValueError(f"a task id is appended to vectors and images with channels, not to {space}")
@@ -231,7 +233,7 @@ def _with_task_id(spec: ObservationSpec, tasks: int) -> ObservationSpec:
 
 
 def _one(spec: ObservationSpec) -> float:
-    """What is a 1 of a one-hot task id in an observation: the agent sees it as 1."""
+    """The raw value of a 1 in a one-hot task id, which the agent's network scales to 1."""
     if spec.kind == "vectors":
         return 1.0
     return 255.0 if spec.kind == "codes" else float(spec.bounds[1].max())

@@ -1,4 +1,4 @@
-"""Streams by name: the decorator that registers one with Gymnasium, and modules of the user's own."""
+"""Registration of streams with Gymnasium, and import of the user's modules."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def stream(
 
     Args:
         id: a Gymnasium id; ``module:id`` on a command line imports the module first.
-        period: environment steps, summed over sub-environments, that each task lasts by default.
-        tasks: how many different tasks there are, if they come in cycles.
+        period: default number of environment steps per task, summed over sub-environments.
+        tasks: number of tasks, if they recur in cycles.
         span: share of each visit over which the old task turns gradually into the new.
-        names: of the tasks, if they come in cycles, instead of how many there are.
+        names: of tasks that recur in cycles, instead of ``tasks``.
     """
 
     def register(task: TaskFunction) -> TaskFunction:
@@ -38,44 +38,44 @@ def stream(
 
 
 def registered_streams() -> list[str]:
-    """Ids of all streams that are registered now."""
+    """Ids of all registered streams, sorted."""
     return sorted(id for id, spec in gym.registry.items() if "schedule" in spec.kwargs)
 
 
 def task_rng(seed: int, task: int) -> np.random.Generator:
-    """The random generator from which task ``task`` of a stream draws what it changes."""
+    """The random generator for the changes of task ``task`` of a stream."""
     return np.random.default_rng(np.random.SeedSequence([seed, task]))
 
 
 def import_typed(name: str) -> str:
-    """Import the module of a ``module:name`` that somebody typed; returns the text.
+    """Import the module of a ``module:name`` typed on the command line; returns the text.
 
-    Names that come from a file never get here, since an import runs whatever the module holds.
+    Never call it with names from a file, such as a checkpoint: an import runs the module's code.
 
     Raises:
         ValueError: there is no such module.
-        Exception: whatever the module itself raises.
+        Exception: any exception of the module itself.
     """
     module = name.rpartition(":")[0]
     if module:
-        # A script's own folder is on the path, the folder it is called from is not.
+        # Python puts the script's folder on the path, but not the working directory.
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if not f"{module}.".startswith(f"{error.name}."):  # one that the module imports
+            if not f"{module}.".startswith(f"{error.name}."):  # missing is a package that the module imports
                 raise
             raise ValueError(f"there is no {name!r}: {error}") from error
     return name
 
 
 def imported(name: str) -> Any:
-    """What a ``module:name`` stands for, whose module has been imported; else ValueError."""
+    """The object of a ``module:name`` whose module has been imported; else ValueError."""
     module, _, attribute = name.rpartition(":")
     if module not in sys.modules:
         raise ValueError(
-            f"there is no {name!r}: import {module or 'its module'} first, only a command line does"
+            f"there is no {name!r}: import {module or 'its module'} first (only the command line imports it)"
         )
     try:
         return getattr(sys.modules[module], attribute)

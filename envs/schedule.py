@@ -1,4 +1,4 @@
-"""Schedules: when the task of a stream changes, and which comes next."""
+"""Schedules: when the task of a stream changes, and which task comes next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Order = Literal["cycle", "random"]
 class Schedule:
     """When the task changes and which task comes next, as pure functions of the step.
 
-    All options combine.
+    A *visit* is one stay at a task. All options can be combined.
 
     >>> schedule = Schedule(period=100, tasks=(0, 2), span=0.5)
     >>> [schedule.task_at(step) for step in (0, 99, 100, 200)]
@@ -26,15 +26,15 @@ class Schedule:
     tasks 0, 2 in cycles, each for 100 steps, the change gradual over the first 50 %
 
     Args:
-        period: environment steps, summed over sub-environments, of a visit to a task; ``None``: for ever.
-        tasks: how many tasks there are, if they recur, or their numbers in the order in which they come;
-            ``None`` for a new task at every visit.
-        order: of recurring tasks: always the same, or drawn anew in every cycle, each as often as listed.
-        jitter: switches come up to this share of half a period early or late, at random; 0 to less than 1.
-            The mean of the periods stays.
+        period: environment steps per visit, summed over sub-environments; ``None``: a single endless visit.
+        tasks: number of recurring tasks, or their numbers in the order of visits; ``None`` for a new task at
+            every visit.
+        order: of recurring tasks: the same in every cycle, or drawn anew for each, keeping repetitions.
+        jitter: random shift of each switch, at most this share of half a period either way; 0 to less than 1.
+            The mean period stays the same.
         span: share of each visit, from its start, over which the old task turns gradually into the new; 0
-            for a jump, 1 for a task that never stands still.
-        seed: of what is drawn.
+            for an abrupt switch, 1 for a change over the whole visit.
+        seed: of the random order and shifts.
     """
 
     period: int | None = None
@@ -59,7 +59,7 @@ class Schedule:
             raise ValueError("tasks that never recur cannot come in random order")
 
     def __str__(self) -> str:
-        """One line."""
+        """Describe it in one line."""
         if self.period is None:
             return "one task for ever"
         order = {"cycle": "in cycles", "random": "in random order"}[self.order]
@@ -73,7 +73,7 @@ class Schedule:
 
     @property
     def cycle(self) -> tuple[int, ...]:
-        """The recurring tasks in their order; empty if every visit is to a new one."""
+        """The recurring tasks in order; empty if every visit is to a new task."""
         return self.tasks if isinstance(self.tasks, tuple) else tuple(range(self.tasks or 0))
 
     def start_of(self, visit: int) -> int:
@@ -84,17 +84,17 @@ class Schedule:
         return round(self.period * (visit + early))
 
     def visit_at(self, step: int) -> int:
-        """How many visits to tasks have ended before ``step``."""
+        """Number of the visit at ``step``, from 0."""
         if self.period is None:
             return 0
         visit = step // self.period
         if not self.jitter:
             return visit
-        # The visit may be over already, or not have begun.
+        # Jitter may have ended this visit early, or begin it late.
         return visit + (self.start_of(visit + 1) <= step) - (self.start_of(visit) > step)
 
     def switched_at(self, step: int) -> int:
-        """The step at which the visit that is on at ``step`` began."""
+        """The step at which the visit at ``step`` began."""
         return self.start_of(self.visit_at(step))
 
     def task_of(self, visit: int) -> int:
@@ -111,9 +111,9 @@ class Schedule:
         return self.task_of(self.visit_at(step))
 
     def progress_at(self, step: int) -> float:
-        """How far the task at ``step`` has come from the one before it: 0 not at all, 1 all the way.
+        """Progress of the gradual change at ``step``: from 0, the old task, to 1, the new one.
 
-        A task that comes twice in a row has come all the way the first time.
+        Always 1 in a second consecutive visit to the same task.
         """
         visit = self.visit_at(step)
         if visit == 0 or not self.span or self.task_of(visit) == self.task_of(visit - 1):
@@ -122,7 +122,7 @@ class Schedule:
         return min(1.0, (step - start) / (self.span * (self.start_of(visit + 1) - start)))
 
 
-# Asked at every step: drawing them anew would cost as much as a step of a simple environment.
+# Cached, since they are used at every step: a draw costs as much as a step of a simple environment.
 @functools.lru_cache
 def _uniform(seed: int, visit: int) -> float:
     return float(np.random.default_rng([seed, visit]).random())

@@ -1,8 +1,8 @@
 """Streams: vector environments whose task changes while the agent learns.
 
 A *task* is an ordinary Gymnasium environment, made by a pure function of the task's number ``k`` and the
-run's seed. A *schedule* says which task is on at which step. A :class:`Stream` steps ``num_envs`` copies of
-the current task and replaces all of them, at one and the same step, when the schedule says so.
+run's seed. A *schedule* determines the task of each step. A :class:`Stream` steps ``num_envs`` copies of the
+current task and, at a *switch*, replaces all of them at the same step.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ from neoteny.envs.tasks import TaskEnv, TaskFunction, try_out
 class Stream(VectorEnv):
     """A Gymnasium vector environment whose sub-environments change task together.
 
-    Autoreset is SAME_STEP. Two kinds of step end an episode:
+    Autoreset mode is SAME_STEP. An episode ends
 
-    * the environment's own end: ``terminated`` or ``truncated``, as it says itself;
-    * the last step of a task: every episode that still runs is ``truncated``.
+    * when its environment terminates or truncates it;
+    * at the last step of a visit to a task: the stream truncates every running episode.
 
-    In each case ``info["final_obs"]`` (shape (N, ...), valid where ``info["_final_obs"]``) is the last
-    observation of the ended episode, still of the old task, and the returned observation is the first of the
-    next episode, after a switch of the new task. Undiscounted returns and lengths of episodes stand in
-    ``info["episode_return"]`` and ``info["episode_length"]``, valid where ``info["_episode_return"]``:
-    episodes that a switch cut short are left out, since the return of half an episode says nothing about the
-    agent. ``info["task"]`` is the task in which the step was made; the first step of a visit to a task has
-    its ``info["fingerprint"]``, if there is an audit, and ``info["game"]``, its name, if it has one. What the
-    environments themselves say is in ``info["env_infos"]``, one dict each, as they gave it.
+    In both cases ``info["final_obs"]`` (shape (N, ...), valid where ``info["_final_obs"]``) is the final
+    observation of the ended episode, still of the old task. The returned observation is the first of the next
+    episode, after a switch one of the new task. Undiscounted returns and lengths of episodes are in
+    ``info["episode_return"]`` and ``info["episode_length"]``, valid where ``info["_episode_return"]``;
+    episodes that a switch cut short are left out, since a partial return says nothing about the agent.
+    ``info["task"]`` is the number of the task in which the step was made. The first step of a visit has
+    ``info["fingerprint"]`` of the task, if there is an audit, and ``info["game"]``, its name, if it has one.
+    The environments' own infos are in ``info["env_infos"]``, one dict per environment.
 
-    The Stream owns every reset: episode ``j`` of sub-environment ``i`` in task ``k`` starts from a seed that
-    is a pure function of (run seed, k, i, j), or, in an Atari game, where the one before it left an emulator
-    with such a seed. Any stream is restored where it was by replaying the running episodes.
+    The stream owns every reset: the seed of episode ``j`` of sub-environment ``i`` in task ``k`` is a pure
+    function of (run seed, k, i, j); in Atari games most episodes instead continue an emulator that was seeded
+    this way. A stream is restored by replaying its running episodes.
 
-    The audit: at every switch a separate copy of the new task is rolled out under fixed seeds and actions,
-    and what it did, its fingerprint, must differ from the old task's. If the schedule lets tasks turn
-    gradually into one another, a copy of the new task with the old one's parameters must do just what the old
-    one did, so that nothing jumps. ``audit_seconds`` is what it cost so far.
+    The audit: at every switch a separate copy of the new task is rolled out with fixed seeds and actions, and
+    the result, its fingerprint, must differ from the old task's. If tasks turn gradually into one another, a
+    copy of the new task with the old one's parameters must behave exactly as the old one, so that the change
+    starts without a jump. ``audit_seconds`` is the time spent on audits so far.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
-        schedule: which task is on at which step.
-        engines: the kinds of engine that there are; the first that covers every task steps it.
+        schedule: determines the task of each step.
+        engines: available kinds of engine; the first that covers every task is used.
         num_envs: N, the number of sub-environments.
         seed: the run's seed.
-        device: where observations, rewards and ends of episodes are returned as tensors (observations in
-            their own dtype, rewards as float32); ``None`` returns NumPy arrays, as Gymnasium does.
+        device: of the returned tensors (observations in their own dtype, rewards as float32); ``None``
+            returns NumPy arrays, as Gymnasium does.
         names: of the recurring tasks, if they have any.
         audit, normalizer, task_id, observations, channels, engine: as in
             :class:`neoteny.envs.config.StreamConfig`.
 
     Raises:
-        ValueError: no engine can step the tasks; observations or actions are not arrays, or not what the
-            environment's spaces say; at a switch, if the new task's spaces differ from the first task's, if
-            it does just what the old task did, if a task that recurs is not what it was, or if a gradual
-            change would jump.
+        ValueError: no engine can step the tasks; observations or actions are not arrays or do not fit their
+            spaces; at a switch, if the new task has other spaces than the first one, if it behaves exactly as
+            the old task, if a recurring task behaves differently than before, or if a gradual change would
+            start with a jump.
     """
 
     def __init__(
@@ -101,26 +101,26 @@ class Stream(VectorEnv):
         self.steps = 0
         self._look_ahead()
 
-        first = self._copy()
+        first = self._make_task_env()
         self.raw_spaces = first.observation_space, first.action_space
         raw = _observation_spec(first, engines, observations, channels)
         onehot_tasks = recurring_tasks(schedule) if task_id == "onehot" else []
         self.preprocessing = Preprocessing(raw, normalizer, onehot_tasks, device)
         self.observation_spec = self.preprocessing.spec
-        """What observations are, as the agent sees them."""
+        """The kind of the preprocessed observations."""
         self.single_observation_space = self.observation_spec.space
         self.single_action_space = first.action_space
         if self.single_action_space.shape is None:
-            raise ValueError(f"actions of a stream are arrays of numbers, not {first.action_space}")
+            raise ValueError(f"actions of a stream must be arrays of numbers, not {first.action_space}")
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
-        """How many frames are stacked along the first axis of an observation, zeros before the first."""
+        """Number of frames stacked along the first axis of an observation, zeros before the first."""
         allowed = [config for config in engines if engine in ("auto", config.name)]
         chosen = choose_engine(allowed, task, self.schedule, first)
         self.engine_name = chosen.name
         self.remark = raw.check(try_out(first))
-        """What is odd about observations."""
+        """A warning about the observations, or an empty string."""
         first.close()
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
@@ -130,27 +130,27 @@ class Stream(VectorEnv):
         self._enter()
 
     def __str__(self) -> str:
-        """Which tasks come when, what is observed, and what is odd about it, in a line each."""
+        """Describe schedule and observations, with a warning if there is one, in a line each."""
         observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
         return "\n".join(filter(None, (str(self.schedule), observed, self.remark)))
 
     @property
     def seed(self) -> int:
-        """The run's."""
+        """The run's seed."""
         return self.schedule.seed
 
     @property
     def observation(self) -> Any:
-        """What the agent sees of the latest observations, (N, ...)."""
+        """The latest observations, preprocessed, (N, ...)."""
         return self.preprocess(self.engine.observations)
 
     @property
     def exact(self) -> bool:
-        """Whether what it returns is a function of the run's seed and the actions alone."""
+        """Whether all results are a function of the run's seed and the actions alone."""
         return self.engine.exact
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Go back to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task."""
+        """Return to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task."""
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
         if self.began or seed not in (None, self.seed):
@@ -169,7 +169,7 @@ class Stream(VectorEnv):
         return self.preprocess(self.engine.observations, learn=True), {"task": self.task}
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step every sub-environment once, actions (N, ...); switch the task if its last step was made.
+        """Step every sub-environment once, actions (N, ...); switch the task after its last step.
 
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
@@ -186,7 +186,7 @@ class Stream(VectorEnv):
 
         done = terminated | truncated
         switches = self.steps >= self._visit_end and self._is_over()
-        # On a GPU, to ask whether any episode ended would take longer than to reset none.
+        # On a GPU, reading whether any episode ended takes longer than a reset with an empty mask.
         some = self.engine.device.type != "cpu" or bool(done.any())
         if some:
             ended = self._to_agent(done)
@@ -209,22 +209,23 @@ class Stream(VectorEnv):
         return observations, self._to_agent(rewards), *ends, info
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream is: numbers, texts, arrays and tensors in dicts and lists."""
+        """The state of the stream: numbers, strings, arrays and tensors in dicts and lists."""
         return {
             "seed": self.seed,
             "steps": self.steps,
             "returns": self.returns.clone(),
             "lengths": self.lengths.clone(),
             "engine": self.engine.state_dict(),
-            "fingerprints": {str(k): dataclasses.asdict(mark) for k, mark in self.fingerprints.items()},
+            "fingerprints": {str(k): dataclasses.asdict(known) for k, known in self.fingerprints.items()},
             "audit_seconds": self.audit_seconds,
             "preprocessing": self.preprocessing.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go to where another stream of the same id and flags was, its running episodes included.
+        """Restore the state of a stream with the same id and flags, running episodes included.
 
-        Raises ValueError if these come out otherwise: some environment is no function of seed and actions.
+        Raises:
+            ValueError: the replay of running episodes gave other observations than were saved.
         """
         self.began = True
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
@@ -233,20 +234,20 @@ class Stream(VectorEnv):
         self.returns = state["returns"].to(self.engine.device, copy=True)
         self.lengths = state["lengths"].to(self.engine.device, copy=True)
         self.engine.load_state_dict(state["engine"], self.schedule, self.steps)
-        self.fingerprints = {int(k): Fingerprint(**mark) for k, mark in state["fingerprints"].items()}
+        self.fingerprints = {int(k): Fingerprint(**known) for k, known in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
         self.preprocessing.load_state_dict(state["preprocessing"])
-        if not self.exact:  # other episodes began
+        if not self.exact:  # the running episodes were replaced by new ones
             self.returns.zero_()
             self.lengths.zero_()
             self.preprocess(self.engine.observations, learn=True)
 
     def make_eval_env(self) -> TaskEnv:
-        """One more sub-environment of the task that is on, as it is at this step, which stays as it is."""
+        """An evaluation environment: the current task, fixed as it is at this step."""
         return self.engine.single_env(self.schedule, self.steps)
 
     def preprocess(self, observations: torch.Tensor, learn: bool = False) -> Any:
-        """What the agent sees of observations (B, ...) of the task that is on; the normalizer may learn."""
+        """Preprocess observations (B, ...) of the current task; with ``learn`` update the normalizer."""
         return self._to_agent(self.preprocessing(observations, self.task, learn))
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -254,12 +255,12 @@ class Stream(VectorEnv):
         self.engine.close()
 
     def _enter(self) -> None:
-        """Go over to the task that is on now."""
+        """Switch the engine to the task of the current step."""
         self._look_ahead()
         self.engine.enter(self.schedule, self.steps)
 
     def _look_ahead(self) -> None:
-        """Which task is on now, and until when."""
+        """Set the current task and the end of its visit."""
         visit = self.schedule.visit_at(self.steps)
         self.task = self.schedule.task_of(visit)
         self._visit_end = np.inf if self.schedule.period is None else self.schedule.start_of(visit + 1)
@@ -267,14 +268,14 @@ class Stream(VectorEnv):
         self._is_first = before < 0 or self.schedule.task_at(before) != self.task
 
     def _is_over(self) -> bool:
-        """Whether another task is on now; a visit to the same task again is no switch."""
+        """Whether the task has changed; a second consecutive visit to the same task is not a switch."""
         if self.schedule.task_at(self.steps) != self.task:
             return True
         self._look_ahead()
         return False
 
     def _about_task(self) -> dict[str, Any]:
-        """What the first step of a visit says of the task."""
+        """Entries about the task for the info of a visit's first step."""
         self._is_first = False
         about: dict[str, Any] = {"game": self.names[self.task]} if self.names else {}
         return about | ({"fingerprint": self.fingerprints[self.task]} if self.audit else {})
@@ -289,47 +290,47 @@ class Stream(VectorEnv):
                 del self.fingerprints[old]
 
     def _audit(self, old: int | None = None) -> None:
-        """Take the fingerprint of the task that is on; compare it with the ``old`` task's and its own."""
+        """Fingerprint the current task; compare it with the ``old`` task's and with its own earlier one."""
         started = time.perf_counter()
-        now = fingerprint(self._copy())
+        now = fingerprint(self._make_task_env())
         if not self.fingerprints.setdefault(self.task, now).same_as(now):
-            raise ValueError(f"task {self.task} is not what it was: it must be a function of (k, seed) alone")
+            raise ValueError(f"task {self.task} has changed: it must be a function of (k, seed) alone")
         if old is not None:
             before = self.fingerprints[old]
             if now.same_as(before):
                 raise ValueError(
-                    f"the switch changed nothing: task {self.task} does just what task {old} did"
+                    f"the switch changed nothing: task {self.task} behaves exactly as task {old}"
                 )
-            if self.schedule.span and not fingerprint(self._copy(before.parameters)).same_as(before):
+            if self.schedule.span and not fingerprint(self._make_task_env(before.parameters)).same_as(before):
                 raise ValueError(
                     f"task {old} cannot turn gradually into task {self.task}, which differs in more than "
                     f"numeric attributes of the environment"
                 )
         self.audit_seconds += time.perf_counter() - started
 
-    def _copy(self, changed: dict[str, float] | None = None) -> gym.Env:
-        """The task that is on, made once more, with parameters ``changed``."""
+    def _make_task_env(self, changed: dict[str, float] | None = None) -> gym.Env:
+        """A new environment of the current task, with parameters ``changed``."""
         env = self.make_task(self.task, self.seed)
         set_parameters(env, changed or {})
         return env
 
     def _checked(self, actions: Any) -> Any:
-        """Actions, (N, ...), if they are of their space; arrays as a copy of its dtype."""
+        """Check the shape of actions, (N, ...); arrays are returned as a copy of the space's dtype."""
         if np.shape(actions) != self.action_space.shape:
-            raise ValueError(f"actions of shape {tuple(np.shape(actions))} are not of {self.action_space}")
+            raise ValueError(f"actions of shape {tuple(np.shape(actions))} do not fit {self.action_space}")
         if isinstance(actions, torch.Tensor):
             return actions
         return np.asarray(actions).astype(self.action_space.dtype, casting="same_kind")
 
     def _to_agent(self, tensor: torch.Tensor) -> Any:
-        """A tensor on the agent's device; NumPy if there is none."""
+        """A tensor on the agent's device, or a NumPy array if ``device`` is ``None``."""
         return tensor.numpy() if self.device is None else tensor.to(self.device)
 
 
 def recurring_tasks(schedule: Schedule) -> list[int]:
     """Numbers of the recurring tasks; ValueError if there are none."""
     if not schedule.cycle:
-        raise ValueError("a one-hot task id needs tasks that recur: name some, --stream.tasks 0 1 2")
+        raise ValueError("a one-hot task id needs recurring tasks: set --stream.tasks, such as 0 1 2")
     return sorted(set(schedule.cycle))
 
 
@@ -339,7 +340,7 @@ def _observation_spec(
     kind: Kind | Literal["auto"],
     channels: Channels | Literal["auto"],
 ) -> ObservationSpec:
-    """What observations of a task are: as flags say, or the package that makes them, or their space."""
+    """The kind of a task's observations: from the flags, else from its package, else from its space."""
     if kind == "auto" and channels == "auto":
         known = (engine.observation_spec(env) for engine in engines)
         if (spec := next(filter(None, known), None)) is not None:
@@ -348,7 +349,7 @@ def _observation_spec(
 
 
 def _frame_stack(env: gym.Env) -> int:
-    """How many frames are stacked along the first axis of its observations, zeros before the first; or 1."""
+    """Number of frames stacked along the first axis of observations, zeros before the first; else 1."""
     while isinstance(env, OrderEnforcing | PassiveEnvChecker | TimeLimit):
         env = env.env
     padded = isinstance(env, FrameStackObservation) and env.padding_type == "zero"

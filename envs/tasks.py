@@ -1,4 +1,4 @@
-"""Tasks of a stream: the functions that make them, what they share, and the environment of one of them."""
+"""Tasks of a stream: task functions, shared spaces and seeds, and the environment of the current task."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ TaskFunction = Callable[[int, int], gym.Env]
 """Makes task ``k`` from ``(k, seed)``."""
 
 Spaces = tuple[gym.Space, gym.Space]
-"""Of one observation and one action, the same in all tasks of a stream."""
+"""Observation and action space of one environment, the same in all tasks of a stream."""
 
 
 class TaskEnv:
-    """One sub-environment: the environment of whichever task is on.
+    """One environment of a stream, replaced by that of the new task at each switch.
 
-    What an environment or a wrapper carries from one episode to the next must be offered as
+    An environment or wrapper that carries state from one episode to the next must expose it as
     ``lifelong_state``.
 
     Args:
-        stride: by how much one step here moves the stream on.
+        stride: steps of the stream per step of this environment.
     """
 
     def __init__(self, task: TaskFunction, spaces: Spaces, stride: int) -> None:
@@ -34,14 +34,14 @@ class TaskEnv:
         self.env: Any = None
 
     def enter(self, schedule: Schedule, steps: int) -> None:
-        """Make the environment of the task that is on at step ``steps``; its spaces must be the stream's."""
+        """Make the environment of the task at the stream's step ``steps``; ValueError for other spaces."""
         self.close()
         self.schedule, self.steps = schedule, steps
         self.visit = schedule.visit_at(steps)
         task = schedule.task_of(self.visit)
         self.env = self.make_task(task, schedule.seed)
         check_spaces(self.env, self.spaces, task)
-        layers = [self.env]  # its wrappers, from the outermost, and the environment itself
+        layers = [self.env]  # wrappers from the outermost, then the environment
         while isinstance(layers[-1], gym.Wrapper):
             layers.append(layers[-1].env)
         self.layers = [layer for layer in layers if hasattr(layer, "lifelong_state")]
@@ -54,7 +54,7 @@ class TaskEnv:
 
     @property
     def lifelong(self) -> list[Any]:
-        """What the environment and its wrappers carry from one episode to the next, the outermost first."""
+        """Copies of the lifelong states of the wrappers and the environment, the outermost first."""
         return [copy.deepcopy(layer.lifelong_state) for layer in self.layers]
 
     @lifelong.setter
@@ -79,14 +79,14 @@ class TaskEnv:
             self.env.close()
 
     def _move(self) -> None:
-        """Where tasks turn into one another gradually: set the parameters of this very step."""
+        """Set the parameters of the current step, if tasks turn gradually into one another."""
         if self.path:
             progress = self.schedule.progress_at(self.steps)
             set_parameters(self.env, {name: _between(*ends, progress) for name, ends in self.path.items()})
 
 
 def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
-    """Raise ValueError for an environment whose spaces are not the stream's."""
+    """Raise ValueError if an environment's spaces differ from the stream's."""
     for kind, space in zip(("observation_space", "action_space"), spaces):
         if getattr(env, kind) != space:
             raise ValueError(
@@ -96,30 +96,31 @@ def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
 
 
 def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
-    """Copy an observation into its place, checked as Gymnasium's SyncVectorEnv checks it.
+    """Copy an observation into ``out``, with the checks of Gymnasium's SyncVectorEnv.
 
     Raises:
-        ValueError: its shape, or the type of its numbers, is not that of the environment's space.
+        ValueError: its shape or dtype does not fit the environment's space.
     """
     array: np.ndarray = np.asarray(observation)
     is_shape, is_kind = array.shape == out.shape, np.can_cast(array.dtype, out.dtype, "same_kind")
     if not (is_shape and is_kind):
         found = array.dtype if is_shape else f"shape {array.shape}"
         raise ValueError(
-            f"{env.unwrapped} gave an observation of {found}, which is not in its {env.observation_space}"
+            f"{env.unwrapped} returned an observation of {found}, which is not in its {env.observation_space}"
         )
     out[...] = observation
 
 
 def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
-    """Reset and step an environment of its own for this, under random actions, and check what it gives.
+    """Reset and step an environment, used for nothing else, with random actions, and check its results.
 
     Returns:
         The observations of all steps, (steps, ...).
 
     Raises:
-        ValueError: an observation is not in the environment's space.
-        Exception: whatever the environment raises.
+        ValueError: an observation does not fit the space, a reward is not a number, or a step does not
+            return five values.
+        Exception: any exception of the environment.
     """
     space = env.observation_space
     assert space.shape is not None
@@ -131,22 +132,22 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
             write_observation(seen[step, ...], env.reset(seed=step)[0], env)
         result = env.step(env.action_space.sample())
         if len(result) != 5:
-            raise ValueError(f"a step of {env.unwrapped} gave {len(result)} values, not Gymnasium's five")
+            raise ValueError(f"a step of {env.unwrapped} returned {len(result)} values, not Gymnasium's five")
         observation, reward, terminated, truncated, _ = result
         write_observation(seen[step, ...], observation, env)
         number: np.ndarray = np.asarray(reward)
         if number.ndim or number.dtype.kind not in "biuf":
-            raise ValueError(f"{env.unwrapped} gave {reward!r} as a reward, which is no number")
+            raise ValueError(f"{env.unwrapped} returned the reward {reward!r}, which is not a number")
         ended = bool(terminated or truncated)
     return seen
 
 
 def episode_seed(run: int, task: int, env: int, episode: int) -> int:
-    """The 63-bit seed of one episode: independent streams, where ``seed + env`` overlaps between runs."""
+    """The 63-bit seed of one episode, hashed so that runs do not share seeds as with ``seed + env``."""
     return int(np.random.SeedSequence([run, task, env, episode]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _between(old: float, new: float, progress: float) -> float:
-    """The value at 0 to 1 of the way; whole numbers stay whole."""
+    """Linear interpolation at ``progress`` in [0, 1]; integers are rounded to integers."""
     value = new if progress == 1 else old + progress * (new - old)
     return round(value) if isinstance(old, int) and isinstance(new, int) else value

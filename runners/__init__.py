@@ -1,1 +1,1 @@
-"""Everything around the algorithm: runs, probes, sweeps."""
+"""Infrastructure of experiments: runs on disk, probes, scores, videos, sweeps."""

@@ -1,4 +1,4 @@
-"""The flags that every agent has."""
+"""The flags that all agents share."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from neoteny.runners.disk.exit_codes import check_numbers
 from neoteny.runners.probes import ProbeConfig
 
 RESUMABLE = {"resumable": True}
-"""Metadata of fields that may differ when an unfinished run goes on: how long, how it is watched and kept,
-and what computes it. A change of threads or of the device is told as not exact."""
+"""Metadata of fields that may change when a run is resumed: its length, what is logged and saved, and the
+hardware. After a change of threads or device, results are reported as not exact."""
 
 
 @dataclasses.dataclass(frozen=True)
 class RunArgs:
-    """The flags that every agent has.
+    """The flags that all agents share.
 
-    An agent's ``Args`` add their own, among them ``total_steps``, and their ``stream`` and ``optim``.
+    An agent's ``Args`` add its own, among them ``total_steps``, ``stream`` and ``optim``.
     """
 
     seed: int = 1
     """Seed of the network, the actions and the stream."""
     device: str = dataclasses.field(default="cpu", metadata=RESUMABLE)
-    """Where the networks and what they learn from live: cpu, cuda, cuda:1, ..."""
+    """Device of the networks and of their training data: cpu, cuda, cuda:1, ..."""
     threads: int = dataclasses.field(default=1, metadata=RESUMABLE)
-    """Threads of PyTorch on the CPU; small networks are fastest with one."""
+    """PyTorch's CPU threads; small networks are fastest with one."""
     runs_dir: Path = dataclasses.field(default=Path("runs"), metadata=RESUMABLE)
-    """Where run folders are made."""
+    """Folder in which run folders are made."""
     note: str = ""
-    """A word that tells this run's folder from others of the same optimizer."""
+    """Suffix of the run folder's name, to distinguish runs with the same optimizer and methods."""
     overwrite: bool = dataclasses.field(default=False, metadata=RESUMABLE)
-    """Replace a finished run (an unfinished one goes on)."""
+    """Replace a finished run (an unfinished one is resumed)."""
     checkpoint_every: int = dataclasses.field(default=50_000, metadata=RESUMABLE)
-    """Environment steps between two checkpoints; 0 for none but those that a signal asks for."""
+    """Environment steps between two checkpoints; 0 saves only when a signal stops the run."""
     video_every: int = dataclasses.field(default=0, metadata=RESUMABLE)
-    """Environment steps between two videos of an episode of the policy as it is; 0 for none."""
+    """Environment steps between two videos of an episode of the current policy; 0 for none."""
     allow_device_change: bool = dataclasses.field(default=False, metadata=RESUMABLE)
-    """Let an unfinished run go on on another kind of device; its bits will differ."""
+    """Allow resuming on another kind of device; results then differ in their bits."""
     amp: Literal["none", "bf16"] = "none"
     """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
     compile: bool = False
-    """Compile the networks (torch.compile): a minute at the start, faster updates of large networks."""
+    """Compile the networks (torch.compile): takes a minute at the start, speeds up large networks."""
     methods: MethodConfigs = ()
     """Plasticity methods, one of each."""
     probes: ProbeConfig = dataclasses.field(default_factory=ProbeConfig, metadata=RESUMABLE)
 
     def __post_init__(self) -> None:
-        """Refuse what would fail, or be put in the wrong place, once the run has begun.
+        """Check flags that would make the run fail later, or put its folder in the wrong place.
 
         Raises:
-            ValueError: names the flag. A device that is not there is never replaced by another.
+            ValueError: names the flag. A missing device is never silently replaced by another.
         """
-        check_numbers(self, ("seed",), at_least=0, at_most=2**63 - 1)  # what a tensor can hold
+        check_numbers(self, ("seed",), at_least=0, at_most=2**63 - 1)  # the range of an int64 tensor
         check_numbers(self, ("checkpoint_every", "video_every"), at_least=0)
         check_numbers(self, ("threads",), at_least=1)
         if not re.fullmatch(r"[\w.-]*", self.note):
-            raise ValueError(f"--note must be of letters, digits, '.', '_' and '-', not {self.note!r}")
+            raise ValueError(f"--note may contain only letters, digits, '.', '_' and '-', not {self.note!r}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -69,23 +69,23 @@ class RunArgs:
             raise ValueError(f"--device {self.device} cannot be used: {reason}") from error
 
     def unused(self: Any) -> dict[str, str]:
-        """Names of flags that do nothing as the others stand, and why."""
+        """Flags that have no effect with the current values of the others -> why."""
         found = {}
         if self.stream.total_steps() is not None:
-            found["total_steps"] = f"--stream.cycles {self.stream.cycles} says how long the run is"
+            found["total_steps"] = f"--stream.cycles {self.stream.cycles} determines the length of the run"
         if self.video_every > self.total_steps:
             found["video_every"] = f"the run ends after {self.total_steps:,} steps"
         return found
 
     def set_length(self: Any, update: int, flags: str) -> None:
-        """Let cycles of the stream say how long the run is, and refuse one of less than an update.
+        """Set ``total_steps`` from the stream's cycles, if given, in whole updates.
 
         Args:
-            update: environment steps of an update.
-            flags: that say so.
+            update: environment steps per update.
+            flags: the flags that determine ``update``, for the error message.
 
         Raises:
-            ValueError: names the flag.
+            ValueError: the run is shorter than one update; names the flag.
         """
         steps = self.stream.total_steps()
         if steps is not None:
@@ -97,7 +97,7 @@ class RunArgs:
             raise ValueError(f"--stream.cycles {self.stream.cycles} {least} {steps}")
 
     def report_length(self: Any, update: int) -> str:
-        """A sentence on how many steps are made, if whole updates are not as many as asked for; else ''."""
+        """A message if the number of steps is rounded down to whole updates; else an empty string."""
         wanted, made = self.stream.total_steps() or self.total_steps, self.total_steps // update * update
-        told = f"{made:,} steps will be made, not {wanted:,}, in whole updates of {update:,}"
-        return "" if made == wanted else told
+        message = f"the run makes {made:,} steps instead of {wanted:,}: whole updates of {update:,}"
+        return "" if made == wanted else message

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run beside its points: charts, arguments, remarks."""
+"""TensorBoard's custom charts, hyperparameters and text of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 from neoteny.runners.disk.files import flatten
 from neoteny.runners.scores import run_scores
 
-# One chart each on TensorBoard's custom-scalars page, all runs over one another.
+# One chart each on TensorBoard's custom-scalars page, with all runs overlaid.
 CHARTS = {
     "learning": {
         "return": ["Multiline", ["charts/episodic_return"]],
@@ -35,7 +35,7 @@ CHARTS = {
 
 
 def setup_summaries(config: Mapping[str, Any], remark: str) -> Iterator[Summary]:
-    """Charts, the arguments as hyperparameters, and a remark on the set-up, for the start of a run."""
+    """Custom charts, hyperparameters and a text remark, to be logged at the start of a run."""
     yield custom_scalars(CHARTS)
     # SummaryWriter.add_hparams would open a second run for these.
     flat = {
@@ -47,5 +47,5 @@ def setup_summaries(config: Mapping[str, Any], remark: str) -> Iterator[Summary]
 
 
 def end_summary() -> Summary:
-    """The end of a run, for TensorBoard's page of hyperparameters."""
+    """Mark the run as finished on TensorBoard's hyperparameter page."""
     return hparams({"seed": 0}, dict.fromkeys(run_scores([]), 0.0))[2]

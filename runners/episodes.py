@@ -1,4 +1,4 @@
-"""Visits of a run to its tasks, and the scores that belong to each."""
+"""Visits of a run to its tasks, and the scores of each."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from neoteny.runners.scores import Visit, level_to_recover
 class Episodes:
     """Visits to tasks, and the scores of the episodes in each.
 
-    An episode has a return and a length in steps. To a learner without rewards an episode is whatever it
-    scores: a test, with its accuracy and its number of samples.
+    The score of an episode is its return, weighted by its length in steps. A supervised learner may use any
+    scored unit as an episode, such as a test with its accuracy and number of samples.
     """
 
     def __init__(self) -> None:
@@ -28,26 +28,26 @@ class Episodes:
 
     @property
     def task(self) -> int | None:
-        """Of the visit that is on."""
+        """Task of the current visit; ``None`` before the first."""
         return self.visits[-1].task if self.visits else None
 
     @property
     def step(self) -> int:
-        """The last step of the run that belongs to a visit."""
+        """End of the current visit so far, in steps of the run."""
         return self.visits[-1].end if self.visits else 0
 
     def begin_visit(
         self, task: int, start: int, fingerprint: Fingerprint | None = None, game: str | None = None
     ) -> None:
-        """Begin a visit to a task at a step of the run; what follows belongs to it."""
+        """Begin a visit to a task at a step of the run; later episodes belong to it."""
         self.collect()
         level = level_to_recover(self.visits, task)
         self.visits.append(Visit(task, start, level, fingerprint, end=start, game=game))
 
     def record(self, step: int, info: Mapping[str, Any]) -> None:
-        """Take the episodes that ended in a step of a stream from its ``info``.
+        """Record the episodes that ended in a step of a stream from its ``info``.
 
-        Those on a GPU stay there until :meth:`collect`.
+        Tensors on a GPU stay there until :meth:`collect`.
         """
         self.visits[-1].end = step
         if "episode_return" in info:
@@ -55,14 +55,14 @@ class Episodes:
             self._waiting.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
 
     def score(self, value: float, length: int, step: int) -> None:
-        """Take the score of an episode of ``length`` that ended at a step of the visit that is on."""
+        """Add the score of an episode of ``length`` that ended at ``step`` to the current visit."""
         visit = self.visits[-1]
         visit.end = max(visit.end, step)
         visit.add(value, length, step)
         self._latest.append((value, length, visit.game))
 
     def collect(self) -> None:
-        """Add recorded episodes to the visit that is on: one read from the device."""
+        """Add recorded episodes to the current visit, with a single read from the device."""
         if self._waiting:
             steps, rows = zip(*self._waiting)
             self._waiting.clear()
@@ -72,7 +72,7 @@ class Episodes:
                 self.score(value, int(length), steps[row])
 
     def charts(self) -> dict[str, float]:
-        """Means over the episodes since the last call, those of each game too; none if no episode ended."""
+        """Means over the episodes since the last call, also per game; empty if no episode ended."""
         self.collect()
         if not self._latest:
             return {}
@@ -87,17 +87,17 @@ class Episodes:
         return charts
 
     def tasks(self) -> dict[str, Any]:
-        """Which task began when, as ``stream.json`` holds it."""
+        """Task, start and fingerprint of each visit, for ``stream.json``."""
         names = ("task", "start", "fingerprint")
         rows = [{name: row[name] for name in names if row[name] is not None} for row in self.state()]
         return {"visits": rows}
 
     def rows(self) -> list[dict[str, Any]]:
-        """What there is to say of each visit, as ``summary.json`` holds it."""
+        """Scores of each visit, for ``summary.json``."""
         return [_row(visit) for visit in self.visits]
 
     def last_scores(self) -> dict[str, float]:
-        """The ``task/`` tags of the visit that is on, so far; without those that are not finite."""
+        """The ``task/`` tags of the current visit so far, without values that are not finite."""
         row = _row(self.visits[-1])
         tags = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
         return {f"task/{tag}": row[tag] for tag in tags if row.get(tag) is not None and np.isfinite(row[tag])}
@@ -107,7 +107,7 @@ class Episodes:
         return [dataclasses.asdict(visit) for visit in self.visits]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go back to the visits of a checkpoint."""
+        """Restore the visits of a checkpoint."""
         self.visits = [
             Visit(**{**row, "fingerprint": row["fingerprint"] and Fingerprint(**row["fingerprint"])})
             for row in state

@@ -1,4 +1,4 @@
-"""What makes a run the same run: its arguments, and the machine on which its bits depend."""
+"""The identity of a run: its arguments, and the machine, on which the exact results depend."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
 
 
 class Identity:
-    """The arguments and the machine of a run, to be compared with those of its checkpoint.
+    """The arguments and the machine of a run, for comparison with those of its checkpoint.
 
     Args:
         algorithm: name of the agent.
@@ -32,11 +32,7 @@ class Identity:
         self._args = args
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Refuse the state of a checkpoint that is of another run.
-
-        Raises:
-            ValueError: names what differs.
-        """
+        """Raise ValueError, naming the difference, if a checkpoint's state belongs to another run."""
         before = state["config"]
         defaults, free = default_config(self._args, before["methods"]), tuple(resumable(self._args))
         for name, difference in changed_arguments(before, self.config, defaults).items():
@@ -50,8 +46,8 @@ class Identity:
             raise ValueError(f"was on {was}, not on {now}; --allow-device-change moves it")
 
     def inexact(self, state: Mapping[str, Any] | None) -> list[str]:
-        """Why what follows might differ in its bits from what a run without a break would come to."""
-        reasons = [] if self.machine["device"] == "cpu" else ["bits are promised on the CPU only"]
+        """Reasons why the resumed run might not be bit-identical to an uninterrupted one."""
+        reasons = [] if self.machine["device"] == "cpu" else ["exact results are guaranteed on the CPU only"]
         if state is None:
             return reasons
         was, now = flatten(state["machine"]), flatten(self.machine)
@@ -66,10 +62,10 @@ class Identity:
 def changed_arguments(
     before: Mapping[str, Any], now: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Which arguments differ from those of a checkpoint: name -> ``with lr 0.1, not 0.2``.
+    """Arguments that differ from those of a checkpoint: name -> ``with lr 0.1, not 0.2``.
 
-    An argument that the checkpoint lacks, since a later version added it, differs unless it is the default,
-    which stands for what was done before.
+    An argument that the checkpoint lacks, because a later version added it, differs unless it has its default
+    value, which keeps the earlier behaviour.
     """
     old, new, default = (flatten(to_json(config)) for config in (before, now, defaults))
     changed = {}
@@ -85,7 +81,7 @@ def changed_arguments(
 
 
 def default_config(args: Any, methods: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments with all defaults, for the same kinds of optimizer and the ``methods`` of these names."""
+    """The default arguments, for the same kinds of optimizer and for the ``methods`` of these names."""
     default = type(args)()
     other_kinds = {
         name: _defaults(type(value))
@@ -98,7 +94,7 @@ def default_config(args: Any, methods: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(kind: type[Any]) -> dict[str, Any]:
-    """The fields of a dataclass that have a default, with it."""
+    """The defaults of a dataclass's fields, by name; fields without a default are left out."""
     values = {
         field.name: field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         for field in dataclasses.fields(kind)
@@ -107,7 +103,7 @@ def _defaults(kind: type[Any]) -> dict[str, Any]:
 
 
 def resumable(config: Any, prefix: str = "") -> Iterator[str]:
-    """The arguments that may differ when an unfinished run goes on: beginnings of names, each with a dot."""
+    """Prefixes, each ending in a dot, of the names of arguments that may change when a run is resumed."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.metadata.get("resumable"):
@@ -117,7 +113,7 @@ def resumable(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What the bits of a result depend on, besides the arguments."""
+    """What exact results depend on, besides the arguments."""
     return {
         "device": torch.device(device).type,
         "threads": torch.get_num_threads(),
@@ -129,7 +125,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
-    """The version of a package; of a copied tree, which has no metadata, it is unknown."""
+    """The version of a package; ``unknown`` for a copied source tree without metadata."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

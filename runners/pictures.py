@@ -1,4 +1,4 @@
-"""Two pictures of a run, made of its event files: the spectra of its weights, and its dormant units."""
+"""Two plots of a run from its event files: the spectra of its weights, and its dormant units."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from PIL import Image
 
 from neoteny.runners.disk.events import read_points
 
-if TYPE_CHECKING:  # matplotlib is not imported before a picture is drawn, and may be missing
+if TYPE_CHECKING:  # matplotlib is optional, and imported only when a plot is drawn
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 SPECTRA, DORMANT = "spectra/", "plasticity/dormant_0.025/"
 
-COLUMNS = 300  # measurements that are drawn, at most, evenly spaced
-BINS = 60  # intervals of singular values, equal on the logarithmic axis
-SMALLEST = 1e-3  # singular values below are drawn with it
-SWITCHES = 60  # most switches that are drawn; more would hide what is behind them
+COLUMNS = 300  # most measurements that are drawn, evenly spaced
+BINS = 60  # number of bins of singular values, equal on the logarithmic axis
+SMALLEST = 1e-3  # smaller singular values are drawn at this value
+SWITCHES = 60  # with more switches none are drawn, since the lines would hide the plot
 
 Points = dict[str, list[tuple[int, Any]]]
 
 
 def draw_pictures(folder: Path, switches: Sequence[int]) -> dict[str, bytes]:
-    """Draw what there is to draw of a run, whose task changed at the environment steps ``switches``.
+    """Draw the plots of a run whose task changed at the environment steps ``switches``.
 
     Returns:
         PNG by name: ``spectra``, the singular values of each hidden layer, and ``dormant``, the dormant units
-        (0.025) of each. One that was not measured twice is left out. The same run gives the same bytes.
+        (0.025) of each. A layer needs two measurements to be drawn. The same run gives the same bytes.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -48,7 +48,7 @@ def draw_pictures(folder: Path, switches: Sequence[int]) -> dict[str, bytes]:
 
 
 def _layers(points: Points, prefix: str) -> Points:
-    """Measurements of single layers, where there are two or more, by layer."""
+    """Measurements by layer, for layers with at least two of them, thinned to ``COLUMNS``."""
     found = {
         tag.removeprefix(prefix): row
         for tag, row in points.items()
@@ -61,7 +61,7 @@ def _layers(points: Points, prefix: str) -> Points:
 
 
 def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
-    """A heat map for each layer, those of a part below one another: where its singular values are."""
+    """A heat map of singular values over time for each layer; one column of heat maps per network part."""
     from matplotlib.ticker import LogLocator
 
     parts: dict[str, list[str]] = {}
@@ -87,8 +87,8 @@ def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
             axis.set(title=layer, yscale="log")
             axis.yaxis.set(major_locator=LogLocator(subs=(1, 3)), major_formatter="{x:g}")
             axis.minorticks_off()
-            _mark(axis, switches)
-        axis.tick_params(labelbottom=True)  # where the other columns go on
+            _draw_switches(axis, switches)
+        axis.tick_params(labelbottom=True)  # also if other columns have more rows
         axis.set_xlabel("environment steps")
     figure.supylabel("singular value", fontsize="medium")
     figure.colorbar(mesh, cax=scale, label="share of singular values")
@@ -96,7 +96,7 @@ def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
 
 
 def _draw_dormant(dormant: Points, switches: Sequence[int]) -> bytes:
-    """One heat map, a row a layer: the share of its units that are dormant, and on the right the last one."""
+    """One heat map with a row per layer: its share of dormant units over time; the final one on the right."""
     figure, axes, scale = _figure(1, 1, height=0.4 * len(dormant), left=1.3, right=0.6)
     axis = axes[0, 0]
     for row, measured in enumerate(dormant.values()):
@@ -109,19 +109,19 @@ def _draw_dormant(dormant: Points, switches: Sequence[int]) -> bytes:
     axis.set_yticks(range(len(dormant)), dormant)
     axis.invert_yaxis()
     axis.set(title="dormant units (0.025), on the right at the end", xlabel="environment steps")
-    _mark(axis, switches)
+    _draw_switches(axis, switches)
     figure.colorbar(mesh, cax=scale, label="share of units")
     return _png(figure)
 
 
 def _edges(steps: Sequence[int]) -> np.ndarray:
-    """Where the columns of measurements (n,) meet, halfway between them, and where they begin and end."""
+    """Edges (n + 1,) of the heat map's columns: halfway between measurements (n,), and both ends."""
     middles = (np.asarray(steps[1:]) + steps[:-1]) / 2
     return np.concatenate([steps[:1], middles, steps[-1:]])
 
 
-def _mark(axis: Axes, switches: Sequence[int]) -> None:
-    """Draw a thin line at each switch, unless there are too many; say the steps with k and M."""
+def _draw_switches(axis: Axes, switches: Sequence[int]) -> None:
+    """Draw a thin line at each switch, unless there are too many; label steps with k and M."""
     from matplotlib.ticker import EngFormatter
 
     first, last = axis.get_xlim()
@@ -135,10 +135,10 @@ def _mark(axis: Axes, switches: Sequence[int]) -> None:
 def _figure(
     rows: int, columns: int, height: float, left: float, right: float
 ) -> tuple[Figure, np.ndarray, Axes]:
-    """A figure of its own, apart from pyplot and its windows, laid out by hand, which is much faster.
+    """Make a figure without pyplot and its windows, with an explicit layout, which is much faster.
 
     Its axes are four inches wide and ``height`` inches high, with ``left`` inches for labels and ``right``
-    inches to their colour scale. Returns it, its axes (rows, columns), and the axis of the colour scale.
+    inches to the colour bar. Returns the figure, its axes (rows, columns) and the axis of the colour bar.
     """
     from matplotlib.figure import Figure
 
@@ -160,7 +160,7 @@ def _figure(
 
 
 def _png(figure: Figure) -> bytes:
-    """The figure in colours, without a word on when or by what it was made."""
+    """The figure as an RGB PNG without metadata, so that the bytes are reproducible."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)

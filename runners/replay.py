@@ -1,14 +1,15 @@
-"""Replay memory: what an off-policy agent lived through, each frame once, as tensors or as files on disk.
+"""Replay memory of an off-policy agent, with each frame stored once, as tensors or as files on disk.
 
-Each environment has a ring of *places*, numbered from its first observation on. A place holds an observation
-and the step that was made from it; what the step led to is in the next place. Where an episode was cut, the
-next place holds its last observation and no step, since that of the next episode is another one.
+Each environment has a ring buffer of *places*, numbered from its first observation on. A place holds an
+observation, the action taken there, its reward and whether the episode ended; the next observation is in the
+next place. After a truncated episode, the next place holds its final observation without an action, since
+the one after it belongs to the next episode.
 
-Observations that are stacks of frames are kept as their last frame, and stacked again when they are sampled.
+Of stacked frames only the last is stored; they are stacked again when sampled.
 
-Files on disk are memory-mapped, so a checkpoint copies nothing of them: it holds only how far each ring was.
-The rings have slack, room for what comes after a checkpoint, so a run that is killed and goes on from that
-checkpoint finds all that it counted on untouched; what is newer is written again.
+Files on disk are memory-mapped, and a checkpoint does not copy them: it holds only the position of each ring.
+The rings have slack for the places that are written after a checkpoint, so that a killed run that resumes
+from the checkpoint finds all of its data intact; newer places are overwritten.
 """
 
 from __future__ import annotations
@@ -26,49 +27,49 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Two checkpoints are kept: with two intervals both could be restored, the older one if the newest is damaged.
-# With three that holds even if a checkpoint between them could not be written, and the newest could be
-# restored even after the two failures in a row that a run puts up with; the third one ends it.
-PROTECTED = 3  # intervals that the slack covers
+# Two checkpoints are kept. Slack for two intervals lets both be restored, the older one if the newest is
+# damaged. With three this holds even if a checkpoint between them could not be written, and the newest can be
+# restored after two failed saves in a row; the third one ends the run.
+PROTECTED = 3  # checkpoint intervals that the slack covers
 
-GOES_ON, TERMINATED, CUT, NO_STEP = range(4)  # what a step led to; the last of a place without one
+GOES_ON, TERMINATED, CUT, NO_STEP = range(4)  # outcome of a step; NO_STEP: a final observation without one
 INDEX = "index"
 
 
 class Batch(NamedTuple):
     """Transitions of up to n steps, on the agent's device, (B, ...)."""
 
-    observations: Tensor  # as the environments gave them
+    observations: Tensor  # raw
     actions: Tensor
-    returns: Tensor  # discounted sum of the rewards, fewer than n where the episode ended
-    discounts: Tensor  # of the value of the next observation: gamma ** steps made, 0 if terminated
-    next_observations: Tensor  # after these steps, the last one where the episode was cut; any if terminated
-    weights: Tensor  # 1; 0 for a place without a step, which a mean over the batch leaves out so
+    returns: Tensor  # discounted sum of rewards, of fewer than n where the episode ended
+    discounts: Tensor  # factor of the next observation's value: gamma ** steps made, 0 if terminated
+    next_observations: Tensor  # after these steps; the final one if truncated, arbitrary if terminated
+    weights: Tensor  # weight in the loss: 1; 0 for a place without a step
 
 
 class ReplayMemory:
     """The latest steps of N environments.
 
-    It is a part of a run's state, which :class:`~neoteny.runners.run.Run` opens, saves and restores. Files on
-    disk keep the number of each place beside it, so that a ring that does not hold what a checkpoint counted
-    on is refused, never learned from. Their contents are not hashed.
+    It is a part of a run's state, which :class:`~neoteny.runners.run.Run` opens, saves and restores. On disk
+    each place stores its number too, so that files that do not match a checkpoint are refused instead of
+    being learned from. The contents are not hashed.
 
     Args:
-        capacity: steps that are learned from, of all environments (last observations of cut episodes count).
+        capacity: steps of all environments that are sampled (final observations of truncated episodes count).
         num_envs: N.
         observation_space: of one environment, an array.
         action_space: of one environment, an array.
-        frame_stack: how many frames an observation stacks along its first axis, the newest last and zeros
+        frame_stack: number of frames stacked along the first axis of observations, the newest last and zeros
             before an episode's first; 1 for none.
-        device: of the tensors; with ``folder``, where the agent is.
-        folder: of the files, which are its own; ``None`` for tensors, all of which are saved with each
+        device: of the tensors; with ``folder``, of the agent.
+        folder: of the files, used for nothing else; ``None`` for tensors, which are saved in full with each
             checkpoint.
-        interval: most places of all environments that are filled between two checkpoints of a memory on disk,
-            which asks for one when seven eighths of them are. With 0 there is no slack and no limit, and a
-            killed run can go on only if nothing was added since its checkpoint.
+        interval: for a memory on disk, the most places of all environments that may be filled between two
+            checkpoints; when seven eighths are, it asks for a checkpoint. With 0 there is no slack and no
+            limit, and a killed run can resume only if nothing was added since its checkpoint.
 
     Raises:
-        ValueError: an argument makes no sense, or there is less memory, or room on the disk, than it needs.
+        ValueError: an argument is invalid, or memory or disk space does not suffice.
     """
 
     def __init__(
@@ -83,18 +84,20 @@ class ReplayMemory:
         interval: int = 0,
     ) -> None:
         if capacity < num_envs or num_envs < 1 or interval < 0 or frame_stack < 1:
-            raise ValueError(f"no memory has {capacity=}, {num_envs=}, {frame_stack=} and {interval=}")
+            raise ValueError(
+                f"no replay memory can have {capacity=}, {num_envs=}, {frame_stack=}, {interval=}"
+            )
         shape = observation_space.shape
         if shape is None or action_space.shape is None:
             raise ValueError(f"a replay memory holds arrays, not {observation_space} and {action_space}")
         if frame_stack > 1 and shape[:1] != (frame_stack,):
-            raise ValueError(f"observations of shape {shape} are no stacks of {frame_stack} frames")
+            raise ValueError(f"observations of shape {shape} are not stacks of {frame_stack} frames")
         self.num_envs, self.frame_stack, self.folder = num_envs, frame_stack, folder
         self.agent_device = torch.device(device)
         self.device = torch.device("cpu") if folder else self.agent_device
-        self.kept = -(-capacity // num_envs)  # places of each environment that are sampled
+        self.kept = -(-capacity // num_envs)  # sampled places per environment
         self.interval = -(-interval // num_envs) if folder else 0
-        # Beyond those kept: frames of the oldest stack, the next observation, and the slack.
+        # Besides those: earlier frames of the oldest stack, the next observation, and the slack.
         self.places = self.kept + frame_stack + 1 + PROTECTED * self.interval
         frame = shape if frame_stack == 1 else shape[1:]
         self.fields: dict[str, tuple[tuple[int, ...], np.dtype]] = {
@@ -110,16 +113,16 @@ class ReplayMemory:
         for name, (_, dtype) in self.fields.items():
             if dtype.kind not in "biuf" or dtype.itemsize > 8:
                 raise ValueError(f"{name} cannot be of {dtype}")
-        # (N,): places of each environment that were ever filled, and steps since the running episodes began
+        # (N,): number of places ever filled per environment, and steps so far of the running episodes
         self.head = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.age = torch.zeros_like(self.head)
-        self.added = self._pending = 0  # steps of each environment; places since the last checkpoint
+        self.added = self._pending = 0  # steps per environment; places since the last checkpoint
         self.envs = torch.arange(num_envs, device=self.device)
         self._check_room()
 
     @property
     def size(self) -> int:
-        """Bytes of all it holds, slack included."""
+        """Size in bytes, slack included."""
         entry = sum(math.prod(shape) * dtype.itemsize for shape, dtype in self.fields.values())
         return entry * self.num_envs * self.places
 
@@ -129,11 +132,11 @@ class ReplayMemory:
         return self.interval > 0 and 8 * self._pending >= 7 * self.interval
 
     def open(self) -> None:
-        """Take the memory, or make or map the files; a checkpoint's state says what they hold.
+        """Allocate the tensors, or create or map the files; load a checkpoint's state afterwards.
 
         Raises:
-            ValueError: the files there are damaged or of another layout.
-            OSError: the room on the disk, all of which is taken now, does not suffice.
+            ValueError: the existing files are damaged or have another layout.
+            OSError: the disk space, all of which is allocated now, does not suffice.
         """
         rows = self.num_envs * self.places
         layout = {name: ((rows, *shape), dtype) for name, (shape, dtype) in self.fields.items()}
@@ -144,7 +147,7 @@ class ReplayMemory:
             }
             return
         files = {self.folder / f"{name}.npy": entry for name, entry in layout.items()}
-        if not (self.folder / f"{INDEX}.npy").exists():  # it is made last: else the others are not all there
+        if not (self.folder / f"{INDEX}.npy").exists():  # created last: without it, others may be missing
             _allocate(files)
         self._files = [_open(path, *entry) for path, entry in files.items()]
         self._tensors = dict(zip(layout, map(torch.from_numpy, self._files)))
@@ -159,24 +162,24 @@ class ReplayMemory:
         next_observations: Tensor,
         task: int = 0,
     ) -> None:
-        """Add a step of all environments, (N, ...), made in a task.
+        """Add a step of all environments, (N, ...), with the number of its task.
 
-        Of ended episodes, the next observation is their last.
+        The next observation of an ended episode is its final one.
 
         Raises:
-            RuntimeError: it would overwrite what a killed run needs. Nothing was written.
+            RuntimeError: it would overwrite data that a checkpoint relies on. Nothing was written.
         """
         cut = (truncated & ~terminated).to(self.device)
         if self.interval:
             pending = self._pending + 1 + int(cut.any())
             if pending > self.interval:
                 raise RuntimeError(
-                    f"a replay memory with room for {self.interval:,} steps of each environment between two "
-                    f"checkpoints cannot take more"
+                    f"the replay memory has room for {self.interval:,} steps of each environment between two "
+                    f"checkpoints, not for more"
                 )
             self._pending = pending
         at, after = (self._rows(self.envs, place) for place in (self.head, self.head + 1))
-        if self.folder:  # first, so that no place ever passes for what it was before
+        if self.folder:  # first, so that a half-written place never has its old number
             self._write(INDEX, at, self.head + 1)
             self._write(INDEX, after, self.head + 2)
         ends = torch.where(terminated, TERMINATED, CUT * truncated)
@@ -193,39 +196,39 @@ class ReplayMemory:
         self.added += 1
 
     def cut(self) -> None:
-        """Take the running episodes for truncated, since those that go on are others."""
+        """Mark the running episodes as truncated, because the environments have started new ones."""
         last = self._rows(self.envs, self.head - 1)
         running = (self.age > 0) & (self._read("ends", last) == GOES_ON)
         self._write("ends", last, self._read("ends", last).masked_fill(running, CUT))
-        self.head += running  # what the last steps led to is there already
+        self.head += running  # their next observations are stored already
         self.age.zero_()
         self._pending += 1
 
     def sample(self, batch: int, n_step: int = 1, gamma: float = 0.99) -> Batch:
         """Transitions of up to ``n_step`` steps, drawn uniformly and with replacement.
 
-        The random numbers are PyTorch's own, whose state is in each checkpoint.
+        Uses PyTorch's global random generator, whose state is in each checkpoint.
 
         Raises:
-            RuntimeError: there are fewer than ``n_step`` steps.
+            RuntimeError: there are fewer than ``n_step`` steps per environment.
         """
         if (longest := min(self.added, self.kept)) < n_step:
-            raise RuntimeError(f"a replay memory of {longest} steps of an environment has none of {n_step}")
+            raise RuntimeError(f"{n_step}-step transitions need more than {longest} steps per environment")
         oldest, end = self.bounds(n_step)
         envs = torch.randint(self.num_envs, (batch,), device=self.device)
         share = torch.rand(batch, dtype=torch.float64, device=self.device)
         return self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
 
     def bounds(self, n_step: int = 1) -> tuple[Tensor, Tensor]:
-        """The first place of each environment that is sampled, and that after the last, (N,)."""
+        """First sampled place of each environment, and one past the last, (N,) each."""
         return (self.head - self.kept).clamp(min=0), self.head - n_step + 1
 
     def gather(self, envs: Tensor, places: Tensor, n_step: int = 1, gamma: float = 0.99) -> Batch:
-        """The transitions that begin at these places of these environments, (B,), within the bounds."""
+        """Transitions that start at these places of these environments, (B,), within :meth:`bounds`."""
         ahead = torch.arange(n_step, device=self.device)
         window = self._rows(envs[:, None], places[:, None] + ahead)
         ends = self._read("ends", window)
-        # A step counts if the episode had not ended before.
+        # A step counts if no earlier one of the window ended the episode.
         counts = (ends == GOES_ON).cumprod(1).roll(1, 1)
         counts[:, 0] = 1
         steps = counts.sum(1)
@@ -244,13 +247,13 @@ class ReplayMemory:
         return Batch(*map(self._to_agent, batch))
 
     def latest(self, count: int) -> Tensor:
-        """About so many observations, the last of each environment: (count, ...), fewer if there are."""
+        """About ``count`` observations, the latest of each environment, or all if there are fewer."""
         last = min(-(-count // self.num_envs), self.added, self.kept)
         places = (self.head[:, None] - 1 - torch.arange(last, device=self.device)).flatten()
         return self.gather(self.envs.repeat_interleave(last), places).observations
 
     def tasks(self) -> dict[int, float]:
-        """Share of each task in the steps that are sampled."""
+        """Share of each task among the steps that can be sampled."""
         oldest, end = self.bounds()
         places = oldest[:, None] + torch.arange(self.kept, device=self.device)
         rows = self._rows(self.envs[:, None], places)
@@ -259,22 +262,22 @@ class ReplayMemory:
         return dict(zip(tasks.tolist(), (counts / counts.sum()).tolist()))
 
     def flush(self) -> None:
-        """Force what is new to disk, where a checkpoint is about to rely on it.
+        """Sync the files to disk, before a checkpoint relies on them.
 
         Raises:
-            OSError: it could not be written.
+            OSError: they could not be written.
         """
-        self._pending = 0  # whatever comes of it: failed checkpoints have their share of the slack
+        self._pending = 0  # even if this fails: the slack allows for failed checkpoints
         for file in self._files if self.folder else ():
             file.flush()
 
     def discard(self) -> None:
-        """Remove the files of a run that is over."""
+        """Remove the files of a finished run."""
         if self.folder:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """How far the rings are, and their layout; all that was added, if it is not on disk."""
+        """Positions and layout of the rings; also their contents, unless they are on disk."""
         state = {
             "head": self.head.clone(),
             "age": self.age.clone(),
@@ -290,10 +293,10 @@ class ReplayMemory:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to a checkpoint; what the files hold beyond it no longer counts.
+        """Restore a checkpoint; newer places in the files are ignored.
 
         Raises:
-            ValueError: the layout is another, or the files do not hold what they did at the checkpoint.
+            ValueError: the layout differs, or the files lack places of the checkpoint.
         """
         if state["layout"] != self._layout():
             raise ValueError(f"its layout was {state['layout']} and is {self._layout()}")
@@ -317,11 +320,11 @@ class ReplayMemory:
         return {"num_envs": self.num_envs, "kept": self.kept, "places": self.places, "fields": fields}
 
     def _check_room(self) -> None:
-        """Refuse to be larger than what is there, before anything is taken."""
+        """Raise ValueError, before anything is allocated, if memory or disk space does not suffice."""
         if self.folder is None:
             free = _free_memory(self.device)
         else:
-            made = self.folder.exists()  # a run that goes on has taken its room
+            made = self.folder.exists()  # a resumed run has its space already
             above = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
             free = None if made else shutil.disk_usage(above).free
         if free is not None and self.size > free:
@@ -329,7 +332,7 @@ class ReplayMemory:
             raise ValueError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
 
     def _rows(self, envs: Tensor, places: Tensor) -> Tensor:
-        """Where places of environments lie in the tensors."""
+        """Row numbers of places of environments in the tensors."""
         return envs * self.places + places % self.places
 
     def _frame(self, observations: Tensor) -> Tensor:
@@ -345,22 +348,22 @@ class ReplayMemory:
         return tensor.index_select(0, rows.flatten()).view(*rows.shape, *tensor.shape[1:])
 
     def _observations(self, envs: Tensor, places: Tensor, ages: Tensor) -> Tensor:
-        """Observations, (B, ...), of places that so many steps of their episodes lie before, (B,)."""
+        """Observations, (B, ...), of places whose episodes are ``ages`` steps old, (B,)."""
         if self.frame_stack == 1:
             return self._read("frames", self._rows(envs, places))
         back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
         frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
         began = (back <= ages[:, None]).view(*frames.shape[:2], *(1,) * (frames.dim() - 2))
-        return frames.mul_(began)  # zeros before the episode's first
+        return frames.mul_(began)  # zeros before the episode's first frame
 
     def _to_agent(self, tensor: Tensor) -> Tensor:
         if self.agent_device.type == "cuda" and self.device.type == "cpu":
-            tensor = tensor.pin_memory()  # copied while the agent goes on
+            tensor = tensor.pin_memory()  # copied asynchronously
         return tensor.to(self.agent_device, non_blocking=True)
 
 
 def _free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be taken, if the system says so."""
+    """Free bytes of memory on a device; ``None`` if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -372,7 +375,7 @@ def _free_memory(device: torch.device) -> int | None:
 
 
 def _allocate(files: Mapping[Path, tuple[tuple[int, ...], np.dtype]]) -> None:
-    """Make files of zeros whose room on the disk is theirs: a full disk must not end a run midway."""
+    """Create files of zeros with allocated disk space, so that a full disk cannot end a run midway."""
     folder = next(iter(files)).parent
     folder.mkdir(parents=True, exist_ok=True)
     for path in files:
@@ -380,8 +383,8 @@ def _allocate(files: Mapping[Path, tuple[tuple[int, ...], np.dtype]]) -> None:
     needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in files.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
-        told = f"the replay memory needs {needed:,} bytes and {free:,} are free"
-        raise OSError(errno.ENOSPC, told, str(folder))
+        message = f"the replay memory needs {needed:,} bytes and {free:,} are free"
+        raise OSError(errno.ENOSPC, message, str(folder))
     for path, (shape, dtype) in files.items():
         temporary = path.with_name(f".tmp_{path.name}")
         try:
@@ -403,7 +406,7 @@ def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("another version of the format")
             found, fortran, kind = np.lib.format.read_array_header_1_0(file)
-        except Exception as error:  # NumPy's parser has many
+        except Exception as error:  # NumPy's parser raises many types
             raise ValueError(f"{path} is damaged ({error})") from error
         start = file.tell()
     if (found, kind) != (shape, dtype) or fortran:

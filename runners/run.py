@@ -1,4 +1,4 @@
-"""A run: its folder, its checkpoints, its TensorBoard events, its progress bar, its scores."""
+"""A run: folder, checkpoints, TensorBoard events, progress bar and scores."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from neoteny.runners.episodes import Episodes
 from neoteny.runners.identity import Identity
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import run_scores
-from neoteny.runners.video import film
+from neoteny.runners.video import record_video
 
-FAILED_SAVES = 3  # a run ends when so many checkpoints in a row could not be written
+FAILED_SAVES = 3  # failed checkpoints in a row after which a run ends
 
 
 class Stateful(Protocol):
     """A part of a run's state: a network, an optimizer, a schedule, a stream, a replay memory.
 
-    One that could not be restored exactly says ``exact = False``.
+    One that could not be restored exactly sets ``exact = False``.
     """
 
     def state_dict(self) -> Any: ...  # noqa: D102
@@ -50,7 +50,7 @@ class Stateful(Protocol):
 
 @runtime_checkable
 class OnDisk(Protocol):
-    """A part of a run's state that keeps data in files of its own, on which checkpoints rely."""
+    """A part of a run's state with its own data files, on which checkpoints rely."""
 
     @property
     def due(self) -> bool: ...  # noqa: D102  (whether it asks for a checkpoint)
@@ -59,24 +59,24 @@ class OnDisk(Protocol):
 
 
 class Run:
-    """One run on disk and on the board, from its beginning or from its last checkpoint.
+    """One run on disk and in TensorBoard, started or resumed from its last checkpoint.
 
-    To make one opens the folder and restores all parts of the run's state. Then each update is made in
-    ``with run.end_update(...)``, and :meth:`finish` is the end.
+    The constructor opens the folder and restores all parts of the run's state. Then end each update with
+    ``with run.end_update(...)``, and the run with :meth:`finish`.
 
     Args:
         algorithm: name of the agent.
         args: the agent's arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
-        stream: where the agent lives, already reset; its ``steps`` are those of the run.
-        total_steps: environment steps that will be made.
-        remarks: on the set-up, to be printed and kept on TensorBoard's text page; empty ones are left out.
-        parts: what else the run's state is made of, by name. ``methods`` are restored first, since they may
+        stream: the agent's environment, already reset; its ``steps`` are those of the run.
+        total_steps: environment steps of the whole run.
+        remarks: on the set-up, to be printed and logged to TensorBoard's text page; empty ones are left out.
+        parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
             change the network's structure, then the stream, then the others in this order.
 
     Raises:
-        SystemExit: code 2 and one sentence, if a finished run is there and ``--overwrite`` is not given, if
-            an unfinished one has other arguments or does not fit the parts, or if none of its checkpoints is
-            whole; 74 if the disk is full; 75 if a signal came meanwhile.
+        SystemExit: code 2 and one sentence, if the folder holds a finished run and ``--overwrite`` is not
+            given, an unfinished run with other arguments or parts, or only damaged checkpoints; 74 if the
+            disk is full; 75 if a signal came meanwhile.
     """
 
     def __init__(
@@ -94,10 +94,10 @@ class Run:
         self.identity = Identity(algorithm, args)
         self.episodes = Episodes()
         self.seconds: dict[str, float] = {}
-        self.updates_made = self._saved = self._filmed = self._failed_saves = 0
+        self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = False
 
-        with contextlib.ExitStack() as resources:  # what stops the run here closes them
+        with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
             resources.callback(self.preemption.restore)
             state = self._open(remarks)
@@ -108,22 +108,22 @@ class Run:
             resources.callback(self.bar.close)
             self._restore(state)
             if self.preemption.signal:
-                reason = f"stopped by {self.preemption.signal} before an update; the same command goes on"
+                reason = f"stopped by {self.preemption.signal} before an update; the same command resumes it"
                 stop(ExitCode.PREEMPTED, reason)
-            # Also called if the run ends by an error, so that what was measured is kept.
+            # Also called if the run ends with an error, so that logged points are kept.
             self.close = weakref.finalize(self, resources.pop_all().close)
         self._start = self._lap = time.perf_counter()
 
     def lap(self, section: str) -> None:
-        """Count the time since the last lap as spent in ``section`` (env, act, learn, probe, ...)."""
+        """Add the time since the last lap to ``section`` (env, act, learn, probe, ...)."""
         now = time.perf_counter()
         self.seconds[section] = self.seconds.get(section, 0.0) + now - self._lap
         self._lap = now
 
     def record_episodes(self, info: Mapping[str, Any]) -> None:
-        """Take the task of the stream's latest step, and the episodes that ended in it, from its ``info``.
+        """Record the task and the ended episodes of the stream's latest step from its ``info``.
 
-        Returns on a GPU stay there until the update is over.
+        Returns on a GPU stay there until the end of the update.
         """
         if info["task"] != self.episodes.task:
             self.begin_visit(info["task"], self.episodes.step, info.get("fingerprint"), info.get("game"))
@@ -132,12 +132,12 @@ class Run:
     def begin_visit(
         self, task: int, start: int, fingerprint: Fingerprint | None = None, game: str | None = None
     ) -> None:
-        """Begin a visit to a task at a step of the run; scores belong to it from now on.
+        """Begin a visit to a task at a step of the run; later scores belong to it.
 
         Args:
             task: its number.
             start: the last step before the visit.
-            fingerprint: what the audit saw of the task.
+            fingerprint: of the task, from the audit.
             game: name of the task, if it is an Atari game.
 
         Raises:
@@ -154,26 +154,29 @@ class Run:
             print(f"warning: stream.json could not be written ({error.strerror})", file=sys.stderr)
 
     def score(self, value: float, length: int) -> None:
-        """Take a score of the visit that is on, which counts as much as its length."""
+        """Add a score to the current visit, weighted by its length."""
         self.episodes.score(value, length, self.stream.steps)
 
     @contextlib.contextmanager
     def end_update(
         self, finite: Mapping[str, Tensor | nn.Module], act: Callable[[Tensor], Tensor] | None = None
     ) -> Iterator[dict[str, float | Sequence[float]]]:
-        """End an update: log what the block puts into the metrics, tag -> number or vector; film; save.
+        """End an update: log the metrics that the block fills in, then record a video and save, if due.
 
-        A video or a checkpoint is made only if it is time to, a checkpoint also if a signal asks the run to
-        stop. Nothing that is not finite is measured, logged or saved: the run ends before the block, and the
-        folder ``crash`` holds what ``scripts/replay_crash.py`` needs to come to the same end.
+        A checkpoint is also saved if a signal asks the run to stop. If a value is not finite, the run ends
+        before the block, so that nothing is logged or saved, and the folder ``crash`` holds what
+        ``scripts/replay_crash.py`` needs to reproduce it.
 
         Args:
             finite: tensors and networks that must be finite, by name.
-            act: the policy to be filmed, observations (1, ...) -> actions (1,).
+            act: the policy for videos, observations (1, ...) -> actions (1,).
+
+        Yields:
+            An empty dict of metrics to fill in, tag -> number or vector.
 
         Raises:
-            SystemExit: code 70, naming what is not finite; 75 after a signal; 73 if another process has taken
-                the run over; 74 if checkpoints could not be written three times in a row.
+            SystemExit: code 70, naming the values that are not finite; 75 after a signal; 73 if another
+                process has taken the run over; 74 if three checkpoints in a row could not be written.
         """
         self._check_finite(finite)
         metrics: dict[str, float | Sequence[float]] = {}
@@ -188,7 +191,7 @@ class Run:
         """Save the weights, log the scores, write ``summary.json`` and close.
 
         Returns:
-            The summary: scores, one row a visit, seconds by section.
+            The summary: scores, one row per visit, seconds by section.
 
         Raises:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
@@ -213,13 +216,13 @@ class Run:
         summary = {**scores, "visits": self.episodes.rows(), "seconds": seconds}
         self.writer.flush()
         if self.writer.failing:
-            stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is whole")
+            stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
         self.close()
         self._write("summary.json", summary)
         return summary
 
     def _open(self, remarks: Sequence[str]) -> dict[str, Any] | None:
-        """Take the folder and begin an event file; returns the state from which the run goes on, if any."""
+        """Open the folder and a new event file; returns the state to resume from, or ``None``."""
         identity = self.identity
         remark = "\n".join(filter(None, remarks))
         try:
@@ -238,7 +241,7 @@ class Run:
         return state
 
     def _restore(self, state: Mapping[str, Any] | None) -> None:
-        """Put all parts where the last checkpoint left them, and say from where the run goes on."""
+        """Restore all parts from the last checkpoint's state, if any, and print where the run resumes."""
         for name in sorted(self.parts, key=lambda name: name != "methods"):
             self._restore_part(name, state["parts"] if state else None)
         if state:
@@ -247,12 +250,12 @@ class Run:
                 torch.cuda.set_rng_state_all(state["rng"]["cuda"])
             self.episodes.restore(state["visits"])
             self.seconds, self.updates_made = state["seconds"], state["update"]
-            self._saved = self._filmed = state["step"]
+            self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
         self._write("meta.json", {"resume_exact": self.inexact or True, **self.identity.machine})
         if state:
             exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
-            print(f"{self.folder} goes on at step {state['step']:,}, {exactly}", flush=True)
+            print(f"{self.folder} resumes at step {state['step']:,}, {exactly}", flush=True)
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
@@ -264,22 +267,22 @@ class Run:
                 if isinstance(part, torch.optim.Optimizer):
                     _fit(part)
         except (KeyError, RuntimeError, ValueError) as error:
-            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot go on: {name}: {error}")
+            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {error}")
         except OSError as error:
-            stop(ExitCode.IO, f"{name} could not be made: {error}")
+            stop(ExitCode.IO, f"{name} could not be opened: {error}")
         reason = f"{name} could not be restored exactly"
         if states and not getattr(part, "exact", True) and reason not in self.inexact:
             self.inexact.append(reason)
 
     def _check_finite(self, values: Mapping[str, Tensor | nn.Module]) -> None:
-        """End the run with a crash bundle if a NaN or an infinity is anywhere in tensors or networks."""
+        """End the run with a crash bundle if a tensor or network holds a NaN or an infinity."""
         tensors = named_tensors(values)
         if not (bad := not_finite(tensors)):
             return
         self._check_attempt()
         try:
             crash = save_crash(self.folder, self.stream.steps, bad, tensors)
-            again = f"python scripts/replay_crash.py {crash} shows it again"
+            again = f"python scripts/replay_crash.py {crash} reproduces it"
         except OSError as error:
             again = f"{self.folder / 'crash'} could not be written ({error.strerror})"
         self.close()
@@ -287,7 +290,7 @@ class Run:
         stop(ExitCode.BROKEN, f"not finite at step {self.stream.steps:,}: {named}; {again}")
 
     def _log_update(self, metrics: Mapping[str, float | Sequence[float]]) -> None:
-        """Write what an update yields, with the episodes that ended in it, speed and time; move the bar."""
+        """Log an update's metrics, its ended episodes, speed and times; advance the progress bar."""
         step, task = self.stream.steps, self.episodes.visits[-1].task
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
@@ -301,17 +304,17 @@ class Run:
         self.bar.update(step - self.bar.n)
 
     def _record_video(self, act: Callable[[Tensor], Tensor]) -> None:
-        """Film an episode of a policy if it is time to.
+        """Record a video of the policy if one is due.
 
-        Nothing else of the run depends on it: what cannot be filmed, or not be written, is told once.
+        Nothing else in the run depends on it: a failure only prints a message, once.
         """
-        step, every, before = self.stream.steps, self.video_every, self._filmed
-        self._filmed = step
+        step, every, before = self.stream.steps, self.video_every, self._video_step
+        self._video_step = step
         if every == 0 or step // every == before // every:
             return
         self._check_attempt()
         try:
-            gif, summary = film(self.stream, act)
+            gif, summary = record_video(self.stream, act)
         except Exception as error:
             print(f"there will be no videos: {type(error).__name__}: {error}", flush=True)
             self.video_every = 0
@@ -329,7 +332,7 @@ class Run:
         self.lap("video")
 
     def _save_if_due(self) -> None:
-        """Write a checkpoint if it is time to, or if a signal asks the run to stop, which it then does."""
+        """Write a checkpoint if one is due or a signal came; after a signal, exit."""
         step, every = self.stream.steps, self.args.checkpoint_every
         on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         due = every > 0 and step // every > self._saved // every
@@ -340,25 +343,25 @@ class Run:
             for part in on_disk:
                 part.flush()
             state = self._state()
-            if self.writer.failing:  # it would not know of the points that wait
+            if self.writer.failing:  # points that are still in memory would be lost on resume
                 raise OSError(errno.ENOSPC, "its events could not be")
             save_checkpoint(self.folder / "checkpoint", step, state)
         except OSError as error:
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
             if self._failed_saves == FAILED_SAVES or self.preemption.signal:
-                stop(ExitCode.IO, f"{reason}; the last one is whole")
-            print(f"warning: {reason}; the next one is tried", file=sys.stderr)
+                stop(ExitCode.IO, f"{reason}; the last one is intact")
+            print(f"warning: {reason}; the run continues until the next one", file=sys.stderr)
         else:
             self._failed_saves = 0
         self._saved = step
         self.lap("save")
         if self.preemption.signal:
-            reason = f"stopped by {self.preemption.signal} at step {step:,}; the same command goes on"
+            reason = f"stopped by {self.preemption.signal} at step {step:,}; the same command resumes it"
             stop(ExitCode.PREEMPTED, reason)
 
     def _state(self) -> dict[str, Any]:
-        """All that the rest of the run depends on."""
+        """The complete state of the run, for a checkpoint."""
         rng: dict[str, Any] = {"cpu": torch.get_rng_state()}
         if self.identity.machine["device"] == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state_all()
@@ -380,7 +383,7 @@ class Run:
             stop(ExitCode.TAKEN, f"{self.folder} was taken over by another process")
 
     def _write(self, name: str, data: bytes | Mapping[str, Any]) -> None:
-        """Write a file that the run cannot do without."""
+        """Write a file; a failure ends the run."""
         path = self.folder / name
         try:
             path.parent.mkdir(exist_ok=True)
@@ -389,7 +392,8 @@ class Run:
             else:
                 write_json(path, data)
         except OSError as error:
-            stop(ExitCode.IO, f"{path} could not be written ({error.strerror}); the last checkpoint is whole")
+            reason = f"{path} could not be written ({error.strerror})"
+            stop(ExitCode.IO, f"{reason}; the last checkpoint is intact")
 
     def _log_visit(self) -> None:
         """Log the scores of the visit that ends."""
@@ -397,7 +401,7 @@ class Run:
         self.writer.metrics(self.episodes.last_scores(), len(self.episodes.visits) - 1)
 
     def _log_switch(self, task: int, step: int, fingerprint: Fingerprint | None) -> None:
-        """Log what a switch to a task changed."""
+        """Log what a switch of the task changed."""
         old = self.episodes.visits[-1].fingerprint
         if old and fingerprint:
             self.writer.metrics({"stream/fingerprint_changed": not fingerprint.same_as(old)}, step)
@@ -405,7 +409,7 @@ class Run:
             self.writer.add(text("stream/switch", change), step)
 
     def _draw(self) -> None:
-        """Draw what the run went through. Nothing else depends on it: what fails is told in one line."""
+        """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""
         self.writer.flush()
         try:
             switches = [visit.start for visit in self.episodes.visits[1:]]
@@ -422,9 +426,9 @@ class Run:
 
 
 def _fit(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments their parameters' layout in memory, and refuse those of another shape.
+    """Give optimizer states their parameters' memory layout; ValueError for those of another shape.
 
-    Fused kernels take both for granted, and would mix up entries or write beyond their ends.
+    Fused kernels assume both, and would otherwise mix up entries or write out of bounds.
     """
     for param, state in optimizer.state.items():
         for name, value in state.items():

@@ -15,25 +15,25 @@ EPISODES_AT_END = 20
 
 @dataclasses.dataclass
 class Visit:
-    """One stay at a task: when it began, what its episodes returned, and what the audit saw of it.
+    """One stay at a task: its start, its returns so far, and the task's fingerprint.
 
-    Its memory does not grow with its episodes.
+    The memory it needs does not grow with the number of episodes.
     """
 
     task: int
     start: int  # step of the run at which it began
-    level: float | None = None  # return that is as good as before, if any: see level_to_recover
+    level: float | None = None  # return to recover, if any: see level_to_recover
     fingerprint: Any = None
     end: int = 0  # step of the run at which it ended
-    episodes: int = 0  # that ended
-    steps: int = 0  # of those episodes
-    weighted_return: float = 0.0  # sum over episodes of return times steps
+    episodes: int = 0  # number of ended episodes
+    steps: int = 0  # their total length
+    weighted_return: float = 0.0  # sum over episodes of return times length
     last_returns: list[float] = dataclasses.field(default_factory=list)  # of the last 20 episodes
     recovered_at: int | None = None  # step of the run at which the level was first reached
     game: str | None = None  # name of the task, if it is an Atari game
 
     def add(self, episode_return: float, length: int, step: int) -> None:
-        """Take in an episode of ``length`` steps that ended at ``step`` of the run."""
+        """Add an episode of ``length`` steps that ended at ``step`` of the run."""
         self.episodes += 1
         self.steps += length
         self.weighted_return += episode_return * length
@@ -50,7 +50,7 @@ class Visit:
 
     @property
     def human_normalized(self) -> float:
-        """Its ``return_at_end`` from 0, a random player's, to 1, a human's; NaN for what is no Atari game."""
+        """Human-normalized ``return_at_end``: 0 random, 1 human; NaN if the task is not an Atari game."""
         return human_normalized(self.game, self.return_at_end) if self.game else float("nan")
 
     @property
@@ -87,10 +87,10 @@ def level_to_recover(visits: Sequence[Visit], task: int) -> float | None:
 
 
 def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
-    """The visits to compare when one asks what the agent could do early and what it can do late.
+    """Select the visits that compare the agent's performance early and late in the run.
 
-    Where every task came at least twice: the first and the last visit to each, the same tasks on both sides.
-    Otherwise the first and the last quarter of the visits, at least one each, of different tasks.
+    If every task was visited at least twice: the first and the last visit to each task. Otherwise the first
+    and the last quarter of all visits, at least one each, which are to different tasks.
     """
     last = {visit.task: visit for visit in visits}
     first = {task: next(visit for visit in visits if visit.task == task) for task in last}

@@ -1,4 +1,4 @@
-"""Many runs on this machine: commands side by side, each with its own progress bar."""
+"""Running many commands in parallel on this machine, each with its own progress bar."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> list[int]:
     """Run commands, ``jobs`` at a time, with their progress bars on lines of their own.
 
     Standard output of the commands is dropped (it is also in their run folders); errors and bars are shown. A
-    command that was preempted, and has saved what it did, is given again.
+    preempted command, which has saved its state, is run again.
 
     Returns:
         Exit codes, in the order of the commands.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C; the running commands, which it reaches too, have ended.
+        KeyboardInterrupt: after Ctrl-C, once the running commands, which receive it too, have ended.
     """
     slots: queue.SimpleQueue[int] = queue.SimpleQueue()
     for slot in range(jobs):
@@ -32,7 +32,7 @@ def run_all(commands: Sequence[Sequence[str]], jobs: int) -> list[int]:
 
     def run(command: Sequence[str]) -> int:
         slot = slots.get()
-        # tqdm reads its defaults from the environment; where no one looks on, a line now and then is enough.
+        # tqdm reads its defaults from the environment; without a terminal, rare updates are enough.
         interval = "0.5" if sys.stderr.isatty() else "15"
         environment = {**os.environ, "TQDM_POSITION": str(slot), "TQDM_MININTERVAL": interval}
         try:

@@ -1,4 +1,4 @@
-"""A film of what the policy does, made beside training, which does not notice."""
+"""Videos of the policy, recorded during training without affecting it."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from neoteny.envs.stream import Stream
 from neoteny.envs.tasks import TaskEnv
 from neoteny.runners.disk.events import image_value
 
-LONGEST = 600  # frames of a film, one a step of the agent; a longer episode is cut short
-SIZE = 240  # pixels of a frame's longer side, at most
+LONGEST = 600  # most frames of a video, one per step of the agent; longer episodes are cut short
+SIZE = 240  # longest side of a frame, in pixels
 
 
-def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
-    """Play one episode of the task that is on in an environment of its own, and film it.
+def record_video(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
+    """Record one episode of the current task in an evaluation environment.
 
     The policy is ``act``, observations (1, ...) -> actions (1,). Episode and actions are drawn from the run's
-    seed and the stream's step; the random state is put back; the stream and its normalizer are only read.
+    seed and the stream's step; the random state is restored; the stream and its normalizer are only read.
 
     Returns:
-        A GIF, and what TensorBoard shows: it, the number of the task and the return.
+        A GIF, and a TensorBoard summary of the GIF, the number of the task and the return.
 
     Raises:
-        ValueError: there is nothing to see. An environment that cannot draw itself raises what it likes.
+        ValueError: the environment has no frames to show.
+        Exception: any exception of the environment's renderer.
     """
     words = np.random.SeedSequence([stream.seed, stream.steps, *b"video"]).generate_state(2, np.uint64)
     episode, policy = (words >> 1).tolist()
@@ -55,35 +56,35 @@ def film(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summar
             ended = bool(terminated or truncated)
         speed = env.env.metadata.get("render_fps") or 30
     game = f" ({stream.names[stream.task]})" if stream.names else ""
-    told = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
+    message = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
     gif = _gif(frames, speed)
-    episode_told = text("video/episode", told + ("" if ended else ", then cut short")).value
-    return gif, Summary(value=[image_value("video/policy", gif), *episode_told])
+    caption = text("video/episode", message + ("" if ended else ", then cut short")).value
+    return gif, Summary(value=[image_value("video/policy", gif), *caption])
 
 
 def _frame(env: TaskEnv, observation: Any) -> Image.Image:
-    """What the environment looks like: as it draws itself, or else as the agent sees it."""
+    """A frame: rendered by the environment if it can, else its observation."""
     bare = env.env.unwrapped
     if "rgb_array" in bare.metadata.get("render_modes", ()):
-        # Tasks are made without a render mode; it is read when a frame is drawn.
+        # Tasks are made without a render mode; environments read it when they render.
         bare.render_mode = "rgb_array"
         picture = bare.render()
     else:
         picture = np.asarray(observation)
         if picture.ndim == 3 and picture.shape[2] != 3:
-            picture = picture[-1]  # the newest of a stack
+            picture = picture[-1]  # newest frame of a stack
     picture = np.asarray(picture)
     if picture.dtype != np.uint8 or not (picture.ndim == 2 or picture.shape[2:] == (3,)):
-        raise ValueError(f"{bare} neither draws itself nor are its observations pictures")
+        raise ValueError(f"{bare} can neither render frames nor has it images as observations")
     image = Image.fromarray(picture).convert("RGB")
     scale = SIZE / max(image.size)
-    scale = min(scale, max(1, int(scale)))  # small ones grow by whole numbers
+    scale = min(scale, max(1, int(scale)))  # small images are enlarged by an integer factor
     width, height = (max(1, round(scale * side)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BOX)
 
 
 def _gif(frames: list[Image.Image], speed: float) -> bytes:
-    """Frames, so many a second, as a GIF that runs for ever, all in the same 256 colours."""
+    """Encode frames as an endlessly looping GIF of ``speed`` frames per second, with one palette of 256."""
     some = frames[:: -(-len(frames) // 16)]
     sheet = Image.new("RGB", (frames[0].width, len(some) * frames[0].height))
     for row, frame in enumerate(some):
@@ -91,20 +92,20 @@ def _gif(frames: list[Image.Image], speed: float) -> bytes:
     palette = sheet.quantize()
     first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
     file = io.BytesIO()
-    duration = 10 * max(2, round(100 / speed))  # in ms; viewers show anything shorter for 100
+    duration = 10 * max(2, round(100 / speed))  # in ms; viewers show shorter frames for 100 ms
     first.save(file, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
     return file.getvalue()
 
 
 def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Call compiled networks as they are written: compiled for a batch of one too, they might change."""
-    compiling = "torch._dynamo" in sys.modules  # which takes a second to import
+    """Run compiled networks eagerly: recompiling for a batch of one could change the training results."""
+    compiling = "torch._dynamo" in sys.modules  # importing it takes a second
     return torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
 def _no_window() -> Iterator[None]:
-    """Let pygame, with which many environments draw, look for neither a display nor a loudspeaker."""
+    """Keep pygame, with which many environments render, from opening a display or an audio device."""
     names = [name for name in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER") if name not in os.environ]
     os.environ.update(dict.fromkeys(names, "dummy"))
     try:

@@ -1,1 +1,1 @@
-"""Atari games, stepped together."""
+"""Atari games, stepped as one batch by ale-py."""

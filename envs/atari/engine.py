@@ -1,7 +1,7 @@
 """Atari games on ale-py's vector environment: all emulators of a game stepped at once, in threads.
 
-What a task's single environment is made of says how to make the vector environment that does the same, bit
-for bit, and faster: see :func:`neoteny.envs.atari.game.vector_options`.
+The wrappers of a task's single environment determine the options of the faster vector environment that does
+the same, bit for bit: see :func:`neoteny.envs.atari.game.vector_options`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed
 
 RESEED_AFTER = 5_000
-"""Steps since an emulator was seeded after which the next end of an episode seeds it again."""
+"""Steps since an emulator's last seeding after which its next reset uses a new seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,23 +42,23 @@ class AtariConfig:
     otherwise: ClassVar[str] = "the games of this stream are stepped one by one"
 
     replay: bool = dataclasses.field(default=True, metadata={"resumable": True})
-    """When a stopped run goes on, replay its games from their last seeding, for the same bits; else start
-    new ones."""
+    """On resume, replay the games from their last seeding for bit-identical results; else start new
+    episodes."""
 
     def recognizes(self, env: gym.Env) -> bool:
-        """Atari games, in any wrappers."""
+        """Whether it is an Atari game, in any wrappers."""
         return is_game(env)
 
     def covers(self, env: gym.Env) -> None:
-        """Raise UncoveredError unless ale-py's vector environment does what the environment does."""
+        """Raise UncoveredError unless ale-py's vector environment can do the same."""
         vector_options(env)
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
-        """Nothing that the space does not say."""
+        """``None``: the space says all."""
         return None
 
     def check(self, num_envs: int) -> None:
-        """Any number of environments will do."""
+        """Any number of environments is accepted."""
 
     def make(
         self, task: TaskFunction, spaces: Spaces, num_envs: int, device: torch.device | str | None
@@ -69,23 +69,23 @@ class AtariConfig:
 
 @dataclasses.dataclass
 class Segment:
-    """What an emulator did since it was seeded, but for its actions."""
+    """The history of an emulator since it was seeded, without its actions."""
 
     seed: int
-    """Of a single environment."""
+    """Seed with which a single environment would be reset."""
     resets: list[int]
-    """After how many steps it was reset without a seed."""
+    """Steps since the seeding at which it was reset without a seed."""
 
 
 class Emulators:
-    """N emulators of one game, and what it takes to bring them back.
+    """N emulators of one game, with a log from which their state is restored by replay.
 
-    An emulator is a function of its seed, of the actions since and of when episodes were started among them.
+    An emulator's state is a function of its seed, the actions since and the steps at which it was reset.
 
     Args:
-        make: makes the vector environment.
+        make: creates the vector environment.
         num_envs: N.
-        actions: how many there are.
+        actions: number of actions.
         seed: (environment, number of the seeding) -> seed of a single environment.
     """
 
@@ -97,13 +97,17 @@ class Emulators:
         self.leaving: threading.Thread | None = None
         self.actions = ActionLog(MultiDiscrete([actions] * num_envs, dtype=np.uint8))
         self.segments: list[Segment] = []
-        """One of each, once they have been seeded."""
+        """One per emulator; empty before the first seeding."""
         self.seedings = np.zeros(num_envs, np.int64)
-        """Numbers of the next seedings."""
+        """Number of each emulator's next seeding, (N,)."""
         self.checksum: int | None = None
 
     def start(self) -> None:
-        """Make the vector environment if there is none, and replay what is logged, as it came out before."""
+        """Create the vector environment if there is none yet, and replay the log.
+
+        Raises:
+            ValueError: the replay ended in other observations than were saved.
+        """
         if self.vector is not None:
             self.wait()
             return
@@ -113,41 +117,42 @@ class Emulators:
             self._replay()
             if zlib.crc32(self.observations) != self.checksum:
                 raise ValueError(
-                    "an Atari game is no function of seeds and actions, or of another version of ale-py: its "
-                    "replay went elsewhere; --stream.atari.no-replay starts new episodes instead"
+                    "the replay of an Atari game gave other observations than before: the game is not a "
+                    "function of seeds and actions, or the version of ale-py is another; "
+                    "--stream.atari.no-replay starts new episodes instead"
                 )
 
     @property
     def fresh(self) -> bool:
-        """Whether no step was made since all were reset."""
+        """Whether no step was made since all emulators were reset."""
         return bool(self.segments) and all(
             [0, *segment.resets][-1] == self.actions.length(env) for env, segment in enumerate(self.segments)
         )
 
     def reset(self, mask: NDArray[np.bool_]) -> None:
-        """Start episodes where ``mask``, (N,)."""
+        """Start episodes where ``mask``, (N,), is true."""
         self._reset(mask, self._seeds(mask))
 
     def leave(self) -> None:
-        """Start episodes everywhere, for when the game comes again; meanwhile others can be played."""
+        """Reset all emulators in a background thread, ready for the next visit to this game."""
         mask = np.ones(self.num_envs, dtype=bool)
         self.leaving = threading.Thread(target=self._reset, args=(mask, self._seeds(mask)))
         self.leaving.start()
 
     def wait(self) -> None:
-        """Until all have left."""
+        """Wait until the background reset of :meth:`leave` is over."""
         if self.leaving is not None:
             self.leaving.join()
             self.leaving = None
 
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-        """Step all; returns rewards, terminated and truncated, (N,)."""
+        """Step all emulators; returns rewards, terminated and truncated, (N,)."""
         self.observations, *ends, _ = self.vector.step(actions.astype(np.int64))
         self.actions.append(actions)
         return tuple(ends)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the emulators depend on."""
+        """Seeds, resets and actions, from which the emulators can be replayed."""
         self.wait()
         segments = [
             {**dataclasses.asdict(segment), "actions": self.actions[env]}
@@ -157,7 +162,7 @@ class Emulators:
         return {"segments": segments, "seedings": self.seedings.copy(), "checksum": checksum}
 
     def load_state_dict(self, state: dict[str, Any], replay: bool) -> None:
-        """Be what others were once started; without ``replay`` keep only which seeds are next."""
+        """Load a saved log, to be replayed by :meth:`start`; without ``replay`` only the next seeds."""
         self.seedings = state["seedings"].copy()
         self.checksum = state["checksum"]
         if replay and state["segments"]:
@@ -171,7 +176,7 @@ class Emulators:
             self.vector.close()
 
     def _seeds(self, mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Log resets; returns seeds for those that need one, and -1, (N,)."""
+        """Log a reset where ``mask``; returns emulator seeds, (N,), -1 for a reset without a seed."""
         seeds = np.full(len(mask), -1)
         unseeded = not self.segments
         for env in np.flatnonzero(mask).tolist():
@@ -179,7 +184,7 @@ class Emulators:
             if not unseeded and steps < RESEED_AFTER:
                 self.segments[env].resets.append(steps)
                 continue
-            # ale-py's vector environment takes seeds of 31 bits; half of those of a single one have 32.
+            # ale-py's vector environment takes seeds of 31 bits only; those with 32 are skipped.
             numbers = itertools.count(int(self.seedings[env]))
             number = next(i for i in numbers if emulator_seed(self.seed(env, i)) < 2**31)
             self.seedings[env] = number + 1
@@ -193,10 +198,12 @@ class Emulators:
         self.observations = self.vector.reset(seed=seeds[mask], options={"reset_mask": mask})[0]
 
     def _replay(self) -> None:
-        """Replay all side by side, so that they end together."""
+        """Replay all logs in parallel, aligned so that they end at the same step."""
         logged = [self.actions[env] for env in range(self.num_envs)]
         rows = max(map(len, logged))
-        actions = np.zeros((rows, self.num_envs), np.int64)  # what comes before its seeding does not matter
+        actions = np.zeros(
+            (rows, self.num_envs), np.int64
+        )  # before an emulator's seeding, any action will do
         resets: dict[int, dict[int, int]] = defaultdict(dict)
         for env, segment in enumerate(self.segments):
             begin = rows - len(logged[env])
@@ -215,16 +222,15 @@ class Emulators:
 class AtariEngine:
     """N environments of Atari games, on ale-py's vector environment.
 
-    The emulators of recurring tasks stay, since making and seeding them takes thirty times as long as to
-    reset them, and a game is reset when it is
-    left, beside the next one. Emulators are seeded at first, and again at the first end of an episode after
-    5,000 steps, a function of counts alone, so that the log of what they did stays short. What comes does not
-    depend on ``threads``.
+    The emulators of recurring tasks are kept, since creating and seeding them takes thirty times as long as a
+    reset; at a switch those of the old game are reset in the background. An emulator is seeded at its first
+    reset, and again at the first reset 5,000 steps or more after that, so that its log stays short. Results
+    do not depend on ``threads``.
 
     Args:
         num_envs: N.
-        replay: play the games of a loaded state again; else new ones start.
-        threads: in which emulators are stepped; 0 for as many as there are cores, at most N.
+        replay: replay the games of a loaded state; else start new episodes.
+        threads: number of threads that step the emulators; 0 for one per core, at most N.
     """
 
     device = torch.device("cpu")
@@ -239,24 +245,24 @@ class AtariEngine:
 
     @property
     def game(self) -> Emulators:
-        """What is played now."""
+        """The emulators of the current task."""
         assert self.k is not None
         return self.games[self.k]
 
     @property
     def observations(self) -> Tensor:
-        """The latest, (N, ...)."""
+        """The latest observations, (N, ...)."""
         return torch.from_numpy(self.game.observations.copy())
 
     def clear(self) -> None:
-        """Go back to before the first episode."""
+        """Discard all episodes and tasks, as if just constructed."""
         self.close()
         self.games.clear()
         self.k: int | None = None
-        self.exact = True  # what comes is a function of seeds and actions alone
+        self.exact = True  # results are a function of seeds and actions alone
 
     def enter(self, schedule: Schedule, step: int) -> None:
-        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
         if self.k is not None and schedule.cycle:
             self.game.leave()
         elif self.k is not None:  # it never comes again
@@ -267,32 +273,35 @@ class AtariEngine:
         self.game.start()
 
     def reset(self, done: Tensor | None = None) -> None:
-        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
         mask = np.ones(self.num_envs, dtype=bool) if done is None else done.numpy()
         if not self.game.fresh:
             self.game.reset(mask)
 
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
-        """Step all, actions (N,)."""
+        """Step all environments, actions (N,)."""
         array = actions.cpu().numpy() if isinstance(actions, Tensor) else actions
         rewards, terminated, truncated = map(torch.from_numpy, self.game.step(array))
         return rewards.double(), terminated, truncated, ()
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
-        """The game that is on, alone."""
+        """A single environment of the current game."""
         env = TaskEnv(self.make_task, self.spaces, stride=0)
         env.enter(schedule, step)
         return env
 
     def state_dict(self) -> dict[str, Any]:
-        """What was done in each game."""
+        """The logs of all games."""
         return {"games": {str(k): game.state_dict() for k, game in self.games.items()}}
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
-        """Go to where others of the same tasks were at ``step`` of the stream.
+        """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
-        The game that is on then is played again now, others when their turn comes; raises ValueError if it
-        comes out otherwise. Without ``replay`` new episodes begin, and what comes is not ``exact`` then.
+        The current game is replayed now, others when they are next entered. Without ``replay`` new episodes
+        begin, and results are no longer ``exact``.
+
+        Raises:
+            ValueError: the replay gave other observations than were saved.
         """
         self.clear()
         self.seed = schedule.seed
@@ -305,7 +314,7 @@ class AtariEngine:
         self.exact = self.replay
 
     def close(self) -> None:
-        """Close all."""
+        """Close the emulators of all games."""
         for game in self.games.values():
             game.close()
 

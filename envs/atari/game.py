@@ -1,6 +1,6 @@
-"""A single Atari game as an ordinary Gymnasium environment, and what it is made of.
+"""A single Atari game as an ordinary Gymnasium environment, and the options of its vector environment.
 
-ale-py is imported only where a game is made or named: it is optional.
+ale-py is optional, so it is imported only where a game is created or looked up.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from neoteny.envs.engine import UncoveredError
 
 SIZE = 84
-"""Pixels along a side of what is seen."""
+"""Height and width of observations, in pixels."""
 
 
 def make_game(text: str, frame_skip: int = 4) -> gym.Env:
-    """A single game, ``Name`` or ``Name/mode/difficulty``, as agents see it.
+    """Create a single game, ``Name`` or ``Name/mode/difficulty``, with preprocessed observations.
 
     Args:
         text: a name of ale-py's, such as ``MsPacman``, or ``Freeway/1/0``.
-        frame_skip: frames for which an action is repeated.
+        frame_skip: number of frames for which each action is repeated.
     """
     ale()
     name, mode, difficulty = parse_game(text)
@@ -47,19 +47,19 @@ def make_game(text: str, frame_skip: int = 4) -> gym.Env:
 
 
 def ale() -> Any:
-    """The package ale-py, whose import registers its games with Gymnasium; ValueError if it is missing."""
+    """Import ale-py, which registers its games with Gymnasium; ValueError if it is missing."""
     try:
         import ale_py
         import ale_py.vector_env
     except ImportError as error:
         raise ValueError(f"Atari games need ale-py, pip install neoteny[atari]: {error}") from error
     gym.register_envs(ale_py)
-    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else every process prints its name
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # else every process prints a banner
     return ale_py
 
 
 def parse_game(text: str) -> tuple[str, int | None, int | None]:
-    """Name, mode and difficulty of ``Freeway`` (with its own) or ``Freeway/1/0``; else ValueError."""
+    """Parse ``Name/mode/difficulty`` or ``Name`` (mode and difficulty ``None``); else ValueError."""
     name, *numbers = text.split("/")
     if not numbers:
         return name, None, None
@@ -88,14 +88,14 @@ def check_games(games: Sequence[str]) -> None:
 
 
 class Screen(gym.Wrapper):
-    """A game as agents see it: each action for some frames, the brighter of the last two, gray, 84x84.
+    """Frame skip, maximum over the last two frames, grayscale, 84x84.
 
-    The same as Gymnasium's ``AtariPreprocessing`` without no-ops, and as ale-py's vector environment, bit for
-    bit, but without OpenCV, whose averaging over areas :func:`shrink` does.
+    The same, bit for bit, as Gymnasium's ``AtariPreprocessing`` without no-ops and as ale-py's vector
+    environment, but without OpenCV: :func:`shrink` replaces its area interpolation.
 
     Args:
-        env: an Atari environment that shows each frame in gray.
-        frame_skip: frames for which an action is repeated; 1 shows every frame as it is.
+        env: an Atari environment with grayscale frames as observations.
+        frame_skip: number of frames for which each action is repeated; with 1 there is no maximum.
     """
 
     def __init__(self, env: gym.Env, frame_skip: int = 4) -> None:
@@ -110,13 +110,13 @@ class Screen(gym.Wrapper):
         return shrink(self.last), info
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Repeat an action; rewards are added up."""
+        """Repeat an action for ``frame_skip`` frames and sum the rewards."""
         total = 0.0
         for left in reversed(range(self.frame_skip)):
             screen, reward, terminated, truncated, info = self.env.step(action)
             total += float(reward)
             if terminated or truncated:
-                break  # this frame is not seen
+                break  # ale-py's vector environment does not show this frame either
             if left == 1:
                 self.last_but_one = screen
             elif left == 0:
@@ -127,10 +127,10 @@ class Screen(gym.Wrapper):
 
 
 def shrink(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The mean over the area of each pixel of a smaller image, (H, W) -> (84, 84).
+    """Downsample an image by averaging over areas, (H, W) -> (84, 84).
 
-    Sums are taken in single precision, columns before rows and each from its first pixel to its last, as
-    OpenCV takes them: another order would round some pixels otherwise.
+    Sums are taken in single precision, columns before rows and from the first pixel to the last, as OpenCV
+    does: another order would round some pixels differently.
     """
     rows, columns = map(_areas, screen.shape)
     wide = sum(screen[:, pixel] * share for pixel, share in zip(*columns))
@@ -140,12 +140,12 @@ def shrink(screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 @functools.lru_cache
 def _areas(size: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Which of ``size`` pixels in a row lie in each of 84, and which shares of it they are, (n, 84)."""
+    """Indices and weights of the input pixels (out of ``size``) that make up each of 84, (n, 84) both."""
     width = size / SIZE
     begin = np.arange(SIZE) * width
     pixel = np.floor(begin).astype(np.int64) + np.arange(int(np.ceil(width)) + 1)[:, None]
     inside = np.minimum(pixel + 1, begin + width) - np.maximum(pixel, begin)
-    inside[inside < 1e-3] = 0.0  # a rounding error is no pixel
+    inside[inside < 1e-3] = 0.0  # rounding errors
     return np.minimum(pixel, size - 1), (inside / width).astype(np.float32)
 
 
@@ -156,23 +156,23 @@ def is_game(env: gym.Env) -> bool:
 
 
 def vector_options(env: gym.Env) -> dict[str, Any]:
-    """The arguments with which ale-py's vector environment does what ``env`` does; else UncoveredError."""
+    """Arguments with which ale-py's vector environment reproduces ``env``; UncoveredError if none do."""
     match env:
         case FrameStackObservation(env=Screen() as screen, padding_type="zero"):
             pass
         case _:
-            raise UncoveredError(f"{type(env).__name__} is no stack of screens")
+            raise UncoveredError(f"{type(env).__name__} is not a frame stack of a Screen")
     game = screen.env
     while isinstance(game, OrderEnforcing | PassiveEnvChecker):
         game = game.env
     if not is_game(game) or isinstance(game, gym.Wrapper) or game.spec is None:
-        raise UncoveredError(f"{type(game).__name__} does what it does not")
+        raise UncoveredError(f"ale-py's vector environment has no {type(game).__name__}")
     default = {"mode": None, "difficulty": None, "continuous": False, "obs_type": "rgb"}
     options = default | game.spec.kwargs
     if (options["mode"], options["difficulty"]) != (None, None):
-        raise UncoveredError(f"{game.spec.name} in a mode or difficulty of its own")
+        raise UncoveredError(f"{game.spec.name} has a mode or difficulty set, which it cannot set")
     if options["frameskip"] != 1 or options["continuous"] or options["obs_type"] != "grayscale":
-        raise UncoveredError(f"{game.spec.name} with other frames or actions than it has")
+        raise UncoveredError(f"{game.spec.name} has frames or actions that it does not offer")
     same = ("game", "repeat_action_probability", "full_action_space", "max_num_frames_per_episode")
     return {
         **{name: options[name] for name in same},
@@ -192,5 +192,5 @@ def vector_options(env: gym.Env) -> dict[str, Any]:
 
 
 def emulator_seed(seed: int) -> int:
-    """The seed that ale-py's single environment gives the emulator when it is reset with ``seed``."""
+    """The emulator's seed when ale-py's single environment is reset with ``seed``."""
     return int(np.random.SeedSequence(seed).generate_state(2)[1])

@@ -1,4 +1,4 @@
-"""Atari scores as a share of the way from a random player's to a human's."""
+"""Human-normalized Atari scores."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ SCORES = {
 
 
 def human_normalized(game: str, score: float) -> float:
-    """0 for what a random player scores and 1 for what a human does; NaN for a game or mode without either.
+    """Normalize a score: 0 for a random player, 1 for a human; NaN for a game or mode not in the table.
 
-    Those players met other starts of an episode and no actions that repeat by chance.
+    The reference scores come from episodes with no-op starts and without sticky actions, unlike the streams'.
     """
     random, human = SCORES.get(game, (math.nan, math.nan))
     return (score - random) / (human - random)

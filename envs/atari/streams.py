@@ -1,10 +1,10 @@
 """Atari streams: one game after the other.
 
-Every game has all eighteen actions, so that spaces agree; each emulated frame repeats the last action instead
-of the new one with probability 0.25 (Machado et al., 2018, "Revisiting the Arcade Learning Environment");
-episodes end with the game, not with a life. Observations are the last four screens, (4, 84, 84), uint8, zeros
-before the first. Rewards are the game's own. Periods count steps of the agent, each of four frames unless a
-stream says otherwise.
+All games use the full set of eighteen actions, so that all tasks have the same spaces. Actions are sticky
+with probability 0.25 per emulated frame (Machado et al., 2018, "Revisiting the Arcade Learning Environment").
+Episodes end when the game is over, not at the loss of a life. Observations are the last four frames,
+(4, 84, 84), uint8, zeros before the first. Rewards are not clipped. Periods count agent steps, each of four
+frames unless a stream says otherwise.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Classic control."""
+"""Streams of classic control tasks."""

@@ -1,4 +1,4 @@
-"""Classic control whose observations, actions or physics change: the fast first run."""
+"""Classic control streams: observations, actions or physics change. The fastest streams to start with."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from neoteny.envs.tasks import TaskFunction
 
 @stream("cartpole-rotations", period=16_384)
 def cartpole_rotations(k: int, seed: int) -> gym.Env:
-    """CartPole seen through a random rotation of its four numbers into sixteen, with its actions permuted.
+    """CartPole with its four observations rotated at random into sixteen dimensions and its actions permuted.
 
-    What is good to do stays the same; what it looks like and how it is said is new in each task, so nothing
-    but the ability to learn again helps. Episodes last at most 200 steps. Our own design.
+    The optimal behaviour stays the same, but observations and the meaning of actions are new in each task, so
+    nothing learned transfers except the ability to learn. Episodes last at most 200 steps. Our own design.
     """
     rng = task_rng(seed, k)
     rotation = np.linalg.qr(rng.standard_normal((16, 4)))[0].astype(np.float32)
@@ -44,14 +44,15 @@ def cartpole_gravity(k: int, seed: int) -> gym.Env:
 def physics(name: str, small: int) -> Callable[[TaskFunction], TaskFunction]:
     """Register a task as ``<name>-jumps`` and ``<name>-drift``, and as ``-small`` forms of both.
 
-    In the first the physics are new at each switch; in the second they are always on the way from those of
-    the last task to those of this one. Full-size tasks last the 500,000 of 10,000,000 steps of LunarLander in
-    Chung et al. (2024), "Parseval Regularization for Continual Reinforcement Learning" (github.com/wechu/
-    parseval_reg), which also draws physics for CartPole and Acrobot. Drifting is ours.
+    With ``-jumps`` the physics change at each switch; with ``-drift`` they change gradually over the whole
+    visit, from those of the last task to those of this one. Full-size tasks last 500,000 steps, as
+    LunarLander's in Chung et al. (2024), "Parseval Regularization for Continual Reinforcement Learning"
+    (github.com/wechu/parseval_reg; 10,000,000 steps in all), which also draws physics for CartPole and
+    Acrobot. The ``-drift`` form is ours.
 
     Args:
         name: of the environment.
-        small: steps of a task of the ``-small`` forms, which are ours.
+        small: steps per task of the ``-small`` forms, which are ours.
     """
 
     def register(task: TaskFunction) -> TaskFunction:
@@ -76,8 +77,8 @@ def draw(env: gym.Env, k: int, seed: int, **ranges: tuple[float, float]) -> gym.
 def cartpole_physics(k: int, seed: int) -> gym.Env:
     """CartPole whose gravity, pole length and force are 10^-0.5 to 10^0.5 times the default, log-uniformly.
 
-    Parameters and ranges are those of Chung et al.; that the first task has the default physics and that
-    episodes last at most 200 steps is ours, and no draw is rejected for being near the last one.
+    Parameters and ranges are those of Chung et al.; the default physics of the first task and the limit of
+    200 steps per episode are ours. Unlike there, no draw is rejected for being near the last one.
     """
     env = gym.make("CartPole-v1", max_episode_steps=200, disable_env_checker=True)
     draw(env, k, seed, gravity=(3.1, 31.0), length=(0.16, 1.6), force_mag=(3.2, 32.0))
@@ -100,7 +101,7 @@ def acrobot_physics(k: int, seed: int) -> gym.Env:
 
 
 class Repeat(gym.Wrapper):
-    """Carry out each action a number of times; rewards add up."""
+    """Repeat each action a number of times; rewards are summed."""
 
     def __init__(self, env: gym.Env, times: int) -> None:
         super().__init__(env)
@@ -121,9 +122,9 @@ class Repeat(gym.Wrapper):
 def mountaincar_physics(k: int, seed: int) -> gym.Env:
     """MountainCar whose gravity and force are 0.7 to 1.4 times the default, log-uniformly.
 
-    All but the length of the full-size tasks is ours. Nothing tells an agent to leave the valley before it
-    has been on the hill, where single random actions never take it: each is carried out 8 times, and
-    episodes last at most 1000 of the simulator's steps, 125 of the agent's, instead of 200.
+    All but the length of the full-size tasks is ours. The reward is sparse, and single random actions never
+    reach the goal: each action is therefore repeated 8 times, and episodes last at most 1000 simulator steps,
+    125 agent steps, instead of 200.
     """
     env = gym.make("MountainCar-v0", max_episode_steps=1000, disable_env_checker=True)
     return Repeat(draw(env, k, seed, gravity=(0.00175, 0.0035), force=(0.0007, 0.0014)), times=8)
@@ -133,9 +134,9 @@ def mountaincar_physics(k: int, seed: int) -> gym.Env:
 def lunarlander_physics(k: int, seed: int) -> gym.Env:
     """LunarLander with gravity of 2 to 12 and wind of power 1 to 20, log-uniformly, after a calm first task.
 
-    Chung et al. vary gravity, down- and sidewards, the power of the engines and the first push. Of these
-    Gymnasium's simulator has gravity as a parameter, which it reads when an episode starts; wind, and its
-    largest recommended values as bounds, are ours. It needs the extra "box2d".
+    Chung et al. vary vertical and horizontal gravity, engine power and the initial push. Of these,
+    Gymnasium's simulator offers only gravity as a parameter, read at each reset; wind, bounded by its largest
+    recommended values, is ours. Needs the extra "box2d".
     """
     env = gym.make("LunarLander-v3", enable_wind=True, disable_env_checker=True)
     env.unwrapped.wind_power = env.unwrapped.turbulence_power = 0.0  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Where N environments of MiniGrid are, and what a step of its own does to them."""
+"""The state of N MiniGrid environments on tensors, its common step, and the agents' observations."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from neoteny.envs.grid.task import TEXT, GridTask
 
 
 class Board:
-    """N environments of one task: cells, agents, and the common rules.
+    """The state of N environments of one task, and the common rules.
 
     Args:
-        task: which all of them are of.
-        cells: codes of all cells, of all beyond them, and the mission, (N, cells + 1 + TEXT), uint8.
+        task: the task of all environments.
+        cells: codes of all cells, one code for everything outside the grid, and the characters of the
+            mission, (N, cells + 1 + TEXT), uint8.
         state: number of the layout, steps, place, carried code and data of the rules, (4 + data, N), int64.
         episodes: numbers of the running episodes, (N,).
-        key: from which random numbers are made, (N,).
+        key: keys of the random numbers, (N,).
     """
 
     def __init__(self, task: GridTask, cells: Tensor, state: Tensor, episodes: Tensor, key: Tensor) -> None:
@@ -37,7 +38,7 @@ class Board:
         self._rewards = self._put(np.array([1 - 0.9 * (n / env.max_steps) for n in range(task.limit + 1)]))
         self._meaning = self._put(np.array(task.actions))
         self.success_reward = torch.zeros(len(cells), dtype=torch.float64, device=self.device)
-        """What success is worth at this step, (N,) float64."""
+        """Reward for success at this step, (N,) float64."""
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step all, actions (N,); returns rewards, (N,) float64, terminated and truncated, (N,)."""
@@ -47,7 +48,7 @@ class Board:
         return reward, terminated, self.count >= self.task.limit
 
     def move(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """MiniGrid's own step: turn, go forward, pick up, drop, toggle; returns rewards and terminated."""
+        """MiniGrid's common step: turn, forward, pick up, drop, toggle; returns rewards, terminated, (N,)."""
         front = self.front[:, None]
         ahead = self.cells.gather(1, front).squeeze(1)
         index = torch.add(ahead, torch.add(self.carried, action, alpha=CODES), alpha=CODES)
@@ -59,39 +60,39 @@ class Board:
 
     @property
     def cell(self) -> Tensor:
-        """Where the agents are, (N,)."""
+        """The cells of the agents, (N,)."""
         return self.place >> 2
 
     @property
     def front(self) -> Tensor:
-        """The cell in front of the agents, (N,)."""
+        """The cells in front of the agents, (N,)."""
         return self._front.take(self.place)
 
     def code(self, cell: Tensor) -> Tensor:
-        """What is in a cell of each, (N,)."""
+        """The code in one cell of each environment, (N,)."""
         return self.cells.gather(1, cell[:, None]).squeeze(1).long()
 
     def is_open(self, cell: Tensor) -> Tensor:
-        """Whether there is an open door in a cell of each, (N,)."""
+        """Whether one cell of each environment holds an open door, (N,)."""
         return self._open.take(self.code(cell))
 
     def is_free_or_goal(self, cell: Tensor) -> Tensor:
-        """Whether there is nothing, or a goal, in a cell of each, (N,)."""
+        """Whether one cell of each environment is empty or a goal, (N,)."""
         return self._walkable.take(self.code(cell))
 
     def distance(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """By how many columns and rows two cells are apart, (N,)."""
+        """Distance between two cells in columns and in rows, (N,) each."""
         height = self.task.env.height
         columns = one.div(height, rounding_mode="floor") - other.div(height, rounding_mode="floor")
         return columns.abs(), (one % height - other % height).abs()
 
     def around(self, cell: Tensor) -> Tensor:
-        """A cell of each, which is not at the edge, and the eight around it, (N, 9)."""
+        """One cell of each environment, not at the edge, and its eight neighbours, (N, 9)."""
         near = torch.arange(-1, 2, device=self.device)
         return cell[:, None] + (near[:, None] * self.task.env.height + near).flatten()
 
     def random(self, draw: int) -> Tensor:
-        """Numbers in [0, 1), (N,) float64: of seed, task, environment, episode, step and ``draw`` alone."""
+        """Random float64 in [0, 1), (N,), from seed, task, environment, episode, step and ``draw``."""
         bits = mix(self.key + self.episodes)
         bits = mix(bits + self.count)
         return (mix(bits + draw) & ((1 << 53) - 1)) / (1 << 53)
@@ -101,10 +102,10 @@ class Board:
 
 
 class View:
-    """What the agents of a task see.
+    """Computes the observations of a task.
 
     Args:
-        device: where cells are.
+        device: device of the cells.
     """
 
     def __init__(self, task: GridTask, device: torch.device) -> None:
@@ -123,13 +124,13 @@ class View:
             sight = tables.sight(self.size)
             self.sight, self.visible = self._put(sight.next.ravel()), self._put(sight.visible)
             self.opaque = self._put(tables.which(lambda thing: not thing.see_behind()).astype(np.float32))
-            # Row j of a view, numbered i * size + j, is a number with one bit for each column i.
+            # Row j of a view, whose cells are numbered i * size + j, as a bit mask with bit i for column i.
             i, j = np.indices((self.size, self.size)).reshape(2, 1, -1)
             bits = np.where(j == np.arange(self.size)[::-1, None], 1 << i, 0)
             self.rows = self._put(bits.astype(np.float32))
 
     def __call__(self, cells: Tensor, place: Tensor, carried: Tensor) -> Tensor:
-        """Observations, (n, ...), of cells, (n, all), from places and with what is carried, (n,)."""
+        """Observations, (n, ...), from cells, (n, all), places, (n,), and carried codes, (n,)."""
         task = self.task
         if (own := task.rules.observe(place)) is not None:
             return own
@@ -143,12 +144,12 @@ class View:
         return seen.view(len(codes), *task.shape)
 
     def _whole(self, cells: Tensor, place: Tensor) -> Tensor:
-        """Codes of the whole grid, with the agents, (n, cells)."""
+        """Codes of the whole grid with the agents drawn in, (n, cells)."""
         codes = cells[:, : self.cells].clone()
         return codes.scatter_(1, place[:, None] >> 2, (AGENT + place % 4)[:, None].to(torch.uint8))
 
     def _view(self, cells: Tensor, place: Tensor, carried: Tensor) -> Tensor:
-        """Codes of what is visible to the agents, (n, size * size)."""
+        """Codes of the agents' views, 0 where a cell is not visible, (n, size * size)."""
         size = self.size
         codes = cells.gather(1, self.view_of.index_select(0, place))
         if not self.task.env.see_through_walls:
@@ -158,7 +159,7 @@ class View:
                 state = self.sight.index_select(0, torch.add(blocked, state, alpha=1 << size))
                 states.append(state)
             visible = self.visible.index_select(0, torch.cat(states[::-1])).view(size, len(codes), size)
-            codes.mul_(visible.permute(1, 2, 0).reshape(len(codes), -1))  # zero is what is not seen
+            codes.mul_(visible.permute(1, 2, 0).reshape(len(codes), -1))  # 0 is UNSEEN
         codes[:, size // 2 * size + size - 1] = carried.to(torch.uint8)
         return codes
 

@@ -1,8 +1,8 @@
-"""MiniGrid on tensors: N environments stepped at once, on the device of the agent that learns from them.
+"""MiniGrid on tensors: N environments stepped at once, on the agent's device.
 
-Layouts come from the package's own generators, the rules from its own objects
-(:mod:`neoteny.envs.grid.tables`, :mod:`neoteny.envs.grid.rules`). A step is some lookups for all environments
-together, without a branch that depends on data.
+Layouts come from the minigrid package's generators, the rules from its objects
+(:mod:`neoteny.envs.grid.tables`, :mod:`neoteny.envs.grid.rules`). A step is a few table lookups for all
+environments at once, without a branch that depends on data.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RENEW_EVERY = 16
 """Steps of all sub-environments after which one layout of a pool is replaced by a new one."""
 
 TOGETHER = 16
-"""Layouts that are renewed at a time, since a tensor operation for one costs as much."""
+"""Layouts that are renewed at once, since a tensor operation for one costs as much as for all of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,18 +42,18 @@ class GridConfig:
     otherwise: ClassVar[str] = "MiniGrid's own package steps this stream, many times slower than tensors"
 
     layouts: int = 256
-    """Layouts that are held for each task, from which episodes start; a power of two."""
+    """Size of each task's pool of layouts, from which episodes start; a power of two."""
 
     def recognizes(self, env: gym.Env) -> bool:
-        """Environments of MiniGrid."""
+        """Whether it is a MiniGrid environment."""
         return isinstance(env.unwrapped, MiniGridEnv)
 
     def covers(self, env: gym.Env) -> None:
-        """Raise UncoveredError unless tables hold all that an environment does."""
+        """Raise UncoveredError unless the tables and rules can reproduce the environment."""
         GridTask(env).draw(0)
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
-        """Codes, or what the package makes of them."""
+        """MiniGrid's codes, or what the package's wrappers turn them into."""
         return observation_spec(env)
 
     def check(self, num_envs: int) -> None:
@@ -71,17 +71,17 @@ class GridConfig:
 class GridEngine:
     """N environments of MiniGrid on tensors.
 
-    Environment ``i`` does the same whatever N is: its layouts, and the random motion in them, are functions
-    of seed, task, ``i`` and the number of steps and episodes so far.
+    Environment ``i`` does not depend on N: its layouts and random motion are functions of seed, task, ``i``
+    and the number of steps and episodes so far.
 
     Args:
         num_envs: N.
-        device: where everything lives.
+        device: device of all tensors.
         layouts: as in :class:`GridConfig`.
-        renew_every: steps after which one of these layouts is replaced.
+        renew_every: steps of all sub-environments after which one layout is replaced.
     """
 
-    exact = True  # all is a function of seeds and actions
+    exact = True  # results are a function of seeds and actions alone
 
     def __init__(
         self,
@@ -98,15 +98,15 @@ class GridEngine:
         self.clear()
 
     def clear(self) -> None:
-        """Go back to before the first episode."""
+        """Discard all episodes and tasks, as if just constructed."""
         self.pools: dict[int, LayoutPool] = {}
         self.episodes: dict[int, Tensor] = {}
         self.steps: dict[int, int] = {}
 
     def enter(self, schedule: Schedule, step: int) -> None:
-        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
         self.k, self.seed = schedule.task_at(step), schedule.seed
-        if not schedule.cycle:  # what was on never comes again
+        if not schedule.cycle:  # earlier tasks never recur
             for kept in (self.pools, self.episodes, self.steps):
                 for k in kept.keys() - {self.k}:
                     del kept[k]
@@ -116,20 +116,20 @@ class GridEngine:
             self.number
             + int(np.random.SeedSequence([self.seed, self.k]).generate_state(1, np.uint64)[0] >> 1)
         )
-        # Every environment goes through the pool in an order of its own, and misses none.
+        # Each environment visits the layouts of the pool in its own order; an odd stride visits all of them.
         self.offset, self.stride = mix(key), mix(key + 1) | 1
         pool = self.pools.get(self.k) or self._make_pool()
         self.pools[self.k] = pool
         self.task = pool.task
         self.view = View(self.task, self.device)
         self.first = self.view(pool.cells, *pool.data[2:4])
-        """What is seen first in each layout of the pool, (layouts, ...)."""
+        """First observation of each layout in the pool, (layouts, ...)."""
         cells, state = pool.cells[:1].repeat(self.num_envs, 1), pool.data[:, :1].repeat(1, self.num_envs)
         self.board = Board(self.task, cells, state, episodes, key)
         self.seen = self.first[:1].repeat(self.num_envs, *(1,) * len(self.task.shape))
 
     def reset(self, done: Tensor | None = None) -> None:
-        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
         pool, board = self.pools[self.k], self.board
         if done is None:
             done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
@@ -143,9 +143,9 @@ class GridEngine:
         self.seen = torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen)
 
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
-        """Step all, actions (N,); the observations are then the last of the episodes that ended."""
+        """Step all environments, actions (N,); observations of ended episodes are their final ones."""
         board = self.board
-        with torch.inference_mode():  # a sixth faster, if environments are few
+        with torch.inference_mode():  # a sixth faster with few environments
             results = board.step(torch.as_tensor(actions, device=self.device))
             self.seen = self.view(board.cells, board.place, board.carried)
         reward, terminated, truncated = (tensor.clone() for tensor in results)
@@ -156,17 +156,17 @@ class GridEngine:
 
     @property
     def observations(self) -> Tensor:
-        """The latest, (N, ...)."""
+        """The latest observations, (N, ...)."""
         return self.seen.clone()
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
-        """The package's own environment of the task that is on."""
+        """The minigrid package's environment of the current task."""
         env = TaskEnv(self.make_task, self.spaces, stride=0)
         env.enter(schedule, step)
         return env
 
     def state_dict(self) -> dict[str, Any]:
-        """Where all environments are; layouts are drawn again from their seeds."""
+        """The state of all environments; layouts are not saved but drawn again from their seeds."""
         return {
             "cells": self.board.cells.clone(),
             "state": self.board.state.clone(),
@@ -176,7 +176,11 @@ class GridEngine:
         }
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
-        """Go to where others of the same tasks were at ``step`` of the stream, or raise ValueError."""
+        """Restore a state that was saved at ``step`` of a stream with the same tasks.
+
+        Raises:
+            ValueError: the tensors have other shapes than the task's.
+        """
         self.pools.clear()
         self.episodes = {int(k): episodes.to(self.device) for k, episodes in state["episodes"].items()}
         self.steps = {int(k): steps for k, steps in state["steps"].items()}
@@ -184,14 +188,14 @@ class GridEngine:
         own = {"cells": self.board.cells, "state": self.board.state, "observations": self.seen}
         for name, tensor in own.items():
             if tensor.shape != state[name].shape:
-                raise ValueError(f"{name} of shape {tuple(state[name].shape)} are none of task {self.k}")
+                raise ValueError(f"{name} of shape {tuple(state[name].shape)} do not fit task {self.k}")
             tensor.copy_(state[name])
 
     def close(self) -> None:
-        """Nothing is left open."""
+        """Nothing to close."""
 
     def _make_pool(self) -> LayoutPool:
-        """The layouts of the task that is on, as far as they have been renewed."""
+        """The pool of the current task, after the renewals so far."""
         env = self.make_task(self.k, self.seed)
         check_spaces(env, self.spaces, self.k)
         seed = functools.partial(episode_seed, self.seed, self.k)

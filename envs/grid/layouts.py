@@ -1,4 +1,4 @@
-"""Layouts of a MiniGrid task, made by the package's own generators."""
+"""Layouts of a MiniGrid task, from the package's own generators."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from neoteny.envs.grid.task import GridTask
 
 
 class LayoutPool:
-    """Layouts of a task, from which episodes start; they are renewed while the task is on.
+    """A pool of B layouts of a task, from which episodes start; renewed while the agent is on the task.
 
     Args:
-        task: what is laid out.
+        task: the task.
         seed: (slot, generation) -> seed of a layout.
-        size: B, a power of two; one will do for a task with a fixed layout.
-        device: where they are kept.
-        ticks: how many of its layouts have been renewed.
+        size: B, a power of two; 1 is used for a task with a fixed layout.
+        device: device of the layouts.
+        ticks: number of renewals so far.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class LayoutPool:
     ) -> None:
         self.task, self.seed, self.ticks = task, seed, ticks
         self.size = 1 if task.layout is not None else size
-        # The next one to be renewed is the one whose turn is longest ago.
+        # Slots are renewed in turn, so slot i holds the newest layout whose number is i modulo the size.
         drawn = [self._draw(ticks + number) for number in range(self.size)]
         turn = np.argsort([(ticks + number) % self.size for number in range(self.size)])
         cells, data = np.stack([row for row, _ in drawn])[turn], np.array([ints for _, ints in drawn])[turn]
@@ -36,7 +36,7 @@ class LayoutPool:
         """(number of the layout, steps, place, carried, data of the rules; B), int64."""
 
     def renew(self, number: int) -> range | tuple[()]:
-        """Replace so many layouts, those that are there longest; returns the numbers of renewals."""
+        """Replace the ``number`` oldest layouts; returns the numbers of the renewals."""
         if self.task.layout is not None:
             return ()
         renewals = range(self.ticks, self.ticks + number)
@@ -48,7 +48,7 @@ class LayoutPool:
         return renewals
 
     def seed_of(self, number: int) -> int:
-        """The seed of a layout, by how many were drawn before it."""
+        """The seed of layout ``number``, counted in the order of drawing."""
         if self.task.layout is not None:
             return self.task.layout
         return self.seed(number % self.size, number // self.size)

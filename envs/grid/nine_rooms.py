@@ -1,4 +1,4 @@
-"""A MiniGrid environment of ours, with its rules for tensors."""
+"""The MiniGrid environment NineRooms, which is ours, and its rules on tensors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from neoteny.envs.grid.rules import Outcome, Rules
 
 
 class NineRoomsRules(Rules):
-    """:class:`NineRooms` for tensors."""
+    """The rules of :class:`NineRooms` on tensors."""
 
     def __init__(self, env: NineRooms) -> None:
         super().__init__(env)
@@ -28,23 +28,23 @@ class NineRoomsRules(Rules):
         self.way = way.flatten()
 
     def step(self, board: Board, action: torch.Tensor) -> Outcome:
-        """The shorter the way that is left, the less it costs."""
+        """A cost proportional to the remaining shortest path, and 3 at the goal."""
         self.way = self.way.to(action.device)
         _, terminated = super().step(board, action)
         return 3.0 * terminated - 0.01 * self.way.take(board.cell), terminated
 
     def observe(self, place: torch.Tensor) -> torch.Tensor:
-        """Where the agents are and where they look."""
+        """One-hot direction and cell of the agents, (N, 4 * cells) float32."""
         cells = self.way.numel()
         return F.one_hot(place % 4 * cells + place // 4, 4 * cells).float()
 
 
 class NineRooms(MiniGridEnv):
-    """Three by three rooms; the agent starts in the middle one and is drawn to a goal that it cannot see.
+    """Three by three rooms; the agent starts in the middle one and must find a goal that it cannot see.
 
-    Doors join all neighbouring rooms but the middle one and those at its sides. Each step costs 0.01 for
-    every cell of the shortest way that is left; the goal gives 3. Episodes last at most 100 steps. The
-    observation is a single 1 among zeros, one entry for each direction and cell.
+    Doors join all neighbouring rooms but the middle one and those at its left and right. Each step costs 0.01
+    per cell of the shortest path to the goal; the goal gives 3. Episodes last at most 100 steps. The
+    observation is one-hot over all directions and cells.
 
     Args:
         goal: x and y of its cell.
@@ -61,7 +61,7 @@ class NineRooms(MiniGridEnv):
         self.walls[side : 3 * side : side, (middle, middle + 2 * side)] = False  # and sideways
         self.goal = goal
         self.way = {goal: 0}
-        for x, y in (cells := [goal]):  # which grows, ever farther from the goal
+        for x, y in (cells := [goal]):  # breadth-first search: the list grows while it is read
             for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
                 if not self.walls[cell] and cell not in self.way:
                     self.way[cell] = self.way[x, y] + 1
@@ -77,13 +77,13 @@ class NineRooms(MiniGridEnv):
         self.agent_pos, self.agent_dir = (width // 2, height // 2), self._rand_int(0, 4)
 
     def gen_obs(self) -> np.ndarray:
-        """Where the agent is and where it looks."""
+        """One-hot direction and cell of the agent, (4 * cells,) float32."""
         place = np.zeros((4, *self.walls.shape), np.float32)
         place[self.agent_dir, *self.agent_pos] = 1.0
         return place.ravel()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Step the grid."""
+        """Step the grid, with the rewards of this environment."""
         observation, _, terminated, truncated, info = super().step(action)
         x, y = self.agent_pos
         return observation, 3.0 * terminated - 0.01 * self.way[x, y], terminated, truncated, info

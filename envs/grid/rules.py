@@ -1,8 +1,9 @@
-"""What MiniGrid's environments add to its common rules: when an episode ends, and what it is worth.
+"""The rules that MiniGrid's environments add to the common ones: when an episode ends, and its reward.
 
-Each class stands for the ``step`` of the package's environments that it is registered for, and reads like it,
-for N environments at a time. An environment that only makes layouts needs none; one of your own that has a
-``step`` is covered by a subclass of :class:`Rules` in its attribute ``tensor_rules``.
+Each class reimplements, for N environments at a time, the ``step`` of those of the package's environments
+that it is registered for in ``RULES``. An environment that only makes layouts needs no rules of its own. For
+your own environment with its own ``step``, put a subclass of :class:`Rules` in its attribute
+``tensor_rules``.
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ class Rules:
     """The common rules.
 
     Args:
-        env: one environment of the task, from which constants are read.
+        env: an environment of the task, to read constants from.
     """
 
     def __init__(self, env: Any) -> None:
         pass
 
     def data(self, env: Any) -> list[int]:
-        """Whole numbers that an episode carries, always as many, from an environment that was just reset."""
+        """A fixed number of integers that an episode needs, from an environment just after its reset."""
         return []
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """Step all environments; ``board`` then holds where they are."""
+        """Step all environments; updates ``board``."""
         return board.move(action)
 
     def observe(self, place: Tensor) -> Tensor | None:
-        """What is observed instead of the agent's view, (N, ...), if it is, from the agents' places, (N,)."""
+        """Observations, (N, ...), from the agents' places, (N,); ``None`` for their views."""
         return None
 
 
 class PickUp(Rules):
-    """The episode ends when one object is picked up: data 0, its code."""
+    """The episode ends when a certain object is picked up. Data 0: its code."""
 
     def data(self, env: Any) -> list[int]:
-        """There must be no other that looks like it, since the package means this very one."""
+        """Raise UncoveredError if another object looks the same: the package accepts only this one."""
         code = code_of(env.obj)
         things = [thing for cell in env.grid.grid if cell for thing in (cell, cell.contains) if thing]
         if [code_of(thing) for thing in things].count(code) != 1:
@@ -64,21 +65,21 @@ class PickUp(Rules):
         return [code]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """The reward is for picking it up, not for going on to carry it."""
+        """Reward picking the object up, not carrying it on."""
         reward, terminated = super().step(board, action)
         won = (action == Actions.pickup) & (board.carried == board.data[0])
         return torch.where(won, board.success_reward, reward), terminated | won
 
 
 class Fetch(Rules):
-    """The episode ends with the first object that is picked up: data 0, the code of the right one."""
+    """The episode ends with the first object that is picked up. Data 0: the code of the right one."""
 
     def data(self, env: Any) -> list[int]:
-        """Any that looks like it is as good."""
+        """Any object of the right type and colour counts."""
         return [code_of({"key": Key, "ball": Ball}[env.targetType](env.targetColor))]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """Only the right one has a reward."""
+        """Reward only the right object."""
         reward, terminated = super().step(board, action)
         fetched = board.carried != EMPTY
         right = board.success_reward * (board.carried == board.data[0])
@@ -86,14 +87,14 @@ class Fetch(Rules):
 
 
 class GoTo(Rules):
-    """The agent says "done" beside a cell: data 0. Toggling anything ends the episode too."""
+    """Success is the action "done" beside a target cell. Data 0: the cell. Toggling ends the episode too."""
 
     def data(self, env: Any) -> list[int]:
-        """Where the door or the object was at first."""
+        """The cell of the door or object at the start of the episode."""
         return [cell_of(env, env.target_pos)]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """Beside is above, below, left or right."""
+        """Beside means above, below, left or right."""
         reward, terminated = super().step(board, action)
         done = action == Actions.done
         columns, rows = board.distance(board.cell, board.data[0])
@@ -102,15 +103,15 @@ class GoTo(Rules):
 
 
 class PutNear(Rules):
-    """One object is dropped near a cell where another was: data 0, the code of the first, and 1, the cell."""
+    """Success is dropping one object near the cell of another. Data 0: code of the first; 1: the cell."""
 
     def data(self, env: Any) -> list[int]:
-        """No two objects of a layout look the same."""
+        """A code identifies the object, since no two objects of a layout look the same."""
         kind = {"key": Key, "ball": Ball, "box": Box}[env.move_type]
         return [code_of(kind(env.moveColor)), cell_of(env, env.target_pos)]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """The episode ends with a wrong object in hand, or after any try to drop."""
+        """The episode ends when a wrong object is picked up, or after any attempt to drop one."""
         drops = (action == Actions.drop) & (board.carried != EMPTY)
         reward, terminated = super().step(board, action)
         wrong = (action == Actions.pickup) & (board.carried != EMPTY) & (board.carried != board.data[0])
@@ -120,14 +121,14 @@ class PutNear(Rules):
 
 
 class Memory(Rules):
-    """Two cells end the episode: data 0 is the right one, 1 the wrong one. Nothing can be picked up."""
+    """Two cells end the episode. Data 0: the right cell; 1: the wrong one. Nothing can be picked up."""
 
     def data(self, env: Any) -> list[int]:
-        """In front of the two objects at the end of the hallway."""
+        """The cells in front of the two objects at the end of the hallway."""
         return [cell_of(env, env.success_pos), cell_of(env, env.failure_pos)]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """Being there counts, however one came."""
+        """The agent's cell alone decides, whatever the action was."""
         action = action.masked_fill(action == Actions.pickup, Actions.toggle)
         reward, terminated = super().step(board, action)
         won, lost = board.cell == board.data[0], board.cell == board.data[1]
@@ -136,31 +137,31 @@ class Memory(Rules):
 
 
 class Unlock(Rules):
-    """A door is opened: data 0, its cell."""
+    """Success is opening a door. Data 0: its cell."""
 
     def data(self, env: Any) -> list[int]:
-        """Doors do not move."""
+        """The cell of the door."""
         return [cell_of(env, env.door.cur_pos)]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """Toggling anything while it is open will do."""
+        """As in the package, toggling anything while the door is open counts as success."""
         reward, terminated = super().step(board, action)
         won = (action == Actions.toggle) & board.is_open(board.data[0])
         return torch.where(won, board.success_reward, reward), terminated | won
 
 
 class RedBlueDoors(Rules):
-    """The red door is opened before the blue one: data 0 and 1, their cells."""
+    """Success is opening the red door before the blue one. Data 0 and 1: their cells."""
 
     def data(self, env: Any) -> list[int]:
-        """The environment does not say where they are."""
+        """Search the grid for the doors, since the environment does not hold their positions."""
         return [
             cell_of(env, divmod(env.grid.grid.index(door), env.width)[::-1])
             for door in (env.red_door, env.blue_door)
         ]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """The blue one first, or both at once, ends the episode without a reward."""
+        """Opening the blue door first, or both at once, ends the episode without a reward."""
         red_before, blue_before = board.is_open(board.data[0]), board.is_open(board.data[1])
         reward, terminated = super().step(board, action)
         red, blue = board.is_open(board.data[0]), board.is_open(board.data[1])
@@ -171,21 +172,21 @@ class RedBlueDoors(Rules):
 
 
 class DynamicObstacles(Rules):
-    """Balls move to a random free cell around them before each step: data, their cells.
+    """Balls move to a random free cell around them before each step. Data: their cells.
 
-    They move as in distribution they do in the package, from random numbers that are a function of seed,
+    The moves have the same distribution as in the package; the random numbers are a function of seed, task,
     environment, episode and step.
     """
 
     TRIES = 101
-    """The package draws so many of the nine cells around a ball, and lets it stay if none was free."""
+    """Number of draws among the nine cells around a ball, after which the package lets it stay."""
 
     def data(self, env: Any) -> list[int]:
-        """In the order in which they move."""
+        """The cells of the balls, in the order in which they move."""
         return [cell_of(env, obstacle.cur_pos) for obstacle in env.obstacles]
 
     def step(self, board: Board, action: Tensor) -> Outcome:
-        """Going forward where there was anything but a goal costs 1, even if it has just moved away."""
+        """Going forward costs 1 if the cell ahead was occupied (except by a goal) before the balls moved."""
         action = action.masked_fill(action > Actions.forward, Actions.left)
         hit = (action == Actions.forward) & ~board.is_free_or_goal(board.front)
         for number in range(len(board.data)):
@@ -198,7 +199,7 @@ class DynamicObstacles(Rules):
         around = board.around(old)
         free = (board.cells.gather(1, around) == EMPTY) & (around != board.cell[:, None])
         count = free.sum(1)
-        # The cell whose turn it is among the free ones; none of nine if it stays.
+        # Index of the drawn cell among the free ones. The ball stays if no draw would have found a free cell.
         turn = (board.random(2 * number) * count).long()
         stays = board.random(2 * number + 1) < (1 - count / 9).pow(self.TRIES)
         chosen = free & (free.cumsum(1) == turn[:, None] + 1) & ~stays[:, None]
@@ -223,20 +224,20 @@ RULES: dict[Callable[..., Any], type[Rules]] = {
     envs.UnlockEnv.step: Unlock,
     envs.UnlockPickupEnv.step: PickUp,
 }
-"""By the method that an environment has: whatever class inherits it is covered too."""
+"""Keyed by the ``step`` method, so that classes that inherit it are covered too."""
 
 
 def rules_of(env: MiniGridEnv) -> Rules:
-    """The rules of an environment; UncoveredError if its steps, observations or rewards are its own."""
+    """The rules of an environment; UncoveredError if it overrides steps, observations or rewards."""
     own = getattr(env, "tensor_rules", None)
     if own is not None:
         return own(env)
     kind = type(env)
     if kind.step not in RULES:
-        raise UncoveredError(f"{kind.__name__} has a step of its own")
+        raise UncoveredError(f"{kind.__name__} overrides step")
     for name in ("reset", "gen_obs", "gen_obs_grid", "_reward", "get_view_exts", "front_pos", "dir_vec"):
         if getattr(kind, name) is not getattr(MiniGridEnv, name):
-            raise UncoveredError(f"{kind.__name__} has a {name} of its own")
+            raise UncoveredError(f"{kind.__name__} overrides {name}")
     return RULES[kind.step](env)
 
 

@@ -1,7 +1,7 @@
 """MiniGrid streams: the layout changes, the rules stay.
 
-Observations are MiniGrid's egocentric image (7, 7, 3) of object, colour and state codes as uint8; all seven
-actions are kept, so every task has the same spaces. Streams that show or allow something else say so.
+Unless a stream says otherwise, observations are MiniGrid's egocentric image of object, colour and state
+codes, (7, 7, 3) uint8, and all seven actions are available.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALL_BUT_DROP = tuple(action for action in Actions if action != Actions.drop)
 
 
 def make_grid(name: str, whole: bool = False, **options: Any) -> gym.Env:
-    """``MiniGrid-<name>-v0`` with the image alone as its observation: the agent's view or the whole grid."""
+    """``MiniGrid-<name>-v0`` with only the image as observation: the agent's view, or the whole grid."""
     env = gym.make(f"MiniGrid-{name}-v0", disable_env_checker=True, **options)
     return ImgObsWrapper(FullyObsWrapper(env) if whole else env)
 
@@ -59,9 +59,9 @@ def grid_kessler(k: int, seed: int) -> gym.Env:
     """DoorKey-9x9, LavaCrossingS9N1, SimpleCrossingS9N1, in this order; episodes last at most 100 steps.
 
     Kessler et al. (2023), "The Effectiveness of World Models for Continual Reinforcement Learning"
-    (github.com/skezle/continual-dreamer): tasks of 750,000 steps, and a cap from outside, so that the reward
-    still counts steps on each environment's own scale. They see pictures of the same view; that the three
-    come again is ours.
+    (github.com/skezle/continual-dreamer): tasks of 750,000 steps. Episodes are limited by a wrapper, so the
+    reward still depends on each environment's own maximum of steps. There, observations are pictures of the
+    same view; the repeated cycles are ours.
     """
     return kessler(k, size=9)
 
@@ -80,17 +80,17 @@ def kessler(k: int, size: int) -> gym.Env:
 
 
 def with_actions(env: gym.Env, actions: tuple[int, ...]) -> gym.Env:
-    """Leave the agent these of MiniGrid's actions."""
+    """Restrict the agent to some of MiniGrid's actions."""
     return TransformAction(env, lambda action: actions[action], gym.spaces.Discrete(len(actions)))
 
 
 def resampled(name: str, actions: tuple[int, ...], k: int, seed: int, **options: Any) -> gym.Env:
-    """A layout that is seen whole and the same in all episodes of a task, but not in the task before."""
+    """One fully observed layout for all episodes of a task, different from that of the task before."""
     env = with_actions(make_grid(name, whole=True, **options), actions)
     rng = task_rng(seed, k)
     while True:
         layout = int(rng.integers(2**31))
-        # Even tasks draw from one half of all layouts and odd ones from the other: neighbours always differ.
+        # Even and odd tasks draw from two disjoint halves of all layouts: consecutive tasks always differ.
         if zlib.crc32(env.reset(seed=layout)[0].tobytes()) % 2 == k % 2:
             return FixedLayout(env, layout)
 
@@ -98,19 +98,19 @@ def resampled(name: str, actions: tuple[int, ...], k: int, seed: int, **options:
 @stream("grid-resampled-crossings-small", period=20_480)
 @stream("grid-resampled-crossings", period=40_000)
 def grid_resampled_crossings(k: int, seed: int) -> gym.Env:
-    """One fixed SimpleCrossingS9N1 a task, seen whole; episodes last at most 400 steps; three actions.
+    """One fixed SimpleCrossingS9N1 per task, fully observed; at most 400 steps per episode; three actions.
 
     Meyer, White and Machado (2024), "Harnessing Discrete Representations for Continual Reinforcement
     Learning" (github.com/ejmejm/discrete-representations-for-continual-rl): a new layout every 40,000 of
-    400,000 steps. They see pictures, one action in ten is replaced by another, and the same layout may come
-    twice in a row. The small period is ours.
+    400,000 steps. There, observations are pictures, one action in ten is replaced by another, and the same
+    layout may come twice in a row. The small period is ours.
     """
     return resampled("SimpleCrossingS9N1", MOVES, k, seed, max_steps=400)
 
 
 @stream("grid-resampled-doorkeys", period=100_000)
 def grid_resampled_doorkeys(k: int, seed: int) -> gym.Env:
-    """One fixed DoorKey-8x8 a task, seen whole; episodes last at most 1000 steps; all actions but "drop".
+    """One fixed DoorKey-8x8 per task, fully observed; at most 1000 steps per episode; no action "drop".
 
     From the same paper, with a new layout every 100,000 of 1,000,000 steps; it differs from theirs as
     :func:`grid_resampled_crossings` does.
@@ -120,7 +120,7 @@ def grid_resampled_doorkeys(k: int, seed: int) -> gym.Env:
 
 @stream("grid-resampled-doorkeys-small", period=40_960)
 def grid_resampled_doorkeys_small(k: int, seed: int) -> gym.Env:
-    """One fixed DoorKey-5x5 a task, seen whole; episodes last at most 250 steps. Size and period are ours."""
+    """One fixed DoorKey-5x5 per task, at most 250 steps per episode. Size and period are ours."""
     return resampled("DoorKey-5x5", ALL_BUT_DROP, k, seed)
 
 
@@ -130,9 +130,10 @@ def grid_goals(k: int, seed: int) -> gym.Env:
 
     Chung et al. (2024), "Parseval Regularization for Continual Reinforcement Learning"
     (github.com/wechu/parseval_reg): 20 goals of 40,000 steps each, with the same rooms, doors and reward and
-    100 steps to an episode; the agent sees its own place, not the goal. There it moves in four directions
-    between walls without thickness. That it turns and goes forward and starts in a random direction is ours,
-    and that goals come in turn from the black and the white cells of a chessboard, each once in a while.
+    100 steps to an episode; the agent observes its own place, not the goal. There, it moves in four
+    directions between walls without thickness. Ours are turning and going forward, the random starting
+    direction, and the order of goals: alternately from the black and the white cells of a chessboard, each
+    once per pass.
     """
     return nine_rooms(k, seed, room=5)
 
@@ -144,19 +145,19 @@ def grid_goals_small(k: int, seed: int) -> gym.Env:
 
 
 def nine_rooms(k: int, seed: int, room: int) -> gym.Env:
-    """The rooms with the goal of task k."""
+    """:class:`NineRooms` with the goal of task k."""
     side = room + 1
     inside = [i for i in range(3 * side) if i % side]
     goals = [(x, y) for x in inside for y in inside if y > 2 * side or (y > side and x // side != 1)]
-    # In turn from the black and the white cells of a chessboard: from every cell the one goal is an even
-    # number of steps away and the other an odd one, so the audit sees the change wherever it goes.
+    # Alternately from the black and the white cells of a chessboard: the distances of one cell to the goals
+    # of consecutive tasks differ by an odd number, so the rewards of any rollout show the audit the change.
     goals = [(x, y) for x, y in goals if (x + y) % 2 == k % 2]
     goal = goals[task_rng(seed, k % 2).permutation(len(goals))[k // 2 % len(goals)]]
     return with_actions(NineRooms(goal, room), MOVES)
 
 
 def reordered(k: int, seed: int, size: int) -> list[int]:
-    """The order of ``size`` entries in task k: theirs in task 0, then every one is moved by each task."""
+    """A permutation of ``size`` entries for task k: the identity for task 0; each task moves every entry."""
     order = np.arange(size)
     for task in range(1, k + 1):
         circle = task_rng(seed, task).permutation(size)
@@ -167,11 +168,11 @@ def reordered(k: int, seed: int, size: int) -> list[int]:
 @stream("grid-permuted-observations-small", period=40_960)
 @stream("grid-permuted-observations", period=5_120_000)
 def grid_permuted_observations(k: int, seed: int) -> gym.Env:
-    """DoorKey-5x5 with the 49 cells of the view in another order in each task.
+    """DoorKey-5x5 with the 49 cells of the view permuted anew in each task.
 
     Juliani and Ash (2024), "A Study of Plasticity Loss in On-Policy Deep Reinforcement Learning"
-    (github.com/awjuliani/deep-rl-plasticity): ten rounds of 5,000 updates with 1,024 steps each. Theirs is
-    another grid world. That no cell stays where it was in the task before, and the small period, are ours.
+    (github.com/awjuliani/deep-rl-plasticity): ten rounds of 5,000 updates with 1,024 steps each, in another
+    grid world. Ours are the small period, and that every switch moves every cell.
     """
     cells = permute_observations(
         ReshapeObservation(make_grid("DoorKey-5x5"), (49, 3)), order=reordered(k, seed, 49), axis=-2
@@ -182,9 +183,9 @@ def grid_permuted_observations(k: int, seed: int) -> gym.Env:
 @stream("grid-permuted-actions-small", period=40_960)
 @stream("grid-permuted-actions", period=5_120_000)
 def grid_permuted_actions(k: int, seed: int) -> gym.Env:
-    """DoorKey-5x5 with its seven actions in another order in each task.
+    """DoorKey-5x5 with its seven actions permuted anew in each task.
 
-    From the same paper, with the same rounds. That no action keeps its meaning, and the small period, are
-    ours.
+    From the same paper, with the same rounds. Ours are the small period, and that every switch changes the
+    meaning of every action.
     """
     return permute_actions(make_grid("DoorKey-5x5"), order=reordered(k, seed, 7))

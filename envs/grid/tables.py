@@ -1,8 +1,8 @@
-"""MiniGrid's rules as lookup tables, made by running the package's own objects.
+"""MiniGrid's rules as lookup tables, computed by running the package's own objects.
 
-A cell is one *code*, a small number for each kind of object in each of its states. Everything that MiniGrid
-does to objects is then a lookup: what a step makes of the cell in front of the agent and of what it carries,
-what an object looks like, whether one sees past it, and which cells of a row are visible.
+The content of a cell is one *code*, a small integer for each kind of object in each of its states. Everything
+that MiniGrid does with objects is then a lookup: the effect of a step on the cell in front of the agent and
+on the carried object, the encoding of an object, whether it blocks the view, and which cells are visible.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from neoteny.envs.engine import UncoveredError
 
 ACTIONS = 7
 STAY, LEFT, RIGHT, FORWARD = range(4)  # how the agent moves
-UNSEEN, EMPTY = 0, 1  # the first codes; EMPTY is also what is carried by one that carries nothing
+UNSEEN, EMPTY = 0, 1  # the first codes; EMPTY also stands for carrying nothing
 
 
 def _objects() -> list[WorldObj | None]:
-    """One object for each code from EMPTY on. Boxes hold nothing, a key, a ball or an empty box."""
+    """One object per code, from EMPTY on. A box is empty or holds a key, a ball or an empty box."""
     plain = [kind(color) for kind in (Key, Ball, Box) for color in COLOR_NAMES]
     doors = [
         Door(color, is_open, is_locked)
@@ -42,7 +42,7 @@ def _objects() -> list[WorldObj | None]:
 
 
 def _key(thing: WorldObj | None) -> tuple[Any, ...]:
-    """All that tells an object from others, but for where it is."""
+    """The attributes by which objects are distinguished, without their position."""
     if thing is None:
         return ()
     inside = () if thing.contains is None else _key(thing.contains)
@@ -52,24 +52,24 @@ def _key(thing: WorldObj | None) -> tuple[Any, ...]:
 
 OBJECTS = _objects()
 CODES = EMPTY + len(OBJECTS)
-AGENT = CODES  # and the next three: an agent seen from above, by its direction
+AGENT = CODES  # and the next three: the agent in a fully observed grid, by its direction
 _CODE_OF = {_key(thing): code for code, thing in enumerate(OBJECTS, start=EMPTY)}
 WALL, BALL = (_CODE_OF[_key(thing)] for thing in (Wall(), Ball()))
 
 
 def code_of(thing: WorldObj | None) -> int:
-    """The code of an object, or UncoveredError."""
+    """The code of an object; UncoveredError if it has none."""
     if thing is None:
         return EMPTY
     try:
         return _CODE_OF[_key(thing)]
     except KeyError:
         held = "" if thing.contains is None else f" that holds a {thing.contains.type}"
-        raise UncoveredError(f"no table holds a {thing.color} {thing.type}{held}") from None
+        raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{held}") from None
 
 
 class _Room(MiniGridEnv):
-    """Three by three cells, in which one object is stepped at."""
+    """A grid of 3x3 cells in which the effect of a step on one object is recorded."""
 
     carrying: Any
 
@@ -78,22 +78,23 @@ class _Room(MiniGridEnv):
         self.grid = Grid(3, 3)
 
     def _gen_grid(self, width: int, height: int) -> None:
-        """What is in the room is put there by hand."""
+        """Leave the grid empty: :func:`rules` places the objects."""
 
     def gen_obs(self) -> None:
-        """Not looked at."""
+        """Skip the observation, which is not used."""
 
 
 @functools.cache
 def rules() -> NDArray[np.int64]:
-    """What a step does, (action, code carried, code in front, 5).
+    """The effect of a step, (action, code carried, code in front, 5).
 
-    The last axis: what is in front then, what is carried then, how the agent moves, whether it reached a
-    goal, and whether the episode ends.
+    The last axis: the new code in front, the new carried code, the agent's move (STAY, ...), whether it
+    reached a goal, and whether the episode ends.
     """
     room = _Room()
     table = np.zeros((ACTIONS, CODES, CODES, 5), np.int64)
-    # What is carried decides only by being a key of some colour, or at all: a ball stands for all else.
+    # The carried object matters only by whether there is one and whether it is a key of some colour: a ball
+    # stands for all other objects.
     keys = [code for code, thing in enumerate(OBJECTS, start=EMPTY) if isinstance(thing, Key)]
     others = np.setdiff1d(np.arange(CODES), [UNSEEN, EMPTY, *keys])
     cases = itertools.product(range(ACTIONS), (EMPTY, *keys, BALL), range(EMPTY, CODES))
@@ -117,7 +118,7 @@ def rules() -> NDArray[np.int64]:
 
 @functools.cache
 def encoding() -> NDArray[np.uint8]:
-    """Kind, colour and state of every code as an observation shows them, agents last, (CODES + 4, 3)."""
+    """The observation (kind, colour, state) of every code, agents last, (CODES + 4, 3)."""
     empty = (OBJECT_TO_IDX["empty"], 0, 0)
     seen = [thing.encode() if thing else empty for thing in OBJECTS]
     agents = [(OBJECT_TO_IDX["agent"], COLOR_TO_IDX["red"], direction) for direction in range(4)]
@@ -126,50 +127,50 @@ def encoding() -> NDArray[np.uint8]:
 
 @functools.cache
 def onehot_encoding() -> NDArray[np.uint8]:
-    """The same, one-hot for kind, colour and state, (CODES + 4, 20)."""
+    """The same as one-hot vectors of kind, colour and state, (CODES + 4, 20)."""
     sizes = len(OBJECT_TO_IDX), len(COLOR_TO_IDX), len(STATE_TO_IDX)
     parts = [np.eye(size + 1, dtype=np.uint8)[encoding()[:, i], :size] for i, size in enumerate(sizes)]
     return np.concatenate(parts, axis=1)
 
 
 def which(property: Callable[[WorldObj], bool]) -> NDArray[np.bool_]:
-    """Which codes stand for objects with a property, (CODES,)."""
+    """A mask of the codes whose objects have a property, (CODES,)."""
     return np.array([False, *(thing is not None and property(thing) for thing in OBJECTS)])
 
 
 class Sight(NamedTuple):
-    """What is visible of a view, row by row, the agent's own first.
+    """Visibility in a view as a finite automaton that reads it row by row, the agent's own row first.
 
-    A *state* is a pair of what is visible of a row and, through it, of the next one; the first state is that
-    before the agent's own row.
+    A *state* is a pair of sets: the visible cells of a row and, seen through it, those of the next row. State
+    0 is that before the agent's own row.
     """
 
     next: NDArray[np.int64]
-    """The state of a row, (states, 2**size): by that of the row before and opaque cells, bit i the i-th."""
+    """Transitions, (states, 2**size): (state of the row before, bit mask of opaque cells) -> state."""
     visible: NDArray[np.uint8]
-    """1 for the cells that are visible in a row of that state, (states, size)."""
+    """1 for the visible cells of a row in each state, (states, size)."""
 
 
 @functools.cache
 def sight(size: int) -> Sight:
-    """Rows of ``size`` cells, from MiniGrid's own sweep over a view of two rows."""
+    """Compute the automaton for rows of ``size`` cells with MiniGrid's own ``process_vis`` on two rows."""
     sets = 1 << size
-    row, farther = (np.zeros((sets, sets), np.int64) for _ in range(2))  # by visible at first, opaque
+    row, farther = (np.zeros((sets, sets), np.int64) for _ in range(2))  # (visible at first, opaque)
     bits = 1 << np.arange(size)
     for blocked in range(sets):
-        # The sweep is a union over the cells where it starts, so one start at a time will do.
+        # The result is a union over the starting cells, so each start is computed alone.
         for start in range(size):
             grid = Grid(size, 3)
             for i in range(size):
                 grid.grid[2 * size + i] = Wall() if blocked >> i & 1 else None
-                grid.grid[size + i] = Wall()  # which hides all that is farther
+                grid.grid[size + i] = Wall()  # hides all rows beyond
             mask = grid.process_vis((start, 2))
             has = np.arange(sets) >> start & 1 == 1
             row[has, blocked] |= int(mask[:, 2] @ bits)
             farther[has, blocked] |= int(mask[:, 1] @ bits)
     first = 1 << size // 2
     pairs, state = np.unique(np.concatenate(([first], (row * sets + farther).ravel())), return_inverse=True)
-    # Exchange two states, so that the first is number 0.
+    # Swap two states, so that the initial one is number 0.
     was = state[0]
     pairs[[0, was]], state = pairs[[was, 0]], np.where(state == was, 0, np.where(state == 0, was, state))
     seen = (pairs[:, None] // sets >> np.arange(size) & 1).astype(np.uint8)
@@ -184,24 +185,24 @@ class Places(NamedTuple):
     moved: NDArray[np.int64]
     """The place after STAY, LEFT, RIGHT, FORWARD, (places, 4)."""
     view: NDArray[np.int64]
-    """The cells seen, (places, size, size), to the right and towards the agent; beyond the grid: cells."""
+    """The cells in view, (places, size, size), by column and row; outside the grid: width * height."""
 
 
 @functools.lru_cache(maxsize=64)
 def places(width: int, height: int, size: int) -> Places:
-    """Tables of a grid for views of ``size`` x ``size`` cells."""
+    """The tables of a grid for views of ``size`` x ``size`` cells."""
     x, y, direction = (axis.ravel() for axis in np.indices((width, height, 4)))
     ahead = np.array(DIR_TO_VEC)[direction]
     right = np.stack((-ahead[:, 1], ahead[:, 0]), axis=1)
     here = np.stack((x, y), axis=1)
 
     def cell(at: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Numbers of cells at (..., 2)."""
+        """Numbers of the cells at coordinates (..., 2)."""
         inside = (at >= 0).all(-1) & (at < (width, height)).all(-1)
         return np.where(inside, at[..., 0] * height + at[..., 1], width * height)
 
     front, own = cell(here + ahead), cell(here)
-    # Where the way ahead leads out of the grid, there is a wall; the number of the place does not matter.
+    # Grids are enclosed by walls, so the entry for a move out of the grid is never used.
     forward = np.where(front < width * height, front, own)
     moved = 4 * np.stack((own, own, own, forward), axis=1)
     moved += np.stack((direction, (direction - 1) % 4, (direction + 1) % 4, direction), axis=1)

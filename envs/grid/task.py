@@ -1,4 +1,4 @@
-"""MiniGrid tasks, read from the package's environments and the wrappers around them."""
+"""The definition of a MiniGrid task, read from an environment of the package and its wrappers."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ from neoteny.envs.grid.tables import EMPTY, WALL, code_of
 from neoteny.envs.observations import ObservationSpec
 
 TEXT = 96
-"""Characters of a mission, as in the package's flat observation."""
+"""Largest length of a mission, in characters, as in the package's FlatObsWrapper."""
 
 LARGEST_VIEW = 9
-"""Cells along a side of the view; the table of what is visible grows with four to the power of it."""
+"""Largest side of the view, in cells; the table of visible cells grows with four to the power of it."""
 
 
 class FixedLayout(gym.Wrapper):
-    """Every episode starts from the layout that ``layout`` seeds, whatever seed the reset is given."""
+    """Every episode starts from the layout of seed ``layout``, whatever seed is given to ``reset``."""
 
     def __init__(self, env: gym.Env, layout: int) -> None:
         super().__init__(env)
         self.layout = layout
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Start an episode in the layout."""
+        """Start an episode in the fixed layout."""
         return self.env.reset(seed=self.layout, options=options)
 
 
 class GridTask:
-    """One task, as its environment of the package and the wrappers around it say.
+    """The definition of one task, read from an environment and its wrappers.
 
     Args:
-        env: a MiniGrid environment in wrappers that choose the image, the whole grid, one-hot codes or the
-            flat vector with the mission, rearrange what is observed, give actions other meanings, fix the
-            layout or limit the length of episodes.
+        env: a MiniGrid environment in wrappers that select the image, the full grid, one-hot codes or the
+            flat vector with the mission, rearrange entries of observations, remap actions, fix the layout or
+            limit the length of episodes.
 
     Raises:
-        UncoveredError: it is none, or does something else.
+        UncoveredError: it is not a MiniGrid environment, or a wrapper does something else.
     """
 
     def __init__(self, env: gym.Env) -> None:
@@ -62,7 +62,7 @@ class GridTask:
             layers.append(env)
             env = env.env
         if not isinstance(env, MiniGridEnv):
-            raise UncoveredError(f"{type(env).__name__} is no MiniGrid environment")
+            raise UncoveredError(f"{type(env).__name__} is not a MiniGrid environment")
         if env.agent_view_size > LARGEST_VIEW:
             raise UncoveredError(f"its view is {env.agent_view_size} cells wide")
         self.env: Any = env
@@ -97,9 +97,9 @@ class GridTask:
                 case gym.ObservationWrapper() if chosen and (type(layer).reset, type(layer).step) == plain:
                     rearranged.append(layer.observation)
                 case _:
-                    raise UncoveredError(f"{type(layer).__name__} does what no table holds")
+                    raise UncoveredError(f"{type(layer).__name__} cannot be expressed by tables")
         if not chosen:
-            raise UncoveredError("its observations are no array")
+            raise UncoveredError("its observations are not an array")
         assert space.shape is not None
         self.shape = space.shape
         if rearranged:
@@ -107,14 +107,14 @@ class GridTask:
             self.order = _order(rearranged, inner.observation_space)
 
     def draw(self, seed: int) -> tuple[np.ndarray, list[int]]:
-        """One layout from the package's generator.
+        """Draw a layout from the package's generator.
 
         Returns:
-            Codes of the cells, a wall for all that is beyond them, and the mission's characters, uint8; the
-            agent's place, what it carries, and what the rules need.
+            Codes of the cells, a wall for everything outside the grid, and the mission's characters, uint8;
+            and the list of the agent's place, the carried code and the data of the rules.
         """
         env = self.env
-        env.gen_obs = lambda: None  # which takes longer than most layouts
+        env.gen_obs = lambda: None  # not needed, and slower than most generators
         env.reset(seed=seed)
         del env.gen_obs
         codes = [EMPTY if thing is None else code_of(thing) for thing in env.grid.grid]
@@ -130,7 +130,7 @@ class GridTask:
 
 
 def _order(rearranged: list[Callable[[np.ndarray], np.ndarray]], space: gym.Space) -> np.ndarray:
-    """Which entry of an observation each entry of the outermost one is; else UncoveredError."""
+    """Index of the inner observation's entry for each outer entry; UncoveredError if values are changed."""
     assert space.shape is not None
 
     def outer(observation: np.ndarray) -> np.ndarray:
@@ -139,21 +139,21 @@ def _order(rearranged: list[Callable[[np.ndarray], np.ndarray]], space: gym.Spac
         return observation
 
     try:
-        # What comes out where the entries are their own numbers, a byte at a time.
+        # Pass each entry's own index through the wrappers, one byte at a time.
         number = np.arange(math.prod(space.shape)).reshape(space.shape)
         low, high = (outer((number >> shift).astype(np.uint8)).astype(int) for shift in (0, 8))
         order = low + (high << 8)
         trial = np.random.default_rng(0).integers(0, 256, space.shape, np.uint8)
         fine = np.array_equal(outer(trial), trial.ravel()[order]) and outer(trial).dtype == np.uint8
     except Exception as error:
-        raise UncoveredError(f"its observations are changed in a way that no table holds: {error}") from error
+        raise UncoveredError(f"its observations cannot be expressed by tables: {error}") from error
     if not fine:
         raise UncoveredError("its observations are not only rearranged")
     return order.ravel()
 
 
 def observation_spec(env: gym.Env) -> ObservationSpec | None:
-    """What images of MiniGrid are: codes, or what the package's wrappers make of them; else ``None``."""
+    """The kind of MiniGrid's images: codes, pictures or planes, by wrapper; ``None`` for anything else."""
     space, image = env.observation_space, env
     while isinstance(image, gym.Wrapper) and not isinstance(image, ImgObsWrapper):
         image = image.env
@@ -163,7 +163,7 @@ def observation_spec(env: gym.Env) -> ObservationSpec | None:
     while isinstance(inner, gym.Wrapper):
         if isinstance(inner, RGBImgObsWrapper | RGBImgPartialObsWrapper):
             return ObservationSpec(space, "pictures")
-        if isinstance(inner, OneHotPartialObsWrapper):  # whose space says 255
+        if isinstance(inner, OneHotPartialObsWrapper):  # its space wrongly says 255
             return ObservationSpec(space, "planes", high=1.0)
         inner = inner.env
     own = getattr(type(inner), "gen_obs", None) is not MiniGridEnv.gen_obs

@@ -1,1 +1,1 @@
-"""Any Gymnasium environments, one by one or in processes, restored by replay."""
+"""The engine for any Gymnasium environment: serial or in worker processes, restored by replay."""

@@ -1,4 +1,4 @@
-"""Any Gymnasium environments as the sub-environments of a stream, restored by replay."""
+"""The engine for any Gymnasium environment; running episodes are restored by replay."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, episode_seed
 
 @dataclasses.dataclass(frozen=True)
 class SingleConfig:
-    """Environments that are stepped one by one, or in processes."""
+    """Environments that are stepped one by one in this process, or in worker processes."""
 
     name: ClassVar[str] = "single"
     gradual: ClassVar[bool] = True
     otherwise: ClassVar[str] = ""
 
     workers: int = dataclasses.field(default=0, metadata={"resumable": True})
-    """Step the sub-environments in so many processes of their own; 0: in this one."""
+    """Number of worker processes that step the sub-environments; 0: step them in this process."""
     replay: bool = dataclasses.field(default=True, metadata={"resumable": True})
-    """When a stopped run goes on, replay its running episodes, for the same bits; else start new ones."""
+    """On resume, replay the running episodes for bit-identical results; else start new ones."""
 
     def recognizes(self, env: gym.Env) -> bool:
         """Any environment."""
         return True
 
     def covers(self, env: gym.Env) -> None:
-        """All."""
+        """Accept any environment."""
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
-        """Nothing is known of environments in general."""
+        """``None``: the observation space says all that is known."""
         return None
 
     def check(self, num_envs: int) -> None:
-        """Raise ValueError unless there is an environment for each worker."""
+        """Raise ValueError if there are more workers than environments."""
         if not 0 <= self.workers <= num_envs:
             raise ValueError(
                 f"--stream.single.workers must be 0 to {num_envs}, the number of environments, "
@@ -61,9 +61,7 @@ class SingleConfig:
 
 
 class SingleEngine:
-    """N environments, each of which starts episode after episode from seeds of its own.
-
-    They live in the memory of the CPU.
+    """N environments on the CPU, each with its own sequence of episode seeds.
 
     Args:
         num_envs: N.
@@ -91,23 +89,23 @@ class SingleEngine:
 
     @property
     def observations(self) -> Tensor:
-        """The latest, (N, ...)."""
+        """The latest observations, (N, ...)."""
         return torch.from_numpy(self.envs.observations.copy())
 
     def clear(self) -> None:
-        """Go back to before the first episode."""
+        """Discard all episodes and tasks, as if just constructed."""
         self.exact = True
         self.episodes = np.full(self.num_envs, -1)
         self.log.clear()
 
     def enter(self, schedule: Schedule, step: int) -> None:
-        """Go over to the task that is on at ``step`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
         self.seed, self.task, self.now = schedule.seed, schedule.task_at(step), step
         self.log.clear()
         self.envs.enter(schedule, step)
 
     def reset(self, done: Tensor | None = None) -> None:
-        """Start an episode where ``done``, (N,); everywhere if it is ``None``."""
+        """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
         mask = np.ones(self.num_envs, dtype=bool) if done is None else done.numpy()
         self.episodes[mask] += 1
         seeds = [self._seed(env) if mask[env] else None for env in range(self.num_envs)]
@@ -116,7 +114,7 @@ class SingleEngine:
                 self.log.begin(env, self.now, seed, lifelong)
 
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
-        """Step all, actions (N, ...); they are logged as they are carried out."""
+        """Step all environments and log the actions, (N, ...)."""
         array = actions.cpu().numpy() if isinstance(actions, Tensor) else actions
         array = array.astype(self.log.actions.dtype, casting="same_kind")
         *results, infos = self.envs.step(array)
@@ -126,7 +124,7 @@ class SingleEngine:
         return rewards, terminated, truncated, infos
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
-        """One more, which carries what the first of the others carried into its episode."""
+        """One more environment, with the lifelong state with which environment 0 began its episode."""
         env = TaskEnv(self.make_task, self.spaces, stride=0)
         env.enter(schedule, step)
         if running := self.log[0]:
@@ -134,7 +132,7 @@ class SingleEngine:
         return env
 
     def state_dict(self) -> dict[str, Any]:
-        """Which episodes are running, and how far they came."""
+        """The running episodes: seeds, actions so far and lifelong states."""
         return {
             "observations": self.envs.observations.copy(),
             "episodes": self.episodes.copy(),
@@ -142,10 +140,13 @@ class SingleEngine:
         }
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
-        """Go to where others of the same tasks were at ``step`` of the stream.
+        """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
-        Raises ValueError if the episodes come out otherwise. Without ``replay``, each is cut short and a new
-        one begins, with what the old one carried over from those before it; what comes is not ``exact`` then.
+        Without ``replay`` every running episode is cut short and a new one begins with the lifelong state of
+        the old one; results are no longer ``exact``.
+
+        Raises:
+            ValueError: the replay gave other observations than were saved.
         """
         self.enter(schedule, step)
         self.episodes = state["episodes"].copy()
@@ -162,14 +163,14 @@ class SingleEngine:
         now, before = self.envs.observations, state["observations"]
         if self.replay and not np.array_equal(now, before, equal_nan=now.dtype.kind == "f"):
             raise ValueError(
-                f"task {self.task} is no function of seeds and actions: its replay went elsewhere; "
-                f"--stream.single.no-replay starts new episodes instead"
+                f"the replay of task {self.task} gave other observations than before: the task is not a "
+                f"function of seeds and actions; --stream.single.no-replay starts new episodes instead"
             )
 
     def close(self) -> None:
-        """Close all."""
+        """Close all environments."""
         self.envs.close()
 
     def _seed(self, env: int) -> int:
-        """Of the episode that is on in an environment."""
+        """Seed of the running episode of an environment."""
         return episode_seed(self.seed, self.task, env, int(self.episodes[env]))

@@ -1,8 +1,8 @@
-"""What it takes to replay running episodes.
+"""A log of the running episodes, from which they can be replayed.
 
-Whatever the task, an environment is a function of its seed, of what it carries over from the episodes before
-and of the actions. An :class:`EpisodeLog` keeps these for each running episode, so any environment, without
-a way to save its state, is brought back to where it was: after a stop, or when its process was killed.
+The state of an environment is a function of its seed, its lifelong state (what it carries over from earlier
+episodes) and the actions. An :class:`EpisodeLog` keeps these three for each running episode, so that any
+environment, even one that cannot save its state, is restored after a stop or after its process was killed.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from neoteny.envs.action_log import ActionLog
 
 @dataclasses.dataclass(frozen=True)
 class Episode:
-    """A running episode, as far as it came."""
+    """A running episode up to now."""
 
     began: int
     """Step of the stream at which it began."""
     seed: int
-    """Of its reset."""
+    """Seed of its reset."""
     lifelong: list[Any]
-    """What the environment and its wrappers carried into it, the outermost first."""
+    """Lifelong states of the environment and its wrappers at the reset, the outermost first."""
     actions: np.ndarray
-    """All so far, (L, ...)."""
+    """Actions so far, (L, ...)."""
 
 
 class EpisodeLog:
     """The running episodes of all N sub-environments.
 
     Args:
-        action_space: of all sub-environments, (N, ...).
+        action_space: batched action space of all sub-environments, (N, ...).
     """
 
     def __init__(self, action_space: gym.Space) -> None:
@@ -44,29 +44,29 @@ class EpisodeLog:
         self.clear()
 
     def clear(self) -> None:
-        """No episode is running."""
+        """Discard all episodes."""
         self.actions.clear()
         self._starts: list[tuple[int, int, list[Any]] | None] = [None] * self.num_envs
 
     def begin(self, env: int, step: int, seed: int, lifelong: list[Any]) -> None:
-        """In sub-environment ``env`` an episode begins at ``step`` of the stream."""
+        """Log that an episode of sub-environment ``env`` begins at ``step`` of the stream."""
         self.actions.begin(env)
         self._starts[env] = step, seed, lifelong
 
     def append(self, actions: np.ndarray) -> None:
-        """All sub-environments have carried out their actions, (N, ...)."""
+        """Log the actions of one step of all sub-environments, (N, ...)."""
         self.actions.append(actions)
 
     def __getitem__(self, env: int) -> Episode | None:
-        """What is running in sub-environment ``env``."""
+        """The running episode of sub-environment ``env``, if any."""
         start = self._starts[env]
         return None if start is None else Episode(*start, self.actions[env])
 
     def running(self) -> list[Episode]:
-        """All running episodes: between two steps, one of each sub-environment."""
+        """All running episodes; between two steps there is one per sub-environment."""
         return [episode for env in range(self.num_envs) if (episode := self[env]) is not None]
 
     def load(self, episodes: Sequence[Episode]) -> None:
-        """These episodes are running."""
+        """Replace the log by these episodes, one per sub-environment."""
         self.actions.load([episode.actions for episode in episodes])
         self._starts = [(episode.began, episode.seed, episode.lifelong) for episode in episodes]

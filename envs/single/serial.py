@@ -1,4 +1,4 @@
-"""Sub-environments of a stream, stepped in this process one after the other."""
+"""Sub-environments that are stepped in this process, one after the other."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from neoteny.envs.single.episodes import Episode
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, write_observation
 
 Step = tuple[NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], list[dict[str, Any]]]
-"""Rewards, terminated and truncated, (n,), and all infos."""
+"""Rewards, terminated and truncated, (n,), and one info per environment."""
 
 
 class SerialEnvs:
-    """Some sub-environments of a stream, stepped in this process one after the other.
+    """Sub-environments that are stepped in this process, one after the other.
 
-    The interface is that of :class:`neoteny.envs.single.workers.ProcessEnvs` too.
+    :class:`neoteny.envs.single.workers.ProcessEnvs` has the same interface.
 
     Args:
-        count: n, how many there are here.
-        stride: by how much one step of all of them, here and elsewhere, moves the stream on.
-        alive: called after each step that is replayed.
+        count: n, number of environments held here.
+        stride: steps of the stream per step of its sub-environments, that is their total number.
+        alive: called after each replayed step.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class SerialEnvs:
         self.alive = alive
         self.envs = [TaskEnv(task, spaces, stride) for _ in range(count)]
         self.observations = np.zeros((count, *(spaces[0].shape or ())), spaces[0].dtype)
-        """The latest of each, (n, ...); overwritten by the next."""
+        """The latest observations, (n, ...); overwritten in place."""
 
     def enter(self, schedule: Schedule, steps: int) -> None:
-        """Go over to the task that is on at step ``steps`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's step ``steps``; all environments must be reset afterwards."""
         for env in self.envs:
             env.enter(schedule, steps)
 
     def reset(self, seeds: Sequence[int | None]) -> list[list[Any]]:
-        """Start an episode in each that is given a seed; returns what it carries into it."""
+        """Start an episode in each environment that is given a seed; returns the lifelong states."""
         lifelong: list[list[Any]] = [[] for _ in self.envs]
         for i, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
             if seed is not None:
@@ -55,12 +55,12 @@ class SerialEnvs:
         return lifelong
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all, actions (n, ...)."""
+        """Step all environments, actions (n, ...)."""
         rewards = np.empty(len(self.envs))
         terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
         infos = []
         shape, dtype = self.observations.shape[1:], self.observations.dtype
-        # An environment may change its action in place, which the log must not see.
+        # A copy, since an environment may change its action in place, and the log keeps the original.
         for i, (env, action) in enumerate(zip(self.envs, actions.copy(), strict=True)):
             observation, rewards[i], terminated[i], truncated[i], info = env.step(action)
             if type(observation) is np.ndarray and observation.dtype is dtype and observation.shape == shape:
@@ -71,14 +71,14 @@ class SerialEnvs:
         return rewards, terminated, truncated, infos
 
     def restore(self, episodes: Sequence[Episode | None]) -> None:
-        """Replay episodes in sub-environments that were just made; ``None`` where none was running."""
+        """Replay episodes in freshly made environments; ``None`` where none was running."""
         for i, (env, episode) in enumerate(zip(self.envs, episodes, strict=True)):
             for observation in () if episode is None else replay(env, episode):
                 self._observe(i, observation)
                 self.alive()
 
     def close(self) -> None:
-        """Close all."""
+        """Close all environments."""
         for env in self.envs:
             env.close()
 
@@ -87,7 +87,7 @@ class SerialEnvs:
 
 
 def replay(env: TaskEnv, episode: Episode) -> Iterator[Any]:
-    """Replay an episode in an environment that was just made; yields its observations."""
+    """Replay an episode in a freshly made environment; yields its observations."""
     if env.visit != env.schedule.visit_at(episode.began):  # the same task twice in a row is no switch
         env.enter(env.schedule, episode.began)
     env.steps = episode.began

@@ -1,9 +1,8 @@
-"""Workers: sub-environments in processes of their own, any of which may be killed or hang at any moment.
+"""Workers: processes that step sub-environments, and that may be killed or hang at any moment.
 
-The parent never waits without a limit. A worker that died, does not answer in time or whose pipe broke is
-killed and made anew, replays the running episodes of its sub-environments from the parent's log and is
-given once more the command at which it was lost. What the stream returns is, bit for bit, what it would have
-been.
+The parent never waits without a time limit. A worker that died, does not answer in time or whose pipe broke
+is killed and restarted: the new process replays the running episodes from the parent's log and repeats the
+command at which the old one was lost. The results of the stream stay the same, bit for bit.
 """
 
 from __future__ import annotations
@@ -35,17 +34,16 @@ from neoteny.envs.single.serial import SerialEnvs, Step
 from neoteny.envs.tasks import Spaces, TaskFunction
 
 MOST_RESTARTS = 3
-"""How often a worker is made anew at one and the same command."""
+"""Restarts of a worker at the same command before the run gives up."""
 
 START_SECONDS = 120.0
-"""How long a new process may take to import what it needs: cold network disks are slow."""
+"""Time for a new process to import its packages: cold network disks are slow."""
 
 CLOSE_SECONDS = 5.0
-"""How long workers may take to close their environments before they are killed."""
+"""Time for workers to close their environments before they are killed."""
 
 WORKER_SECONDS = 60.0
-"""How long a worker may take to step, reset or make its environments, or for one step that is replayed,
-before it is replaced."""
+"""Time for a worker to step, reset or make its environments, or to replay one step, before it is replaced."""
 
 _LENGTH = struct.Struct("=Q")
 
@@ -54,30 +52,30 @@ Command = tuple[str, tuple[Any, ...]]
 
 
 class WorkerError(RuntimeError):
-    """A worker was lost again and again at one and the same command."""
+    """A worker was lost repeatedly at the same command."""
 
 
 class LostWorkerError(Exception):
-    """A worker died, does not answer or broke its pipe; the message says which."""
+    """A worker died, does not answer or its pipe broke; the message says which."""
 
 
 class Worker:
     """The parent's end of one process.
 
-    Both ends send pickles. The parent sends a list of commands, names of methods of :class:`SerialEnvs` with
-    arguments, and the worker carries them all out. While it is at work it sends ``None`` as a sign of life,
-    and at the end the observations of its sub-environments, the result of the last command and ``None``; or,
-    in place of the latter, the exception that an environment raised.
+    Both ends send pickles. The parent sends a list of commands: names of methods of :class:`SerialEnvs` with
+    their arguments. The worker runs them all. Meanwhile it sends ``None`` as a heartbeat, and at the end
+    (observations of its sub-environments, result of the last command, ``None``), or (``None``, ``None``,
+    exception) if an environment raised one.
 
     Args:
-        timeout: seconds without a sign of life after which it counts as lost.
-        arguments: of :class:`SerialEnvs`.
+        timeout: seconds without a heartbeat after which the worker counts as lost.
+        arguments: for the constructor of :class:`SerialEnvs`.
     """
 
     def __init__(self, timeout: float, arguments: Arguments) -> None:
         self.timeout = timeout
         self.socket, theirs = socket.socketpair()
-        # A forked process would have our locks and signal handlers, and lack our threads.
+        # A forked process would inherit our locks and signal handlers, but not our threads.
         spawn = multiprocessing.get_context("spawn")
         self.process = spawn.Process(target=serve, args=(theirs, timeout, arguments), daemon=True)
         try:
@@ -90,7 +88,7 @@ class Worker:
         self.deadline = time.monotonic() + max(START_SECONDS, timeout)
 
     def send(self, commands: list[Command]) -> None:
-        """Give it commands; raises LostWorkerError if it does not take them."""
+        """Send commands; raises LostWorkerError if the worker does not take them."""
         now = time.monotonic()
         self.deadline = max(self.deadline, now + self.timeout)
         try:
@@ -100,9 +98,9 @@ class Worker:
             raise self.lost() from error
 
     def receive(self) -> Any:
-        """What it sent; raises LostWorkerError if that is nothing in time, or half a message."""
+        """Receive a message; raises LostWorkerError if none, or only a part of one, comes in time."""
         try:
-            self.socket.settimeout(self.timeout)  # of each read, since half of it may have come
+            self.socket.settimeout(self.timeout)  # for each read, since a part may be there already
             message = _receive(self.socket)
         except (EOFError, OSError) as error:
             raise self.lost() from error
@@ -110,7 +108,7 @@ class Worker:
         return message
 
     def lost(self) -> LostWorkerError:
-        """Why it is lost."""
+        """The error that says why the worker is lost."""
         self.process.join(0.2)  # the pipe breaks a moment before the process has ended
         code = self.process.exitcode
         if code is None:
@@ -120,26 +118,26 @@ class Worker:
         )
 
     def dismiss(self) -> None:
-        """Have it close its environments and end."""
-        with contextlib.suppress(OSError):  # it has ended
+        """Ask the worker to close its environments and exit."""
+        with contextlib.suppress(OSError):  # it has exited already
             self.socket.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End it whatever it does."""
-        self.process.kill()  # SIGTERM would not reach it if it is stopped
+        """Kill the process."""
+        self.process.kill()  # a stopped process would not react to SIGTERM
         self.process.join(CLOSE_SECONDS)
         self.socket.close()
 
 
 class ProcessEnvs:
-    """The sub-environments of a stream, shared out among processes.
+    """The sub-environments of a stream, divided among worker processes.
 
-    The interface is that of :class:`SerialEnvs`, which every worker has one of.
+    It has the interface of :class:`SerialEnvs`; each worker holds a ``SerialEnvs`` of its share.
 
     Args:
-        task: can be pickled, as a function of a module can.
-        log: the running episodes of all sub-environments, complete up to the command that is given.
-        count: how many processes.
+        task: must be picklable, such as a function of a module.
+        log: the running episodes of all sub-environments, up to date before each command.
+        count: number of processes.
     """
 
     def __init__(self, task: TaskFunction, spaces: Spaces, log: EpisodeLog, count: int) -> None:
@@ -148,35 +146,35 @@ class ProcessEnvs:
         self.shares = [range(*pair) for pair in itertools.pairwise(bounds)]
         self.restarts = 0
         self.workers: list[Worker] = []
-        # Unlike weakref.finalize, this does nothing in a forked copy of this process, whose workers they are
-        # not, and at exit comes before multiprocessing waits for processes that may be stopped.
+        # Unlike weakref.finalize, this does nothing in a forked copy of this process, which does not own the
+        # workers, and at exit it runs before multiprocessing joins its processes, which may be stopped.
         multiprocessing.util.Finalize(self, _kill, (self.workers,), exitpriority=10)
-        for members in self.shares:
-            self.workers.append(self._spawn(members))
+        for envs in self.shares:
+            self.workers.append(self._spawn(envs))
 
     def enter(self, schedule: Schedule, steps: int) -> None:
-        """Go over to the task that is on at step ``steps`` of the stream; all must be reset then."""
+        """Switch to the task of the stream's step ``steps``; all environments must be reset afterwards."""
         self.current_task = schedule, steps
         self._ask("enter", [self.current_task] * len(self.workers))
 
     def reset(self, seeds: Sequence[int | None]) -> list[list[Any]]:
-        """Start an episode in each that is given a seed; returns what it carries into it."""
-        shares = [([seeds[env] for env in members],) for members in self.shares]
+        """Start an episode in each environment that is given a seed; returns the lifelong states."""
+        shares = [([seeds[env] for env in envs],) for envs in self.shares]
         return list(itertools.chain.from_iterable(self._ask("reset", shares)))
 
     def step(self, actions: np.ndarray) -> Step:
-        """Step all, actions (N, ...)."""
-        answers = self._ask("step", [(actions[members.start : members.stop],) for members in self.shares])
+        """Step all environments, actions (N, ...)."""
+        answers = self._ask("step", [(actions[envs.start : envs.stop],) for envs in self.shares])
         *arrays, infos = zip(*answers)
         rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
         return rewards, terminated, truncated, list(itertools.chain.from_iterable(infos))
 
     def restore(self, episodes: Sequence[Episode | None]) -> None:
-        """Play episodes again in sub-environments that were just made; ``None`` where none was running."""
-        self._ask("restore", [([episodes[env] for env in members],) for members in self.shares])
+        """Replay episodes in freshly made environments; ``None`` where none was running."""
+        self._ask("restore", [([episodes[env] for env in envs],) for envs in self.shares])
 
     def close(self) -> None:
-        """Close the environments and end the processes, if need be by force; twice does no harm."""
+        """Close the environments and end the processes, if need be by force; may be called twice."""
         deadline = time.monotonic() + CLOSE_SECONDS
         for worker in self.workers:
             worker.dismiss()
@@ -186,16 +184,16 @@ class ProcessEnvs:
         self.workers.clear()
 
     def _ask(self, name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Give each worker a command with its arguments; returns what they answer.
+        """Send a command with its arguments to each worker; returns the results.
 
         Raises:
-            WorkerError: a worker was lost again and again.
-            Exception: whatever an environment raised, with the worker's traceback as a note.
+            WorkerError: a worker was lost repeatedly.
+            Exception: any exception of an environment, with the worker's traceback as a note.
         """
         if not self.workers:
             raise gym.error.ClosedEnvironmentError("the stream is closed")
         self.failures = [0] * len(self.workers)
-        waiting: dict[int, Command] = {number: (name, its) for number, its in enumerate(arguments)}
+        waiting: dict[int, Command] = {number: (name, args) for number, args in enumerate(arguments)}
         answers: dict[int, tuple[np.ndarray, Any]] = {}
         try:
             for number, command in waiting.items():
@@ -211,15 +209,15 @@ class ProcessEnvs:
                         answers[number] = observations, answer
                         del waiting[number]
         except BaseException:
-            # Some may have carried out the command, which is not in the log. Should there be a next one,
-            # they are all made anew, from the log.
+            # Some workers may have run the command, which is not in the log. Killed, they are all restarted
+            # from the log if another command follows.
             _kill(self.workers)
             raise
         self.observations = np.concatenate([answers[number][0] for number in range(len(self.workers))])
         return [answers[number][1] for number in range(len(self.workers))]
 
     def _hear(self, waiting: dict[int, Command]) -> list[tuple[int, Any]]:
-        """Wait for workers; returns what came, or why nothing will, with the number of the worker."""
+        """Wait for workers; returns (number of the worker, message or LostWorkerError) pairs."""
         workers = {number: self.workers[number] for number in waiting}
         first = min(worker.deadline for worker in workers.values())
         sockets = [worker.socket for worker in workers.values()]
@@ -237,7 +235,7 @@ class ProcessEnvs:
         return heard
 
     def _give(self, number: int, command: Command, lost: LostWorkerError | None = None) -> None:
-        """Give a worker a command; one that is lost is replaced first."""
+        """Send a command to a worker; a lost worker is replaced first."""
         commands = [command]
         while True:
             if lost is not None:
@@ -251,20 +249,20 @@ class ProcessEnvs:
 
     def _replace(self, number: int, lost: LostWorkerError) -> None:
         self.workers[number].kill()
-        members = self.shares[number]
+        envs = self.shares[number]
         self.failures[number] += 1
         if self.failures[number] > MOST_RESTARTS:
             raise WorkerError(
-                f"{1 + MOST_RESTARTS} workers in a row were lost at the same command, the last one since it "
-                f"{lost}; their sub-environments: {', '.join(map(self._describe, members))}"
+                f"{1 + MOST_RESTARTS} workers in a row were lost at the same command; the last one {lost}; "
+                f"their sub-environments: {', '.join(map(self._describe, envs))}"
             )
         self.restarts += 1
         print(
-            f"warning: the worker of sub-environments {members[0]} to {members[-1]} {lost}; it is made anew "
+            f"warning: the worker of sub-environments {envs[0]} to {envs[-1]} {lost}; it is restarted "
             f"and replays their episodes",
             file=sys.stderr,
         )
-        self.workers[number] = self._spawn(members)
+        self.workers[number] = self._spawn(envs)
 
     def _describe(self, env: int) -> str:
         episode = self.log[env]
@@ -272,8 +270,8 @@ class ProcessEnvs:
             return f"{env} (no episode)"
         return f"{env} (seed {episode.seed}, {len(episode.actions)} actions)"
 
-    def _spawn(self, members: range) -> Worker:
-        return Worker(WORKER_SECONDS, (*self.make, len(members), self.log.num_envs))
+    def _spawn(self, envs: range) -> Worker:
+        return Worker(WORKER_SECONDS, (*self.make, len(envs), self.log.num_envs))
 
 
 def _kill(workers: list[Worker]) -> None:
@@ -282,9 +280,9 @@ def _kill(workers: list[Worker]) -> None:
 
 
 def serve(pipe: socket.socket, timeout: float, arguments: Arguments) -> None:
-    """What a worker does: see :class:`Worker`."""
+    """Main loop of a worker process: see :class:`Worker`."""
     _obey_the_parent()
-    if "torch" in sys.modules:  # the workers are the threads
+    if "torch" in sys.modules:  # the parallelism is in the workers
         sys.modules["torch"].set_num_threads(1)
     last_sign = -math.inf
 
@@ -299,12 +297,12 @@ def serve(pipe: socket.socket, timeout: float, arguments: Arguments) -> None:
     while True:
         try:
             commands = _receive(pipe)
-        except (EOFError, OSError):  # dismissed, or the parent is dead
+        except (EOFError, OSError):  # dismissed, or the parent died
             break
         try:
-            for name, its in commands:
+            for name, args in commands:
                 alive()
-                result = getattr(envs, name)(*its)
+                result = getattr(envs, name)(*args)
             _send(pipe, (envs.observations, result, None))
         except Exception as error:
             _send(pipe, (None, None, _portable(error)))
@@ -317,7 +315,7 @@ def _send(pipe: socket.socket, message: Any) -> None:
 
 
 def _receive(pipe: socket.socket) -> Any:
-    """One message and no byte more: what were read ahead, waiting for the pipe would not see."""
+    """Read exactly one message: ``connection.wait`` would not see bytes that were read ahead."""
     (length,) = _LENGTH.unpack(_read(pipe, _LENGTH.size))
     return pickle.loads(_read(pipe, length))
 
@@ -333,18 +331,18 @@ def _read(pipe: socket.socket, length: int) -> bytearray:
 
 
 def _obey_the_parent() -> None:
-    """Leave Ctrl-C to the parent and die with it; signals that end a process do, whatever the parent does."""
+    """Ignore Ctrl-C, which the parent handles; restore other signals' defaults; die with the parent."""
     for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # not on Windows
             signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        # Otherwise one that hangs outlives a parent that was killed. Linux means the thread that made us by
-        # "parent"; should that one end before its process, the worker is made anew.
+        # Otherwise a worker that hangs would outlive a killed parent. By "parent" Linux means the thread that
+        # started this process; should that thread end before its process, the worker is restarted.
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
         parent = multiprocessing.parent_process()
-        if parent is not None and os.getppid() != parent.pid:  # it died before
+        if parent is not None and os.getppid() != parent.pid:  # it has died already
             os._exit(1)
 
 

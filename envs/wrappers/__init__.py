@@ -1,17 +1,17 @@
-"""Changes that make one task differ from another, for any Gymnasium environment.
+"""Wrappers that make one task differ from another, for any Gymnasium environment.
 
 Each function takes an environment and returns it wrapped. It raises TypeError if the environment's spaces do
 not suit the change, and ValueError for an argument out of range.
 
-What a wrapper draws once (a permutation, an offset) is drawn from its ``seed`` alone. In a task function,
-``(seed, k)`` is a good one: another change in each task, another life in each run. What it draws at every
-step (noise, failures) is drawn from its ``seed`` and the seed of the last ``reset``: after ``reset(seed)``
-the same actions give the same bits, and the environment's own random numbers are left as they are. Keep this
-``seed`` the same in every task: other noise of the same size is no other task.
+What a wrapper draws once (a permutation, an offset) depends on its ``seed`` alone. In a task function use
+``(seed, k)``, so that the change differs between tasks and between runs. What a wrapper draws at every step
+(noise, failures) depends on its ``seed`` and the seed of the last ``reset``: after ``reset(seed)`` the same
+actions give the same results, and the environment's own random numbers are not affected. Use the same
+``seed`` in every task here, since other noise of the same size does not make another task.
 
-Any environment or wrapper, yours included, that carries something from one episode to the next offers it as
-``lifelong_state``, readable and settable, made of plain numbers, lists and dicts: a stream saves and restores
-it. Here only :func:`drift` does.
+Any environment or wrapper, yours included, that carries state from one episode to the next must expose it as
+``lifelong_state``, a readable and settable attribute of plain numbers, lists and dicts, which a stream saves
+and restores. Of the wrappers here only :func:`drift` has one.
 """
 
 from neoteny.envs.wrappers.actions import fail_actions, permute_actions

@@ -1,4 +1,4 @@
-"""Changes of what actions do."""
+"""Wrappers that change the effect of actions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from neoteny.envs.wrappers.drawing import Seed, draw_order, random_generator
 def permute_actions(env: gym.Env, seed: Seed | None = None, *, order: Sequence[int] | None = None) -> gym.Env:
     """Give the actions of a Discrete space new meanings: action ``i`` does what ``order[i]`` did.
 
-    The counterpart of :func:`permute_observations`, with the same ``seed`` and ``order``, of 0 to n - 1 even
-    where the space starts elsewhere. Two actions have one permutation that moves them, so every seed gives
+    ``seed`` and ``order`` are as in :func:`permute_observations`; ``order`` counts from 0 even if the space
+    starts elsewhere. Two actions have only one permutation other than the identity, so every seed gives
     CartPole the same task.
     """
     space = env.action_space
@@ -30,12 +30,12 @@ def permute_actions(env: gym.Env, seed: Seed | None = None, *, order: Sequence[i
 
 
 def fail_actions(env: gym.Env, probability: float = 0.25, noop: Any = None, seed: Seed = 0) -> gym.Env:
-    """Let each action fail with a probability: the last one is repeated, or nothing is done.
+    """Let each action fail with a probability: replace it by the last one, or by ``noop``.
 
     Without ``noop``, actions are sticky as in the Arcade Learning Environment (Machado et al., 2018, 0.25):
-    what was done at the last step, itself perhaps a repetition, is done again. The first action of an episode
-    has none before it and is always carried out. With ``noop``, the action that stands for doing nothing,
-    which is ours, a failed action is dropped, the first one too. Actions are numbers or arrays of them.
+    the action executed at the last step, itself perhaps a repetition, is executed again. The first action of
+    an episode never fails. With ``noop``, which is ours, a failed action, also the first, is replaced by this
+    action that does nothing. Actions are numbers or arrays of them.
     """
     space = env.action_space
     if not isinstance(space, (Box, Discrete, MultiBinary, MultiDiscrete)):
@@ -43,7 +43,7 @@ def fail_actions(env: gym.Env, probability: float = 0.25, noop: Any = None, seed
     if not 0 <= probability <= 1:
         raise ValueError(f"the probability of a failure must be within [0, 1], not {probability}")
     if noop is not None and not space.contains(noop):
-        raise ValueError(f"{noop!r} is no action of {space}")
+        raise ValueError(f"{noop!r} is not an action of {space}")
     return _Failure(env, probability, noop, seed)
 
 

@@ -1,4 +1,4 @@
-"""What wrappers draw at random, and the numbers that they refuse."""
+"""Random draws of wrappers, and checks of their arguments."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Seed = int | tuple[int, ...]
 
 
 def random_generator(seed: Seed, *purpose: str | int) -> np.random.Generator:
-    """Independent generators for independent purposes, even under one seed."""
+    """A random generator that is independent for each purpose, even with the same seed."""
     key = [zlib.crc32(part.encode()) if isinstance(part, str) else int(part) for part in purpose]
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
@@ -20,11 +20,11 @@ def random_generator(seed: Seed, *purpose: str | int) -> np.random.Generator:
 def draw_order(entries: int, purpose: str, seed: Seed | None, order: Sequence[int] | None) -> np.ndarray:
     """The permutation given, or one drawn uniformly from all but the identity."""
     if (seed is None) == (order is None):
-        raise ValueError("a permutation needs a seed or an order, and not both")
+        raise ValueError("a permutation needs either a seed or an order")
     identity = np.arange(entries)
     if order is not None:
         if sorted(order) != list(range(entries)):
-            raise ValueError(f"{list(order)} is no permutation of 0 to {entries - 1}")
+            raise ValueError(f"{list(order)} is not a permutation of 0 to {entries - 1}")
         return np.asarray(order)
     assert seed is not None
     if entries < 2:

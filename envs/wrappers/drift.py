@@ -16,13 +16,16 @@ from neoteny.envs.wrappers.drawing import Seed, check_positive, random_generator
 
 
 class Rule(Protocol):
-    """How a drifting parameter moves: a pure function."""
+    """How a drifting parameter changes: a pure function."""
 
     def __call__(self, start: float, value: float, step: int, normal: float) -> float:
-        """The value after ``step`` >= 1 steps of the environment, in all episodes together.
+        """The value after ``step`` >= 1 steps of the environment, counted over all episodes.
 
-        It may depend on the value at the ``start``, on the ``value`` one step ago and on ``normal``, a number
-        drawn from N(0, 1) for this step.
+        Args:
+            start: value before the first step.
+            value: value one step ago.
+            step: steps so far.
+            normal: a draw from N(0, 1) for this step.
         """
 
 
@@ -66,7 +69,7 @@ class RandomWalk:
 
 @dataclass(frozen=True)
 class OrnsteinUhlenbeck:
-    """A random walk that the ``mean`` (the start, if None) pulls back: Euler-Maruyama with steps of 1."""
+    """A random walk pulled towards ``mean`` (the start, if None): Euler-Maruyama with steps of 1."""
 
     rate: float
     std: float
@@ -80,7 +83,7 @@ class OrnsteinUhlenbeck:
 
 @dataclass(frozen=True)
 class Sigmoid:
-    """A smooth change to ``end``, half done at ``midpoint`` steps; from 10 to 90 % takes 4.4 ``width``."""
+    """A smooth change to ``end``, half done after ``midpoint`` steps; 10 % to 90 % takes 4.4 ``width``."""
 
     end: float
     midpoint: float
@@ -97,7 +100,7 @@ class Sigmoid:
 
 @dataclass(frozen=True)
 class Bounded:
-    """Any ``rule``, held within [``low``, ``high``]."""
+    """Any ``rule``, clipped to [``low``, ``high``]."""
 
     rule: Rule
     low: float = -math.inf
@@ -114,30 +117,30 @@ DERIVED_OF_CARTPOLE: Derived = {
     "total_mass": lambda env: env.masspole + env.masscart,
     "polemass_length": lambda env: env.masspole * env.length,
 }
-"""What CartPole computes once, when it is made, and reads at each step."""
+"""Attributes that CartPole computes once, in its constructor, and reads at each step."""
 
 
 class Drift(gym.Wrapper):
-    """Physical parameters of the environment drift at every step, on and on across episodes.
+    """Physical parameters of the environment drift at every step and continue across episodes.
 
-    The rules are among those of NS-Gym (Keplinger et al., 2025), whose clock starts again at each reset; that
-    ours does not, so that the drift lasts a whole life, and all sizes, are ours. The first step is made with
-    the parameters as they are, and each step is followed by one update.
+    The rules are among those of NS-Gym (Keplinger et al., 2025), whose clock restarts at each reset. Ours
+    does not, so that the drift lasts for the whole run; all sizes are ours too. The first step uses the
+    initial parameters, and each step is followed by one update.
 
-    ``lifelong_state`` (the clock and the values) is all that episodes share: read it, and set it on a new
-    environment before the reset, to go on from there. Random rules draw from the seed and the clock alone.
+    ``lifelong_state`` (the clock and the values) is the only state that episodes share: to continue a drift,
+    read it and set it on a new environment before the reset. Random rules depend on seed and clock alone.
 
     Args:
         env: any environment.
-        rules: for each attribute of the unwrapped environment, how it moves.
+        rules: attribute of the unwrapped environment -> its rule.
         seed: of the random rules.
-        derived: attributes that the environment computes once from others, in order, each with a function of
-            the unwrapped environment that computes it again; ``None`` knows those of CartPole and no others.
+        derived: attributes that the environment computes once from others -> functions of the unwrapped
+            environment that recompute them, in order; ``None``: those of CartPole, none for others.
 
     Raises:
         AttributeError: the unwrapped environment has no such attribute.
-        TypeError: the attribute is no number.
-        ValueError: no rules, or a rule for a derived attribute.
+        TypeError: the attribute is not a number.
+        ValueError: there is no rule, or one for a derived attribute.
 
     >>> env = drift(gym.make("CartPole-v1"), {"gravity": Increment(0.5), "masspole": Increment(0.1)}, seed=0)
     >>> _ = env.reset(seed=0), env.step(0), env.reset(seed=0)
@@ -145,7 +148,7 @@ class Drift(gym.Wrapper):
     ({'step': 1, 'gravity': 10.3, 'masspole': 0.2}, 1.2)
     """
 
-    block = 1024  # random numbers are made for so many steps at once: making a generator is slow
+    block = 1024  # steps for which random numbers are drawn at once: constructing a generator is slow
 
     def __init__(
         self, env: gym.Env, rules: Mapping[str, Rule], seed: Seed, derived: Derived | None = None
@@ -168,7 +171,7 @@ class Drift(gym.Wrapper):
 
     @property
     def spec(self) -> EnvSpec | None:  # type: ignore[override]
-        """The environment's own, marked as one whose resets do not fix its episodes."""
+        """The environment's spec, marked nondeterministic: a reset seed does not determine the episode."""
         spec = super().spec
         if spec is not None:
             spec.nondeterministic = True
@@ -176,7 +179,7 @@ class Drift(gym.Wrapper):
 
     @property
     def lifelong_state(self) -> dict[str, float]:
-        """The clock, in steps, and the value of each parameter: readable, and restorable."""
+        """The clock, in steps, and the value of each parameter; settable."""
         return {"step": self.clock, **self.values}
 
     @lifelong_state.setter
@@ -188,20 +191,20 @@ class Drift(gym.Wrapper):
         self._write()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Start with the parameters where they are, even if the environment's reset puts them back."""
+        """Reset the environment but keep the drifted parameters, even if its reset restores the defaults."""
         self._write()
         out = self.env.reset(seed=seed, options=options)
         self._write()
         return out
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict]:
-        """Step, then let the parameters move."""
+        """Step the environment, then update the parameters."""
         out = self.env.step(action)
         self.advance()
         return out
 
     def advance(self) -> None:
-        """One step of the clock."""
+        """Advance the clock by one step and update the parameters."""
         block, place = divmod(self.clock, self.block)
         if block != self.drawn:
             shape = (self.block, len(self.rules))
@@ -215,7 +218,7 @@ class Drift(gym.Wrapper):
         self._write()
 
     def _write(self) -> None:
-        """Hand the values to the simulator, and compute again what it derived from them."""
+        """Write the values to the simulator, and recompute the derived attributes."""
         for name, value in self.values.items():
             setattr(self.simulator, name, value)
         for name, function in self.derived.items():
@@ -229,4 +232,4 @@ class Drift(gym.Wrapper):
 
 
 drift = Drift
-"""The name under which it is used, beside the functions."""
+"""Alias of the class in the style of the other wrappers, which are functions."""

@@ -1,4 +1,4 @@
-"""Changes of what is observed."""
+"""Wrappers that change observations."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def permute_observations(
 
     Args:
         env: observations in a Box with at least one axis.
-        seed: draws the permutation, uniformly from those that move something.
+        seed: for drawing the permutation, uniformly from all but the identity.
         order: the permutation itself instead of a seed: entry ``i`` becomes the old entry ``order[i]``. The
-            identity is accepted here, for a first task that changes nothing.
+            identity is accepted here, for an unchanged first task.
         axis: which axis of one observation; the last by default, -3 for images with channels first.
     """
     space = _box(env)
@@ -37,11 +37,11 @@ def permute_observations(
 
 
 def offset_observations(env: gym.Env, seed: Seed, std: float = 2.0) -> gym.Env:
-    """Add to every observation one vector, drawn once from N(0, std) for each entry.
+    """Add one vector, whose entries are drawn once from N(0, std), to every observation.
 
-    TRAC's drifting observations (Muppidi et al., 2024, "Fast TRAC"): N(0, 2), drawn anew at each task. That
-    the 2 is a standard deviation, in the units of the observation, is our reading. Observations are in a Box
-    of floating-point numbers, whose bounds move along.
+    TRAC's drifting observations (Muppidi et al., 2024, "Fast TRAC"): N(0, 2), drawn anew for each task. We
+    read the 2 as a standard deviation, in the units of the observation. Observations are in a Box of
+    floating-point numbers, whose bounds are shifted too.
     """
     space = _box(env, np.floating)
     offset = (
@@ -56,8 +56,8 @@ def offset_observations(env: gym.Env, seed: Seed, std: float = 2.0) -> gym.Env:
 def noisy_observations(env: gym.Env, std: float, seed: Seed = 0) -> gym.Env:
     """Add independent Gaussian noise to every observation, new at each step and each reset.
 
-    A textbook corruption of sensors; ``std``, in the units of the observation, is the user's. Observations
-    are in a Box of floating-point numbers, which loses its bounds, as noise has none.
+    A textbook sensor corruption; ``std`` is in the units of the observation. Observations are in a Box of
+    floating-point numbers, which becomes unbounded.
     """
     return _Noise(env, std, seed)
 
@@ -80,7 +80,7 @@ class _Noise(gym.ObservationWrapper):
 
 
 def _box(env: gym.Env, kind: type[np.generic] = np.generic) -> Box:
-    """The space of one observation, which must be a Box of such numbers with at least one axis."""
+    """The observation space; TypeError unless it is a Box of dtype ``kind`` with at least one axis."""
     space = env.observation_space
     if not isinstance(space, Box) or not space.shape or not np.issubdtype(space.dtype, kind):
         numbers = "floating-point numbers" if kind is np.floating else "numbers"

@@ -1,4 +1,4 @@
-"""Changes of what is rewarded."""
+"""Wrappers that change rewards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from gymnasium.wrappers import TransformReward
 
 
 def scale_rewards(env: gym.Env, scale: float) -> gym.Env:
-    """Multiply every reward: a negative ``scale`` makes good bad, another size tests the optimizer.
+    """Multiply every reward by ``scale``; a negative one inverts the objective.
 
     Raises:
-        ValueError: the scale is 0, since a reward that is always 0 teaches nothing, or not finite.
+        ValueError: the scale is 0 (nothing could be learned) or not finite.
     """
     if not math.isfinite(scale) or scale == 0:
         raise ValueError(f"the scale of rewards must be finite and not 0, not {scale}")

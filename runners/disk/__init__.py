@@ -1,1 +1,1 @@
-"""A run on disk: its folder, checkpoints and events, and how it ends."""
+"""A run on disk: folder, checkpoints, event files, signals and exit codes."""

@@ -1,9 +1,9 @@
-"""Checkpoints: the state of a run on disk, whole or not at all, and free of pickle.
+"""Checkpoints: the state of a run on disk, written atomically and without pickle.
 
-A checkpoint is a folder ``step_<steps>`` of three files: ``tensors.safetensors``, ``state.json`` (all else,
-with references to the tensors) and ``manifest.json`` (format, step, sizes and SHA-256 of the other two). It
-is written into a temporary folder, each file forced to disk, the manifest last, and then renamed: whoever
-looks sees the old checkpoint or the new one, at whatever moment the process is killed.
+A checkpoint is a folder ``step_<steps>`` of three files: ``tensors.safetensors``, ``state.json`` (everything
+else, with references to the tensors) and ``manifest.json`` (format, step, sizes and SHA-256 of the other
+two). It is written into a temporary folder, each file synced to disk, the manifest last, and then renamed, so
+that a reader finds a complete checkpoint whenever the process is killed.
 """
 
 from __future__ import annotations
@@ -25,34 +25,34 @@ from torch import Tensor
 
 from neoteny.runners.disk.files import sync_folder, write_bytes
 
-FORMAT = 2  # of the layout and of what is in it; another one is refused
-KEEP = 2  # checkpoints: the newest, and one to fall back on if it is damaged
+FORMAT = 2  # version of the files' layout and contents; other versions are refused
+KEEP = 2  # number of checkpoints: the newest, and one to fall back on if it is damaged
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 LARGEST_MANIFEST = 65_536  # bytes
 
 
 class CheckpointError(Exception):
-    """A run cannot go on from what is in its folder; the message is one sentence for the user."""
+    """A run cannot be resumed from its folder; the message is one sentence for the user."""
 
 
 class DamagedError(CheckpointError):
-    """A checkpoint is not what was written: truncated, changed or incomplete."""
+    """A checkpoint is truncated, changed or incomplete."""
 
 
 def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
-    """Write a checkpoint and remove the oldest.
+    """Write a checkpoint and remove all but the newest two.
 
     Args:
-        folder: of the run's checkpoints; made if it is not there.
-        step: environment steps so far, from which the checkpoint has its name.
-        state: dicts, lists and tuples of tensors, arrays, numbers, texts and ``None``.
+        folder: of the run's checkpoints; created if missing.
+        step: environment steps so far; names the checkpoint.
+        state: dicts, lists and tuples of tensors, arrays, numbers, strings and ``None``.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        OSError: it could not be written; older checkpoints are as they were.
-        TypeError: the state holds something else.
+        OSError: it could not be written; older checkpoints are unchanged.
+        TypeError: the state holds another type.
     """
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "", tensors)
@@ -91,7 +91,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def newest_manifest(folder: Path) -> bytes | None:
-    """The manifest of the newest checkpoint, by which it is told from any other; ``None`` without one."""
+    """The manifest of the newest checkpoint, which identifies it; ``None`` if there is no checkpoint."""
     try:
         return (checkpoints(folder)[-1] / MANIFEST).read_bytes()
     except (IndexError, OSError):
@@ -99,7 +99,7 @@ def newest_manifest(folder: Path) -> bytes | None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half written or half removed; no other may be at work there."""
+    """Remove what a killed process left half written or half removed; no other process may use the folder."""
     for pattern in (".tmp_*", ".old_*"):
         for rest in folder.glob(pattern):
             shutil.rmtree(rest, ignore_errors=True)
@@ -108,17 +108,17 @@ def remove_unfinished(folder: Path) -> None:
 def load_checkpoint(
     folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None
 ) -> dict[str, Any] | None:
-    """Read the newest checkpoint that is whole; what is damaged is named, and set aside as ``.corrupt_*``.
+    """Read the newest intact checkpoint; damaged ones are reported and renamed to ``.corrupt_*``.
 
     Args:
         folder: of the run's checkpoints.
-        check: raises :class:`DamagedError` if a state does not belong to what else is in the run's folder.
+        check: raises :class:`DamagedError` if a state does not match the other files of the run.
 
     Returns:
         The state, tensors on the CPU; ``None`` if there never was a checkpoint.
 
     Raises:
-        CheckpointError: there are checkpoints and none is whole, or the newest is of another format.
+        CheckpointError: all checkpoints are damaged, or the newest has another format.
     """
     for checkpoint in reversed(checkpoints(folder)):
         try:
@@ -136,11 +136,11 @@ def load_checkpoint(
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
-    """The state in one checkpoint.
+    """Read the state of one checkpoint.
 
     Raises:
-        DamagedError: it is not what was written.
-        CheckpointError: it is of another format.
+        DamagedError: it is truncated, changed or incomplete.
+        CheckpointError: it has another format.
     """
     try:
         with open(checkpoint / MANIFEST, "rb") as file:
@@ -155,7 +155,7 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
                 "folder to start over"
             )
         if manifest["files"].keys() != {TENSORS, STATE}:
-            raise DamagedError(f"{checkpoint} lists other files than a checkpoint has")
+            raise DamagedError(f"{checkpoint} lists unexpected files")
         contents = {name: _read(checkpoint / name, listed) for name, listed in manifest["files"].items()}
         tensors = safetensors.torch.load(contents[TENSORS])
         state = _decode(json.loads(contents[STATE]), tensors)
@@ -170,14 +170,14 @@ def read_checkpoint(checkpoint: Path) -> dict[str, Any]:
 
 
 def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint so that at no moment half of one has its name."""
+    """Remove a checkpoint; it is renamed first, so that no partial checkpoint ever has its name."""
     old = checkpoint.with_name(f".old_{uuid.uuid4().hex}")
     checkpoint.rename(old)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _read(path: Path, listed: Mapping[str, Any]) -> bytes:
-    """A file as the manifest lists it; the size is looked at before anything is read."""
+    """Read a file and compare it with the manifest's entry, the size before anything is read."""
     if path.stat().st_size != listed["size"]:
         raise DamagedError(f"{path} has {path.stat().st_size:,} bytes instead of {listed['size']:,}")
     data = path.read_bytes()
@@ -187,7 +187,7 @@ def _read(path: Path, listed: Mapping[str, Any]) -> bytes:
 
 
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a value; what is a tensor or an array goes into ``tensors`` under its ``path``."""
+    """Encode a value as JSON; tensors and arrays are put into ``tensors`` under their ``path``."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
@@ -208,7 +208,7 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`_encode` was given."""
+    """The inverse of :func:`_encode`."""
     if isinstance(tree, list):
         return [_decode(item, tensors) for item in tree]
     if not isinstance(tree, dict):

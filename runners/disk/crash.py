@@ -1,4 +1,4 @@
-"""Values that are not finite, and the bundle from which a run comes to them again."""
+"""Detection of values that are not finite, and the crash bundle that reproduces them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neoteny.runners.disk.files import write_bytes, write_json
 
 
 def named_tensors(values: Mapping[str, Tensor | nn.Module]) -> dict[str, Tensor]:
-    """Tensors, and those of networks, by their names."""
+    """Flatten tensors and networks into tensors by name."""
     tensors: dict[str, Tensor] = {}
     for name, value in values.items():
         items = value.state_dict().items() if isinstance(value, nn.Module) else [("", value)]
@@ -24,7 +24,7 @@ def named_tensors(values: Mapping[str, Tensor | nn.Module]) -> dict[str, Tensor]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity: one read from the device."""
+    """Names of the tensors that hold a NaN or an infinity, with a single read from the device."""
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floats:
         return []
@@ -33,13 +33,13 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Tensor]) -> Path:
-    """Write the bundle from which ``scripts/replay_crash.py`` comes to the same end; returns its folder.
+    """Write the bundle with which ``scripts/replay_crash.py`` reproduces the crash; returns its folder.
 
     Args:
         folder: of the run.
         step: of the run.
         bad: names of the tensors that are not finite.
-        tensors: all that were looked at.
+        tensors: all tensors that were checked.
 
     Raises:
         OSError: it could not be written.

@@ -1,4 +1,4 @@
-"""TensorBoard event files that are cut back to a checkpoint, so that a resumed run shows each point once."""
+"""TensorBoard event files; on resume they are truncated to the checkpoint, so no point appears twice."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from neoteny.runners.disk.checkpoint import DamagedError
 from neoteny.runners.disk.files import replace_file
 
 FLUSH_SECONDS = 5.0
-LONGEST = 512  # numbers of a vector that are kept, at most
+LONGEST = 512  # most numbers of a vector that are stored
 
 
 class EventWriter:
-    """Writes summaries into an event file of its own.
+    """Writes summaries into a new event file.
 
-    PyTorch's writer names its file by the clock and writes from a thread that dies of a full disk. This one
-    numbers its files, so that a later one sorts last whatever the clock says, and keeps what a full disk does
-    not take until it does.
+    PyTorch's writer names its file by the clock, and its thread ends when the disk is full. This one numbers
+    its files, so that they sort in order whatever the clock says, and keeps events in memory while the disk
+    is full.
 
     Args:
         folder: of the run.
         number: of the file; larger than those of the run's earlier files.
-        purge_step: tell TensorBoards that are looking on to forget points from this step on.
+        purge_step: running TensorBoards shall discard points from this step on.
     """
 
     def __init__(self, folder: Path, number: int, purge_step: int | None = None) -> None:
@@ -50,15 +50,15 @@ class EventWriter:
         self.flush()
 
     def add(self, summary: Summary, step: int = 0) -> None:
-        """Take a summary; it is on disk some seconds later."""
+        """Add a summary; pending ones are written to disk about every five seconds."""
         self._add(Event(summary=summary, step=step))
         if time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
     def metrics(self, values: Mapping[str, float | Sequence[float]], step: int) -> None:
-        """Take scalars, and vectors as histograms, tag -> value, all in one event.
+        """Add scalars, and vectors as histograms, tag -> value, in one event.
 
-        A vector that is empty or not finite has no histogram.
+        Vectors that are empty or not finite are skipped.
         """
         made = (
             histogram_value(tag, value)
@@ -69,20 +69,20 @@ class EventWriter:
         self.add(Summary(value=[value for value in made if value is not None]), step)
 
     def flush(self) -> int:
-        """Write what is pending; returns the size of the file. A full disk is told once and tried again."""
+        """Write pending events; returns the size of the file. If that fails, warn once and retry later."""
         self._flushed = time.monotonic()
         size = self._file.tell()
         try:
             written, data = 0, self._pending.getvalue()
             while written < len(data):
                 written += self._file.write(data[written:])
-            os.fsync(self._file.fileno())  # a checkpoint will count on it
+            os.fsync(self._file.fileno())  # checkpoints rely on it
         except OSError as error:
             self._file.seek(size)
-            with contextlib.suppress(OSError):  # what cannot be cut is written over
-                self._file.truncate()  # no half of a record
+            with contextlib.suppress(OSError):  # if it fails, the next write overwrites it
+                self._file.truncate()  # leave no partial record
             if not self.failing:
-                print(f"warning: {self.path}: {error.strerror}; points wait in memory", file=sys.stderr)
+                print(f"warning: {self.path}: {error.strerror}; points are kept in memory", file=sys.stderr)
             self.failing = True
         else:
             self._pending.seek(0)
@@ -91,7 +91,7 @@ class EventWriter:
         return self._file.tell()
 
     def close(self) -> None:
-        """Write what is pending, and close the file."""
+        """Write pending events and close the file."""
         if not self._file.closed:
             self.flush()
             self._file.close()
@@ -102,9 +102,9 @@ class EventWriter:
 
 
 def histogram_value(tag: str, values: Sequence[float]) -> Summary.Value | None:
-    """A vector (n,) as a histogram with a bucket for each number, so that :func:`read_points` finds it again.
+    """A vector (n,) as a histogram with one bucket per number, so that :func:`read_points` can recover it.
 
-    Of more than ``LONGEST`` numbers, as many order statistics are kept, evenly spaced and with both extremes.
+    Of more than ``LONGEST`` numbers, that many evenly spaced order statistics are stored, extremes included.
     None for a vector that is empty or not finite, which cannot be drawn.
     """
     numbers = np.sort(np.asarray(values, dtype=np.float64))
@@ -125,7 +125,7 @@ def histogram_value(tag: str, values: Sequence[float]) -> Summary.Value | None:
 
 
 def image_value(tag: str, encoded: bytes) -> Summary.Value:
-    """A picture for TensorBoard's page of images, from a PNG or GIF in colours."""
+    """An image for TensorBoard's image page, from an RGB PNG or GIF."""
     width, height = Image.open(io.BytesIO(encoded)).size
     made = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=encoded)
     return Summary.Value(tag=tag, image=made)
@@ -134,12 +134,12 @@ def image_value(tag: str, encoded: bytes) -> Summary.Value:
 def read_points(
     folder: Path, wanted: Callable[[str], bool] = lambda tag: True
 ) -> dict[str, list[tuple[int, float | np.ndarray]]]:
-    """Read scalars and vectors of a run back, those of wanted tags, from the files of all its attempts.
+    """Read the scalars and vectors of wanted tags from the event files of all attempts of a run.
 
-    Checksums are not looked at, which makes it many times as fast as TensorBoard's reader.
+    Checksums are not verified, which makes it many times as fast as TensorBoard's reader.
 
     Returns:
-        tag -> [(step, value), ...] in the order of writing; vectors ascend.
+        tag -> [(step, value), ...] in the order of writing; vectors are sorted in ascending order.
     """
     points: dict[str, list[tuple[int, float | np.ndarray]]] = {}
     for path in event_files(folder):
@@ -154,28 +154,28 @@ def read_points(
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """The records of an event file: each has its length before it, and checksums of four bytes around it."""
+    """The records of an event file: length (8 bytes), checksum (4), record, checksum (4)."""
     start = 0
     while len(data) - start >= 16:
         (length,) = struct.unpack_from("<Q", data, start)
-        if start + 16 + length <= len(data):  # else somebody is about to write the rest
+        if start + 16 + length <= len(data):  # else a process is still writing it
             yield data[start + 12 : start + 12 + length]
         start += 16 + length
 
 
 def event_files(folder: Path) -> list[Path]:
-    """The event files of a run, in the order in which they were written."""
+    """The event files of a run, in the order of writing."""
     return sorted(folder.glob("events.out.tfevents.*"))
 
 
 def check_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Refuse a checkpoint that knows of more events than there are: file name -> size in bytes.
+    """Refuse a checkpoint whose event files, name -> size in bytes, are longer than the actual ones.
 
-    A process that another has overtaken may still finish the checkpoint that it was writing, after the other
-    cut its events. A file that is not there at all was removed by somebody, who will know.
+    This happens if a second process took the run over and truncated the events while the first was still
+    writing its last checkpoint. A missing file is accepted, since only the user can have removed it.
 
     Raises:
-        DamagedError: a file is shorter.
+        DamagedError: a file is shorter than the checkpoint says.
     """
     for path in event_files(folder):
         if path.stat().st_size < sizes.get(path.name, 0):
@@ -183,10 +183,9 @@ def check_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
 
 
 def cut_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Cut the event files of a run back to what a checkpoint knows of: file name -> size in bytes.
+    """Truncate the event files of a run to the sizes of a checkpoint, file name -> bytes; remove newer files.
 
-    Each is replaced rather than truncated in place, so that another process that still writes to the old one
-    does no harm.
+    Each file is replaced rather than truncated in place, in case another process still writes to the old one.
     """
     for path in event_files(folder):
         if path.name in sizes:

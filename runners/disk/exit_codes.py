@@ -1,4 +1,4 @@
-"""How a run ends: exit codes (sysexits.h), a sentence with each, and the numbers that are refused at once."""
+"""Exit codes (after sysexits.h) with their messages, and range checks of flags."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import NoReturn
 
 
 class ExitCode(enum.IntEnum):
-    """0 is success; any other says whether the same command, given again, can help."""
+    """0 is success; the other codes say whether running the same command again can help."""
 
     BAD_INPUT = 2
     """Flags, environment or folder cannot be used; nothing was written."""
     BROKEN = 70
-    """A NaN or an infinity appeared, and the run's folder holds a crash bundle; or a worker was lost again
-    and again. The same command would come to it again."""
+    """A NaN or an infinity appeared (see the crash bundle in the run's folder), or a worker was lost
+    repeatedly. The same command would fail again."""
     TAKEN = 73
     """Another process has taken the run over."""
     IO = 74
-    """The disk does not take what is written; the last checkpoint is whole."""
+    """Writing to disk failed; the last checkpoint is intact."""
     PREEMPTED = 75
-    """Stopped by a signal, with everything saved: the same command goes on."""
+    """Stopped by a signal after saving everything; the same command resumes the run."""
 
 
 # Importable name -> the extra of this project that installs it.
@@ -45,7 +45,7 @@ def check_numbers(
     at_most: float = math.inf,
     prefix: str = "",
 ) -> None:
-    """Refuse numbers that are out of range or not finite.
+    """Check that numbers are finite and in range.
 
     Raises:
         ValueError: names the flag, its value and its range.
@@ -60,7 +60,7 @@ def check_numbers(
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Whatever goes wrong in this block cannot be done as asked for: exit with code 2 and one sentence."""
+    """Turn any exception in this block into exit code 2 with a one-line message."""
     try:
         yield
     except Exception as error:
@@ -68,17 +68,17 @@ def bad_input() -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """Why something failed, in one line.
+    """Describe an error in one line.
 
-    That is the text of an error whose text is meant for the user (a ValueError, Gymnasium's, our own); the
-    package to install if one is missing; of any other error its type, its text and where it was raised.
+    For errors whose text is meant for the user (ValueError, Gymnasium's, our own) that text; for a missing
+    package how to install it; for any other error its type, text and location.
     """
     from gymnasium.error import DependencyNotInstalled  # here, since scripts import this file first
     from gymnasium.error import Error as GymnasiumError
 
     text = " ".join(str(error).split())
     if isinstance(error, ModuleNotFoundError | DependencyNotInstalled):
-        # Gymnasium says which package is missing by the error from which it raises its own.
+        # The name of the missing package is in the cause of Gymnasium's error.
         name = getattr(error, "name", None) or getattr(error.__cause__, "name", None)
         if name:
             package = name.partition(".")[0]
@@ -87,15 +87,15 @@ def reason(error: Exception) -> str:
     ours = type(error).__module__.startswith("neoteny.")
     if text and (ours or isinstance(error, ValueError | GymnasiumError)):
         return text
-    told = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError) or not frames:  # a SyntaxError's text says where it is
-        return told
-    return f"{told} ({frames[-1].filename}, line {frames[-1].lineno})"
+    if isinstance(error, SyntaxError) or not frames:  # a SyntaxError's text holds the location
+        return message
+    return f"{message} ({frames[-1].filename}, line {frames[-1].lineno})"
 
 
 def stop(code: ExitCode, reason: str) -> NoReturn:
-    """Say in one sentence why the run cannot start or go on, and exit."""
+    """Print why the run cannot start or continue, in one sentence, and exit."""
     prefix = "" if code == ExitCode.PREEMPTED else "error: "
     print(f"{prefix}{reason}", file=sys.stderr, flush=True)
     raise SystemExit(int(code))

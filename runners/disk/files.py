@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and values as JSON can hold them."""
+"""Atomic writing of files, and conversion of values to strict JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file and force it to disk."""
+    """Write a file and sync it to disk."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -19,7 +19,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that readers, and a process that is killed, find the old contents or the new."""
+    """Write a file atomically: even if the process is killed, it has either the old or the new contents."""
     temporary = path.with_name(f".tmp_{path.name}")
     try:
         write_bytes(temporary, data)
@@ -29,7 +29,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Force the names in a folder to disk."""
+    """Sync a folder's entries to disk."""
     if os.name == "posix":  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -39,12 +39,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write strict JSON, whole or not at all: paths as text, numbers that are not finite as null."""
+    """Write strict JSON atomically: paths as strings, numbers that are not finite as null."""
     replace_file(path, (json.dumps(to_json(data), indent=2, allow_nan=False) + "\n").encode())
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with names such as ``stream.id``."""
+    """Flatten nested dicts into one, with names such as ``stream.id``."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
@@ -52,7 +52,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def to_json(value: Any) -> Any:
-    """A value as strict JSON can hold it: see :func:`write_json`."""
+    """Convert a value to what strict JSON can hold: see :func:`write_json`."""
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,8 +1,7 @@
-"""The folder of a run: where it is, who writes to it, and whether a run may go on from what it holds.
+"""The folder of a run: its path, which process owns it, and whether a run may start or resume there.
 
-docs/runs.md says what is in it. Each process that has worked on the run has a file in ``attempts/``,
-``crash/`` is what led to a value that is not finite, and ``summary.json`` is there if, and only if, the run
-is finished.
+docs/runs.md describes its contents. Each process that has worked on the run has a file in ``attempts/``,
+``crash/`` holds the crash bundle, and ``summary.json`` exists if, and only if, the run is finished.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from neoteny.runners.disk.exit_codes import ExitCode, stop
 
 
 def run_folder(agent: str, args: Any) -> Path:
-    """Where the run of an agent's arguments lives; ``stream+wrapper`` is a stream of its own."""
+    """The folder of a run, from agent and arguments; a wrapper is part of the name: ``stream+wrapper``."""
     names = [name.rpartition(":")[2] for name in (args.stream.id, args.stream.wrap) if name]
     stream = "+".join(names).replace("/", "-")
     methods = sorted(method.name for method in args.methods)
@@ -29,12 +28,12 @@ def run_folder(agent: str, args: Any) -> Path:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder came to its end."""
+    """Whether the folder holds a finished run."""
     return (folder / "summary.json").exists()
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
-    """Exit with code 2 if a run cannot begin or go on there."""
+    """Exit with code 2 if a run cannot start or resume in the folder."""
     if is_finished(folder) and not overwrite:
         reason = f"{folder} holds a finished run; --overwrite replaces it, --note names another"
         stop(ExitCode.BAD_INPUT, reason)
@@ -44,9 +43,9 @@ def check_folder(folder: Path, overwrite: bool) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove a run, all but the count of its attempts."""
-    # First the checkpoints, at once, so that no process goes on from them where the rest is gone; then the
-    # summary, without which what is left is an unfinished run.
+    """Remove a run, except for its ``attempts/``."""
+    # First the checkpoints, in one rename, so that no process resumes from them when the rest is gone; then
+    # the summary, so that what is left counts as unfinished.
     if (folder / "checkpoint").exists():
         (folder / "checkpoint").rename(folder / f".old_{uuid.uuid4().hex}")
     for path in sorted(folder.iterdir(), key=lambda path: path.name != "summary.json"):
@@ -57,18 +56,18 @@ def clear_folder(folder: Path) -> None:
 
 
 def begin_attempt(folder: Path) -> int:
-    """Make this process the one that works on the run; returns how many have, it included."""
+    """Make this process the owner of the run; returns its number, counted from 1."""
     attempts = folder / "attempts"
     attempts.mkdir(parents=True, exist_ok=True)
     who = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
     while True:
         number = latest_attempt(folder) + 1
-        # fails if another was faster
+        # fails if another process was faster
         with contextlib.suppress(FileExistsError), open(attempts / f"{number:06d}.json", "xb") as file:
             file.write(who)
             return number
 
 
 def latest_attempt(folder: Path) -> int:
-    """Number of the process that works on the run."""
+    """Number of the process that owns the run; 0 if there was none."""
     return max((int(path.stem) for path in (folder / "attempts").glob("*.json")), default=0)

@@ -1,4 +1,4 @@
-"""Opening a run: whether it may begin or go on in its folder, and from what."""
+"""Opening the folder of a run: to start it, or to resume it from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from neoteny.runners.disk.folder import begin_attempt, check_folder, clear_folde
 def open_run(
     folder: Path, config: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None], overwrite: bool
 ) -> tuple[int, dict[str, Any] | None]:
-    """Make this process the one that works on a run, and put its folder where the last checkpoint left it.
+    """Make this process the owner of a run, and restore its folder to the state of the last checkpoint.
 
-    The checkpoint is read before the folder is taken, since a command that is refused must not disturb the
-    process at work there, and not again, unless that process has written another one meanwhile.
+    The checkpoint is read before ownership is taken, since a refused command must not disturb a process that
+    is working there. It is read again only if that process has written a newer one meanwhile.
 
     Args:
         folder: of the run.
-        config: its arguments, as ``args.json`` shall hold them.
-        check: raises ValueError if a checkpoint's state is of another run; the message follows the folder's
-            name.
+        config: its arguments, to be written to ``args.json``.
+        check: raises ValueError if a checkpoint's state belongs to another run; the folder's name is put
+            before the message.
         overwrite: replace a finished run.
 
     Returns:
-        How many processes have worked on the run, this one included, and the state of the last checkpoint;
-        ``None`` if the run begins here.
+        The number of this process among those that have worked on the run, and the state of the last
+        checkpoint; ``None`` if the run starts from the beginning.
 
     Raises:
-        SystemExit: code 2 and a sentence, if a finished run is there and is not to be replaced, if an
-            unfinished one is another's or of an older version, or if none of its checkpoints is whole.
+        SystemExit: code 2 and a sentence, if the folder holds a finished run and ``overwrite`` is false, an
+            unfinished run with other arguments or of an older version, or only damaged checkpoints.
         OSError: the folder cannot be written.
     """
     check_folder(folder, overwrite)
@@ -58,14 +58,14 @@ def open_run(
         _remove_videos(folder, after=state["step"])
     else:
         if (folder / "args.json").exists() and not is_finished(folder):
-            print(f"{folder} holds no checkpoint yet: it starts again", file=sys.stderr)
+            print(f"{folder} holds no checkpoint yet: the run starts from the beginning", file=sys.stderr)
         clear_folder(folder)
     write_json(folder / "args.json", config)
     return attempt, state
 
 
 def _load(folder: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any] | None:
-    """The last checkpoint's state, if there is one."""
+    """Read and check the last checkpoint's state; ``None`` if there is no checkpoint."""
     try:
         state = load_checkpoint(
             folder / "checkpoint", lambda state: check_event_files(folder, state["event_files"])
@@ -80,7 +80,7 @@ def _load(folder: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str,
 
 
 def _remove_videos(folder: Path, after: int) -> None:
-    """Remove videos that were made after a step: the run will make them again."""
+    """Remove videos of later steps, which the resumed run will record again."""
     for path in (folder / "videos").glob("step_*.gif"):
         if int(path.stem.removeprefix("step_")) > after:
             path.unlink()

@@ -1,6 +1,6 @@
-"""Signals that ask a run to stop: it saves after the update, and goes on when the command is given again.
+"""Signals that ask a run to stop: it saves after the current update; the same command resumes it.
 
-A script comes here before its other imports, which take seconds: this file imports nothing heavy.
+Scripts import this module before all others, which take seconds, so it must import nothing heavy.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 def end_at_signals() -> None:
     """From now on a signal ends this process with code 75, until a :class:`Preemption` takes over.
 
-    It is for the first statement of a script, which has written nothing yet and ends with its run.
+    To be called first in a script, before anything is written, if the script ends with its run.
     """
     _handle(_end)
 
@@ -29,20 +29,22 @@ def end_at_signals() -> None:
 class Preemption:
     """Whether a signal has asked this process to stop; a second one ends it at once.
 
-    SIGTERM, SIGUSR1 and SIGUSR2 are what schedulers of clusters send, SIGINT is Ctrl-C. Only the main thread
-    can listen to signals; elsewhere nothing ever asks.
+    Cluster schedulers send SIGTERM, SIGUSR1 or SIGUSR2; Ctrl-C sends SIGINT. Python handles signals only in
+    the main thread; in other threads this class does nothing.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
-            # A script whose run is over has nothing left to stop: its exit code stays.
+            # In a script whose run is over there is nothing left to stop, and its exit code must stay.
             before = _handle(self._ask)
-            self._before = {number: signal.SIG_IGN if it is _end else it for number, it in before.items()}
+            self._before = {
+                number: signal.SIG_IGN if handler is _end else handler for number, handler in before.items()
+            }
 
     def restore(self) -> None:
-        """Let signals do what they did before the run; where a script ends with it, nothing."""
+        """Restore the signal handlers from before the run; after :func:`end_at_signals`, ignore signals."""
         if threading.current_thread() is threading.main_thread():
             for number, handler in self._before.items():
                 signal.signal(number, handler)
@@ -52,12 +54,12 @@ class Preemption:
         if self.signal is not None:
             os._exit(ExitCode.PREEMPTED)
         self.signal = signal.Signals(number).name
-        # print could be interrupted by itself
+        # os.write, since print is not reentrant in a signal handler
         os.write(2, f"\n{self.signal}: saving after this update; once more to stop at once\n".encode())
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let signals call a handler; returns what each did before."""
+    """Install a handler for all signals; returns the previous handlers."""
     return {number: signal.signal(number, handler) for number in SIGNALS}
 
 

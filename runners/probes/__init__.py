@@ -1,7 +1,7 @@
-"""Plasticity probes: what state a network is in, measured on one batch of current data.
+"""Plasticity probes: measurements of a network's state on one batch of current data.
 
 docs/metrics.md defines every tag. A tag is absent where it has no meaning (no activation after the layer, no
-hidden layer); which tags there are depends on the architecture alone, never on the weights.
+hidden layer); which tags exist depends on the architecture alone, never on the weights.
 """
 
 from collections.abc import Callable
@@ -25,35 +25,34 @@ __all__ = ["ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What is measured of plasticity, and how often."""
+    """What the plasticity probes measure, and how often."""
 
     every: int = 20
     """Updates between two measurements; 0 for none. The first update is always measured."""
     full_every: int = 5
-    """Measurements from one that also takes the neural tangent kernel and convolutions as operators to the
-    next; 0 for none."""
+    """Interval, in measurements, of the neural tangent kernel and of convolutions as matrices; 0 for none."""
     plasticity_every: int = 0
-    """Measurements from one that also takes plasticity as it is defined, by training copies on a random task,
-    to the next; 0 for none."""
+    """Interval, in measurements, of plasticity by its definition, which trains copies on a random task; 0
+    for none."""
     samples: int = 256
-    """Current observations that units and features are measured on."""
+    """Number of current observations for units and features."""
     ntk_samples: int = 32
-    """Distinct observations of the neural tangent kernel; it costs the square of them."""
+    """Number of distinct observations for the neural tangent kernel, whose cost is quadratic in it."""
     plasticity_samples: int = 64
-    """Distinct observations of the random task: few enough for a fresh network to learn a good part of it."""
+    """Number of distinct observations of the random task, few enough for a fresh network to fit well."""
     plasticity_steps: int = 300
-    """Gradient steps on it."""
+    """Gradient steps on the random task."""
     pictures: bool = True
-    """Draw spectra and dormant units over the run at its end."""
+    """Plot spectra and dormant units over time at the end of the run."""
 
     def __post_init__(self) -> None:
-        """Refuse negative numbers and no samples."""
+        """Refuse negative intervals and numbers of samples below 1."""
         check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
         amounts = ("samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
         check_numbers(self, amounts, at_least=1, prefix="probes.")
 
     def unused(self) -> dict[str, str]:
-        """Names of flags that do nothing as the others stand, and why."""
+        """Flags that have no effect with the current values of the others -> why."""
         found = {}
         if self.full_every == 0:
             found["ntk_samples"] = "--probes.full-every is 0"
@@ -66,17 +65,21 @@ class ProbeConfig:
 
 
 class Probes:
-    """The probes of a run: when they are due, and all that they measure.
+    """The probes of a run: when they are due, and their measurements.
 
-    Nothing of the run is disturbed by them: its weights are the same bit for bit without.
-    Its methods know the network and the optimizer; `new_optimizer` makes another optimizer of a network.
+    They do not affect training: the weights are bit-identical with and without them.
+
+    Args:
+        config: the flags.
+        methods: with the network and the optimizer to measure.
+        new_optimizer: creates another optimizer for a network.
     """
 
     def __init__(
         self, config: ProbeConfig, methods: Methods, new_optimizer: Callable[[nn.Module], Optimizer]
     ) -> None:
         self.config, self.methods, self.new_optimizer = config, methods, new_optimizer
-        self.due = False  # whether the update that is on is to be measured
+        self.due = False  # whether to measure the current update
 
     def begin(self, update: int) -> None:
         """Begin an update, numbered from 1: call it before the gradient steps."""
@@ -87,7 +90,7 @@ class Probes:
 
     def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
         """Measure the network on current observations (B, ...); returns values by tag, spectra as lists."""
-        with self.methods.seen.paused():  # what methods see are gradient steps
+        with self.methods.seen.paused():  # methods shall record only training's forward passes
             return self._measure(observations)
 
     def _measure(self, observations: Tensor) -> dict[str, float | list[float]]:
@@ -104,8 +107,8 @@ class Probes:
         values |= measure(parts, inputs, learner.layers(), operators=full)
         if not (full or training):
             return values
-        # In a grid many observations are the same. Twins make the kernel singular, and no network can give
-        # them different targets.
+        # In grid worlds many observations are equal. Duplicates make the kernel singular, and no network can
+        # fit different targets to them.
         distinct = observations.unique(dim=0)
         others: Measured = {}
         if full:

@@ -1,4 +1,4 @@
-"""Jacobians of networks and of their layers with respect to what enters them, and how isometric they are."""
+"""Input Jacobians of networks and layers, and measures of their isometry."""
 
 import copy
 import math
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from neoteny.runners.probes.spectra import RESOLUTION, condition_number, gram, gram_singular_values, quantile
 
-# Backpropagated rows times samples held at once, to bound the memory of Jacobians with many outputs.
+# Rows times samples that are backpropagated at once, to bound the memory of Jacobians with many outputs.
 _ROWS_AT_ONCE = 1024
 
-# Activations whose derivative is a diagonal matrix. Any other is handled in full: slower, never wrong.
+# Activations whose Jacobian is diagonal. For any other the full Jacobian is computed, which is slower.
 ELEMENTWISE = (
     nn.CELU, nn.ELU, nn.GELU, nn.Hardsigmoid, nn.Hardswish, nn.Hardtanh, nn.LeakyReLU, nn.Mish, nn.ReLU,
     nn.SELU, nn.SiLU, nn.Sigmoid, nn.Softplus, nn.Softsign, nn.Tanh,
@@ -20,10 +20,10 @@ ELEMENTWISE = (
 
 
 def jacobian(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
-    """Jacobians (B, outputs, inputs), both flattened, of a function of each input (B, ...) alone."""
+    """Jacobians (B, outputs, inputs), dimensions flattened, of a function of each input (B, ...) alone."""
     with torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
-        outputs = function(leaf.clone())  # a clone: an in-place activation may not write to a leaf
+        outputs = function(leaf.clone())  # a clone, since in-place activations must not write to a leaf
         outputs = outputs.reshape(len(inputs), -1)
     samples, width = outputs.shape
     # Samples do not interact, so row o of all Jacobians is the gradient of output o summed over the batch.
@@ -38,13 +38,14 @@ def jacobian(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
 def gated_singular_values(slopes: Tensor, weight: Tensor, weight_gram: Tensor | None = None) -> Tensor:
     """Singular values of D W, D = diag(slopes), for every sample: a layer with an elementwise activation.
 
-    The Gram matrix of D W is that of W, scaled: one product serves all samples. Closed gates are cut out of
-    it, which makes their zeros exact and a half-open ReLU layer about six times cheaper.
+    The Gram matrix of D W is that of W with rows and columns scaled, so one product serves all samples. Rows
+    of zero slope are left out, which makes their singular values exactly 0 and a ReLU layer with half of its
+    units active about six times cheaper.
 
     Args:
         slopes: Derivatives of the activation, (B, out).
         weight: (out, in).
-        weight_gram: `gram(weight)`, if known.
+        weight_gram: `gram(weight)`, if already computed.
 
     Returns:
         (B, min(out, in)), descending, float64.
@@ -54,7 +55,8 @@ def gated_singular_values(slopes: Tensor, weight: Tensor, weight_gram: Tensor | 
     if weight.shape[0] > weight.shape[1]:
         return gram_singular_values(weight.T @ (slopes.square().unsqueeze(-1) * weight))
     weight_gram = gram(weight) if weight_gram is None else weight_gram
-    # The widest open set, so that one batch holds all samples. eigvalsh waits for the device anyway.
+    # The largest number of nonzero slopes, so that all samples fit one batch. The read from the device costs
+    # nothing extra, as eigvalsh waits for it anyway.
     open_gates = int((slopes != 0).sum(-1).max())
     rows = slopes.abs().topk(open_gates).indices
     slopes = slopes.gather(-1, rows)
@@ -63,7 +65,7 @@ def gated_singular_values(slopes: Tensor, weight: Tensor, weight_gram: Tensor | 
 
 
 def jacobian_statistics(sigma: Tensor) -> dict[str, Tensor]:
-    """Conditioning of a batch of Jacobians.
+    """Statistics of the conditioning of a batch of Jacobians.
 
     Args:
         sigma: Singular values of each sample's Jacobian, (B, r), descending.
@@ -91,7 +93,7 @@ def jacobian_statistics(sigma: Tensor) -> dict[str, Tensor]:
 
 
 def slopes_of(activation: nn.Module, inputs: Tensor) -> Tensor:
-    """Derivative of an elementwise activation at every entry of `inputs`."""
+    """Derivatives of an elementwise activation at every entry of `inputs`."""
     with torch.enable_grad():
         leaf = inputs.detach().clone().requires_grad_()
         return torch.autograd.grad(activation(leaf.clone()).sum(), leaf)[0]
@@ -99,7 +101,7 @@ def slopes_of(activation: nn.Module, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def operator_matrix(conv: nn.Conv2d, height: int, width: int) -> Tensor:
-    """A convolution of images of `height` x `width` pixels as the matrix that it is, without its bias.
+    """The matrix of a convolution as a linear map of images of `height` x `width` pixels, without its bias.
 
     Returns:
         (out_channels * out_height * out_width, in_channels * height * width), float64.
@@ -112,22 +114,22 @@ def operator_matrix(conv: nn.Conv2d, height: int, width: int) -> Tensor:
 
 
 def circular_singular_values(weight: Tensor, height: int, width: int, stride: tuple[int, int]) -> Tensor:
-    """Singular values of a convolution with circular padding, exactly, by Fourier transforms.
+    """Exact singular values of a convolution with circular padding, by Fourier transforms.
 
-    A circular convolution does to each frequency what a small matrix does, and a stride lays the frequencies
-    over one another that it cannot tell apart. Without padding, a convolution is some rows of the circular
-    one: no singular value of it is larger than the largest of these. (Sedghi, Gupta and Long, The singular
-    values of convolutional layers, 2019.)
+    In the Fourier basis a circular convolution is block diagonal, with one small matrix per frequency; a
+    stride joins the blocks of frequencies that alias. A convolution without padding consists of some rows of
+    the circular one, so its largest singular value is at most the largest of these. (Sedghi, Gupta and Long,
+    The singular values of convolutional layers, 2019.)
 
     Args:
         weight: (out, in, kernel height, kernel width).
-        height: Of what enters; as the width taken for the next multiple of the stride that holds the kernel.
-        width: Of what enters.
-        stride: Down and across.
+        height: Of the input; like the width, rounded up to a multiple of the stride that holds the kernel.
+        width: Of the input.
+        stride: Vertical and horizontal.
 
     Returns:
-        All min(out * output pixels, in * pixels) of them, descending, float64; nan if the weight is not
-        finite.
+        All min(out * output pixels, in * pixels) singular values, descending, float64; nan if the weight is
+        not finite.
     """
     sizes = [
         step * math.ceil(max(size, kernel) / step)

@@ -1,4 +1,4 @@
-"""All that is measured of a network on one batch; docs/metrics.md defines every tag."""
+"""Measurements of a network on one batch; docs/metrics.md defines every tag."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,13 +27,13 @@ from neoteny.runners.probes.spectra import (
 )
 from neoteny.runners.probes.units import UNIT_PROBES, unit_sizes
 
-JACOBIAN_SAMPLES = 32  # a median and a 95th percentile need few, and each costs a pass an output
+JACOBIAN_SAMPLES = 32  # enough for a median and a 95th percentile; each costs one backward pass per output
 
-# Singular values cost the cube of the smaller side, so wide layers get fewer samples. They can afford it: the
-# wider a matrix, the less its spectrum varies from sample to sample. 32 at width 256, 4 from 512 on.
+# The cost of singular values is cubic in the smaller side, so wide layers get fewer samples: 32 at width 256,
+# 4 from 512 on. These suffice, since the spectrum of a wider matrix varies less from sample to sample.
 _SPECTRUM_BUDGET = 2**29
 _FEWEST_SAMPLES = 4
-_WIDEST_OPERATOR = 512  # likewise, convolutions are not taken as matrices whose smaller side is larger
+_WIDEST_OPERATOR = 512  # likewise, the largest smaller side of a convolution's matrix
 
 Measured = dict[str, Tensor]  # scalars (), and spectra (r,), by tag
 
@@ -48,18 +48,18 @@ def measure(
 ) -> dict[str, float | list[float]]:
     """Measure units, features, weights and Jacobians of a network on one batch.
 
-    Nothing is disturbed: parts run in evaluation mode, and gradients, random state, training flags and hooks
-    are afterwards what they were before. Parts may share modules; a shared layer is measured once, under its
-    first name. A diverged network gives nan, not an error.
+    Training is not affected: parts run in evaluation mode, and gradients, random state, training flags and
+    hooks are restored. Parts may share modules; a shared layer is measured once, under its first name. A
+    diverged network gives nan, not an error.
 
     Args:
         parts: Networks by name, each from `inputs` to an output (B, O).
         inputs: Floating-point batch (B, D) or (B, C, H, W), on the device of the parts. Dead and dormant
             shares depend on its size and distribution: use at least 256 samples of current data.
-        layers: Description of the parts, if it is there already.
-        jacobian_samples: Samples, spread evenly over the batch, whose Jacobians are taken; fewer in layers
-            wider than 256. 0 leaves the Jacobians out.
-        operators: Take convolutions as the matrices that they are, and their Jacobians, too.
+        layers: Description of the parts, if already known.
+        jacobian_samples: Number of samples, evenly spaced in the batch, for Jacobians; fewer in layers wider
+            than 256. 0 skips the Jacobians.
+        operators: Also measure convolutions as matrices of linear maps, and their Jacobians.
 
     Returns:
         Values by tag, as docs/metrics.md defines them; spectra are lists.
@@ -69,7 +69,7 @@ def measure(
         ValueError: If there are no parts or no samples, or `jacobian_samples` is negative.
     """
     if not inputs.is_floating_point():
-        raise TypeError(f"inputs enter the parts as they are and must be floating point, not {inputs.dtype}")
+        raise TypeError(f"inputs must be floating point, not {inputs.dtype}")
     if not parts or not len(inputs) or jacobian_samples < 0:
         raise ValueError("measure needs at least one part, at least one sample and jacobian_samples >= 0")
     if layers is None:
@@ -90,7 +90,7 @@ def measure(
 
 
 def to_host(measured: Measured) -> dict[str, float | list[float]]:
-    """Values on the host, in one transfer."""
+    """Copy values to the host, in one transfer."""
     if not measured:
         return {}
     flat = torch.cat([value.double().reshape(-1) for value in measured.values()])
@@ -103,7 +103,7 @@ def to_host(measured: Measured) -> dict[str, float | list[float]]:
 
 @dataclass
 class MeasuredLayer:
-    """A layer as one forward pass saw it, under its name."""
+    """A named layer with its inputs and outputs in one forward pass."""
 
     name: str
     call: Call
@@ -125,7 +125,7 @@ class MeasuredLayer:
 
     @cached_property
     def operator(self) -> Tensor | None:
-        """A convolution as the matrix that it is, float64; None of another layer, or if it is too large."""
+        """The matrix of a convolution as a linear map, float64; None for other layers or if too large."""
         if not isinstance(self.call.module, nn.Conv2d):
             return None
         smaller = min(self.call.inputs[0].numel(), self.call.shape[1:].numel())
@@ -135,14 +135,14 @@ class MeasuredLayer:
 
 
 def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
-    """Dormant and dead shares of each hidden layer, of the worst, and of all units together."""
+    """Dormant and dead shares of each hidden layer, their maximum, and the share of all units."""
     sizes = {layer.name: layer.unit_sizes for layer in hidden if layer.unit_sizes is not None}
     if not sizes:
         return {}
     counts = next(iter(sizes.values())).new_tensor([len(layer) for layer in sizes.values()])
     scalars: Measured = {}
     for probe, fraction in UNIT_PROBES.items():
-        # Mean sizes act as one sample of the activations they are the means of.
+        # The fractions depend only on mean absolute activations, so the means are passed as one sample.
         fractions = {name: fraction(layer[None]) for name, layer in sizes.items()}
         scalars |= {f"plasticity/{probe}/{name}": value for name, value in fractions.items()}
         values = torch.stack(list(fractions.values()))
@@ -152,7 +152,7 @@ def _unit_scalars(hidden: Sequence[MeasuredLayer]) -> Measured:
 
 
 def _feature_scalars(calls: Mapping[str, Sequence[Call]]) -> Measured:
-    """Ranks of the features (samples, features) that enter each part's head."""
+    """Ranks of the features (samples, features), the inputs of each part's head."""
     scalars: Measured = {}
     for part, of_part in calls.items():
         if not of_part:
@@ -165,7 +165,7 @@ def _feature_scalars(calls: Mapping[str, Sequence[Call]]) -> Measured:
 
 
 def _weight_spectra(layers: Iterable[MeasuredLayer], hidden: Sequence[MeasuredLayer]) -> Measured:
-    """Singular values of the weights and what is said of them, heads included by name only."""
+    """Singular values of all weights with their statistics; aggregates leave the heads out."""
     spectra = {layer.name: gram_singular_values(layer.gram) for layer in layers}
     measured: Measured = {}
     for name, sigma in spectra.items():
@@ -195,7 +195,7 @@ def _extremes(kind: str, name: str, sigma: Tensor) -> Measured:
 
 
 def _operator_scalars(layers: Iterable[MeasuredLayer], operators: bool) -> Measured:
-    """Extreme singular values of convolutions as maps of images."""
+    """Largest and smallest singular values of convolutions as linear maps of images."""
     measured: Measured = {}
     for layer in layers:
         conv = layer.call.module
@@ -248,7 +248,7 @@ def _layer_jacobian_spectra(layer: MeasuredLayer, matrix: Tensor, samples: int) 
 
 
 def spread(samples: Tensor, count: int) -> Tensor:
-    """At most `count` samples, evenly spaced: neighbours in a rollout resemble each other."""
+    """At most `count` samples, evenly spaced, since neighbours in a rollout are similar."""
     return samples[:: max(1, len(samples) // count)][:count]
 
 
@@ -260,7 +260,7 @@ def snapshot(module: nn.Module) -> dict[nn.Parameter, Tensor]:
 def update_norms(module: nn.Module, before: Mapping[nn.Parameter, Tensor]) -> dict[str, float]:
     """Euclidean norms: `update/weight_norm` of all parameters, and `update/step_norm` of their change.
 
-    The change is that since `before = snapshot(module)`, of the parameters that were there then.
+    The change is since `before = snapshot(module)`, of the parameters that existed then.
     """
     now = [parameter.detach() for parameter in module.parameters()]
     step = [after.detach() - before[after] for after in module.parameters() if after in before]

@@ -1,9 +1,9 @@
-"""The empirical neural tangent kernel: how a gradient step on one sample moves the outputs for another.
+"""The empirical neural tangent kernel: how a gradient step on one sample changes the outputs for another.
 
 K = J J^T, where the rows of J are the gradients of every output for every sample with respect to all
-trainable parameters. The closer K is to a multiple of the identity, the more equally can every possible task
-be learned. (Rosseau et al., Preserving Plasticity in Continual Learning via Dynamical Isometry, 2026,
-section 2.)
+trainable parameters. The closer K is to a multiple of the identity, the more equally all tasks can be
+learned. (Rosseau et al., Preserving Plasticity in Continual Learning via Dynamical Isometry, 2026, section
+2.)
 """
 
 import copy
@@ -25,13 +25,14 @@ from neoteny.runners.probes.spectra import condition_number, effective_rank
 def empirical_ntk(network: nn.Module, inputs: Tensor) -> Tensor:
     """Empirical neural tangent kernel of a network, in float64.
 
-    The Jacobian of a linear layer is never built: its part of the kernel is (A A^T + 1) * (D D^T), with what
-    enters the layer in A and the derivatives of outputs by what leaves it in D (paper, equations 7 and 8).
-    The parts of convolutions come from the gradients of every sample, those of any other parameters, also of
-    parametrized layers, from torch.func. Nothing of the network is changed: a copy of it is measured.
+    The Jacobian of a linear layer is never built: its term of the kernel is (A A^T + 1) * (D D^T), where A
+    holds the inputs of the layer and D the derivatives of the network's outputs with respect to the outputs
+    of the layer (paper, equations 7 and 8). The terms of convolutions are computed from per-sample gradients,
+    those of all other parameters, also of parametrized layers, with torch.func. The network is not changed: a
+    copy is measured.
 
     Args:
-        network: From `inputs` to outputs (m, O), every sample on its own; taken in evaluation mode.
+        network: From `inputs` to outputs (m, O), each sample independent; measured in evaluation mode.
         inputs: (m, ...), floating point.
 
     Returns:
@@ -43,12 +44,12 @@ def empirical_ntk(network: nn.Module, inputs: Tensor) -> Tensor:
 
     def record(module: nn.Linear | nn.Conv2d, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         calls.setdefault(module, []).append((args[0].detach(), output))
-        return output.clone()  # what follows may work in place
+        return output.clone()  # the next module may work in place
 
     with ExitStack() as hooks:
         for module in filter(_has_closed_form, network.modules()):
             hooks.enter_context(module.register_forward_hook(record))
-        # Frozen layers in front of all others would cut the graph.
+        # Inputs require gradients, since otherwise leading frozen layers would have no graph.
         outputs = network(inputs.detach().requires_grad_()).reshape(len(inputs), -1)
     kernel = outputs.new_zeros(outputs.numel(), outputs.numel())
     deltas = iter(_derivatives(outputs, [leaving for of_layer in calls.values() for _, leaving in of_layer]))
@@ -65,21 +66,21 @@ def empirical_ntk(network: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def ntk_statistics(kernel: Tensor) -> dict[str, Tensor]:
-    """How far a kernel is from a multiple of the identity.
+    """Statistics of how far a kernel is from a multiple of the identity.
 
     Args:
         kernel: (n, n), symmetric and positive semi-definite.
 
     Returns:
-        `ntk_log10_cond`: largest over smallest eigenvalue, infinite if that is 0 to within rounding.
-        `ntk_rank`: number of eigenvalues that are not.
+        `ntk_log10_cond`: log10 of largest over smallest eigenvalue, infinite if that is 0 up to rounding.
+        `ntk_rank`: number of eigenvalues that are not 0 up to rounding.
         `ntk_eigenvalue_std`: standard deviation of the eigenvalues.
         `ntk_participation_rank`: (sum of lambda)^2 / sum of lambda^2, from 1 to n.
         `ntk_effective_rank`: exponential of the entropy of the eigenvalues.
         `ntk_isotropy_gap`: Frobenius norm of K / (tr K / n) - I, 0 for an isotropic kernel.
-        A zero kernel has an infinite condition number and gap, and ranks of 0; one that is not finite has nan
-        everywhere. Few regions of a piecewise linear network among the samples are enough for an exactly
-        singular kernel, and few inputs.
+        A zero kernel has an infinite condition number and gap, and ranks of 0; for a kernel that is not
+        finite all are nan. A kernel can be exactly singular: if the samples lie in few linear regions of a
+        piecewise linear network, or if the inputs are few.
     """
     finite = kernel.isfinite().all()
     size = len(kernel)
@@ -110,7 +111,7 @@ def _has_closed_form(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
 
 
 def _derivatives(outputs: Tensor, leaving: list[Tensor]) -> list[Tensor]:
-    """Derivatives of all outputs (m, O) by what leaves each layer, (m, ...): (m, O, ...) each."""
+    """Derivatives of all outputs (m, O) with respect to each layer's outputs, (m, ...): (m, O, ...) each."""
     if not leaving:
         return []
     columns = [
@@ -121,7 +122,7 @@ def _derivatives(outputs: Tensor, leaving: list[Tensor]) -> list[Tensor]:
 
 
 def _layer_kernel(layer: nn.Linear | nn.Conv2d, entered: list[Tensor], deltas: list[Tensor]) -> Tensor:
-    """A layer's part of the kernel, (m O, m O), from its inputs and deltas in each call of it."""
+    """A layer's term of the kernel, (m O, m O), from the inputs and deltas of each of its calls."""
     if isinstance(layer, nn.Linear) and len(entered) == 1 and entered[0].dim() == 2:
         samples, outputs = deltas[0].shape[:2]
         similar = layer.weight.requires_grad * entered[0] @ entered[0].T
@@ -137,7 +138,7 @@ def _layer_kernel(layer: nn.Linear | nn.Conv2d, entered: list[Tensor], deltas: l
 def _sample_gradients(
     layer: nn.Linear | nn.Conv2d, entered: list[Tensor], deltas: list[Tensor]
 ) -> list[Tensor]:
-    """Gradients (m O, parameters) of all outputs of all samples by a layer's weight and bias."""
+    """Per-sample gradients (m O, parameters) of all outputs with respect to a layer's weight and bias."""
     calls = [_positions(layer, *call) for call in zip(entered, deltas)]
     gradients = []
     if layer.weight.requires_grad:
@@ -149,7 +150,7 @@ def _sample_gradients(
 
 
 def _positions(layer: nn.Linear | nn.Conv2d, entering: Tensor, delta: Tensor) -> tuple[Tensor, Tensor]:
-    """What enters each of P positions, (m, in, P), and the derivatives by what leaves it, (m, O, out, P)."""
+    """Inputs of each of P positions, (m, in, P), and derivatives by their outputs, (m, O, out, P)."""
     if isinstance(layer, nn.Linear):
         columns = entering.reshape(len(entering), -1, entering.shape[-1]).transpose(1, 2)
         return columns, delta.reshape(*delta.shape[:2], -1, delta.shape[-1]).transpose(2, 3)
@@ -158,7 +159,7 @@ def _positions(layer: nn.Linear | nn.Conv2d, entering: Tensor, delta: Tensor) ->
 
 
 def _kernel_of_others(network: nn.Module, parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
-    """The part of the kernel, (m O, m O), of parameters without a closed form: norms, parametrized layers."""
+    """The kernel's term, (m O, m O), of parameters without a closed form: norms, parametrized layers."""
 
     def outputs(parameters: dict[str, Tensor], sample: Tensor) -> Tensor:
         return torch.func.functional_call(network, parameters, (sample[None],)).flatten()

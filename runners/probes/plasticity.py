@@ -1,4 +1,4 @@
-"""Plasticity as it is defined: how much of a new task's gap to the best a network closes within some steps.
+"""Plasticity by its definition: the fraction of a new task's optimality gap that training eliminates.
 
 The fraction is 1 - gap(theta_t) / gap(theta_0), in expectation over tasks. (Rosseau et al., Preserving
 Plasticity in Continual Learning via Dynamical Isometry, 2026, definition 2.1 and equation 2.)
@@ -17,7 +17,7 @@ from neoteny.optim.layers import Network
 
 
 class Observations(NamedTuple):
-    """The minibatch that methods see while a copy learns the random task."""
+    """The minibatch that is passed to methods while a copy learns the random task."""
 
     observations: Tensor
 
@@ -30,28 +30,28 @@ def plasticity(
     steps: int = 300,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """Measure plasticity on a task that nobody has seen: a random change of all outputs.
+    """Measure plasticity on an unseen task: a random change of all outputs.
 
-    Every output of every sample shall move by a draw from a normal distribution, as wide as the outputs of
-    its part differ from sample to sample, and of width 1 at least. So at the start the gap is the same for
-    all networks, measured by what they say, and one that interpolates closes all of it. What is trained are
-    copies, with copies of their methods: network, optimizer, methods and random state are afterwards what
-    they were before.
+    The target of every output of every sample is the current output plus a normal draw. Its standard
+    deviation is that of the part's outputs over the samples, but at least 1. So the initial gap, relative to
+    the scale of the outputs, is the same for all networks, and a network that fits all targets closes it
+    completely. Copies of network, optimizer and methods are trained; the originals and the random state are
+    unchanged.
 
     Args:
         methods: With the network and the optimizer that they act on.
-        observations: (B, ...); distinct ones, else the gap cannot be closed.
-        new_optimizer: Makes an optimizer of a network.
+        observations: (B, ...), without duplicates, for which the gap could not be closed.
+        new_optimizer: Creates an optimizer for a network.
         steps: Gradient steps, each on all observations.
         seed: Of the task and of the new network.
 
     Returns:
-        For the mean over the parts, and under `/<part>` for each, the fraction of the gap that is closed:
-        `plasticity/fraction_eliminated` by the network as it is, with its optimizer's state;
-        `plasticity/fraction_eliminated_new_optimizer` with a new optimizer;
-        `plasticity/fresh` by a new network with a new optimizer and the methods at their beginning;
-        `plasticity/lost`, what the first falls short of the last.
-        A fraction is below 0 where the gap has grown, and nan for a network that diverged.
+        As a mean over the parts, and for each under `/<part>`, the fraction of the gap that is closed:
+        `plasticity/fraction_eliminated` by the current network, with its optimizer's state;
+        `plasticity/fraction_eliminated_new_optimizer` by the current network with a new optimizer;
+        `plasticity/fresh` by a new network with a new optimizer and newly initialized methods;
+        `plasticity/lost`: fresh minus fraction_eliminated.
+        A fraction is negative if the gap has grown, and nan for a network that diverged.
     """
     devices = [observations.device] if observations.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
@@ -86,8 +86,8 @@ def learn(
     Args:
         methods: With the network and the optimizer, changed in place.
         observations: (B, ...).
-        changes: What shall be added to the outputs of each part, (B, O), in units of the standard deviation
-            of its outputs over the samples, or of 1 if that is more.
+        changes: Targets minus outputs of each part, (B, O), in units of the standard deviation of its outputs
+            over the samples, or of 1 if that is larger.
         steps: Gradient steps.
     """
     network, optimizer = cast(Network, methods.learner.network), methods.learner.optimizer
@@ -99,7 +99,7 @@ def learn(
         targets[name], whole[name] = outputs + change, change.square().mean()
 
     def gaps() -> dict[str, Tensor]:
-        parts = network.parts()  # methods may change what they are made of
+        parts = network.parts()  # looked up each time, since methods may replace their modules
         return {name: (parts[name](inputs) - target).square().mean() for name, target in targets.items()}
 
     for _ in range(steps):

@@ -1,8 +1,8 @@
-"""Singular values of a matrix, and what is said of them: condition numbers and ranks.
+"""Singular values of a matrix and their statistics: condition numbers and ranks.
 
-All spectra come from float64 Gram matrices of the smaller side. Squaring halves the digits: condition numbers
-are right up to about 1e7, and a larger value only says "above 1e7". A float32 Gram would already fail between
-1e3 and 1e4, which an ordinary initialisation exceeds.
+All spectra come from float64 Gram matrices of the smaller side. Squaring halves the number of digits:
+condition numbers are accurate up to about 1e7, and a larger value only means "above 1e7". A float32 Gram
+matrix would fail between 1e3 and 1e4 already, which an ordinary initialisation exceeds.
 
 `sigma` are singular values (..., r), descending, of one or many matrices.
 """
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-# What a float64 Gram resolves: singular values below this fraction of the largest count as zero.
+# Resolution of a float64 Gram matrix: singular values below this fraction of the largest count as zero.
 RESOLUTION = 1e-7
 
 
@@ -39,7 +39,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 def gram_singular_values(gram: Tensor) -> Tensor:
     """Roots of the eigenvalues of a Gram matrix (..., r, r), descending (..., r)."""
-    # eigvalsh refuses a matrix with nan or inf; a diverged layer must show as nan instead of ending the run.
+    # eigvalsh raises on nan or inf; a diverged layer must give nan instead of ending the run.
     finite = gram.isfinite().all(-1).all(-1)
     eigenvalues = torch.linalg.eigvalsh(torch.where(finite[..., None, None], gram, 0.0))
     sigma = eigenvalues.flip(-1).clamp(min=0.0).sqrt()
@@ -74,8 +74,8 @@ def stable_rank(sigma: Tensor) -> Tensor:
 def effective_rank(sigma: Tensor, power: int = 1) -> Tensor:
     """Exponential of the entropy of sigma^power, scaled to sum 1: (..., r) to (...); 0 for a zero matrix.
 
-    Power 1 is the original (Roy and Vetterli, The effective rank, 2007). Power 2, which weighs by energy, is
-    what the authors of AdamO report.
+    Power 1 is the original definition (Roy and Vetterli, The effective rank, 2007). The authors of AdamO
+    report power 2, which weighs by energy.
     """
     mass = (sigma / sigma[..., :1]) ** power
     return _unless_zero(sigma, torch.special.entr(mass / mass.sum(-1, keepdim=True)).sum(-1).exp())
@@ -96,8 +96,8 @@ RANKS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def quantile(values: Tensor, q: float) -> Tensor:
-    """Smallest of the values (B,) that at least a fraction q of them do not exceed; q in (0, 1].
+    """Quantile: smallest of the values (B,) that at least a fraction q of them do not exceed; q in (0, 1].
 
-    One of the values, never an interpolation: between a finite number and inf that would be inf or nan.
+    Without interpolation, which between a finite number and inf would give inf or nan.
     """
     return values.kthvalue(max(1, math.ceil(q * len(values)))).values

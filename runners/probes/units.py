@@ -10,10 +10,10 @@ TAUS = (0.0, 0.025, 0.1)
 
 
 def dormant_fraction(activations: Tensor, tau: float) -> Tensor:
-    """Share of units whose mean absolute activation is at most tau times the layer's mean of it.
+    """Share of units whose mean absolute activation is at most tau times the layer's mean.
 
-    Compared as products, so that a layer of zeros is wholly dormant where a quotient would be 0 / 0. (Sokar
-    et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning, 2023, definition 3.1.)
+    Compared without division, so that in a layer of zeros all units are dormant, where a quotient would be
+    0 / 0. (Sokar et al., The Dormant Neuron Phenomenon in Deep Reinforcement Learning, 2023, definition 3.1.)
 
     Args:
         activations: Outputs of the units, (B, units), or (B, channels, ...) with one unit a channel.
@@ -28,9 +28,9 @@ def dormant_fraction(activations: Tensor, tau: float) -> Tensor:
 
 
 def dead_fraction(activations: Tensor) -> Tensor:
-    """Share of units that are exactly zero on every sample and at every position: those dormant for tau = 0.
+    """Share of units that are exactly zero on every sample and at every position: dormant with tau = 0.
 
-    Not the fraction of zero entries, which is the sparsity of a healthy rectified layer.
+    This is not the fraction of zero activations, which is large in a healthy ReLU layer too.
     """
     return dormant_fraction(activations, tau=0.0)
 
@@ -45,5 +45,5 @@ def unit_sizes(activations: Tensor) -> Tensor:
     """Mean absolute activation of every unit: (B, units, ...) to (units,), float64."""
     sizes = activations.abs()
     if sizes.dim() > 2:
-        sizes = sizes.flatten(2).mean(2)  # positions first: what is left to convert to float64 is small
+        sizes = sizes.flatten(2).mean(2)  # positions first, so that little is left to convert to float64
     return sizes.double().mean(0)

@@ -387,7 +387,7 @@ def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit:
         dqn.main(args)
     assert exit.value.code == 2
-    assert "cannot go on: memory" in capsys.readouterr().err
+    assert "cannot be resumed: memory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("preset", PRESETS)

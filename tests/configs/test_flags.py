@@ -252,7 +252,7 @@ def test_allow_device_change_lets_a_run_go_on_elsewhere(agent, monkeypatch, caps
     assert exit.value.code == 2
     assert "--allow-device-change moves it" in capsys.readouterr().err
     AGENTS[agent].main(parse(agent, "--checkpoint-every 64 --allow-device-change"))
-    assert "goes on at step 128" in capsys.readouterr().out
+    assert "resumes at step 128" in capsys.readouterr().out
 
 
 # Flags that do nothing beside the others of the line: each is refused.
@@ -311,10 +311,10 @@ OF_OTHER_ENGINES = [
     (GRID, "--stream.single.workers 2", "--stream.single flags would be ignored"),
     (GRID, "--stream.single.no-replay", "--stream.single flags would be ignored"),
     (f"{GRID} --stream.engine single", "--stream.grid.layouts 8", "--stream.grid flags would be ignored"),
-    ("", "--stream.engine grid", "is not stepped by --stream.engine grid"),
-    (GRID, "--stream.engine atari", "is not stepped by --stream.engine atari"),
-    ("", "--stream.channels last", "--stream.channels does nothing"),
-    ("", "--stream.games Pong", "--stream.games are for --stream.id atari"),
+    ("", "--stream.engine grid", "--stream.engine grid cannot step"),
+    (GRID, "--stream.engine atari", "--stream.engine atari cannot step"),
+    ("", "--stream.channels last", "--stream.channels has no effect"),
+    ("", "--stream.games Pong", "--stream.games needs --stream.id atari"),
     ("--stream.id CartPole-v1 --stream.period None", "--stream.tasks 0 1", "never switches"),
 ]
 
@@ -376,7 +376,7 @@ CYCLE = "--stream.tasks 0 1 --stream.cycles 1"
 def test_a_run_makes_whole_updates_and_says_so(agent, line, steps, said, capsys):
     AGENTS[agent].main(parse(agent, line))
     told = capsys.readouterr().out
-    assert ("96 steps will be made, not 100, in whole updates of 32" in told) == said
+    assert ("the run makes 96 steps instead of 100: whole updates of 32" in told) == said
     (summary,) = Path().glob("**/summary.json")
     assert json.loads(summary.read_text())["visits"][-1]["end"] == 96
     assert json.loads((summary.parent / "args.json").read_text())["total_steps"] == steps

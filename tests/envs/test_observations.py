@@ -89,7 +89,7 @@ def test_flags_overrule(space, flags, line):
         (box(4), {"kind": "pictures"}, "pictures have two to four axes"),
         (box(7, 7, 3, dtype=np.float32), {"kind": "codes"}, "codes of MiniGrid"),
         (Box(-np.inf, np.inf, (9, 9, 3)), {"kind": "planes"}, "a lowest and a highest value"),
-        (box(4), {"channels": "last"}, r"--stream\.channels does nothing"),
+        (box(4), {"channels": "last"}, r"--stream\.channels has no effect"),
     ],
 )
 def test_what_cannot_be_read_is_refused(space, flags, message):
@@ -199,7 +199,7 @@ def test_codes_that_are_none_are_refused():
         env = grids.ImgObsWrapper(room())
         return TransformObservation(env, lambda codes: codes + np.uint8(100), env.observation_space)
 
-    with pytest.raises(ValueError, match=r"no codes of MiniGrid.*--stream\.observations"):
+    with pytest.raises(ValueError, match=r"not MiniGrid's codes.*--stream\.observations"):
         Stream(brighter, Schedule(), ENGINES, 1)
 
 
@@ -210,7 +210,7 @@ def test_planes_of_0_and_1_whose_space_says_255_are_told(tmp_path):
         return env
 
     stream = Stream(dim, Schedule(), ENGINES, 1)
-    assert "was above 1, but 255, the highest value of their space, is what is scaled to 1" in str(stream)
+    assert "was above 1, but 255, the highest value of their space, is scaled to 1" in str(stream)
     assert "warning" not in str(Stream(lambda k, seed: Cue(), Schedule(), ENGINES, 1))
 
 

@@ -387,14 +387,14 @@ def two_switches(task, **options):
 
 @pytest.mark.parametrize("mistake", ["ignores_k", "identity_permutation", "physics_of_a_copy"])
 def test_the_audit_catches_a_switch_that_changes_nothing(mistake):
-    with pytest.raises(ValueError, match="changed nothing: task 1 does just what task 0 did"):
+    with pytest.raises(ValueError, match="changed nothing: task 1 behaves exactly as task 0"):
         two_switches(getattr(Audited, mistake))
     infos = two_switches(getattr(Audited, mistake), audit=False)
     assert not any("fingerprint" in info for info in infos)
 
 
 def test_the_audit_catches_a_task_that_does_not_recur_as_it_was():
-    with pytest.raises(ValueError, match="task 0 is not what it was"):
+    with pytest.raises(ValueError, match="task 0 has changed"):
         two_switches(Audited.changes_at_random)
 
 
@@ -485,7 +485,9 @@ def test_what_replay_cannot_restore_is_not_restored_and_goes_on_without():
     one.reset()
     advance(one, 5)
     state = one.state_dict()
-    with pytest.raises(ValueError, match=r"its replay went elsewhere.*--stream\.single\.no-replay"):
+    with pytest.raises(
+        ValueError, match=r"the replay of task 0 gave other observations.*--stream\.single\.no-replay"
+    ):
         config.make(2).load_state_dict(state)
 
     two = dataclasses.replace(config, single=SingleConfig(replay=False)).make(2)
@@ -732,7 +734,7 @@ def test_the_agent_is_told_the_task_if_asked():
     assert observation.shape == (2, 7, 7, 3 + 5)
     assert (observation[..., 3] == 255).all()
     assert (observation[..., 4:] == 0).all()
-    with pytest.raises(ValueError, match="needs tasks that recur"):
+    with pytest.raises(ValueError, match="needs recurring tasks"):
         StreamConfig("cartpole-gravity", task_id="onehot").make(2)
     with pytest.raises(ValueError, match="floating-point"):
         StreamConfig("grid-layouts", normalizer="keep").make(2)
@@ -747,7 +749,7 @@ def test_only_what_was_typed_is_imported(tmp_path, monkeypatch):
         "def typed(k, seed):\n    return gym.make('CartPole-v1')\n"
     )
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="import typed_streams first, only a command line does"):
+    with pytest.raises(ValueError, match="import typed_streams first"):
         StreamConfig("typed_streams:Typed-v0").make(2)
     from_a_file = {"stream": {"id": "typed_streams:Typed-v0"}}
     with pytest.raises(ValueError, match="import typed_streams first"):

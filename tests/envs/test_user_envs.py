@@ -59,18 +59,21 @@ REFUSED = {
     "multi-binary": ({"space": MultiBinary(2)}, NOT_ARRAYS),
     "shape of a step": (
         {"look": lambda t: np.zeros(1 if t else 2, np.float32)},
-        r"<Mine<.*> gave an observation of shape \(1,\), which is not in its Box",
+        r"<Mine<.*> returned an observation of shape \(1,\), which is not in its Box",
     ),
     "scalar step": ({"look": lambda t: np.float32(t) if t else np.zeros(2, np.float32)}, r"of shape \(\)"),
     "shape of a reset": ({"look": lambda t: np.zeros((2, 1), np.float32)}, r"of shape \(2, 1\)"),
     "floats in uint8": (
         {"space": Box(0, 255, (2,), np.uint8), "look": lambda t: np.array([0.1, 0.5])},
-        r"gave an observation of float64, which is not in its Box\(0, 255",
+        r"returned an observation of float64, which is not in its Box\(0, 255",
     ),
     "old reset": ({"first": lambda t: None, "look": lambda t: np.zeros(2, np.float32)}, r"of shape \(\)"),
-    "old step": ({"result": lambda *step: (*step[:3], {})}, "gave 4 values"),
-    "no reward": ({"result": lambda o, r, *rest: (o, None, *rest)}, "gave None as a reward"),
-    "reward in an array": ({"result": lambda o, r, *rest: (o, np.array([r]), *rest)}, "as a reward"),
+    "old step": ({"result": lambda *step: (*step[:3], {})}, "returned 4 values"),
+    "no reward": ({"result": lambda o, r, *rest: (o, None, *rest)}, "returned the reward None"),
+    "reward in an array": (
+        {"result": lambda o, r, *rest: (o, np.array([r]), *rest)},
+        "which is not a number",
+    ),
     "an error of its own": ({"look": lambda t: {}[t]}, r"KeyError: 0 \(.*test_user_envs\.py, line \d+\)"),
     "cubes": (
         {"space": Box(0, 1, (6, 6, 6), bool), "look": lambda t: np.zeros((6, 6, 6), bool)},

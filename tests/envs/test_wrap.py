@@ -82,7 +82,7 @@ def test_what_a_wrapper_is_given(wrap, call):
 @pytest.mark.parametrize(
     ("wrap", "message"),
     [
-        ("no_env", "mine:no_env gave 3, which is no environment"),
+        ("no_env", "mine:no_env returned 3, which is not an environment"),
         ("more", r"mine:more must take \(env\), \(env, seed\) or \(env, k, seed\)"),
         ("nothing", "no 'mine:nothing'"),
     ],
@@ -122,7 +122,7 @@ def test_a_shipped_stream_stays_on_tensors_where_they_hold_the_wrapper(capsys):
     assert isinstance(stream.engine, SingleEngine)
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("MiniGrid's own package steps this stream")
-    assert "Louder does what no table holds" in line
+    assert "Louder cannot be expressed by tables" in line
 
 
 def test_wrapped_actions_do_on_tensors_what_they_do_in_the_package():

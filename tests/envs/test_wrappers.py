@@ -364,8 +364,8 @@ ATARI_LIKE = functools.partial(Echo, np.zeros((2, 2, 3)), np.uint8)
     [
         (lambda: permute_observations(Echo([1.0, 2.0])), ValueError, "a seed or an order"),
         (lambda: permute_observations(Echo([1.0, 2.0]), 0, order=[1, 0]), ValueError, "a seed or an order"),
-        (lambda: permute_observations(Echo([1.0, 2.0]), order=[1, 1]), ValueError, "no permutation"),
-        (lambda: permute_observations(Echo([1.0, 2.0]), order=[1]), ValueError, "no permutation"),
+        (lambda: permute_observations(Echo([1.0, 2.0]), order=[1, 1]), ValueError, "not a permutation"),
+        (lambda: permute_observations(Echo([1.0, 2.0]), order=[1]), ValueError, "not a permutation"),
         (lambda: permute_observations(Echo([1.0]), seed=0), ValueError, "changes nothing"),
         (lambda: permute_observations(gym.make("MiniGrid-Empty-5x5-v0"), 0), TypeError, "a Box"),
         (lambda: permute_actions(Echo(actions=Discrete(1)), seed=0), ValueError, "changes nothing"),
@@ -375,7 +375,7 @@ ATARI_LIKE = functools.partial(Echo, np.zeros((2, 2, 3)), np.uint8)
         (lambda: noisy_observations(ATARI_LIKE(), 1.0), TypeError, "floating-point"),
         (lambda: noisy_observations(Echo(), math.inf), ValueError, "finite"),
         (lambda: fail_actions(Echo(), 1.5), ValueError, r"within \[0, 1\]"),
-        (lambda: fail_actions(Echo(), 0.5, noop=5), ValueError, "no action"),
+        (lambda: fail_actions(Echo(), 0.5, noop=5), ValueError, "not an action"),
         (lambda: fail_actions(Echo(actions=gym.spaces.Text(3))), TypeError, "numbers or arrays"),
         (lambda: drift(cartpole(), {}, seed=0), ValueError, "at least one"),
         (

@@ -184,10 +184,10 @@ def test_preemption_saves_and_goes_on(name, step, tmp_path, monkeypatch, undistu
     assert ending(args) == 75
     now = -(-step // BATCH) * BATCH  # the update is finished first
     assert saved(args)["step"] == now
-    assert f"stopped by {name} at step {now}; the same command goes on" in capsys.readouterr().err
+    assert f"stopped by {name} at step {now}; the same command resumes" in capsys.readouterr().err
     assert not (run_folder("ppo", args) / "summary.json").exists()
     assert ending(args) == 0
-    assert f"goes on at step {now}, exactly" in capsys.readouterr().out
+    assert f"resumes at step {now}, exactly" in capsys.readouterr().out
     assert outcome(args) == undisturbed
 
 
@@ -394,7 +394,7 @@ def test_disk_full_for_events_loses_no_point(tmp_path, monkeypatch, undisturbed,
     at(monkeypatch, 70, room(1000))
     at(monkeypatch, 120, room(2**62))
     assert ending(args) == 0
-    assert capsys.readouterr().err.count("points wait in memory") == 1
+    assert capsys.readouterr().err.count("points are kept in memory") == 1
     assert outcome(args) == undisturbed
 
 
@@ -455,7 +455,7 @@ def test_two_processes_the_older_one_finishes_a_checkpoint_too_late(
     assert ending(args) == 0
     told = capsys.readouterr()
     assert "is shorter than the" in told.err
-    assert f"goes on at step {2 * EVERY}, exactly" in told.out
+    assert f"resumes at step {2 * EVERY}, exactly" in told.out
     assert outcome(args) == undisturbed
 
 
@@ -534,8 +534,8 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
     at(monkeypatch, 150, lose)
     assert ending(args) == 0
     told = capfd.readouterr().err
-    assert "sub-environments 0 to 0 was killed by signal 9; it is made anew" in told
-    assert "sub-environments 1 to 1 did not answer for 1 s; it is made anew" in told
+    assert "sub-environments 0 to 0 was killed by signal 9; it is restarted" in told
+    assert "sub-environments 1 to 1 did not answer for 1 s; it is restarted" in told
     assert outcome(args) == undisturbed
 
 
@@ -914,7 +914,7 @@ def test_damaged_checkpoint_the_older_one_serves(tmp_path, monkeypatch, undistur
     told = capsys.readouterr()
     assert told.err.count("warning") == 1
     assert f"{newest / TENSORS} was changed" in told.err
-    assert f"goes on at step {EVERY}, exactly" in told.out
+    assert f"resumes at step {EVERY}, exactly" in told.out
     assert outcome(args) == undisturbed
 
 
@@ -981,13 +981,19 @@ def foreign_stream(state):
     ("change", "sentence"),
     [
         (foreign_agent, "holds an unfinished run with agent dqn, not ppo"),
-        (foreign_network, "cannot go on: agent: Error(s) in loading state_dict for ActorCritic"),
-        (no_optimizer, "cannot go on: optimizer: 'optimizer'"),
-        (other_groups, "cannot go on: optimizer: loaded state dict has a different number of"),
-        (foreign_moments, "cannot go on: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
-        (no_moments, "cannot go on: optimizer: exp_avg_sq has shape () instead of (16, 16)"),
-        (other_methods, "cannot go on: methods: the checkpoint has the methods ['isometry'], the run []"),
-        (foreign_stream, "cannot go on: stream: task 1 is no function of seeds and actions"),
+        (foreign_network, "cannot be resumed: agent: Error(s) in loading state_dict for ActorCritic"),
+        (no_optimizer, "cannot be resumed: optimizer: 'optimizer'"),
+        (other_groups, "cannot be resumed: optimizer: loaded state dict has a different number of"),
+        (foreign_moments, "cannot be resumed: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
+        (no_moments, "cannot be resumed: optimizer: exp_avg_sq has shape () instead of (16, 16)"),
+        (
+            other_methods,
+            "cannot be resumed: methods: the checkpoint has the methods ['isometry'], the run []",
+        ),
+        (
+            foreign_stream,
+            "cannot be resumed: stream: the replay of task 1 gave other observations than before",
+        ),
     ],
 )
 def test_damaged_or_foreign_state_is_refused(change, sentence, tmp_path, monkeypatch, capsys):
@@ -1315,12 +1321,12 @@ def test_overwrite_is_for_finished_runs(tmp_path, monkeypatch, undisturbed, caps
     assert ending(args) == -signal.SIGKILL
     capsys.readouterr()
     assert ending(args) == 0
-    assert f"goes on at step {2 * EVERY}, exactly" in capsys.readouterr().out
+    assert f"resumes at step {2 * EVERY}, exactly" in capsys.readouterr().out
     assert outcome(args) == undisturbed
     assert ending(dataclasses.replace(args, overwrite=False)) == 2
     assert outcome(args) == undisturbed
     assert ending(args) == 0
-    assert "goes on" not in capsys.readouterr().out
+    assert "resumes" not in capsys.readouterr().out
     assert outcome(args) == undisturbed
     (file,) = event_files(run_folder("ppo", args))
     assert file.name == "events.out.tfevents.0000000003"

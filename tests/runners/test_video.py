@@ -21,7 +21,7 @@ from neoteny.optim import AdamConfig
 from neoteny.runners import run, video
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
-from neoteny.runners.video import film
+from neoteny.runners.video import record_video
 from tests import simple_envs
 from tests.events import scalars
 from tests.killed import die
@@ -152,7 +152,7 @@ def test_frames_are_those_of_the_episode():
     lived = StreamConfig("MiniGrid-Empty-5x5-v0").make(2, device="cpu")
     lived.reset()
     turns = iter([0, 1] * 1000)
-    gif, _ = film(lived, lambda seen: torch.tensor([next(turns)]))
+    gif, _ = record_video(lived, lambda seen: torch.tensor([next(turns)]))
     image, shown = Image.open(io.BytesIO(gif)), []
     for frame in range(image.n_frames):
         image.seek(frame)
@@ -192,7 +192,7 @@ def pictures(request):
 def test_observations_that_are_pictures_are_shown(pictures, size, capsys):
     lived = StreamConfig(pictures).make(1, device="cpu")
     lived.reset()
-    gif, _ = film(lived, lambda seen: torch.zeros(1, dtype=torch.int64))
+    gif, _ = record_video(lived, lambda seen: torch.zeros(1, dtype=torch.int64))
     assert frames(gif) == (size, 6 * 30)
     assert capsys.readouterr().err == ""
 
@@ -214,7 +214,7 @@ def test_what_cannot_be_shown_is_told_once(id, tmp_path, capsys):
     args = small(dqn, tmp_path, id, video_every=128)
     summary = dqn.main(args)
     assert summary["visits"]
-    reason = "no crayons" if id == "Undrawable-v0" else "neither draws itself nor"
+    reason = "no crayons" if id == "Undrawable-v0" else "can neither render frames nor"
     told = [line for line in capsys.readouterr().out.splitlines() if "no videos" in line]
     assert len(told) == 1
     assert reason in told[0]
@@ -265,7 +265,7 @@ def test_a_twin_is_as_far_on_its_way_as_the_stream():
     ours._move()  # which the next step would do first
     one, two = ({**parameters(env.env), "steps_beyond_terminated": 0} for env in (twin, ours))
     assert one == two
-    assert one["gravity"] != parameters(lived._copy())["gravity"]
+    assert one["gravity"] != parameters(lived._make_task_env())["gravity"]
     twin.close()
 
 
@@ -305,7 +305,7 @@ def test_videos_leave_the_random_state_of_a_gpu_alone():
     lived = StreamConfig("grid-layouts").make(2, device="cuda")
     lived.reset()
     before = torch.cuda.get_rng_state_all()
-    film(lived, lambda seen: torch.randint(7, (1,), device=seen.device))
+    record_video(lived, lambda seen: torch.randint(7, (1,), device=seen.device))
     assert all(map(torch.equal, before, torch.cuda.get_rng_state_all()))
 
 

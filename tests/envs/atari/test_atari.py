@@ -311,11 +311,11 @@ def test_bad_games_are_told(games, told):
 
 
 def test_flags_that_would_be_ignored_are_refused():
-    with pytest.raises(ValueError, match="atari-cora has tasks of its own"):
+    with pytest.raises(ValueError, match="the tasks of atari-cora are fixed"):
         StreamConfig("atari-cora", games=("Pong",)).check(1)
     with pytest.raises(ValueError, match=r"--stream\.single flags would be ignored"):
         config(single=SingleConfig(workers=1)).make(2)
-    with pytest.raises(ValueError, match="tasks that recur"):
+    with pytest.raises(ValueError, match="needs recurring tasks"):
         StreamConfig("cartpole-gravity", cycles=2).check(1)
     with pytest.raises(ValueError, match="at least 1, not 0"):
         config(cycles=0).check(1)
@@ -366,7 +366,7 @@ def test_a_killed_run_of_games_goes_on_to_the_same_end(tmp_path, monkeypatch, ca
     assert ending(run(tmp_path / "killed", games=("Breakout", "Pong"))) == 2
     assert "stream.games" in capsys.readouterr().err
     assert ending(run(tmp_path / "killed", cycles=2)) == 0
-    assert "goes on at step 768, exactly" in capsys.readouterr().out
+    assert "resumes at step 768, exactly" in capsys.readouterr().out
     assert outcome(killed) == outcome(calm)
     assert json.loads((run_folder("ppo", killed) / "args.json").read_text())["stream"]["cycles"] == 2
 

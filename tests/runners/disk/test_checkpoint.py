@@ -196,7 +196,7 @@ def test_a_manifest_names_no_other_files(tmp_path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["files"]["../secret"] = manifest["files"].pop("state.json")
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DamagedError, match="lists other files"):
+    with pytest.raises(DamagedError, match="lists unexpected files"):
         read_checkpoint(path)
 
 

@@ -329,7 +329,7 @@ def test_a_full_disk_is_told_once_until_it_has_room_again(tmp_path, disks, capsy
             writer.flush()
         told = capsys.readouterr().err
         assert told.count("warning") == 1
-        assert "No space left on device; points wait in memory" in told
+        assert "No space left on device; points are kept in memory" in told
         disks[0].room = 2**62
         writer.flush()
     writer.close()

@@ -63,7 +63,7 @@ def test_sigterm_at_any_moment_ends_with_code_75(agent, tmp_path):
         if early[-1]:
             assert sorted(tmp_path.rglob("*")) == before
         else:
-            assert "the same command goes on" in output
+            assert "the same command resumes" in output
     assert early[:2] == [True, True]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     finished = list(tmp_path.glob("**/summary.json"))
