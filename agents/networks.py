@@ -62,7 +62,7 @@ class Flat(nn.Module):
 
 
 class Images(nn.Module):
-    """Convert images to float channels (B, C, H, W), scaled to 0 to 1 if the space's bounds are finite.
+    """Convert images to float channels (B, C, H, W), scaled to 0 to 1 by the bounds of the space.
 
     Args:
         spec: the kind of observation: (B, C, H, W), (B, H, W, C), (B, H, W), or stacks (B, S, ...) of the

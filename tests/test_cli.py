@@ -192,7 +192,7 @@ def test_the_script_itself_exits_with_code_2(tmp_path):
 NO_WEIGHT = "--network.linear orthogonal --stream.id cartpole-rotations"
 UNFIT = {
     NO_WEIGHT: "AdamO has no weight to pull towards isometry",
-    f"{NO_WEIGHT} optim:muon": "Muon needs a hidden matrix",
+    f"{NO_WEIGHT} optim:muon": "Muon needs a hidden linear layer",
 }
 
 
