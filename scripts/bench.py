@@ -714,7 +714,7 @@ def grid(bench: Bench, effort: Effort) -> str:
             rows.append(row)
     header = ["", "environments", *(f"{arm}, thousands" for arm in PLAYERS), "to EnvPool", "to the package"]
     at = GRIDS[0], 1024
-    told = [
+    lines = [
         f"{name}: {ratios[(*at, arm)]:.1f} times as fast on {at[0]}, {at[1]:,} environments; target {target}"
         for arm, name, target in (("EnvPool", "EnvPool", 2), ("package", "the package", 35))
         if math.isfinite(ratios.get((*at, arm), math.nan))
@@ -723,7 +723,7 @@ def grid(bench: Bench, effort: Effort) -> str:
         few = {count: ratios[GRIDS[0], count, "package"] for count in effort.more_grids if count <= 16}
         slowest = min(few, key=few.__getitem__)
         many = {count: cost for (name, count), cost in costs.items() if name == GRIDS[0] and count >= 256}
-        told += [
+        lines += [
             f"with few environments: {few[slowest]:.1f} times the package at worst, at {slowest}",
             "microseconds of a step of one environment: "
             + ", ".join(f"{cost:.2f} at {count:,}" for count, cost in sorted(many.items())),
@@ -737,7 +737,7 @@ def grid(bench: Bench, effort: Effort) -> str:
             "",
             table(header, rows),
             "",
-            *told,
+            *lines,
         ]
     )
 
@@ -848,8 +848,8 @@ def train_beside_peers(bench: Bench, effort: Effort) -> str:
             row.append(percent(ratio, ".1f") if name in rates else "-")
             if target and name in rates:
                 holds = "holds " if np.median(ratio) >= target else "MISSED"
-                told = f"{training.name}, {training.num_envs:,} environments: {np.median(ratio):.1f} times"
-                verdicts.append(f"{holds}  {told} {name}, target {target:g}")
+                label = f"{training.name}, {training.num_envs:,} environments: {np.median(ratio):.1f} times"
+                verdicts.append(f"{holds}  {label} {name}, target {target:g}")
         rows.append(row)
     header = ["", "environments", "steps", *(f"{name}, thousands" for name in names)]
     header += [f"to {name}" for name in names[1:]]

@@ -461,8 +461,8 @@ def main(faults: Faults) -> int:
                 bar.update(len(outcome.met))
                 lost += bool(outcome.lost)
                 if outcome.lost or outcome.different:
-                    told = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
-                    bar.write(f"{outcome.case}: {told}")
+                    message = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
+                    bar.write(f"{outcome.case}: {message}")
     print(table(outcomes))
     return int(any(outcome.lost or outcome.different for outcome in outcomes))
 

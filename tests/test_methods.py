@@ -721,7 +721,7 @@ class TestCheck:
     def test_a_tensor_that_is_not_trained(self):
         learner = self.learner()
         learner.network.net.head.weight = nn.Parameter(torch.zeros(2, 3))
-        assert re.search(r"net.head.weight is not in the optimizer, which would never", learner.problem())
+        assert re.search(r"net.head.weight is not in the optimizer, so it would never", learner.problem())
         learner.network.net.head.weight.requires_grad_(False)
         assert not learner.problem()
 

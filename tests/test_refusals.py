@@ -157,13 +157,13 @@ def test_of_a_package_that_is_missing_the_extra_is_named(command, tmp_path, monk
 SCRIPTS = {
     "scripts/sweep.py --agent sac": "there is no agent 'sac' in agents/; there are dqn, ppo",
     "scripts/sweep.py --agent networks": "there is no agent 'networks' in agents/; there are dqn, ppo",
-    "scripts/sweep.py --preset grid-layout": "there is no preset 'grid-layout'; near to it: grid-layouts",
+    "scripts/sweep.py --preset grid-layout": "there is no preset 'grid-layout'; similar: grid-layouts",
     "scripts/sweep.py --optims adam sgd": "there is no optimizer optim:sgd",
-    "scripts/sweep.py --seed 1": "there is no flag --seed; near to it: --seeds",
+    "scripts/sweep.py --seed 1": "there is no flag --seed; similar: --seeds",
     "scripts/sweep.py -- --learning-rate 1": "there is no flag --learning-rate",
     "scripts/compare.py": "no finished run below no folder",
     "scripts/lens.py nowhere": "no finished run below nowhere",
-    "scripts/compare.py runs --figures x.png": "there is no flag --figures; near to it: --figure",
+    "scripts/compare.py runs --figures x.png": "there is no flag --figures; similar: --figure",
     "scripts/replay_crash.py nowhere": "nowhere is no crash bundle",
 }
 
