@@ -456,7 +456,7 @@ def probes(bench: Bench, effort: Effort) -> str:
     header += ["one update, ms", "updates between two", "between two full ones", "share, %"]
     lines = [
         "Wall time of one measurement in PPO runs: the default set; the full one, with the neural tangent",
-        "kernel and convolutions as operators; and the full one with the training of fresh copies. The share",
+        "kernel and convolutions as operators; and the full one with plasticity, by training copies. The share",
         "is that of default and full measurements, at the preset's intervals, in the time of the updates.",
         "",
         *(table(header, rows), "", *verdicts, "", *_one_measurement(effort)),
@@ -735,7 +735,7 @@ def grid(bench: Bench, effort: Effort) -> str:
     return "\n".join(
         [
             "Steps per second of CPU time, random actions, images of the agent's view; median and quartiles.",
-            "On tensors, one of 256 layouts is replaced every 16 steps of all environments, which is included;",
+            "On tensors, one of 256 layouts is replaced every 16 steps of all environments, included here;",
             "EnvPool and the package make a new layout for every episode. The package steps one environment.",
             "",
             table(header, rows),
@@ -858,8 +858,8 @@ def train_beside_peers(bench: Bench, effort: Effort) -> str:
     header += [f"to {name}" for name in names[1:]]
     return "\n".join(
         [
-            f"Steps of {peers.NAMES[bench.task]} per second of CPU time in training, with the same networks and",
-            "the same number of environments, steps, epochs, minibatches and gradient steps. Median and",
+            f"Steps of {peers.NAMES[bench.task]} per second of CPU time in training, with the same networks",
+            "and the same number of environments, steps, epochs, minibatches and gradient steps. Median and",
             f"quartiles of {effort.runs} runs each. In rows with bf16, only neoteny uses it.",
             "",
             table(header, rows),
