@@ -133,7 +133,7 @@ class MuonConfig(_Moments):
         matrices = [(name, weight) for name, weight in weights if weight.ndim == 2]
         if not matrices:
             raise ValueError(
-                "Muon needs a hidden linear layer, but all are kept orthogonal or excluded, or convolutions: "
+                "Muon needs a hidden linear layer, but all weights are orthogonal, excluded or convolutions: "
                 "use optim:adam"
             )
         rest = [(name, weight) for name, weight in weights if weight.ndim > 2] + others

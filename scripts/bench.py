@@ -456,7 +456,7 @@ def probes(bench: Bench, effort: Effort) -> str:
     header += ["one update, ms", "updates between two", "between two full ones", "share, %"]
     lines = [
         "Wall time of one measurement in PPO runs: the default set; the full one, with the neural tangent",
-        "kernel and convolutions as operators; and the full one with plasticity, by training copies. The share",
+        "kernel and convolutions as operators; and the full one with plasticity (training copies). The share",
         "is that of default and full measurements, at the preset's intervals, in the time of the updates.",
         "",
         *(table(header, rows), "", *verdicts, "", *_one_measurement(effort)),

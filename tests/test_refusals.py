@@ -64,7 +64,7 @@ KEY_ERROR = r"KeyError: 'nothing' \(.*faulty_stream\.py, line 14\)"
 REFUSED = {
     "--stream.id FrozenLake-v1": "must be arrays of numbers, a Box, not Discrete(16)",
     "--stream.id Blackjack-v1": "must be arrays of numbers, a Box, not Tuple(",
-    "--stream.id Pendulum-v1": "discrete action spaces, not in Box(",
+    "--stream.id Pendulum-v1": "discrete action space, not Box(",
     "--stream.id Humanoid-v3": "gymnasium-robotics",
     "--stream.id grid-layouts --stream.normalizer keep": "a normalizer needs observations of floating-point",
     "--stream.id wrong_syntax:X-v0": "SyntaxError: expected ':' (wrong_syntax.py, line 1)",
