@@ -1,4 +1,4 @@
-"""Deep Q-learning (Mnih et al., 2015) on a stream of tasks: double, and by flag dueling and with n steps.
+"""Deep Q-learning (Mnih et al., 2015) on a stream of tasks: double; dueling and n-step returns by flag.
 
 python agents/dqn.py grid-layouts-small optim:adamo --optim.iso 1e-2 --seed 4
 """
@@ -41,53 +41,54 @@ class Args(RunArgs):
     total_steps: int = dataclasses.field(default=196_608, metadata=RESUMABLE)
     """Environment steps of the whole run, summed over sub-environments (or see --stream.cycles)."""
     num_envs: int = 4
-    """Sub-environments stepped together (N)."""
+    """Number of sub-environments stepped in parallel (N)."""
     log_every: int = 1024
-    """Environment steps of an update: between two logs, and between the moments when a run can be saved."""
+    """Environment steps per update: metrics are logged and checkpoints saved at the ends of updates only."""
     train_every: int = 8
-    """Environment steps between rounds of gradient steps."""
+    """Environment steps between two rounds of gradient steps."""
     gradient_steps: int = 2
-    """Gradient steps of each round; its share of train_every is the replay ratio."""
+    """Gradient steps per round; gradient_steps / train_every is the replay ratio."""
     batch_size: int = 64
-    """Transitions of a gradient step (B)."""
+    """Transitions per minibatch (B)."""
     learning_starts: int = 1024
     """Environment steps before the first gradient step."""
     buffer_size: int = 10_000
-    """Steps that the replay memory holds; what is much older than a task only holds up its learning."""
+    """Capacity of the replay memory in environment steps; data from long-past tasks slows learning."""
     memory: Literal["disk", "device"] = "device"
-    """Keep the replay memory on the device, and copy it into every checkpoint; or, if it is large, in files
-    of the run's folder that are mapped into memory, of which checkpoints need no copy."""
+    """Where the replay memory is kept: "device" holds it in tensors, which every checkpoint copies; "disk",
+    for large ones, in memory-mapped files of the run's folder, which checkpoints need not copy."""
     lr: float = 5e-4
-    """Learning rate of every optimizer."""
+    """Learning rate, whichever optimizer is chosen."""
     gamma: float = 0.99
-    """Discount of rewards."""
+    """Discount factor of rewards."""
     n_step: int = 1
-    """Rewards that are summed before the value of a later observation stands for the rest."""
+    """Steps of the n-step return before it bootstraps from the target network."""
     double: bool = True
-    """Let the network choose the action that the target network values (van Hasselt et al., 2016)."""
+    """Double Q-learning: the network chooses the next action, the target network evaluates it (van Hasselt
+    et al., 2016)."""
     dueling: bool = False
-    """Value and advantages from a layer each (Wang et al., 2016)."""
+    """Use a dueling head: one layer for the state value, one for the advantages (Wang et al., 2016)."""
     target_every: int = 250
     """Gradient steps between updates of the target network."""
     tau: float = 1.0
-    """How far each goes: 1 copies the network, less moves the target towards it (Polyak averaging)."""
+    """Step size of a target update: 1 copies the network, less is Polyak averaging."""
     eps_start: float = 1.0
-    """Share of random actions at first."""
+    """Initial epsilon: the probability of a random action."""
     eps_end: float = 0.05
-    """Share of random actions in the end."""
+    """Final epsilon."""
     eps_steps: int = 10_000
-    """Environment steps over which it falls, linearly."""
+    """Environment steps over which epsilon goes linearly from eps_start to eps_end."""
     eps_restart: bool = False
-    """Let it start again at every switch. It tells the agent what a lifelong learner is not told."""
+    """Restart the epsilon schedule at every task switch; this reveals switches to the agent."""
     max_grad_norm: float = 10.0
-    """Norm to which gradients are clipped."""
+    """Clip the gradient to this norm."""
     reward_scale: float = 1.0
-    """Factor on the rewards that are learned from (logged returns stay as they are)."""
+    """Multiply rewards by this factor for training (logged returns are unscaled)."""
     clip_rewards: bool = False
-    """Learn from the signs of rewards alone (logged returns stay as they are)."""
+    """Train on the sign of each reward (logged returns are unclipped)."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
-    # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
+    # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.05, iso_scale=2.0))
 
     def __post_init__(self) -> None:
@@ -99,26 +100,28 @@ class Args(RunArgs):
         check_numbers(self, positive, above=0)
         check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
         check_numbers(self, ("reward_scale",))
-        for name, of in (("train_every", "num_envs"), ("log_every", "train_every")):
-            if getattr(self, name) % getattr(self, of):
-                told = f"--{name} must be a multiple of {of}, {getattr(self, of)}, not {getattr(self, name)}"
-                raise ValueError(told.replace("_", "-"))
+        for name, factor in (("train_every", "num_envs"), ("log_every", "train_every")):
+            value, divisor = getattr(self, name), getattr(self, factor)
+            if value % divisor:
+                message = f"--{name} must be a multiple of --{factor}, {divisor}, not {value}"
+                raise ValueError(message.replace("_", "-"))
         least = max(self.n_step * self.num_envs, self.batch_size)
         if not least <= self.learning_starts <= self.buffer_size:
             raise ValueError(
-                f"--learning-starts must be at least {least}, what a gradient step takes, and at most "
-                f"buffer_size, not {self.learning_starts}"
+                f"--learning-starts must be at least {least}, which one gradient step needs, and at most "
+                f"--buffer-size, {self.buffer_size}, not {self.learning_starts}"
             )
         self.stream.check(self.num_envs)
         self.set_length(self.log_every, f"--log-every {self.log_every}")
 
     def unused(self) -> dict[str, str]:
-        """Names of flags that do nothing as the others stand, and why."""
+        """Flags that have no effect with the current values of the others: name -> reason."""
         found = super().unused()
         if self.target_every == 1 and self.tau == 1:
             found["double"] = "with --target-every 1 and --tau 1 both networks are the same"
         if self.gamma == 0:
-            found |= dict.fromkeys(("double", "target_every", "tau"), "with --gamma 0 no later value enters")
+            unused = ("double", "target_every", "tau")
+            found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
         schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
         if schedule.switched_at(self.total_steps - self.num_envs) == 0:
             found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
@@ -129,7 +132,7 @@ class Args(RunArgs):
 
 
 class Dueling(nn.Module):
-    """Values of actions as the value of a state and the actions' advantages over their mean."""
+    """Dueling head: the state value plus each action's advantage over the mean advantage."""
 
     def __init__(self, network: NetworkConfig, actions: int) -> None:
         super().__init__()
@@ -137,13 +140,13 @@ class Dueling(nn.Module):
         self.advantage = head(network, actions, gain=1.0)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (B, D) -> values (B, A)."""
+        """Features (B, D) -> action values (B, A)."""
         advantages = self.advantage(features)
         return self.value(features) + advantages - advantages.mean(1, keepdim=True)
 
 
 class QNetwork(nn.Module):
-    """Values of all actions, of encoded observations."""
+    """Maps observations to the values of all actions."""
 
     def __init__(
         self,
@@ -156,7 +159,7 @@ class QNetwork(nn.Module):
         self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"DQN acts in discrete action spaces, not in {actions}")
+            raise ValueError(f"DQN needs a discrete action space, not {actions}")
         self.encode = encoder(observation_spec(stream))
         self.register_buffer("example", zeros(space, 1), persistent=False)
         self.torso = torso(self.encode, space, network)
@@ -164,32 +167,32 @@ class QNetwork(nn.Module):
         self.head = Dueling(network, self.actions) if dueling else head(network, self.actions, gain=1.0)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Observations (B, ...) -> values (B, A)."""
+        """Observations (B, ...) -> action values (B, A)."""
         with precision(self.amp, observations.device):
             return self.head(self.torso(self.encode(observations))).float()
 
     def act(self, observations: Tensor, epsilon: float) -> Tensor:
-        """Actions (B,): the best, or with probability ``epsilon`` any."""
+        """Epsilon-greedy actions (B,)."""
         best = self(observations).argmax(1)
         chance = torch.rand(best.shape, device=best.device)
         return torch.where(chance < epsilon, torch.randint_like(best, self.actions), best)
 
     def parts(self) -> dict[str, nn.Module]:
-        """The network, from encoded observations (B, ...) to outputs; of a dueling one, to the advantages."""
+        """The network: encoded observations (B, ...) -> its outputs, or the advantages if it is dueling."""
         last = self.head.advantage if isinstance(self.head, Dueling) else self.head
         return {"q": nn.Sequential(OrderedDict([*self.torso.named_children(), ("head", last)]))}
 
 
 def epsilon_at(step: int, start: float, end: float, steps: int) -> float:
-    """The share of random actions after ``step`` steps: from start to end in so many, then constant."""
+    """Epsilon after ``step`` steps: linear from start to end over ``steps`` steps, then constant."""
     return start + (end - start) * min(1.0, step / steps)
 
 
 @torch.no_grad()
 def td_targets(agent: nn.Module, target: nn.Module, batch: Batch, double: bool) -> Tensor:
-    """What values of the actions taken should be, (B,): rewards, and the target network's value of the rest.
+    """Targets of the taken actions' values, (B,): n-step returns bootstrapped from the target network.
 
-    The network chooses the next action if ``double``, else the target network does.
+    The next action is chosen by the network if ``double``, else by the target network.
     """
     values = target(batch.next_observations)
     choice = agent(batch.next_observations) if double else values
@@ -199,11 +202,14 @@ def td_targets(agent: nn.Module, target: nn.Module, batch: Batch, double: bool) 
 def dqn_loss(values: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Huber loss of a minibatch of size B.
 
-    Values (B, A) are those of the network as it is now; the values of the actions (B,) should be the targets
-    (B,); weights (B,) are 0 for what is no transition, else 1.
+    Args:
+        values: of all actions, (B, A), from the current network.
+        actions: the actions taken, (B,).
+        targets: of their values, (B,).
+        weights: (B,), 0 for samples that are no transition, else 1.
 
     Returns:
-        The loss, and (2,): it and the mean value of the actions taken.
+        The loss, and (2,): the loss and the mean value of the actions taken.
     """
     taken = values.gather(1, actions[:, None]).squeeze(1)
     loss = (weights * F.smooth_l1_loss(taken, targets, reduction="none")).mean()
@@ -230,7 +236,7 @@ def update(
 
 @torch.no_grad()
 def update_target(target: nn.Module, agent: nn.Module, tau: float) -> None:
-    """Move the target network's weights towards the network's, by the share ``tau`` of the way."""
+    """Polyak update of the target network's parameters: target += tau * (network - target)."""
     for of_target, of_agent in zip(target.parameters(), agent.parameters(), strict=True):
         of_target.lerp_(of_agent, tau)
 
@@ -244,7 +250,7 @@ def rollout_step(
     args: Args,
     run: Run,
 ) -> Tensor:
-    """Act in every sub-environment, and remember what happened; returns the next observation."""
+    """Act in every sub-environment and store the transitions; returns the next observation."""
     with torch.inference_mode():
         action = agent.act(observation, epsilon)
     run.lap("act")
@@ -259,13 +265,13 @@ def rollout_step(
 
 
 def epsilon_now(stream: Stream, args: Args) -> float:
-    """The share of random actions at this step of the stream."""
+    """Epsilon at the current step of the stream."""
     since = stream.schedule.switched_at(stream.steps) if args.eps_restart else 0
     return epsilon_at(stream.steps - since, args.eps_start, args.eps_end, args.eps_steps)
 
 
 def gradient_steps(steps: int, args: Args) -> range:
-    """Numbers, from 0 on, of the gradient steps that are due after so many environment steps."""
+    """Indices, from 0 on, of the gradient steps that are due after ``steps`` environment steps."""
     if steps < args.learning_starts:
         return range(0)
     first = (steps - args.learning_starts) // args.train_every * args.gradient_steps

@@ -1,7 +1,7 @@
 """Networks that the agents share: encoders, torsos and heads.
 
-A network is a :class:`torch.nn.Sequential` whose children have the names that the probes report: ``conv1``,
-``linear1``, ..., ``head``. Weights start orthogonal and biases at zero.
+A network is a :class:`torch.nn.Sequential` whose children have the names that appear in the probes' tags:
+``conv1``, ``linear1``, ..., ``head``. Weights are initialized orthogonal, biases to zero.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
-    """The shape of the networks."""
+    """Layers and activations of the networks."""
 
     hidden: tuple[int, ...] = (64, 64)
-    """Widths of the hidden linear layers, after their activation (and after the convolutions, if observations
-    are images)."""
+    """Output widths of the hidden linear layers, counted after the activation; images pass convolutions
+    first."""
     activation: Literal["relu", "leaky_relu", "tanh", "abs", "maxmin", "groupsort", "crelu", "fourier"] = (
         "relu"
     )
-    """The activation function of every hidden layer."""
+    """Activation function of every hidden layer."""
     linear: Literal["free", "orthogonal"] = "free"
-    """Train the weights of hidden layers, convolutions included, as they are, or keep them orthogonal in
-    every forward pass (Björck's iteration). Heads are always free."""
+    """Whether the weights of hidden layers, convolutions included, are unconstrained ("free") or kept
+    orthogonal in every forward pass by Björck's iteration. Heads are always free."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"--network.hidden must be positive widths, not {self.hidden}")
         multiple = self.units.multiple
         if any(width % multiple for width in self.hidden):
-            wanted = f"{self.activation} needs --network.hidden to be multiples of {multiple}"
-            raise ValueError(f"{wanted}, not {self.hidden}")
+            needed = f"{self.activation} needs --network.hidden to be multiples of {multiple}"
+            raise ValueError(f"{needed}, not {self.hidden}")
 
     @property
     def units(self) -> Activation:
-        """The activation function, and what there is to know of it."""
+        """The activation function and its properties."""
         return ACTIVATIONS[self.activation]
 
 
 class Flat(nn.Module):
-    """Any observation as one float vector: (B, ...) -> (B, D)."""
+    """Flatten any observation to a float vector: (B, ...) -> (B, D)."""
 
     def forward(self, observations: Tensor) -> Tensor:
         """Flatten."""
@@ -62,11 +62,11 @@ class Flat(nn.Module):
 
 
 class Images(nn.Module):
-    """Pictures and planes as channels (B, C, H, W) of floats, 0 to 1 where their values are bounded so.
+    """Convert images to float channels (B, C, H, W), scaled to 0 to 1 by the bounds of the space.
 
     Args:
-        spec: what observations are: (B, C, H, W), (B, H, W, C), (B, H, W), or stacks (B, S, ...) of the
-            former two, which become channels.
+        spec: the kind of observation: (B, C, H, W), (B, H, W, C), (B, H, W), or stacks (B, S, ...) of the
+            first two, whose frames become channels.
     """
 
     def __init__(self, spec: ObservationSpec) -> None:
@@ -82,7 +82,7 @@ class Images(nn.Module):
         self.register_buffer("range", None if same else scale, persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """Scale, and put channels first."""
+        """Scale, and move channels first."""
         images = observations.float()
         images = (images - self.low) / self.range if self.scale is None else images / self.scale
         if self.axes == 2:
@@ -93,20 +93,20 @@ class Images(nn.Module):
 
 
 class OneHotGrid(nn.Module):
-    """MiniGrid images (B, H, W, 3) of uint8 codes as one-hot channels (B, 21, H, W).
+    """One-hot encode MiniGrid images of uint8 codes: (B, H, W, 3) -> (B, 21, H, W).
 
-    Further channels (a stream's task id, 0 or 255) are scaled to 0 and 1.
+    Additional channels (a stream's task id, 0 or 255) are scaled to 0 and 1.
     """
 
     def __init__(self) -> None:
         super().__init__()
         codes = torch.cartesian_prod(*map(torch.arange, CODES))
         onehot = [F.one_hot(code, count) for code, count in zip(codes.unbind(1), CODES)]
-        self.table: Tensor  # channels of every cell that there can be, (264, 21)
+        self.table: Tensor  # one-hot channels of every possible cell, (264, 21)
         self.register_buffer("table", torch.cat(onehot, dim=1).float(), persistent=False)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """One-hot."""
+        """One-hot channels, floats."""
         _, colours, states = CODES
         kind, colour, state = observations[..., :3].int().unbind(3)
         rows = (kind * colours + colour) * states + state
@@ -117,20 +117,20 @@ class OneHotGrid(nn.Module):
 
 
 def zeros(space: gym.Space, *shape: int) -> Tensor:
-    """Room for so many elements of a space of arrays, (*shape, ...), of its type."""
+    """Zeros for a batch of elements of an array space, (*shape, ...), in the space's dtype."""
     return torch.from_numpy(np.zeros((*shape, *space.shape), space.dtype))  # type: ignore[misc]
 
 
 def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.AbstractContextManager:
-    """In which networks are computed: in bfloat16, with weights in float32, or in float32."""
+    """Autocast context of forward passes: "bf16" computes in bfloat16 with float32 weights."""
     return torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else contextlib.nullcontext()
 
 
 def observation_spec(envs: gym.vector.VectorEnv) -> ObservationSpec:
-    """What the observations of a stream are, or of another vector environment, by their space.
+    """The kind of observation of a stream, or of another vector environment as read from its space.
 
     Raises:
-        ValueError: the space does not say it.
+        ValueError: the space is ambiguous.
     """
     if isinstance(envs, Stream):
         return envs.observation_spec
@@ -145,10 +145,10 @@ def encoder(spec: ObservationSpec) -> nn.Module:
 
 
 def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]:
-    """Width, kernel size and stride of the convolutions for what ``encode`` gives, such as ``image``.
+    """Width, kernel size and stride of the convolutions after ``encode``, whose output is like ``image``.
 
-    Pictures and planes of at least 36 pixels pass the three of Mnih et al. (Nature, 2015); smaller ones and
-    MiniGrid's codes two small ones; vectors, and images with a side below 5, none.
+    Images of at least 36 pixels a side get the three of Mnih et al. (Nature, 2015); smaller ones and
+    MiniGrid's codes get two small ones; vectors, and images with a side below 5, none.
     """
     if isinstance(encode, Flat) or min(image.shape[2:]) < 5:
         return []
@@ -158,9 +158,9 @@ def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]
 
 
 def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Sequential:
-    """Hidden layers for what ``encode`` gives: (B, ...) -> (B, network.hidden[-1]), convolutions first.
+    """Hidden layers on top of ``encode``: (B, ...) -> (B, network.hidden[-1]), convolutions first.
 
-    Widths are those after the activation: where that has two outputs a unit, there are half as many units.
+    Widths are counted after the activation: if that has two outputs per unit, the layer has half the units.
     """
     example = encode(zeros(space, 1))
     units = network.units
@@ -183,21 +183,21 @@ def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Seq
 
 
 def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:
-    """A hidden layer as it starts, with an orthogonal weight, and as it is kept."""
+    """Initialize a hidden layer with an orthogonal weight, and constrain it if ``network.linear`` says so."""
     orthogonal(layer, network.units.gain)
     if isinstance(layer, nn.Conv2d):
-        # Up to half as fast again.
+        # Up to 1.5 times as fast.
         layer = nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)
     return orthogonalize(layer) if network.linear == "orthogonal" else layer
 
 
 def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
-    """The last layer, (B, network.hidden[-1]) -> (B, outputs)."""
+    """The output layer, (B, network.hidden[-1]) -> (B, outputs)."""
     return orthogonal(nn.Linear(network.hidden[-1], outputs), gain)
 
 
 def orthogonal(layer: Layer, gain: float) -> Layer:
-    """The layer with an orthogonal weight, all its singular values ``gain``, and a zero bias."""
+    """Initialize a layer's weight orthogonal, with all singular values ``gain``, and its bias to zero."""
     nn.init.orthogonal_(layer.weight, gain)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -38,38 +38,38 @@ class Args(RunArgs):
     total_steps: int = dataclasses.field(default=393_216, metadata=RESUMABLE)
     """Environment steps of the whole run, summed over sub-environments (or see --stream.cycles)."""
     num_envs: int = 16
-    """Sub-environments stepped together (N)."""
+    """Number of sub-environments stepped in parallel (N)."""
     num_steps: int = 64
-    """Steps of each sub-environment between updates (T)."""
+    """Steps per sub-environment in each rollout (T)."""
     epochs: int = 6
-    """Passes over each rollout."""
+    """Passes over each rollout in one update."""
     minibatches: int = 4
-    """Minibatches of each pass."""
+    """Minibatches per epoch."""
     lr: float = 1e-3
-    """Learning rate of every optimizer."""
+    """Learning rate, whichever optimizer is chosen."""
     anneal_lr: bool = False
-    """Decay the learning rate linearly to 0. In a lifelong stream that is itself a loss of plasticity."""
+    """Decay the learning rate linearly to 0; on a lifelong stream this is itself a loss of plasticity."""
     gamma: float = 0.99
-    """Discount of rewards."""
+    """Discount factor of rewards."""
     gae_lambda: float = 0.95
-    """Decay of generalized advantage estimation."""
+    """Lambda of generalized advantage estimation (GAE)."""
     clip: float = 0.2
-    """Clipping of the probability ratio."""
+    """Clip the probability ratio to 1 - clip and 1 + clip."""
     ent_coef: float = 0.01
-    """Weight of the entropy bonus."""
+    """Coefficient of the entropy bonus in the loss."""
     vf_coef: float = 0.5
-    """Weight of the value loss."""
+    """Coefficient of the value loss."""
     max_grad_norm: float = 0.5
-    """Norm to which gradients are clipped."""
+    """Clip the gradient to this norm."""
     reward_scale: float = 1.0
-    """Factor on the rewards that are learned from (logged returns stay as they are)."""
+    """Multiply rewards by this factor for training (logged returns are unscaled)."""
     clip_rewards: bool = False
-    """Learn from the signs of rewards alone (logged returns stay as they are)."""
+    """Train on the sign of each reward (logged returns are unclipped)."""
     shared_torso: bool = False
-    """One torso for policy and value function instead of one each."""
+    """Share one torso between policy and value function instead of one each."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    # The squared singular values start at 2 (gain sqrt(2), for ReLU), so that is where the pull leads.
+    # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
     optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
     def __post_init__(self) -> None:
@@ -84,24 +84,24 @@ class Args(RunArgs):
             raise ValueError(f"--minibatches {self.minibatches} must divide num_envs * num_steps, {size}")
         if size == self.minibatches:
             raise ValueError(
-                f"--minibatches {self.minibatches} of num_envs * num_steps, {size}, transitions have one "
-                "each, and one advantage cannot be normalized"
+                f"--minibatches {self.minibatches} leaves one of num_envs * num_steps, {size}, transitions "
+                "per minibatch, and one advantage cannot be normalized"
             )
         self.stream.check(self.num_envs)
         self.set_length(size, f"--num-envs {self.num_envs} * --num-steps {self.num_steps}")
 
     def unused(self) -> dict[str, str]:
-        """Names of flags that do nothing as the others stand, and why."""
+        """Flags that have no effect with the current values of the others: name -> reason."""
         found = super().unused()
         if self.epochs * self.minibatches == 1:
-            found["clip"] = "the only gradient step of an update starts where the ratio is 1"
+            found["clip"] = "with one gradient step per update the probability ratio is always 1"
         if self.num_steps == 1 or self.gamma == 0:
-            found["gae_lambda"] = "with --num-steps 1 or --gamma 0 no later advantage enters"
+            found["gae_lambda"] = "with --num-steps 1 or --gamma 0 later advantages are not used"
         return found
 
 
 class ActorCritic(nn.Module):
-    """A policy and a value function over encoded observations, with a torso each or one for both."""
+    """A policy and a value function of encoded observations, with separate torsos or a shared one."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ActorCritic(nn.Module):
         self.amp = amp
         space, actions = stream.single_observation_space, stream.single_action_space
         if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"PPO acts in discrete action spaces, not in {actions}")
+            raise ValueError(f"PPO needs a discrete action space, not {actions}")
         self.encode = encoder(observation_spec(stream))
         self.register_buffer("example", zeros(space, 1), persistent=False)
         self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
@@ -131,10 +131,10 @@ class ActorCritic(nn.Module):
         return logits.float(), values.float().squeeze(1)
 
     def act(self, observations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Sample actions (B,); with their log-probabilities (B,) and the values (B,)."""
+        """Sampled actions (B,), their log-probabilities (B,) and the values (B,)."""
         logits, values = self(observations)
         log_probs = F.log_softmax(logits, dim=1)
-        # torch.multinomial, but for its check, which waits for the device and ends the program at a NaN
+        # As torch.multinomial does, without its check, which synchronizes and aborts the program on a NaN.
         actions = (log_probs.exp() / torch.empty_like(log_probs).exponential_()).argmax(1, keepdim=True)
         return actions.squeeze(1), log_probs.gather(1, actions).squeeze(1), values
 
@@ -152,7 +152,7 @@ class ActorCritic(nn.Module):
         return values.float().squeeze(1)
 
     def parts(self) -> dict[str, nn.Module]:
-        """Actor and critic, each whole, from encoded observations (B, ...) to outputs."""
+        """Actor and critic, each with its torso: encoded observations (B, ...) -> outputs."""
         shared = list(self.shared.named_children())
         own = {"actor": self.actor.named_children(), "critic": self.critic.named_children()}
         return {name: nn.Sequential(OrderedDict([*shared, *layers])) for name, layers in own.items()}
@@ -161,17 +161,17 @@ class ActorCritic(nn.Module):
 class Rollout(NamedTuple):
     """T steps of N sub-environments, (T, N, ...)."""
 
-    observations: Tensor  # acted on
+    observations: Tensor  # before the action
     actions: Tensor
     log_probs: Tensor
     values: Tensor  # of the observations
     rewards: Tensor
-    done: Tensor  # whether the step ended its episode, for whatever reason
-    final_values: Tensor  # of the last observation where an episode was truncated, else 0
+    done: Tensor  # whether the step ended its episode, by termination or truncation
+    final_values: Tensor  # value of the final observation where an episode was truncated, else 0
 
     @classmethod
     def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
-        """Room for ``num_steps`` of a stream's steps."""
+        """An empty buffer for ``num_steps`` steps of a stream."""
         shape = (num_steps, stream.num_envs)
         observations = zeros(stream.single_observation_space, *shape).to(device)
         actions = zeros(stream.single_action_space, *shape).to(device)
@@ -181,13 +181,13 @@ class Rollout(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What is learned from, (B, ...)."""
+    """Transitions to train on, (B, ...)."""
 
     observations: Tensor
     actions: Tensor
-    log_probs: Tensor  # under the policy that acted
+    log_probs: Tensor  # under the policy that collected the rollout
     advantages: Tensor
-    returns: Tensor  # targets of the values
+    returns: Tensor  # regression targets of the value function
 
 
 def gae(
@@ -199,10 +199,16 @@ def gae(
     gamma: float,
     lam: float,
 ) -> Tensor:
-    """Generalized advantage estimation (Schulman et al., 2016), right at every kind of episode end.
+    """Generalized advantage estimation (Schulman et al., 2016), which bootstraps at truncations.
 
-    Rewards, values, done and final values are (T, N), as in `Rollout`; the next value is (N,), of the
-    observations after the last step. Gamma is the discount of rewards, lam the decay of the estimator.
+    Args:
+        rewards: (T, N); ``values``, ``done`` and ``final_values`` too, as in `Rollout`.
+        values: of the observations before each step.
+        done: whether a step ended its episode.
+        final_values: value of the final observation of truncated episodes, else 0.
+        next_value: (N,), of the observations after the last step.
+        gamma: discount factor.
+        lam: the estimator's lambda.
 
     Returns:
         Advantages, (T, N).
@@ -229,8 +235,8 @@ def ppo_loss(
 ) -> tuple[Tensor, Tensor]:
     """Clipped surrogate objective, value loss and entropy bonus of a minibatch of size B.
 
-    Log-probabilities of the batch's actions, entropy and values, (B,), are those of the networks as they are
-    now; the batch's advantages are normalized here. Coefficients weigh the entropy and the value loss.
+    Log-probabilities of the batch's actions, entropy and values, (B,), come from the current network; the
+    batch's advantages are normalized here.
 
     Returns:
         The loss, and (5,): policy loss, value loss, entropy, approximate KL divergence, clipped fraction.
@@ -268,7 +274,7 @@ def update(agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Ba
 def rollout_step(
     agent: ActorCritic, stream: Stream, observation: Tensor, rollout: Rollout, t: int, args: Args, run: Run
 ) -> Tensor:
-    """Act in every sub-environment, and write down step ``t`` of a rollout; returns the next observation."""
+    """Act in every sub-environment and store step ``t`` of the rollout; returns the next observation."""
     rollout.observations[t] = observation
     with torch.inference_mode():
         rollout.actions[t], rollout.log_probs[t], rollout.values[t] = agent.act(observation)
@@ -286,7 +292,7 @@ def rollout_step(
 
 @torch.no_grad()
 def make_batch(agent: ActorCritic, rollout: Rollout, observation: Tensor, args: Args) -> Batch:
-    """A rollout, and the observation after it, as a batch of T * N, with advantages and returns."""
+    """Flatten a rollout, followed by ``observation``, into a batch of T * N with advantages and returns."""
     observations, actions, log_probs, values, rewards, done, final_values = rollout
     next_value = agent.value(observation)
     advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
@@ -295,9 +301,9 @@ def make_batch(agent: ActorCritic, rollout: Rollout, observation: Tensor, args: 
 
 
 def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, float]:
-    """Means of gradient steps' statistics (n, 6), and what the values (B,) explained of the returns (B,)."""
+    """Means of the statistics of n gradient steps (n, 6), and the explained variance of the returns (B,)."""
     explained = 1 - (returns - values).var() / returns.var()
-    numbers = torch.cat((stats.mean(0), explained[None])).tolist()  # one read from the device
+    numbers = torch.cat((stats.mean(0), explained[None])).tolist()  # one device-to-host copy
     return dict(zip((*STATS, "losses/explained_variance"), numbers))
 
 
@@ -340,7 +346,7 @@ def main(args: Args) -> dict[str, Any]:
         stats = []
         for _ in range(args.epochs):
             for mb in torch.randperm(size, device=device).chunk(args.minibatches):
-                # index_select, since it is ten times as fast as an index
+                # index_select is ten times as fast as indexing.
                 minibatch = Batch(*(field.index_select(0, mb) for field in batch))
                 stats.append(update(agent, optimizer, methods, minibatch, args))
                 methods.between_steps(minibatch)

@@ -1,4 +1,4 @@
-"""The command line of an agent: a preset, if any, then flags, the optimizer and methods, in any order."""
+"""The command line of an agent: an optional preset, then flags, the optimizer and methods in any order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Config = TypeVar("Config")
 
 
 def preset(shared: Mapping[str, Any], id: str, total_steps: int, iso: float, **stream: Any) -> dict[str, Any]:
-    """Changes that are those of other streams too, and what a stream needs beyond them."""
+    """A preset: changes that several streams share, and those for this stream."""
     return {**shared, "stream": {"id": id, **stream}, "total_steps": total_steps, "optim": {"iso": iso}}
 
 
@@ -48,11 +48,11 @@ def cli(
     Args:
         args_type: the agent's frozen dataclass.
         presets: name -> changes to its defaults.
-        argv: the words of the command line, without the program's name.
+        argv: the words of the command line, without the program's name; by default those of ``sys.argv``.
 
     Raises:
-        SystemExit: code 2 and one sentence on bad input, which a flag that would do nothing is too; code 0
-            after a help page.
+        SystemExit: code 2 and one sentence for bad input, which includes flags without effect; code 0 after
+            a help page.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     with bad_input():
@@ -70,9 +70,9 @@ def cli(
 
 
 def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -> Config:
-    """The arguments that words make of the default ones; raises ValueError for bad input."""
-    others, method_words = split_words(words)  # tyro knows nothing of methods
-    # The optimizer comes first, so that its flags may stand before it.
+    """Apply the words of a command line to default arguments; raises ValueError for bad input."""
+    others, method_words = split_words(words)  # tyro does not parse methods
+    # Put the optimizer first, so that a user may type its flags before it.
     optimizers = [word for word in others if word.removeprefix("optim:") in OPTIMIZERS and ":" in word]
     if len(set(optimizers)) > 1:
         raise ValueError(f"a run has one optimizer, not {' and '.join(optimizers)}")
@@ -81,7 +81,7 @@ def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -
     args: Any
     args, unknown = parse(type(default), others, default=default, config=settings)
     if unknown and unknown[0] in presets:
-        raise ValueError(f"a preset is the first word, and {unknown[0]} is not")
+        raise ValueError(f"the preset {unknown[0]} must be the first word")
     refuse_unknown(args, unknown)
     return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
 
@@ -91,7 +91,7 @@ def launch(
 ) -> None:
     """Train an agent from the command line.
 
-    Exits with code 2 if agent, stream and machine do not go together, 70 if a worker is given up.
+    Exits with code 2 if agent, stream and machine do not fit together, 70 if a worker fails for good.
     """
     print_anything()
     args = cli(args_type, presets)
@@ -102,16 +102,16 @@ def launch(
 
 
 def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:
-    """Run a script with the arguments of its command line, and exit with the code that it returns.
+    """Run a script with the arguments of the command line, and exit with the code that it returns.
 
-    Exits with code 2 and one sentence on bad arguments.
+    Exits with code 2 and one sentence for bad arguments.
     """
     print_anything()
     raise SystemExit(main(script_args(args_type, sys.argv[1:])))
 
 
 def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
-    """The arguments of a script, which has neither presets nor methods; exits with code 2 on bad ones."""
+    """The arguments of a script, which has neither presets nor methods; exits with code 2 for bad ones."""
     with bad_input():
         args, unknown = parse(args_type, words)
         refuse_unknown(args, unknown)
@@ -119,44 +119,44 @@ def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
 
 
 def print_anything() -> None:
-    """Print a question mark for what the terminal's encoding does not have, instead of ending in an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr does so of itself
+    """Print a question mark for characters outside the terminal's encoding instead of raising an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes them by default
         sys.stdout.reconfigure(errors="replace")
 
 
 def read_args(args_type: type[Config], path: Path) -> Config:
-    """The arguments that a run's ``args.json`` holds, checked as if they had been typed.
+    """Read the arguments in a run's ``args.json``, with the checks of the command line.
 
-    A file never makes a module imported: that of a user's own stream or method must have been before.
+    For safety a file never causes an import: import the module of a user-defined stream or method first.
 
     Raises:
-        SystemExit: code 2 and a sentence, if the file holds no such arguments.
+        SystemExit: code 2 and a sentence if the file does not hold the arguments of a run.
     """
     try:
         config = json.loads(path.read_text())
         stream, optimizer = config["stream"]["id"], config["optim"].pop("name")
         wrap = config["stream"].get("wrap") or ""
         if not all(isinstance(name, str) for name in (stream, wrap, optimizer)):
-            raise TypeError("stream.id, stream.wrap and optim.name must be texts")
+            raise TypeError("stream.id, stream.wrap and optim.name must be strings")
         methods = config.pop("methods", {})
         for module in (name.rpartition(":")[0] for name in (stream, wrap, *methods)):
             if module and module not in sys.modules:
-                raise ValueError(f"import {module} first, no file makes it imported")
+                raise ValueError(f"import {module} first, since reading a file imports no modules")
         config.pop("agent", None)
         words = [f"optim:{optimizer}", *_words(config)]
         for name, fields in methods.items():
             words += [f"--methods.{name}", *_words(fields, f"methods.{name}.")]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-        stop(ExitCode.BAD_INPUT, f"{path} holds no arguments of a run: {error}")
+        stop(ExitCode.BAD_INPUT, f"{path} does not hold the arguments of a run: {error}")
     with bad_input():
         return _parse(args_type(), words)
 
 
 def _words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The flags that say what a nested dict says."""
+    """Flags and values equivalent to a nested dict."""
     for name, value in config.items():
         if not name.isidentifier() or name in ("help", "h"):
-            raise ValueError(f"{name!r} is no argument")
+            raise ValueError(f"{name!r} is not an argument")
         flag = name.replace("_", "-")
         if isinstance(value, Mapping):
             yield from _words(value, f"{prefix}{flag}.")
@@ -164,7 +164,7 @@ def _words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield f"--{prefix}{'' if value else 'no-'}{flag}"
         else:
             values = value if isinstance(value, list) else [value]
-            # A text that would be read as another flag, and might have a module imported, is none of a run.
+            # A string that would be parsed as another flag, which might import a module, is not valid.
             if any(isinstance(each, str) and each.startswith("-") for each in values):
-                raise ValueError(f"{value!r} is no value of {name}")
+                raise ValueError(f"{value!r} is not a value of {name}")
             yield from (f"--{prefix}{flag}", *map(str, values))

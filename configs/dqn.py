@@ -1,13 +1,13 @@
-"""Presets of DQN: what each changes of ``Args``' defaults.
+"""Presets of DQN: changes to the defaults of ``Args``.
 
-``iso`` is chosen by the isometry budget, learning rate x iso x gradient steps of the run: 0.5 to 1.5 here.
+``iso`` is chosen so that the isometry budget, learning rate x iso x gradient steps of the run, is 0.5 to 1.5.
 """
 
 from typing import Any
 
 from neoteny.configs.cli import preset
 
-# MiniGrid: rewards at the end of an episode only, which ten steps at a time carry back fast enough.
+# MiniGrid: rewards come only at the end of an episode; 10-step returns propagate them fast enough.
 GRID: dict[str, Any] = {
     "num_envs": 8,
     "gradient_steps": 1,
@@ -18,7 +18,7 @@ GRID: dict[str, Any] = {
     "network": {"hidden": (128,)},
 }
 
-# Atari: the network of Mnih et al. (2015) and, as they have it, 32 transitions learned from every 4 steps.
+# Atari: the network of Mnih et al. (2015) and their replay ratio, one minibatch of 32 every 4 steps.
 ATARI: dict[str, Any] = {
     "num_envs": 8,
     "log_every": 256,
@@ -45,7 +45,7 @@ PRESETS: dict[str, dict] = {
     "cartpole-rotations": {},
     # CartPole on planets of other gravity.
     "cartpole-gravity": {"stream": {"id": "cartpole-gravity"}},
-    # CartPole as it is, for ever. A target that moves slowly keeps what was learned from collapsing.
+    # Plain CartPole, without switches. A slowly moving target network prevents collapse after learning.
     "cartpole": {
         "stream": {"id": "CartPole-v1"},
         "total_steps": 50_176,
@@ -55,11 +55,11 @@ PRESETS: dict[str, dict] = {
         "tau": 0.01,
         "buffer_size": 50_000,
     },
-    # An empty MiniGrid room, for ever: the fastest look at learning from images.
+    # An empty MiniGrid room, without switches: the fastest example of learning from images.
     "grid-empty": preset(GRID, "MiniGrid-Empty-8x8-v0", 40_960, iso=0.05),
     # Three MiniGrid families in two cycles.
     "grid-layouts-small": preset(GRID, "grid-layouts-small", 240_640, iso=0.05),
-    # Atari games in three cycles, CORA's in five; and two games in 300,000 steps, half an hour on a laptop.
+    # Atari games in three cycles, CORA's in five; and two games for 300,000 steps, half an hour on a laptop.
     "atari": preset(ATARI, "atari", 2_250_000, iso=0.015),
     "atari-two-games": preset(
         SMALL_ATARI, "atari", 300_032, iso=0.1, games=("Breakout", "Pong"), period=75_008

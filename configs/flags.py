@@ -1,8 +1,8 @@
-"""The flags of a configuration: which are near to what was typed, and which would do nothing.
+"""The flags of a configuration: suggestions for mistyped flags, and refusal of flags without effect.
 
-A configuration is a dataclass, whose fields are flags or configurations themselves. Its method ``unused``, if
-it has one, returns which of its fields do nothing as it stands: a dict from their names to the reasons. The
-name of a nested configuration stands for all of its fields, and a name with dots for a field of one.
+A configuration is a dataclass whose fields are flags or nested configurations. Its optional method ``unused``
+returns the fields that have no effect with the current values of the others: name -> reason. The name of a
+nested configuration stands for all of its fields; a dotted name is a field of a nested configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from neoteny.optim import METHODS, OptimConfig, methods_as_dict
 OPTIMIZERS: dict[str, Any] = {
     kind.name: kind for kind, *_ in map(typing.get_args, typing.get_args(OptimConfig))
 }
-# Words in which other projects name flags, and in which ours are named or described.
+# Words in other projects' names of flags -> the words for them here.
 OURS = {
     "env": "gymnasium", "exploration": "random", "freq": "every", "frequency": "every", "gpu": "cuda",
     "interval": "every", "dir": "folders", "log": "run", "optimizer": "optim", "save": "checkpoint",
@@ -32,7 +32,7 @@ OURS = {
 
 
 def flags(config: Any) -> dict[str, type]:
-    """All flags of a configuration, without dashes and with underscores; and the dataclass of each."""
+    """All flags of a configuration, such as ``stream.task_id`` -> the dataclass that has the field."""
     found: dict[str, type] = {}
     for field in dataclasses.fields(config):
         for prefix, value in _nested(config, field.name):
@@ -43,7 +43,7 @@ def flags(config: Any) -> dict[str, type]:
 
 
 def unused(config: Any) -> dict[str, str]:
-    """The flags of a configuration that do nothing as it stands: name -> reason."""
+    """The flags that have no effect in a configuration: name -> reason."""
     found: dict[str, str] = config.unused() if hasattr(config, "unused") else {}
     for field in dataclasses.fields(config):
         for prefix, value in _nested(config, field.name):
@@ -52,10 +52,10 @@ def unused(config: Any) -> dict[str, str]:
 
 
 def refuse_unused(config: Any, words: Iterable[str]) -> None:
-    """Refuse a word of a command line that is a flag which does nothing.
+    """Refuse a command line that sets a flag without effect.
 
     Raises:
-        ValueError: names it, and the reason.
+        ValueError: the message has the flag and the reason.
     """
     names, reasons = flags(config), unused(config)
     for word in words:
@@ -67,33 +67,38 @@ def refuse_unused(config: Any, words: Iterable[str]) -> None:
 
 
 def refuse_unknown(config: Any, others: Sequence[str], prefix: str = "") -> None:
-    """Refuse words of a command line that no flag took; prefix stands before the flags of ``config``.
+    """Refuse a command line with words that are not flags or their values.
+
+    Args:
+        config: the configuration that was parsed.
+        others: the words that are left over.
+        prefix: of the names of ``config``'s flags on the command line.
 
     Raises:
-        ValueError: names them, and what is near to each.
+        ValueError: the message has the words and similar flags.
     """
     if others:
-        told = [_told(word, config, prefix) for word in others if word.startswith("--")]
-        raise ValueError("; ".join(told) or _told(others[0], config, prefix))
+        messages = [_unknown_word(word, config, prefix) for word in others if word.startswith("--")]
+        raise ValueError("; ".join(messages) or _unknown_word(others[0], config, prefix))
 
 
 def no_such(what: str, name: str, names: Iterable[str], listing: str) -> str:
-    """A sentence that there is no preset or method of that name, which are nearest, and what lists all."""
+    """An error message for an unknown preset or method, with similar names and the flag that lists all."""
     near = difflib.get_close_matches(name, list(names), n=3)
-    told = f"near to it: {', '.join(near)}; " if near else ""
-    return f"there is no {what} {name!r}; {told}{listing} lists all"
+    similar = f"similar: {', '.join(near)}; " if near else ""
+    return f"there is no {what} {name!r}; {similar}{listing} lists all"
 
 
 def near_flags(typed: str, texts: Mapping[str, str]) -> list[str]:
-    """Up to three names of flags that are spelled like one, or whose help has its words; the best first."""
+    """Up to three names of flags with a similar spelling or help text, the best match first."""
     scores = {name: _likeness(typed, name, text) for name, text in texts.items()}
     best = max(scores.values(), default=0.0)
     ranked = sorted(scores, key=lambda name: -scores[name])
     return [name for name in ranked if scores[name] >= max(0.4, best - 0.15)][:3]
 
 
-def _told(word: str, config: Any, prefix: str) -> str:
-    """What to say of a word that no flag took."""
+def _unknown_word(word: str, config: Any, prefix: str) -> str:
+    """The error message for a word that is neither a flag nor the value of one."""
     if word.startswith("optim:"):
         return f"there is no optimizer {word}; there are {', '.join(f'optim:{name}' for name in OPTIMIZERS)}"
     if not word.startswith("--"):
@@ -105,13 +110,13 @@ def _told(word: str, config: Any, prefix: str) -> str:
     }
     if hasattr(config, "optim"):
         if owners := [name for name, kind in OPTIMIZERS.items() if typed in _optimizer_flags(kind)]:
-            told = ", ".join(f"optim:{name}" for name in owners)
-            return f"{flag} is a flag of {told}, not of optim:{config.optim.name}"
+            names = " and ".join(f"optim:{name}" for name in owners)
+            return f"{flag} is a flag of {names}, not of optim:{config.optim.name}"
         optimizers = {f"optim:{name}": inspect.getdoc(kind) or "" for name, kind in OPTIMIZERS.items()}
         methods = {f"methods.{name}": inspect.getdoc(kind) or "" for name, kind in METHODS.items()}
         texts = optimizers | texts | methods
     found = [name if ":" in name else f"--{name.replace('_', '-')}" for name in near_flags(typed, texts)]
-    return f"there is no flag {flag}; " + (f"near to it: {', '.join(found)}" if found else "--help lists all")
+    return f"there is no flag {flag}; " + (f"similar: {', '.join(found)}" if found else "--help lists all")
 
 
 def _optimizer_flags(kind: Any) -> set[str]:
@@ -119,13 +124,13 @@ def _optimizer_flags(kind: Any) -> set[str]:
 
 
 def _known(flag: str, names: Container[str]) -> str:
-    """The name of a flag as it was typed; `--no-x` and `--group.no-x` are x."""
+    """The name of a flag as typed; `--no-x` is x, and `--group.no-x` is group.x."""
     name = flag.removeprefix("--").replace("-", "_")
     return name if name in names else re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
 
 
 def _nested(config: Any, name: str) -> list[tuple[str, Any]]:
-    """The configurations in a field, each with its name on a command line."""
+    """The configurations in a field, each with its name on the command line."""
     value = getattr(config, name)
     if name == "methods":
         return [(f"methods.{method}", each) for method, each in zip(methods_as_dict(value), value)]
@@ -134,12 +139,12 @@ def _nested(config: Any, name: str) -> list[tuple[str, Any]]:
 
 @functools.cache
 def _help_texts(kind: type) -> dict[str, str]:
-    """The texts below the fields of a dataclass, its bases' included, as its source has them."""
+    """Docstrings of the fields of a dataclass and its bases, read from their source."""
     texts: dict[str, str] = {}
     for base in reversed(kind.__mro__):
         try:
             (tree,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
-        except (OSError, TypeError, SyntaxError):  # it has no source
+        except (OSError, TypeError, SyntaxError):  # no source is available
             continue
         for field, text in itertools.pairwise(tree.body if isinstance(tree, ast.ClassDef) else ()):
             if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name):
@@ -150,7 +155,7 @@ def _help_texts(kind: type) -> dict[str, str]:
 
 
 def _likeness(typed: str, name: str, text: str) -> float:
-    """How near a flag is to what was typed, 0 to 1: by its spelling, or by the words of its name and help."""
+    """Similarity, 0 to 1, of a flag to what was typed: by spelling, or by words in its name and help text."""
     ends = (typed, _last(typed))
     spelled = max(difflib.SequenceMatcher(None, *pair).ratio() for pair in zip(ends, (name, _last(name))))
     if spelled < 0.6:
@@ -158,13 +163,13 @@ def _likeness(typed: str, name: str, text: str) -> float:
     wanted = {OURS.get(word, word) for word in re.findall(r"[a-z]+", typed.lower())}
     of_name, of_text = (re.findall(r"[a-z]+", each.lower()) for each in (name, text))
     parts = [max(_found(word, of_name), 0.9 * _found(word, of_text)) for word in wanted]
-    # Of two flags whose help has the words, that of the shorter help is more likely to be about them.
+    # If two help texts have the words, the shorter one is more likely to be about them.
     meant = sum(parts) / len(parts) - 0.001 * len(of_text) if parts else 0.0
     return max(spelled, meant)
 
 
 def _found(word: str, words: Sequence[str]) -> float:
-    """1 if a word is among others, less if one begins with it or they share a long part, 0 if not."""
+    """1 if a word is among ``words``, 0.9 if it is a prefix or a long part of one, else 0."""
     if word in words:
         return 1.0
     begun = len(word) >= 3 and any(each.startswith(word) for each in words)

@@ -1,4 +1,4 @@
-"""Help in pages: an agent's own flags on the first, each group of flags on one of its own."""
+"""Help pages: the first shows an agent's own flags, and each group of flags has a page."""
 
 from __future__ import annotations
 
@@ -18,19 +18,22 @@ from neoteny.configs.parsing import HELP
 from neoteny.optim import METHODS
 
 METHODS_HELP = (
-    "--methods.NAME takes a method, --methods.NAME.FIELD VALUE sets a field of it too; any of them combine. "
+    "--methods.NAME adds a method, --methods.NAME.FIELD VALUE also sets a field of it; methods combine. "
     "--methods.NAME --help shows the fields. A method of your own, a subclass of neoteny.optim.MethodConfig "
     "in my_file.py, is --methods.my_file:MyConfig."
 )
 
 
 def show_help(default: Any, presets: Iterable[str], words: Sequence[str]) -> None:
-    """Print the page that the word before `--help` asks for, and exit with code 0.
+    """Print the help page of the word before `--help`, and exit with code 0.
 
-    The values shown are those of ``default``, the agent's arguments; ``words`` have `--help` in them.
+    Args:
+        default: the agent's arguments, whose values are shown as defaults.
+        presets: names of the presets.
+        words: the command line, which contains `--help`.
 
     Raises:
-        ValueError: it asks for a method that does not exist.
+        ValueError: the word is a method that does not exist.
     """
     before = list(itertools.takewhile(lambda word: word not in HELP, words))
     asked = before[-1] if before else ""
@@ -49,19 +52,19 @@ def show_help(default: Any, presets: Iterable[str], words: Sequence[str]) -> Non
         page = dataclasses.make_dataclass("Page", [(group, kinds[group])])
         settings = (tyro.conf.CascadeSubcommandArgs,)
         tyro.cli(page, args=[*optimizers, "--help"], default=page(getattr(default, group)), config=settings)
-    # The optimizers stay, without their flags, since these do not cascade here.
+    # The page lists the optimizers, but not their flags, since subcommands do not cascade here.
     hidden = [(name, Annotated[kinds[name], tyro.conf.Suppress]) for name in groups - {"optim"}]
     fields = [(name, kind, getattr(default, name)) for name, kind in hidden]
     first = dataclasses.make_dataclass("First", fields, bases=(type(default),), frozen=True)
     pages = ", ".join(f"--{name}" for name in (*sorted(groups), "methods"))
     about = (
         f"{inspect.getdoc(type(default))}\n\nPresets, as the first word:\n{_wrapped(', '.join(presets))}\n\n"
-        f"More flags, each group with a help of its own (--stream --help):\n{_wrapped(pages)}"
+        f"More flags, in groups with a help page each (such as --stream --help):\n{_wrapped(pages)}"
     )
     tyro.cli(first, args=["--help"], default=first(**vars(default)), description=about)
 
 
 def _wrapped(text: str) -> str:
-    """Text in lines that fit the terminal; tyro would join them if they were not indented."""
+    """Wrap a text to the terminal's width, indented, since tyro would join unindented lines."""
     width = max(20, shutil.get_terminal_size().columns)
     return textwrap.fill(text, width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)

@@ -1,6 +1,6 @@
-"""Plasticity methods on a command line: `--methods.NAME` takes one, `--methods.NAME.FIELD VALUE` sets it too.
+"""Plasticity methods on the command line: `--methods.NAME` adds one, `--methods.NAME.FIELD VALUE` sets it.
 
-A name is one of METHODS, or module:Class for a method of the user's own, whose module is then imported.
+NAME is a key of METHODS, or module:Class for a user-defined method, whose module is then imported.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from neoteny.configs.parsing import parse
 from neoteny.envs.registry import import_typed
 from neoteny.optim import METHODS, MethodConfig
 
-# Takes the name out of a word such as --methods.l2-init.coef=1e-2.
+# Extracts the name from a word such as --methods.l2-init.coef=1e-2.
 FLAG = re.compile(r"--methods\.((?:\w[\w.-]*:)?[\w-]+)(?=[.=]|$)")
 
 Configs = tuple[MethodConfig, ...]
 
 
 def method_type(name: str) -> type[MethodConfig]:
-    """The configuration that a name stands for; imports the module of a user's own.
+    """The configuration class of a method; imports the module of a user-defined one.
 
     Raises:
         ValueError: there is no such method.
@@ -46,10 +46,10 @@ def method_type(name: str) -> type[MethodConfig]:
 
 
 def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """A command line without its methods, and the words of each method, by its name.
+    """Split a command line into the words outside of methods and the words of each method, by name.
 
     Raises:
-        ValueError: a method has no name.
+        ValueError: a flag of a method has no name.
     """
     others: list[str] = []
     methods: dict[str, list[str]] = {}
@@ -66,19 +66,23 @@ def split_words(words: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
 
 
 def method_name(word: str) -> str:
-    """The name in the flag of a method.
+    """The name of the method in a flag.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the flag has none.
     """
     flag = FLAG.match(word)
     if flag is None:
-        raise ValueError(f"{word} names no method, as --methods.NAME does; --methods --help lists them")
+        raise ValueError(f"{word} names no method: use --methods.NAME; --methods --help lists them")
     return flag[1].replace("-", "_")
 
 
 def parse_methods(methods: Configs, words: Mapping[str, list[str]]) -> Configs:
-    """Methods as their flags change them, or add to them.
+    """The methods of a preset, changed and extended by flags.
+
+    Args:
+        methods: those of the preset.
+        words: flags and values for each method, by name.
 
     Raises:
         ValueError: there is no such method, or it has no such flag or value.
@@ -90,7 +94,7 @@ def parse_methods(methods: Configs, words: Mapping[str, list[str]]) -> Configs:
         field = Annotated[kind, tyro.conf.arg(name=f"methods.{name}", default=default)]
         parser: Any = dataclasses.make_dataclass("Parser", [("method", field)])
         prog = f"{sys.argv[0]} --methods.{name}"
-        # Help shows the name of a module as it is; either sign may be typed.
+        # Help shows a module's name with its underscores; dashes are accepted too.
         parsed, unknown = parse(parser, flags, prog=prog, use_underscores=":" in name)
         refuse_unknown(parsed.method, unknown, prefix=f"methods.{name}.")
         chosen[kind] = parsed.method

@@ -1,4 +1,4 @@
-"""Words of a command line into a configuration, by tyro; what they get wrong is one sentence, not a box."""
+"""Parse a command line into a configuration by tyro, with errors as one sentence instead of tyro's box."""
 
 from __future__ import annotations
 
@@ -16,59 +16,64 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 Config = TypeVar("Config")
 
 HELP = ("-h", "--help")
-LARGEST = 2**63 - 1  # that a tensor can hold
+LARGEST = 2**63 - 1  # of a tensor's int64
 _READ = ConstructorRegistry()
 
 
 def parse(kind: type[Config], words: Sequence[str], **settings: Any) -> tuple[Config, list[str]]:
-    """A configuration, and the words that none of its flags takes; settings are those of `tyro.cli`.
+    """Parse words into a configuration; also returns the words that are not flags or their values.
+
+    Args:
+        kind: the dataclass.
+        words: of the command line.
+        settings: keyword arguments of `tyro.cli`.
 
     Raises:
-        ValueError: one sentence on a word that cannot be read or on values that do not go together.
+        ValueError: one sentence on a word that cannot be parsed or on values that contradict each other.
         SystemExit: code 0, after a help page.
     """
-    told = io.StringIO()
+    errors = io.StringIO()
     box = contextlib.nullcontext() if set(words) & set(HELP) else _wide_terminal()
     try:
-        with contextlib.redirect_stderr(told), box:
+        with contextlib.redirect_stderr(errors), box:
             config, others = tyro.cli(kind, args=words, return_unknown_args=True, registry=_READ, **settings)
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise ValueError(_sentence(told.getvalue())) from None
-    sys.stderr.write(told.getvalue())  # of a module that was imported
+        raise ValueError(_sentence(errors.getvalue())) from None
+    sys.stderr.write(errors.getvalue())  # warnings of an imported module
     return config, others
 
 
 def whole_number(word: str) -> int:
-    """The number that a word stands for, as 1000000, 1_000_000, 1e6 or 2.5e5 do.
+    """Parse a whole number, such as 1000000, 1_000_000, 1e6 or 2.5e5.
 
     Raises:
-        ValueError: it is none, or too large for 64 bits.
+        ValueError: the word is not a whole number, or too large for 64 bits.
     """
     try:
         number = int(word)
     except ValueError:
         real = real_number(word)
-        if not real.is_integer():  # as infinity is not, either
-            raise ValueError(f"{word!r} is no whole number, as 1000000 or 1e6 are") from None
+        if not real.is_integer():  # infinity is not an integer either
+            raise ValueError(f"{word!r} is not a whole number, such as 1000000 or 1e6") from None
         number = int(real)
     if abs(number) > LARGEST:
-        raise ValueError(f"{word} is beyond {LARGEST}, the largest whole number here")
+        raise ValueError(f"{word} is too large: whole numbers go up to {LARGEST}")
     return number
 
 
 def real_number(word: str) -> float:
-    """The number that a word stands for; raises ValueError if it is none."""
+    """Parse a number; raises ValueError if the word is not one."""
     try:
         return float(word)
     except ValueError:
-        raise ValueError(f"{word!r} is no number") from None
+        raise ValueError(f"{word!r} is not a number") from None
 
 
 @_READ.primitive_rule
 def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
-    """How tyro reads numbers, also in tuples and where None is allowed."""
+    """Tyro's rule for parsing numbers, also in tuples and optional fields."""
     if info.type not in (int, float):
         return None
     return PrimitiveConstructorSpec(
@@ -82,7 +87,7 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
 
 @contextlib.contextmanager
 def _wide_terminal() -> Iterator[None]:
-    """Let tyro believe in lines so long that it breaks none."""
+    """Make tyro assume a very wide terminal, so that it breaks no lines."""
     before = os.environ.get("COLUMNS")
     os.environ["COLUMNS"] = "100000"
     try:
@@ -95,14 +100,14 @@ def _wide_terminal() -> Iterator[None]:
 
 
 def _sentence(box: str) -> str:
-    """What tyro's box says, without its title and what stands below its first rule."""
+    """The error message in tyro's box, without its title and the part below the first horizontal rule."""
     _, *rows = [re.sub(r"\x1b\[[\d;]*m", "", row).strip("│╭╮╰╯ ") for row in box.splitlines()]
     rules = [bool(row) and not row.strip("─-") for row in rows]
     begin = rules.index(False)
     end = rules.index(True, begin) if True in rules[begin:] else len(rows)
-    told = " ".join(filter(None, rows[begin:end]))
-    told = re.sub(r"^Error parsing (--[\w.:-]+): ", r"\1: ", told)
-    told = re.sub(r"^Error parsing [\w.:]+: ", "", told)  # a dataclass, whose own words name the flag
-    told = re.sub(r"no type matching (.+?) could be instantiated", r"\1 cannot be read", told)
-    told = re.sub(r"\. Got errors: .*", "", told)  # of each type
-    return told.replace("Could not find valid parse for arguments: ", "cannot be read from ")
+    message = " ".join(filter(None, rows[begin:end]))
+    message = re.sub(r"^Error parsing (--[\w.:-]+): ", r"\1: ", message)
+    message = re.sub(r"^Error parsing [\w.:]+: ", "", message)  # a dataclass, whose message names the flag
+    message = re.sub(r"no type matching (.+?) could be instantiated", r"\1 cannot be read", message)
+    message = re.sub(r"\. Got errors: .*", "", message)  # one for each type
+    return message.replace("Could not find valid parse for arguments: ", "cannot be read from ")

@@ -1,6 +1,6 @@
-"""Presets of PPO: what each changes of ``Args``' defaults.
+"""Presets of PPO: changes to the defaults of ``Args``.
 
-``iso`` is chosen by the isometry budget, learning rate x iso x optimizer steps of the run: 0.5 to 1 here.
+``iso`` is chosen so that the isometry budget, learning rate x iso x gradient steps of the run, is 0.5 to 1.
 """
 
 from neoteny.configs.cli import preset
@@ -8,7 +8,7 @@ from neoteny.configs.cli import preset
 # MiniGrid: sparse rewards. At twice the learning rate a policy that has just solved its task can collapse.
 GRID = {"num_steps": 128, "epochs": 4, "lr": 5e-4, "network": {"hidden": (128,)}}
 
-# Atari: the network of Mnih et al. (2015), and the sizes that PPO has had there since Schulman et al. (2017).
+# Atari: the network of Mnih et al. (2015) and the batch sizes of Schulman et al. (2017).
 ATARI = {
     "num_envs": 8,
     "num_steps": 128,
@@ -21,7 +21,7 @@ ATARI = {
     "network": {"hidden": (512,)},
 }
 
-# Four times the updates: faster where rewards are found at once, but exploration ends sooner.
+# Four times as many updates: learns faster where rewards are easy to find, but exploration ends sooner.
 QUICK_GRID = {**GRID, "num_steps": 32}
 
 
@@ -47,14 +47,14 @@ PRESETS: dict[str, dict] = {
     # Chung et al.: twenty goals, ten in the small rooms. The observation is a vector.
     "grid-goals": preset({"num_steps": 32, "epochs": 4}, "grid-goals", 800_000, iso=0.03),
     "grid-goals-small": preset({"num_steps": 32, "epochs": 4}, "grid-goals-small", 307_200, iso=0.08),
-    # Juliani and Ash: ten orders of the view's cells, of the actions.
+    # Juliani and Ash: ten permutations of the view's cells, or of the actions.
     "grid-permuted-observations": preset(GRID, "grid-permuted-observations", 51_200_000, iso=0.004),
     "grid-permuted-observations-small": preset(
         QUICK_GRID, "grid-permuted-observations-small", 409_600, iso=0.12
     ),
     "grid-permuted-actions": preset(GRID, "grid-permuted-actions", 51_200_000, iso=0.004),
     "grid-permuted-actions-small": preset(GRID, "grid-permuted-actions-small", 409_600, iso=0.5),
-    # Atari games, three cycles of them; CORA's five.
+    # Atari games in three cycles; CORA's in five.
     "atari": preset(ATARI, "atari", 2_250_000, iso=0.06),
     "atari-cora": preset(ATARI, "atari-cora", 375_000_000, iso=0.0005),
     "atari-cora-small": preset(ATARI, "atari-cora-small", 1_800_000, iso=0.08),
@@ -64,8 +64,8 @@ PRESETS: dict[str, dict] = {
     "atari-upper-bound-small": preset(ATARI, "atari-upper-bound-small", 960_000, iso=0.15),
 }
 
-# Physics that jump or drift, in twenty tasks, and ten to sixteen small ones. Observations are normalized, as
-# those of Chung et al. are: MountainCar is not learned without.
+# Physics that jump or drift: twenty tasks, or ten to sixteen in the small forms. Observations are normalized,
+# as in Chung et al.; without it MountainCar is not learned.
 PHYSICS = {"cartpole": (393_216, 0.1), "acrobot": (409_600, 0.1), "mountaincar": (245_760, 0.15)}
 PHYSICS["lunarlander"] = (614_400, 0.06)  # needs the extra "box2d"
 for name, (small, iso) in PHYSICS.items():

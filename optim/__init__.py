@@ -1,4 +1,4 @@
-"""What keeps a network able to learn."""
+"""Optimizers and plasticity methods: what keeps a network able to learn."""
 
 from neoteny.optim.adamo import AdamO
 from neoteny.optim.config import (

@@ -18,7 +18,7 @@ _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
 
 class AdamO(CheckedOptimizer):
-    r"""Adam whose weight matrices are pulled towards equal singular values, apart from the moments.
+    r"""Adam with a decoupled step that pulls weight matrices towards equal singular values.
 
     .. math::
         \begin{aligned}
@@ -33,35 +33,36 @@ class AdamO(CheckedOptimizer):
 
     A. Rosseau, R. Müller, A. Nowé, "Preserving Plasticity in Continual Learning via Dynamical Isometry", ICML
     2026, eqs. 16, 19 and 20. :math:`R(W) = \|G - s I\|_F^2` with the Gram matrix G of the smaller side,
-    without a factor 1/2; a convolution kernel counts as a matrix `(out, in * k * k)`. The moments see the
-    task's gradient only.
+    without a factor 1/2; a convolution kernel is treated as a matrix `(out, in * k * k)`. The moments contain
+    the gradient of the loss only.
 
-    What matters is :math:`c = \gamma_\mathrm{iso} \lambda`: a singular value :math:`\sigma` becomes
+    The strength is :math:`c = \gamma_\mathrm{iso} \lambda`: a singular value :math:`\sigma` becomes
     :math:`\sigma (1 - 4 c (\sigma^2 - s))`, so that its distance from :math:`\sqrt s` shrinks with a time
-    constant of :math:`1 / (8 c s)` steps. The defaults, the paper's, make that 125 000 steps; choose `iso` by
-    c times the number of steps of the run, 0.5 to 8 in the paper (`isometry_report` tells). Three guards:
+    constant of :math:`1 / (8 c s)` steps. With the defaults, the paper's, that is 125 000 steps. Choose `iso`
+    so that c times the number of steps of the run is 0.5 to 8, as in the paper (`isometry_report` computes
+    it). Three guards:
 
     * c is bounded by :math:`1 / (8 \max(s, \|G\|_\infty - s))`, so that no coefficient can make the weights
-      diverge or oscillate (`guarded_pulls` counts).
-    * A step with a NaN or an infinity in any gradient changes no weight, moment or step counter
-      (`skipped_steps` counts). With `fused=True` on an accelerator the host does not wait to learn of it.
-    * A parameter whose precision would round the pull away, bfloat16 or float16, is refused.
+      diverge or oscillate (counted in `guarded_pulls`).
+    * A step with a NaN or an infinity in any gradient changes no weight, moment or step counter (counted in
+      `skipped_steps`). With `fused=True` on an accelerator this does not synchronize with the host.
+    * Parameters in bfloat16 or float16, whose precision would round the pull away, are refused.
 
     Groups with `iso=0` are stepped as by `torch.optim.Adam`, bit for bit. A parameter without a gradient is
-    left alone by Adam and pull alike.
+    neither stepped nor pulled.
 
     Args:
-        params: parameters, named parameters or groups of either, as for any optimizer. Those with `iso` other
-            than 0 must be matrices or convolution kernels: `param_groups` sorts a network's parameters.
+        params: parameters, named parameters or groups of either, as for any optimizer. Groups with `iso`
+            other than 0 may hold only matrices and convolution kernels; `param_groups` makes such groups.
         lr: learning rate, :math:`\gamma`.
-        betas: decay of the running averages of the gradient and of its square.
+        betas: decay rates of the running averages of the gradient and of its square.
         eps: added to the denominator.
         iso: coefficient of the isometry penalty, :math:`\lambda`; 0 is plain Adam.
-        iso_lr: step size of the pull, :math:`\gamma_\mathrm{iso}`; the learning rate if None. Either way it
-            follows the group's learning rate, schedules included: the ratio they began with is kept.
+        iso_lr: step size of the pull, :math:`\gamma_\mathrm{iso}`; None for the learning rate. Its ratio to
+            the group's learning rate is kept, so that it follows learning rate schedules.
         iso_scale: target s of the squared singular values.
-        iso_every: pull only at every k-th step, with k times the coefficient: the same to first order, at a
-            k-th of the cost. Steps that were skipped count.
+        iso_every: pull only at every k-th step, with k times the coefficient: the same to first order, at
+            1/k of the cost. Skipped steps are counted too.
         foreach: as for `torch.optim.Adam`.
         fused: as for `torch.optim.Adam`; the fastest choice where it is supported, CPU and CUDA included.
 
@@ -109,18 +110,18 @@ class AdamO(CheckedOptimizer):
         if stiffness > 0.125:
             warnings.warn(
                 f"lr * iso * iso_every * iso_scale = {stiffness:.3g} exceeds 1/8, the fastest stable pull: "
-                "each will be cut down to that",
+                "pulls are limited to it",
                 stacklevel=3,
             )
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were skipped because of a gradient that was not finite."""
+        """Number of steps skipped because of a NaN or an infinity in a gradient."""
         return max((int(state["skipped"]) for state in self.state.values()), default=0)
 
     @property
     def guarded_pulls(self) -> int:
-        """Pulls whose coefficient was cut down, summed over matrices."""
+        """Number of pulls whose coefficient was reduced to stay stable, summed over matrices."""
         return sum(int(state["guarded"]) for state in self.state.values() if "guarded" in state)
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -134,16 +135,16 @@ class AdamO(CheckedOptimizer):
             return
         for batch in batches:
             _pull(batch, found_inf)
-        # Groups that differ only in isometry are one group to Adam, at the cost of one.
+        # Groups that differ only in isometry options share one call of Adam, at the cost of one group.
         for _, alike in groupby(batches, key=lambda batch: _ADAM_OPTIONS(batch.group)):
             _adam(list(alike), found_inf)
 
     def _skip_nonfinite(self, batches: list[Batch]) -> tuple[bool, Tensor | None]:
-        """Look for gradients that are not finite, and count the step as skipped if there are any.
+        """Check gradients for NaN and infinity, and count the step as skipped if there are any.
 
         Returns:
-            Whether to skip the step, and None; or, where the host need not wait to learn that, False and a
-            tensor `()`, 1 where the kernels are to skip it, else 0.
+            Whether to skip the step, and None. If the kernels can skip it themselves, without synchronizing
+            with the host: False and a tensor `()`, 1 to skip the step, else 0.
         """
         grads = [grad for batch in batches for grad in batch.grads]
         found_inf = _find_nonfinite(grads)
@@ -151,17 +152,17 @@ class AdamO(CheckedOptimizer):
         skip = not on_device and bool(found_inf)
         if skip or on_device:
             counters = [state["skipped"] for batch in batches for state in batch.states]
-            # One summand each: a single one for all would be read by the host.
+            # A list of summands: with a single tensor the host would read its value.
             torch._foreach_add_(counters, [found_inf] * len(counters))
         return skip, found_inf if on_device else None
 
 
 def _find_nonfinite(grads: list[Tensor]) -> Tensor:
-    """1 if any gradient holds a NaN or an infinity, else 0: `()`, float32, on the gradients' device."""
+    """1 if any gradient contains a NaN or an infinity, else 0: `()`, float32, on the gradients' device."""
     found_inf = counter(grads[0].device)
     for dtype in {grad.dtype for grad in grads}:
-        # The kernel of torch.amp.GradScaler: one launch for all gradients, which a factor of one leaves as
-        # they are.
+        # The kernel of torch.amp.GradScaler: one launch for all gradients; the scale of 1 leaves them
+        # unchanged.
         torch._amp_foreach_non_finite_check_and_unscale_(
             [grad for grad in grads if grad.dtype == dtype], found_inf, torch.ones_like(found_inf)
         )
@@ -169,7 +170,7 @@ def _find_nonfinite(grads: list[Tensor]) -> Tensor:
 
 
 def _pull(batch: Batch, found_inf: Tensor | None) -> None:
-    """Take the isometry step on a group, in place, where it is due; not at all where `found_inf` is 1."""
+    """Take the isometry step on a group, in place, if it is due and `found_inf` is not 1."""
     group, params, _, states = batch
     coefficient = isometry_coefficient(group) * group["iso_every"]
     if not coefficient or not params or group["iso_phase"]:
@@ -189,7 +190,7 @@ def _pull(batch: Batch, found_inf: Tensor | None) -> None:
 
 
 def _adam(batches: list[Batch], found_inf: Tensor | None) -> None:
-    """Take Adam's step on groups whose options for Adam are equal."""
+    """Take Adam's step on groups with equal Adam options."""
     lr, (beta1, beta2), eps, foreach, fused = _ADAM_OPTIONS(batches[0].group)
     states = [state for batch in batches for state in batch.states]
     adam(
@@ -213,7 +214,7 @@ def _adam(batches: list[Batch], found_inf: Tensor | None) -> None:
 
 
 def check_options(group: dict[str, Any]) -> None:
-    """Refuse options out of range, each by name."""
+    """Raise ValueError for an option out of range, with its name."""
     for name in ("lr", "eps", "iso", "iso_lr"):
         value = group[name]
         if not (name == "iso_lr" and value is None) and not 0.0 <= value < math.inf:
@@ -231,7 +232,7 @@ def check_options(group: dict[str, Any]) -> None:
 
 
 def _check_params(group: dict[str, Any]) -> None:
-    """Refuse complex parameters, and in an isometry group all that are no matrices of full precision."""
+    """Refuse complex parameters, and in isometry groups vectors and half-precision parameters."""
     for name, param in named_params(group):
         if param.is_complex():
             raise ValueError(f"AdamO does not support complex parameters: {name}")
@@ -244,6 +245,6 @@ def _check_params(group: dict[str, Any]) -> None:
             )
         if param.dtype not in (torch.float32, torch.float64):
             raise ValueError(
-                f"{param.dtype} rounds the pull of isometry away, but parameter {name} has it: "
+                f"parameter {name} is {param.dtype}, whose precision rounds the isometry pull away: "
                 "keep float32 weights under autocast, or put it in a group with iso=0"
             )

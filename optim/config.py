@@ -1,7 +1,7 @@
-"""One frozen dataclass per optimizer, to be nested in an agent's arguments as `optim: OptimConfig`.
+"""Configurations of optimizers, one frozen dataclass each; an agent's arguments have `optim: OptimConfig`.
 
-The learning rate is the agent's, not the optimizer's: it would otherwise change with the choice of optimizer.
-All of them run torch's fused kernels, on CPU as on CUDA.
+The learning rate is a flag of the agent, so that choosing another optimizer does not change it. All of them
+run torch's fused kernels, on CPU as on CUDA.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ from neoteny.optim.regularizers import IsometryConfig
 
 @dataclass(frozen=True)
 class _Moments:
-    """What Adam's relatives have in common."""
+    """Flags that all optimizers with Adam's moments share."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of the running averages of the gradient and of its square."""
+    """Decay rates of the running averages of the gradient and of its square."""
     eps: float = 1e-8
-    """Added to the denominator; PPO implementations often take 1e-5."""
+    """Added to the denominator of Adam's step; PPO implementations often use 1e-5."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -59,7 +59,7 @@ class AdamWConfig(_Moments):
     name: ClassVar[str] = "adamw"
 
     weight_decay: float = 0.01
-    """Share of each parameter, biases included, that a step takes away, times the learning rate."""
+    """Decoupled weight decay: each step shrinks all parameters, biases included, by lr * weight_decay."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -78,25 +78,25 @@ class AdamOConfig(_Moments):
     name: ClassVar[str] = "adamo"
 
     iso: float = 1e-3
-    """Coefficient of the isometry penalty; choose it so that lr * iso * steps of the run is 0.1 to 30."""
+    """Coefficient of the isometry penalty; choose it so that lr * iso * gradient steps is 0.1 to 30."""
     iso_scale: float = 1.0
-    """Target of the squared singular values; 2 suits ReLU layers initialized with gain sqrt(2)."""
+    """Target value of the squared singular values; 2 suits ReLU layers initialized with gain sqrt(2)."""
     iso_every: int = 10
-    """Pull at every k-th step with k times the coefficient: hardly another course, at a k-th of the cost."""
+    """Pull at every k-th step only, with k times the coefficient: almost the same result at 1/k the cost."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         adamo.check_options({"lr": 1.0, "iso_lr": None, **vars(self)})
 
     def unused(self) -> dict[str, str]:
-        """Names of flags that do nothing as the others stand, and why."""
+        """Flags that have no effect with the current values of the others: name -> reason."""
         return {} if self.iso else dict.fromkeys(("iso_scale", "iso_every"), "--optim.iso is 0")
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
 
         Raises:
-            ValueError: if there is a pull and nothing that it could act on.
+            ValueError: if `iso` is not 0 and no weight can be pulled.
         """
         if self.iso and not split_parameters(module, exclude)[0]:
             raise ValueError(
@@ -108,16 +108,16 @@ class AdamOConfig(_Moments):
 
 @dataclass(frozen=True)
 class MuonConfig(_Moments):
-    """Muon for the matrices of hidden layers, AdamW for all else, output heads and convolutions included."""
+    """Muon for the matrices of hidden linear layers, AdamW for all other parameters."""
 
     name: ClassVar[str] = "muon"
 
     momentum: float = 0.95
-    """Muon's momentum; betas and eps are AdamW's."""
+    """Momentum of Muon (betas and eps are for AdamW)."""
     ns_steps: int = 5
-    """Newton-Schulz iterations that orthogonalize Muon's update."""
+    """Number of Newton-Schulz iterations that orthogonalize Muon's update."""
     weight_decay: float = 0.01
-    """Share of each parameter that a step takes away, times the learning rate; of both parts."""
+    """Decoupled weight decay of both: each step shrinks all parameters by lr * weight_decay."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -127,13 +127,13 @@ class MuonConfig(_Moments):
         """Optimizer of the trainable parameters of `module`; those in `exclude` are stepped by AdamW.
 
         Raises:
-            ValueError: if no matrix is left to Muon.
+            ValueError: if there is no matrix that Muon could step.
         """
         weights, others = split_parameters(module, exclude)
         matrices = [(name, weight) for name, weight in weights if weight.ndim == 2]
         if not matrices:
             raise ValueError(
-                "Muon needs a hidden matrix, but all weights are convolutions, kept orthogonal or excluded: "
+                "Muon needs a hidden linear layer, but all weights are orthogonal, excluded or convolutions: "
                 "use optim:adam"
             )
         rest = [(name, weight) for name, weight in weights if weight.ndim > 2] + others
@@ -160,22 +160,22 @@ OptimConfig = (
     | Annotated[AdamOConfig, tyro.conf.subcommand(AdamOConfig.name)]
     | Annotated[MuonConfig, tyro.conf.subcommand(MuonConfig.name)]
 )
-"""Any of them; on the command line `optim:adam`, `optim:adamw`, `optim:adamo` or `optim:muon`."""
+"""Any optimizer; on the command line `optim:adam`, `optim:adamw`, `optim:adamo` or `optim:muon`."""
 
 METHODS: dict[str, type[MethodConfig]] = {
     config.name: config for config in (IsometryConfig, ReorthogonalizeConfig)
 }
-"""Plasticity methods by the names that the command line has for them."""
+"""Plasticity methods by their names on the command line."""
 
 MethodConfigs: TypeAlias = Annotated[tuple[MethodConfig, ...], tyro.conf.Suppress]
-"""Any of them, one of each; on the command line `--methods.NAME`, which `configs.cli` reads."""
+"""Any methods, at most one of each; on the command line `--methods.NAME`, which `configs.cli` parses."""
 
 
 def build_methods(configs: Sequence[MethodConfig], learner: Learner) -> Methods:
-    """The methods of a run: those that are asked for, and what orthogonal layers cannot do without.
+    """The methods of a run: those in `configs`, and reorthogonalization if the network has orthogonal layers.
 
     Raises:
-        ValueError: two contradict each other, or one does not go with the network or the optimizer.
+        ValueError: two exclude each other, or one does not fit the network or the optimizer.
     """
     orthogonal = any(is_orthogonal(module) for module in learner.network.modules())
     if orthogonal and not any(config.name == ReorthogonalizeConfig.name for config in configs):
@@ -184,11 +184,11 @@ def build_methods(configs: Sequence[MethodConfig], learner: Learner) -> Methods:
 
 
 def methods_as_dict(configs: Iterable[MethodConfig]) -> dict[str, dict[str, Any]]:
-    """Fields of each method, by its name, or by `module:Class` if it is a user's own."""
+    """Fields of each method, by its name, or by `module:Class` if it is user-defined."""
     return {_flag(type(config)): dataclasses.asdict(config) for config in configs}
 
 
 def _flag(config_type: type[MethodConfig]) -> str:
-    """What a command line calls a method."""
+    """The name of a method on the command line."""
     ours = METHODS.get(config_type.name) is config_type
     return config_type.name if ours else f"{config_type.__module__}:{config_type.__qualname__}"

@@ -1,15 +1,15 @@
-"""Dynamical isometry of weight matrices: the penalty, its gradient, and which weights it concerns.
+"""Dynamical isometry of weight matrices: the penalty, its gradient, and the parameters it applies to.
 
-A layer preserves the norm of signals and gradients where its weight matrix W has all singular values equal.
+A layer preserves the norm of signals and gradients if all singular values of its weight matrix W are equal.
 The penalty of A. Rosseau, R. Müller, A. Nowé, "Preserving Plasticity in Continual Learning via Dynamical
-Isometry", ICML 2026, eqs. 16 to 18, measures the distance from that on the Gram matrix G of the smaller side
+Isometry", ICML 2026, eqs. 16 to 18, measures the distance from this, by the Gram matrix G of the smaller side
 of W:
 
     R(W) = ||G - s I||_F^2 = sum_i (sigma_i^2 - s)^2,        dR/dW = 4 (W W^T W - s W),
 
 with s = 1 in the paper; s = 2 suits ReLU layers, which halve the mean square. There is no factor 1/2 in
-front: coefficients of implementations that have one mean half as much. Both sides' Gram matrices give the
-same gradient, so the smaller one is only a matter of cost.
+front: with one, the same coefficient would pull half as strongly. Both Gram matrices, W W^T and W^T W, give
+the same gradient, so the smaller one is used for its lower cost.
 """
 
 import math
@@ -22,26 +22,26 @@ from torch.optim import Optimizer
 
 from neoteny.optim.layers import Exclude, split_parameters
 
-# Below this c * steps even the largest singular values hardly move; above the other bound the weights are so
-# stiff that networks stop fitting their task. The paper's own experiments lie between 0.5 and 8.
+# The isometry budget is c * steps. Below the minimum even the largest singular values hardly move; above the
+# maximum the pull dominates and networks stop fitting their task. The paper's experiments use 0.5 to 8.
 MIN_BUDGET = 0.1
 MAX_BUDGET = 30.0
 
 
 def matrix_view(weight: Tensor) -> Tensor:
-    """View a weight as the matrix whose singular values count.
+    """View a weight as a matrix, whose singular values isometry is about.
 
     Args:
         weight: of a linear layer `(out, in)` or of a convolution `(out, in, *kernel)`; contiguous or channels
             last.
 
     Returns:
-        `(out, in * prod(kernel))`, sharing memory with `weight` (paper, appendix A). For a weight in channels
-        last the columns come in another order, which no singular value depends on.
+        `(out, in * prod(kernel))`, sharing memory with `weight` (paper, appendix A). In channels-last format
+        the columns are in another order, which does not change the singular values.
 
     Raises:
         ValueError: if `weight` has less than two dimensions.
-        RuntimeError: if its memory layout admits no such view.
+        RuntimeError: if its memory layout does not allow such a view.
     """
     if weight.ndim < 2:
         raise ValueError(f"isometry needs a matrix or a convolution kernel, got shape {tuple(weight.shape)}")
@@ -59,19 +59,19 @@ def gram_matrix(matrix: Tensor) -> Tensor:
 
 def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
     """W W^T W - s W: `(out, in)`, from the Gram matrix of the smaller side."""
-    # s is subtracted here and not in a factor 1 + 4cs of W, which float32 rounds to 1 where c is small.
+    # Subtract s here: a factor 1 + 4cs on W would be rounded to 1 in float32 if c is small.
     if matrix.shape[0] >= matrix.shape[1]:
         return torch.addmm(matrix, matrix, gram, beta=-scale)
     return torch.addmm(matrix, gram, matrix, beta=-scale)
 
 
 def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> tuple[list[Tensor], Tensor]:
-    """Guarded isometry steps, each split in a direction and a divisor: W <- W - direction / (2 divisor).
+    """Guarded isometry steps, each as a direction and a divisor: W <- W - direction / (2 divisor).
 
-    A step multiplies a singular value sigma by 1 - 4c (sigma^2 - s), which diverges where c is too large for
-    it. Therefore c is bounded by 1 / (8 max(s, ||G||_inf - s)), where the largest absolute row sum ||G||_inf
-    of the Gram matrix bounds sigma_max^2 from above: then no singular value ever moves away from sqrt(s),
-    whatever the coefficient. All of it stays on the device.
+    A step multiplies a singular value sigma by 1 - 4c (sigma^2 - s), which diverges if c is too large.
+    Therefore c is bounded by 1 / (8 max(s, ||G||_inf - s)), where ||G||_inf, the largest absolute row sum of
+    the Gram matrix, is an upper bound of sigma_max^2. With this no singular value ever moves away from
+    sqrt(s). Nothing is read from the device.
 
     Args:
         matrices: L matrices `(out, in)`, float32 or float64.
@@ -79,18 +79,18 @@ def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> 
         scale: the target s > 0 of the squared singular values.
 
     Returns:
-        The directions W W^T W - s W, `(out, in)` each, and the divisors 1 / (8 c_eff), `(L,)`. The guard is
-        active where a divisor exceeds 1 / (8c).
+        The directions W W^T W - s W, `(out, in)` each, and the divisors 1 / (8 c_eff), `(L,)`, where c_eff
+        is the bounded c. The guard is active where a divisor exceeds 1 / (8c).
     """
     grams = [gram_matrix(matrix) for matrix in matrices]
-    # One vector for all matrices: in small networks the guard is launch-bound.
+    # One vector for all matrices: in small networks kernel launches dominate the cost.
     row_sums = torch.stack([gram.abs().sum(0).amax() for gram in grams])
     divisors = row_sums.sub_(scale).clamp_(min=max(scale, 0.125 / coefficient))
     return [_residual(matrix, gram, scale) for matrix, gram in zip(matrices, grams)], divisors
 
 
 def isometry_coefficient(group: dict[str, Any]) -> float:
-    """Coefficient c = iso_lr * iso: one step on a group, at its present learning rate; 0 without isometry."""
+    """Coefficient c = iso_lr * iso of a step on a group, at its current learning rate; 0 without it."""
     iso = group.get("iso", 0.0)
     return iso * group["lr"] * group["iso_lr_ratio"] if iso else 0.0
 
@@ -99,18 +99,18 @@ def isometry_penalty(module: nn.Module, scale: float = 1.0, exclude: Exclude = (
     """The coupled form: the penalty as a differentiable term of the loss (paper, eqs. 16 to 18).
 
     Add `coefficient * isometry_penalty(network)` to the loss. Adam then rescales its gradient together with
-    the task's, so that coefficients are not comparable with those of `AdamO`, which keeps the two apart.
+    the loss's, so coefficients are not comparable with those of `AdamO`, whose pull is decoupled.
 
     Args:
         module: the network.
         scale: the target s of the squared singular values.
-        exclude: submodules, or their names, whose weights are left alone: output heads.
+        exclude: submodules, or their names, that the penalty leaves out: usually output heads.
 
     Returns:
         The sum of ||G - s I||_F^2 over the trainable weights of linear and convolutional layers, `()`.
 
     Raises:
-        ValueError: if `exclude` holds what is not a submodule.
+        ValueError: if an item of `exclude` is not a submodule.
     """
     return gram_penalty([weight for _, weight in split_parameters(module, exclude)[0]], scale)
 
@@ -130,16 +130,16 @@ def param_groups(module: nn.Module, exclude: Exclude = ()) -> list[dict[str, Any
 
     Args:
         module: the network.
-        exclude: submodules, or their names, that are trained without isometry. Output heads belong here: a
-            policy head starts with gain 0.01, and a pull towards singular values of 1 fights that.
+        exclude: submodules, or their names, that are trained without isometry. Exclude output heads: a
+            policy head starts with gain 0.01, and a pull towards singular values of 1 counteracts that.
 
     Returns:
-        A group of matrices and convolution kernels, for which the optimizer's own `iso` holds, and a group
-        with `iso=0` of all else: biases, norms, embeddings and what `exclude` names. Parameters are named;
-        frozen ones are left out, as is a group without any.
+        A group of matrices and convolution kernels, which uses the optimizer's default `iso`, and a group
+        with `iso=0` for everything else: biases, norms, embeddings and submodules in `exclude`. Parameters
+        are named; frozen parameters and empty groups are left out.
 
     Raises:
-        ValueError: if `exclude` holds what is not a submodule.
+        ValueError: if an item of `exclude` is not a submodule.
     """
     matrices, others = split_parameters(module, exclude)
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "iso": 0.0}]
@@ -147,19 +147,19 @@ def param_groups(module: nn.Module, exclude: Exclude = ()) -> list[dict[str, Any
 
 
 def _names(group: dict[str, Any]) -> list[str]:
-    """Names of a group's parameters, or their shapes where the optimizer was not told names."""
+    """Names of a group's parameters, or their shapes if the optimizer does not know names."""
     return group.get("param_names") or [str(tuple(p.shape)) for p in group["params"]]
 
 
 def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
-    """What isometry will do in so many steps of any optimizer, in a few lines for the start of a run.
+    """A summary, for the start of a run, of what isometry will do in `planned_steps` optimizer steps.
 
     Returns:
-        Which parameters are pulled and which are not; for each group the time constant 1 / (8cs) in steps, in
-        which a singular value near sqrt(s) closes 63 % of its distance, and the isometry budget c *
-        planned_steps at the initial learning rate. A line that begins with "warning:" follows where the
-        budget is below 0.1, so that the pull cannot act within the run, or above 30, so that the weights
-        become stiff. Empty without isometry.
+        Lines with the parameters that are pulled and that are not; and for each group the time constant
+        1 / (8cs) in steps, in which a singular value near sqrt(s) closes 63 % of its distance, and the
+        isometry budget c * planned_steps at the initial learning rate. A line that begins with "warning:"
+        follows if the budget is below 0.1, where the pull has no effect within the run, or above 30, where it
+        keeps the network from fitting its task. Empty without isometry.
     """
     pulled = [group for group in optimizer.param_groups if group.get("iso")]
     if not pulled:
@@ -167,7 +167,7 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
     left = [name for group in optimizer.param_groups if not group.get("iso") for name in _names(group)]
     lines = []
     for group in pulled:
-        # A warm-up begins with a learning rate of zero: the scheduler keeps the one it warms up to.
+        # A warm-up starts at a learning rate of zero; the scheduler stores the final one as initial_lr.
         c = isometry_coefficient({**group, "lr": group.get("initial_lr", group["lr"])})
         budget = c * planned_steps
         time_constant = 1.0 / (8.0 * c * group["iso_scale"]) if c else math.inf
@@ -177,23 +177,23 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
         ]
         if budget < MIN_BUDGET:
             lines.append(
-                f"warning: an isometry budget below {MIN_BUDGET:g} cannot act within this run: raise iso"
+                f"warning: an isometry budget below {MIN_BUDGET:g} has no effect within this run: raise iso"
             )
         elif budget > MAX_BUDGET:
             lines.append(
-                f"warning: an isometry budget above {MAX_BUDGET:g} makes the weights stiff: lower iso"
+                f"warning: an isometry budget above {MAX_BUDGET:g} keeps networks from learning: lower iso"
             )
-    lines.append(f"isometry leaves {', '.join(left) or 'nothing'} alone")
+    lines.append(f"isometry does not pull {', '.join(left)}" if left else "isometry pulls all parameters")
     return "\n".join(lines)
 
 
 @torch.no_grad()
 def pull_norm(optimizer: Optimizer) -> Tensor:
-    """Norm of the isometry step per step of any optimizer, at the current weights.
+    """Norm of an optimizer's isometry step at the current weights, averaged per optimizer step.
 
     Returns:
         The Frobenius norm, over all isometry groups, of c_eff * 4 (W W^T W - s W), `()`, on the weights'
-        device. A pull that comes every `iso_every` steps counts with its average. 0 without isometry.
+        device; divided by `iso_every`, as the pull is taken only every so many steps. 0 without isometry.
     """
     norms = []
     for group in optimizer.param_groups:

@@ -1,10 +1,10 @@
-"""The layers of a network: which weights and units it has, what enters them and where they go.
+"""The layers of a network: their weights and units, and which later layers each unit feeds.
 
-This is the one description that optimizers (which weights are hidden, which layers are heads), probes and
-plasticity methods read. It comes from forward passes, so the code between layers may be any:
+Optimizers (which weights are hidden, which layers are heads), probes and plasticity methods all use this
+description. It is found by forward passes, so any code may stand between the layers:
 
     layers = describe(network, torch.zeros(1, 4))
-    connect(network, torch.zeros(1, 4), layers)     # for methods: which inputs of later layers carry a unit
+    connect(network, torch.zeros(1, 4), layers)  # for methods: which inputs of later layers each unit feeds
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WeightLayer: TypeAlias = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WEIGHT_LAYERS = (nn.Linear, *CONVOLUTIONS)
 
-# Modules that carry activations on and are no activation functions themselves, by the file that defines them.
+# Modules that are not activation functions but may precede one, by the torch file that defines them.
 _NORMALIZATIONS = {f"torch.nn.modules.{name}" for name in ("batchnorm", "instancenorm", "normalization")}
 _PASSIVE = _NORMALIZATIONS | {
     f"torch.nn.modules.{name}" for name in ("dropout", "flatten", "padding", "pooling", "upsampling")
@@ -36,16 +36,16 @@ _PASSIVE = _NORMALIZATIONS | {
 
 
 class Network(Protocol):
-    """What probes and methods ask of an agent's network, beside being an `nn.Module`."""
+    """What probes and methods need of an agent's network, which is also an `nn.Module`."""
 
     example: Tensor
-    """One observation, (1, ...), as environments give them; its values do not matter."""
+    """One observation, (1, ...), with the environments' shape and dtype; its values do not matter."""
 
     def encode(self, observations: Tensor) -> Tensor:
-        """Observations (B, ...) -> what enters the parts, without parameters."""
+        """Observations (B, ...) -> the input of the parts; has no parameters."""
 
     def parts(self) -> dict[str, nn.Module]:
-        """Networks by name, each from encoded observations to an output (B, O): what is measured."""
+        """The networks to measure, by name, each from encoded observations to an output (B, O)."""
 
 
 @dataclass(eq=False)
@@ -54,12 +54,12 @@ class Layer:
 
     Attributes:
         name: `<part>.<child>`, as in `actor.linear1`.
-        module: The layer.
-        parts: Parts of the agent that it belongs to; several, if they share it.
-        is_head: Its output leaves the network, and enters no other layer.
-        outgoing: The later layers that its units enter, known after `connect`. Empty for a head, and for a
-            layer with a `problem`.
-        problem: Why no input of a later layer belongs to one unit of this one alone.
+        module: The torch module.
+        parts: Parts of the agent that it belongs to; several if they share it.
+        is_head: Whether its output is an output of the network and feeds no other layer.
+        outgoing: The later layers that its units feed, set by `connect`. Empty for a head, and for a layer
+            with a `problem`.
+        problem: Why no input of a later layer depends on a single unit of this one; empty if there is none.
     """
 
     name: str
@@ -71,28 +71,28 @@ class Layer:
 
     @property
     def weight(self) -> nn.Parameter | None:
-        """The weight if it is trained as it is: (out, in) or (out, in, *kernel); None if it is computed."""
+        """The weight, (out, in) or (out, in, *kernel); None if it is computed by a parametrization."""
         return plain_weight(self.module)
 
     @property
     def units(self) -> int:
-        """How many there are; those of a convolution are its channels."""
+        """Number of units: outputs of a linear layer, output channels of a convolution."""
         return self.module.out_features if isinstance(self.module, nn.Linear) else self.module.out_channels
 
 
 class AllParts(nn.ModuleDict):
-    """Networks that take the same, as one."""
+    """Networks with the same input, as one network."""
 
     def forward(self, inputs: Tensor) -> list[Tensor]:
-        """The outputs of all."""
+        """The output of each network."""
         return [part(inputs) for part in self.values()]
 
 
 class Connection(NamedTuple):
-    """A later layer that units enter, and in which of its inputs.
+    """A later layer that the units of a layer feed, and the inputs that each unit feeds.
 
-    `columns` (units, k) are indices of the second dimension of its weight: k = 1 from a linear layer to the
-    next, k = height * width where images are flattened in between, k = 2 behind CReLU.
+    `columns` (units, k) are indices into the second dimension of its weight: k = 1 from a linear layer to the
+    next, k = height * width if images are flattened in between, k = 2 after CReLU.
     """
 
     layer: Layer
@@ -101,21 +101,21 @@ class Connection(NamedTuple):
 
 @dataclass
 class Call:
-    """A layer as one forward pass saw it."""
+    """One call of a layer in a forward pass."""
 
     module: WeightLayer
     inputs: Tensor
-    shape: torch.Size  # of what left it
+    shape: torch.Size  # of the output
     following: list[nn.Module] = field(default_factory=list)  # up to and including its activation function
-    activations: Tensor | None = None  # what left that, (B, units) or (B, channels, ...); None without one
+    activations: Tensor | None = None  # output of that, (B, units) or (B, channels, ...); None without one
 
 
 def describe(
     network: nn.Module, example: Tensor, parts: Mapping[str, nn.Module] | None = None
 ) -> list[Layer]:
-    """The layers of any network that takes an example (1, ...), in the order in which it calls them.
+    """The layers of a network, in the order of their calls in a forward pass on `example` (1, ...).
 
-    They are named after parts of it, which are given by name, else after their paths.
+    A layer's name is its path in the first of `parts` that holds it, else its path in the network.
     """
     parts = parts or {}
     names: dict[nn.Module, str] = {}
@@ -144,18 +144,17 @@ def describe_agent(network: nn.Module) -> list[Layer]:
 
 
 def heads(network: nn.Module) -> list[nn.Module]:
-    """The layers of an agent's network whose outputs leave it."""
+    """The layers of an agent's network that produce its outputs."""
     return [layer.module for layer in describe_agent(network) if layer.is_head]
 
 
 def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> None:
-    """Find out which inputs of later layers carry each unit of a layer, and put it into `Layer.outgoing`.
+    """Find which inputs of later layers each unit of a layer feeds, and set `Layer.outgoing`.
 
-    Whatever is done to outputs between layers: it is tried out, one unit at a time, in a forward pass in
-    which no layer computes. So activations of any kind, flattening, pooling and slicing come out right.
-    Normalizations are left out of that pass. Where units meet (in a residual stream, an attention, a sort),
-    no input belongs to one of them alone, and `Layer.problem` says so.
-
+    The outputs of layers are replaced by fixed numbers, one unit at a time is perturbed, and the inputs that
+    change are recorded. This handles any activation, flattening, pooling and slicing between layers;
+    normalizations are replaced by the identity. If units are mixed before the next layer (by a residual sum,
+    attention or sorting), no input belongs to a single unit, and `Layer.problem` says so.
     """
     with undisturbed([network], example.device):
         perturbation = _Perturbation(network, example, trace(network, example.clone()))
@@ -169,7 +168,7 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
         others = [reached[other] for other in layers if other is not layer] + [observed]
         problems = [_problem(later, columns, others) for later, columns in carried.items()]
         if carried and reached[layer][None].any():
-            problems.append("its units leave the network past later layers, too")
+            problems.append("its units feed both later layers and the network's output")
         layer.problem = next(filter(None, problems), "")
         layer.outgoing = tuple(
             Connection(later, columns.nonzero()[:, 1].view(layer.units, -1).to(example.device))
@@ -179,28 +178,31 @@ def connect(network: nn.Module, example: Tensor, layers: Sequence[Layer]) -> Non
 
 
 def _problem(later: Layer, carried: Tensor, others: Iterable[Mapping[nn.Module | None, Tensor]]) -> str:
-    """Why the columns of a later layer that units change, (units, columns), are not theirs alone; or nothing.
+    """Why the inputs of a later layer do not each belong to one unit; empty if they do.
 
-    `others` is what every other layer, and the observation, changes of each layer.
+    Args:
+        later: the later layer.
+        carried: which of its inputs change with each unit, (units, columns).
+        others: the same for every other layer and for the observation, by the layer that they feed.
     """
     sources = carried.sum(0) + sum(other[later.module].any(0) for other in others if later.module in other)
     if getattr(later.module, "groups", 1) > 1:
-        return f"{later.name} is a convolution in groups"
+        return f"{later.name} is a grouped convolution"
     if (sources[carried.any(0)] > 1).any():
-        return f"its units meet others before {later.name}"
+        return f"its units are mixed with others before {later.name}"
     if len(set(carried.sum(1).tolist())) > 1:
-        return f"its units enter {later.name} in different numbers"
+        return f"its units feed different numbers of inputs of {later.name}"
     return ""
 
 
 def trace(network: nn.Module, inputs: Tensor) -> list[Call]:
-    """Run a network forward on inputs (B, ...); every call of a layer, in order.
+    """Run a forward pass on inputs (B, ...) and return every call of a layer, in order.
 
-    An activation function is a module without parameters that follows a layer and does not merely reshape,
-    pool, drop or normalize.
+    The first module after a layer counts as its activation function if it has no parameters; modules that
+    reshape, pool, drop out or normalize are passed over.
     """
     calls: list[Call] = []
-    current: Call | None = None  # the layer whose activation has not come yet
+    current: Call | None = None  # the layer whose activation function was not called yet
     positions = 1
     for module, entering, leaving in _capture(network, inputs):
         if isinstance(module, WEIGHT_LAYERS):
@@ -214,15 +216,16 @@ def trace(network: nn.Module, inputs: Tensor) -> list[Call]:
             if not _is_in(module, _PASSIVE):
                 if not _has_parameters(module):
                     current.activations = _by_unit(current.module, leaving, positions)
-                current = None  # else an unknown kind of layer: what follows is not this layer's activation
+                # With parameters, it is an unknown kind of layer, and the next activation is not current's.
+                current = None
     return calls
 
 
 def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
-    """What probes and methods leave out, in one line; empty if it is nothing.
+    """What probes and methods ignore, in one line; empty if nothing.
 
-    That is parameters which are trained and belong to no described layer or normalization, and units which
-    `connect` cannot tell apart.
+    That is, trainable parameters outside of the described layers and normalizations, and layers whose units
+    `connect` cannot separate.
     """
     known = {layer.module for layer in layers}
     unknown = [
@@ -234,25 +237,25 @@ def left_out(network: nn.Module, layers: Sequence[Layer]) -> str:
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad
     ]
-    apart = [f"{layer.name} ({layer.problem})" for layer in layers if layer.problem]
-    lines = [f"of no layer that is known, and left out: {', '.join(unknown)}"] if unknown else []
-    lines += [f"units that cannot be reset or watched: {', '.join(apart)}"] if apart else []
+    mixed = [f"{layer.name} ({layer.problem})" for layer in layers if layer.problem]
+    lines = [f"parameters of unknown layers, ignored: {', '.join(unknown)}"] if unknown else []
+    lines += [f"layers whose units cannot be reset or watched: {', '.join(mixed)}"] if mixed else []
     return "; ".join(lines)
 
 
 def plain_weight(module: nn.Module) -> nn.Parameter | None:
-    """The weight of a linear or convolutional layer, unless it is computed, as a parametrized one is."""
+    """The weight of a linear or convolutional layer; None for other modules and parametrized weights."""
     return module._parameters.get("weight") if isinstance(module, WEIGHT_LAYERS) else None
 
 
 def split_parameters(module: nn.Module, exclude: Exclude = ()) -> tuple[NamedParameters, NamedParameters]:
-    """Split the trainable parameters into weights that isometry concerns and all others.
+    """Split the trainable parameters into weights that isometry applies to and all others.
 
-    The first are the weights of linear and convolutional layers outside `exclude`. Each parameter occurs
-    once, however many layers share it.
+    The first are the weights of linear and convolutional layers outside `exclude`. A parameter that several
+    layers share occurs once.
 
     Raises:
-        ValueError: if `exclude` holds what is not a submodule.
+        ValueError: if an item of `exclude` is not a submodule.
     """
     weights = {plain_weight(layer) for layer in module.modules()} - _excluded_parameters(module, exclude)
     trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
@@ -268,14 +271,14 @@ def _excluded_parameters(module: nn.Module, exclude: Exclude) -> set[nn.Paramete
         if item not in (submodules if isinstance(item, str) else names):
             what = repr(item) if isinstance(item, str) else f"a {type(item).__name__} module"
             known = ", ".join(name for name in submodules if name)
-            raise ValueError(f"exclude holds {what}, which is no submodule of the network; it has: {known}")
+            raise ValueError(f"exclude contains {what}, which is not a submodule; the network has: {known}")
         excluded.update((submodules[item] if isinstance(item, str) else item).parameters())
     return excluded
 
 
 @contextmanager
 def undisturbed(networks: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients; training flags and random state are put back at the end."""
+    """Evaluation mode without gradients; restores training flags and the random state at the end."""
     training = {module: module.training for network in networks for module in network.modules()}
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.no_grad():
@@ -289,35 +292,35 @@ def undisturbed(networks: Iterable[nn.Module], device: torch.device) -> Iterator
 
 
 class _Perturbation:
-    """Forward passes in which no layer computes: they put out fixed numbers, and one of them is perturbed."""
+    """Forward passes in which layers output fixed numbers instead, those of one layer perturbed."""
 
     def __init__(self, network: nn.Module, example: Tensor, calls: Iterable[Call]) -> None:
         self.network, self.example = network, example
         self.outputs: dict[nn.Module, list[Tensor]] = {}
         generator = torch.Generator().manual_seed(0)
         for call in calls:
-            # Between 0.25 and 0.75: rectifiers are open, and no two units are equal.
+            # Between 0.25 and 0.75: ReLUs are active, and no two units are equal.
             output = 0.25 + 0.5 * torch.rand(call.shape, generator=generator)
             self.outputs.setdefault(call.module, []).append(output.to(example.device))
 
     def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module | None, Tensor]:
-        """Which inputs of layers change with the units of a layer, or with the observation if it is None.
+        """Which inputs of each layer change if units of `module`, or the observation if it is None, change.
 
         Returns:
-            By layer, (units, columns) of bool; (1, columns) for all units together, unless `each` is told
-            apart. Under None, the outputs of the network.
+            By layer, a bool tensor (units, columns) if `each` unit is perturbed alone, or (1, columns) if all
+            are at once. The key None has the outputs of the network.
         """
         reached: dict[nn.Module | None, Tensor] = {}
         outputs = self.outputs[module] if module else []
         rows = outputs[0].shape[_unit_axis(module)] if module and each else 1
         example = self.example if module else self.example + 1
         before = self._inputs(self.example.expand(rows, *example.shape[1:]), {})
-        for value in (2.0, -2.0):  # each half of CReLU sees one of them
+        for value in (2.0, -2.0):  # each half of CReLU reacts to one of them
             tried = {module: [_set_units(module, output, value, each) for output in outputs]}
             after = self._inputs(example.expand(rows, *example.shape[1:]), tried)
             for later, entered in before.items():
                 for old, new in zip(entered, after[later], strict=True):
-                    # Beyond what the same numbers can differ by, elsewhere in a batch.
+                    # More than the rounding differences between equal rows of a batch.
                     changed = ((new - old).abs() > 1e-4).movedim(_unit_axis(later), -1)
                     changed = changed.reshape(rows, -1, changed.shape[-1]).any(1).cpu()
                     reached[later] = reached.get(later, torch.zeros_like(changed)) | changed
@@ -326,7 +329,7 @@ class _Perturbation:
     def _inputs(
         self, example: Tensor, tried: Mapping[nn.Module | None, Sequence[Tensor]]
     ) -> dict[nn.Module | None, list[Tensor]]:
-        """What enters each layer, (B, ...), in each of its calls; under None, what leaves the network."""
+        """Inputs (B, ...) of each layer in each of its calls; the key None has the network's outputs."""
         entered: dict[nn.Module | None, list[Tensor]] = {module: [] for module in self.outputs}
 
         def put_out(module: nn.Module, inputs: Tensor) -> Tensor:
@@ -340,7 +343,7 @@ class _Perturbation:
                     stack.enter_context(patch.object(module, "forward", partial(put_out, module)))
                 elif _is_in(module, _NORMALIZATIONS):
                     stack.enter_context(patch.object(module, "forward", lambda inputs: inputs))
-            leaving = tree_leaves(self.network.forward(example.clone()))  # which may be overwritten
+            leaving = tree_leaves(self.network.forward(example.clone()))  # a clone: it may work in place
         leaving = [out for out in leaving if isinstance(out, Tensor) and out.shape[:1] == example.shape[:1]]
         outputs = [example.new_zeros(len(example), 1), *(out.reshape(len(example), -1) for out in leaving)]
         entered[None] = [torch.cat(outputs, 1)]
@@ -348,7 +351,7 @@ class _Perturbation:
 
 
 def _set_units(module: nn.Module | None, output: Tensor, value: float, each: bool) -> Tensor:
-    """An output (1, ...) of a layer with one unit set in each of its rows, or with all of them set in one."""
+    """A layer's output (1, ...) with all units set to `value`; if `each`, a batch, one unit set per row."""
     if not each:
         return torch.full_like(output, value)
     output = output.movedim(_unit_axis(module), -1)
@@ -358,12 +361,12 @@ def _set_units(module: nn.Module | None, output: Tensor, value: float, each: boo
 
 
 def _unit_axis(module: nn.Module | None) -> int:
-    """Where a layer's inputs and outputs have its columns and units."""
+    """The axis of a layer's inputs and outputs that holds its columns and units."""
     return -1 if isinstance(module, nn.Linear) else 1
 
 
 def _steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that act as one step: layers, leaves, and custom modules that hold no parameters."""
+    """Modules that count as one step of a forward pass: layers, leaves, custom modules without parameters."""
     container = isinstance(module, nn.Sequential) or _has_parameters(module)
     children = list(module.named_children()) if container and not isinstance(module, WEIGHT_LAYERS) else []
     for child_name, child in children:
@@ -373,18 +376,18 @@ def _steps(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _capture(network: nn.Module, inputs: Tensor) -> list[tuple[nn.Module, Tensor, Tensor]]:
-    """Module, input and output of every call of a step of the network during one forward pass."""
+    """Module, input and output of every call of a step (see `_steps`) during one forward pass."""
     calls: list[tuple[nn.Module, Tensor, Tensor]] = []
 
     def record(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if isinstance(output, Tensor) and args:
-            calls.append((module, args[0], output))  # and return None: a value would replace the output
+            calls.append((module, args[0], output))  # return None: any other value replaces the output
 
     steps = {step for _, step in _steps("", network)}
     with ExitStack() as hooks:
         for module in steps:
             hooks.enter_context(module.register_forward_hook(record))
-        (network if network in steps else network.forward)(inputs)  # the latter is never a compiled one
+        (network if network in steps else network.forward)(inputs)  # forward bypasses torch.compile
     return calls
 
 
@@ -393,7 +396,7 @@ def _has_parameters(module: nn.Module) -> bool:
 
 
 def _is_in(module: nn.Module, files: set[str]) -> bool:
-    """Whether a module's class, or one that it extends, is defined in these files of torch."""
+    """Whether a module's class or a base class of it is defined in one of these torch files."""
     return isinstance(module, nn.Identity) or any(base.__module__ in files for base in type(module).__mro__)
 
 
@@ -401,5 +404,5 @@ def _by_unit(module: nn.Module, output: Tensor, positions: int) -> Tensor:
     """Activations as (B, units) after a linear layer, (B, channels, ...) after a convolution."""
     if isinstance(module, nn.Linear):
         return output.reshape(-1, output.shape[-1])
-    # Flattened before its activation, a convolution still has one unit a channel, not one a pixel.
+    # If flattened before the activation, a convolution still has one unit per channel, not per pixel.
     return output.unflatten(1, (-1, positions)) if output.dim() == 2 else output

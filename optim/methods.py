@@ -1,10 +1,9 @@
-"""Plasticity methods: what acts on a network beside its optimizer.
+"""Plasticity methods: regularizers, resets and others that act on a network beside its optimizer.
 
-A method is a small object made by a frozen dataclass, its configuration. It may add a term to the loss
-(`penalty`), act on the device after each gradient step (`after_step`), and act on the host every so many
-gradient steps or at a switch of the task (`on`). The first two are made of tensor operations alone, without a
-read from the device. An agent's `update` and loop call a `Methods`, which holds all of them; see
-docs/extending.md.
+A method is a small object built by a frozen dataclass, its configuration. It may add a term to the loss
+(`penalty`), act on the device after each gradient step (`after_step`), and act on the host every k gradient
+steps or at a task switch (`on`). The first two use tensor operations only and never read from the device. An
+agent's `update` and training loop call `Methods`, which holds all methods of a run; see docs/extending.md.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from neoteny.optim.layers import Layer, Network, connect, describe_agent, left_o
 
 @dataclass
 class Learner:
-    """What methods read and change.
+    """The objects that methods read and change.
 
-    The network is an agent's, see `layers.Network`; the target network is a copy that follows it, as DQN's.
-    `new_network` makes one as it was at the beginning of a run, with new random weights.
+    The network is an agent's, see `layers.Network`; the target network, if there is one, is as in DQN.
+    `new_network` makes a freshly initialized network of the structure that the run started with.
     """
 
     network: nn.Module
@@ -39,11 +38,11 @@ class Learner:
     _connected: bool = False
 
     def layers(self, on: str = "all", connected: bool = False) -> list[Layer]:
-        """Layers of a part of the network, heads included, as they are now.
+        """The current layers of a part of the network, heads included.
 
         Args:
             on: Name of a part, or "all"; a layer that parts share belongs to each.
-            connected: Find out, too, which inputs of later layers carry their units.
+            connected: Also set `Layer.outgoing`, the inputs of later layers that their units feed.
 
         Raises:
             ValueError: there is no such part.
@@ -53,24 +52,24 @@ class Learner:
             for part in cast(Network, self.network).parts():
                 self._layers[part] = [layer for layer in self._layers["all"] if part in layer.parts]
         if on not in self._layers:
-            raise ValueError(f"a network of {', '.join(self._layers)} has no {on}")
+            raise ValueError(f"the network has no part {on}; it has: {', '.join(self._layers)}")
         if connected and not self._connected:
             connect(self.network, cast(Network, self.network).example, self._layers["all"])
             self._connected = True
         return self._layers[on]
 
     def structure_changed(self) -> None:
-        """Forget the description of the layers, since modules were added or removed."""
+        """Describe the layers anew; to be called after modules were added or removed."""
         self._layers, self._connected = {}, False
 
     def problem(self) -> str:
-        """Why optimizer and target network do not fit the network; empty if they do."""
+        """Why the optimizer or the target network does not fit the network; empty if they fit."""
         owned = {p: self.optimizer.state.get(p, {}) for g in self.optimizer.param_groups for p in g["params"]}
         for name, parameter in self.network.named_parameters():
             if parameter.requires_grad and parameter not in owned:
-                return f"{name} is not in the optimizer, which would never train it"
+                return f"{name} is not in the optimizer, so it would never be trained"
             if not parameter.requires_grad and parameter.grad is not None:
-                return f"{name} is frozen and keeps a gradient, which is clipped with the others"
+                return f"{name} is frozen but has a gradient, which would count in gradient clipping"
             moments = owned.get(parameter, {})
             for key in ("exp_avg", "exp_avg_sq", "momentum_buffer"):
                 if key in moments and moments[key].shape != parameter.shape:
@@ -79,84 +78,84 @@ class Learner:
             {name: tensor.shape for name, tensor in network.state_dict().items()}
             for network in (self.network, self.target or self.network)
         )
-        return "the target network is not built as the network is" if ours != theirs else ""
+        return "the target network has another structure than the network" if ours != theirs else ""
 
 
 @dataclass(frozen=True)
 class Event:
-    """A moment between two gradient steps at which a method may act on the host."""
+    """A point between two gradient steps at which a method may act on the host."""
 
-    kind: Literal["step", "switch"]  # every `Method.every` gradient steps, or when the task has changed
-    steps: int  # gradient steps that were made
+    kind: Literal["step", "switch"]  # every `Method.every` gradient steps, or after a task switch
+    steps: int  # gradient steps so far
     batch: Any  # the latest minibatch; its `observations` are (B, ...)
 
 
 class Method:
-    """A plasticity method, which does nothing; a subclass overrides what it needs.
+    """Base class of plasticity methods, with no effect; a subclass overrides what it needs.
 
-    It never keeps layers of the network, which an event may replace, but asks the learner for them.
+    A method must not store layers of the network, which an event may replace; `Learner.layers` returns them.
     """
 
     every: int = 0
-    """Gradient steps from one event to the next; 0 for none."""
+    """Gradient steps between two "step" events; 0 for none."""
     at_switch: bool = False
-    """Whether a switch of the task is an event, of which a lifelong learner is not told."""
+    """Whether task switches are events; a method that uses them has information that the agent lacks."""
     clipped: bool = False
-    """Whether the gradient of the penalty is clipped together with the loss's."""
+    """Whether the gradient of the penalty is clipped together with the gradient of the loss."""
 
     def watches(self) -> list[Layer]:
-        """Layers, with outgoing connections, whose activations and gradients `after_step` needs."""
+        """Connected layers whose activations and gradients `after_step` needs."""
         return []
 
     def penalty(self, batch: Any) -> Tensor | float:
-        """A term of the loss, (), given a minibatch."""
+        """A term of the loss on a minibatch, ()."""
         return 0.0
 
     def after_step(self, seen: Seen) -> None:
-        """Act on the device after a gradient step, given what was seen of the layers that it watches."""
+        """Act on the device after a gradient step; `seen` has the watched activations and gradients."""
 
     def on(self, event: Event) -> dict[str, float]:
-        """Act on the host; returns what is to be logged of it."""
+        """Act on the host; returns metrics to log, by name."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the rest of the run depends on: numbers, texts and tensors in dicts and lists."""
+        """The method's state, which a resumed run needs: numbers, strings and tensors in dicts and lists."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state.
+        """Restore a state.
 
-        It is called before network and optimizer are restored, so that a method which changed their structure
-        can do so again.
+        It is called before network and optimizer are restored, so that a method that changed their structure
+        can change it again.
         """
 
 
 @dataclass(frozen=True)
 class MethodConfig:
-    """What configures a method: a subclass has a `name` and builds it."""
+    """Base class of methods' configurations: a subclass has a `name`, and fields that are flags."""
 
     name: ClassVar[str] = ""
     conflicts: ClassVar[tuple[str, ...]] = ()
-    """Names of methods that it contradicts."""
+    """Names of methods that it cannot be combined with."""
 
     on: Literal["actor", "critic", "all"] = "all"
-    """The part of the agent that it acts on; layers that both share belong to each."""
+    """Part of the agent that the method acts on; layers that both parts share belong to each."""
 
     def build(self, learner: Learner) -> Method:
-        """The method, for one network.
+        """The method for a network.
 
         Raises:
-            ValueError: it does not go with the network or the optimizer.
+            ValueError: it does not fit the network or the optimizer.
         """
         raise NotImplementedError
 
 
 class Methods:
-    """All methods of a run, one of each, as one part of its state.
+    """All methods of a run, at most one of each, with their state.
 
     Raises:
-        ValueError: two contradict each other, or one does not go with the network or the optimizer, as where
-            the network has no such part.
+        ValueError: two exclude each other, or one does not fit the network or the optimizer, for example
+            because the network has no such part.
     """
 
     def __init__(self, configs: Sequence[MethodConfig], learner: Learner) -> None:
@@ -173,36 +172,36 @@ class Methods:
         self.methods = {config.name: config.build(learner) for config in configs}
         self.seen = Seen()
         self._rewatch()
-        self.steps = 0  # gradient steps that were made
+        self.steps = 0  # gradient steps so far
         self._switched_at = 0
         self._batch: Any = None
         self._tags: dict[str, list[float]] = {}
 
     def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
-        """The same methods, at their beginning, for another network without a target network."""
+        """The same methods in their initial state, for another network without a target network."""
         return Methods(self.configs, Learner(network, optimizer, self.learner.new_network))
 
     def report(self, planned_steps: int) -> str:
-        """What isometry will do in so many gradient steps, and which parameters no method knows, in lines."""
+        """Lines on what isometry will do in `planned_steps` and which parameters methods ignore."""
         isometry = isometry_report(self.learner.optimizer, planned_steps)
         return "\n".join(filter(None, (isometry, left_out(self.learner.network, self.learner.layers()))))
 
     def penalty(self, batch: Any) -> Tensor | float:
-        """The sum of the penalties whose gradients are clipped together with the loss's, ()."""
+        """The sum of the penalties whose gradients are clipped together with that of the loss, ()."""
         return self._penalty(batch, clipped=True) if self.methods else 0.0
 
     def add_gradients(self, batch: Any) -> None:
-        """Add the gradients of the other penalties to those of the loss, after these were clipped."""
+        """Add the gradients of the other penalties to the clipped gradient of the loss."""
         if self.methods and isinstance(penalty := self._penalty(batch, clipped=False), Tensor):
             penalty.backward()
 
     def after_step(self) -> None:
-        """Let every method act on the device after a gradient step."""
+        """Call `after_step` of every method."""
         for method in self.methods.values():
             method.after_step(self.seen)
 
     def between_steps(self, batch: Any) -> None:
-        """Count a gradient step, and let the methods act on the host that are due."""
+        """Count a gradient step, and call `on` of the methods that are due."""
         self.steps += 1
         self._batch = batch
         for name, method in self.methods.items():
@@ -210,13 +209,13 @@ class Methods:
                 self._act(name, method, "step")
 
     def end_update(self, switched_at: int) -> dict[str, float]:
-        """Let the methods act that wait for switches, if there was one in the update that ends here.
+        """Call `on` of the methods that act at switches, if the task switched in the update that ends here.
 
         Args:
             switched_at: The environment step of the last switch; 0 before the first.
 
         Returns:
-            What is to be logged: means over the events in the update.
+            Metrics to log: means over the events in the update.
         """
         if switched_at != self._switched_at and self.steps:
             for name, method in self.methods.items():
@@ -227,15 +226,15 @@ class Methods:
         return {tag: sum(values) / len(values) for tag, values in tags.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, and the state of every method."""
+        """Counters and the state of every method."""
         methods = {name: method.state_dict() for name, method in self.methods.items()}
         return {"steps": self.steps, "switched_at": self._switched_at, "methods": methods}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from such a state, before network and optimizer do.
+        """Restore a state, before network and optimizer are restored.
 
         Raises:
-            ValueError: it is one of other methods.
+            ValueError: the state is of other methods.
         """
         saved = state["methods"]
         if saved.keys() != self.methods.keys():
@@ -265,11 +264,11 @@ class Methods:
 
 
 class Seen:
-    """What units did in the latest gradient step, of the layers that methods watch.
+    """Activations of the layers that methods watch, and their gradients, in the latest gradient step.
 
     Attributes:
         activations: By name of the layer, (B, units, positions), as they entered the next layer.
-        gradients: Of the loss by these, of the same shape.
+        gradients: Of the loss with respect to these, of the same shape.
     """
 
     def __init__(self) -> None:
@@ -282,7 +281,7 @@ class Seen:
         """Watch these layers and no others.
 
         Raises:
-            ValueError: the units of one cannot be told apart where they go.
+            ValueError: a layer has no outgoing connection.
         """
         for handle in self._handles:
             handle.remove()
@@ -298,7 +297,7 @@ class Seen:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Do not look at the forward passes in this block."""
+        """Do not record the forward passes in this block."""
         self._paused = True
         try:
             yield
@@ -316,13 +315,13 @@ class Seen:
         self.gradients[name] = _by_unit(gradient.detach(), module, columns)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Copies of a network come with copies of its hooks: they need not hold what was seen of the original,
-        # and may be trained while the original is not to be looked at.
+        # A copy of a network has copies of its hooks, and thus of this object: it does not need the
+        # original's activations, and is not paused while the original is.
         return {**self.__dict__, "activations": {}, "gradients": {}, "_paused": False}
 
 
 def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
-    """What enters a layer, (B, units, positions), of the units whose columns are these."""
+    """The inputs of a layer, regrouped by the units that feed them: (B, units, positions)."""
     if isinstance(module, nn.Linear):
         return entering.reshape(-1, entering.shape[-1])[:, columns]
     return entering.flatten(2)[:, columns].flatten(2)

@@ -1,8 +1,8 @@
-"""Muon for hidden matrices and AdamW for all else, as one optimizer.
+"""Muon for the matrices of hidden layers and AdamW for all other parameters, in one optimizer.
 
-Muon is of K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024; its steps are
-scaled to the size of Adam's as by J. Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, so
-that one learning rate and one weight decay serve both. The computation is torch's own.
+K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. Its steps are scaled to the
+size of Adam's as in J. Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, so that one
+learning rate and one weight decay suit both. The computation is torch's own.
 """
 
 import math
@@ -18,26 +18,26 @@ from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, named_p
 
 
 class MuonAdamW(CheckedOptimizer):
-    """Muon or AdamW, as each parameter group says, bit for bit as torch's optimizers step them.
+    """Muon or AdamW, as each parameter group's `kind` says; bit-identical to torch's optimizers.
 
     A group's `kind` is "muon", for the matrices of hidden layers, or "adamw", for parameters of any shape:
-    biases, convolutions, output layers. Muon takes what is noted as Muon's below, AdamW the rest.
+    biases, convolutions, output layers.
 
         MuonAdamW([{"params": matrices, "kind": "muon"}, {"params": others, "kind": "adamw"}], lr=1e-3)
 
     Args:
         params: groups of parameters or of named parameters, each with its `kind`.
         lr: learning rate of both. A matrix (out, in) is stepped by Muon at 0.2 * sqrt(max(out, in)) times it.
-        weight_decay: share of each parameter that a step takes away, times the learning rate; of both.
-        momentum: Muon's decay of the running average of the gradient, which it takes Nesterov's way.
+        weight_decay: decoupled weight decay of both: a step shrinks parameters by lr * weight_decay.
+        momentum: Muon's decay rate of the running average of the gradient (Nesterov momentum).
         ns_steps: Muon's Newton-Schulz iterations, which orthogonalize its step.
-        betas: AdamW's decay of the running averages of the gradient and of its square.
+        betas: AdamW's decay rates of the running averages of the gradient and of its square.
         eps: added to AdamW's denominator.
         fused: AdamW's kernel, as for `torch.optim.AdamW`.
 
     Raises:
-        ValueError: for a group without a kind, an option out of range, or a parameter that is no matrix in a
-            group of Muon's.
+        ValueError: for a group without a kind, an option out of range, or a parameter that is not a matrix
+            in a group of kind "muon".
     """
 
     def __init__(
@@ -120,7 +120,7 @@ def _adamw(batch: Batch) -> None:
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Refuse options out of range, each by name."""
+    """Raise ValueError for an option out of range, with its name."""
     for name in ("lr", "weight_decay", "eps"):
         if not 0.0 <= options[name] < math.inf:
             raise ValueError(f"{name} must be finite and not negative, got {options[name]}")
@@ -132,7 +132,7 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def _check_params(group: dict[str, Any]) -> None:
-    """Refuse a group without a kind, and parameters that its kind does not step."""
+    """Refuse a group without a kind, and parameters that its kind does not support."""
     if group["kind"] not in ("muon", "adamw"):
         raise ValueError(f"the kind of a parameter group must be 'muon' or 'adamw', not {group['kind']!r}")
     for name, param in named_params(group):

@@ -1,4 +1,4 @@
-"""What the optimizers of this package share: checked parameter groups, and a step of what has a gradient."""
+"""Base class of this package's optimizers: checks parameter groups, and collects gradients and states."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, overload
@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 
 class Batch(NamedTuple):
-    """What one step updates of a parameter group; the lists are parallel."""
+    """The parameters of a group that have gradients; the lists are parallel."""
 
     group: dict[str, Any]
     params: list[Tensor]
@@ -18,13 +18,13 @@ class Batch(NamedTuple):
 
 
 class CheckedOptimizer(Optimizer):
-    """An optimizer that checks each group, and whose subclass says what a step of the parameters is."""
+    """An optimizer that checks each new group; subclasses implement the checks and the step."""
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; options that it lacks are the optimizer's defaults.
+        """Add a parameter group; missing options are set to the optimizer's defaults.
 
         Raises:
-            ValueError: for what the class refuses. The optimizer is then unchanged.
+            ValueError: for a group that the optimizer does not accept; the optimizer is then unchanged.
         """
         super().add_param_group(param_group)
         try:
@@ -39,7 +39,7 @@ class CheckedOptimizer(Optimizer):
     def step(self, closure: Callable[[], float]) -> float: ...
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Perform one optimization step; a parameter without a gradient is left alone.
+        """Perform one optimization step; parameters without a gradient do not change.
 
         Args:
             closure: reevaluates the model and returns the loss.
@@ -60,7 +60,7 @@ class CheckedOptimizer(Optimizer):
         return loss
 
     def _accept(self, group: dict[str, Any]) -> None:
-        """Refuse a new group by a ValueError, or complete it."""
+        """Raise ValueError if a new group is invalid, else complete its options."""
         raise NotImplementedError
 
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
@@ -68,11 +68,11 @@ class CheckedOptimizer(Optimizer):
         raise NotImplementedError
 
     def _step(self, batches: list[Batch]) -> None:
-        """Update parameters in place, and their states; a batch may be empty."""
+        """Update parameters and states in place; a batch may be empty."""
         raise NotImplementedError
 
     def _gather(self, group: dict[str, Any]) -> Batch:
-        """Parameters of a group that have a gradient, with their state, which is made on first use."""
+        """The parameters of a group that have a gradient, with their states, created on first use."""
         batch = Batch(group, [], [], [])
         for param in group["params"]:
             if param.grad is None:
@@ -89,19 +89,19 @@ class CheckedOptimizer(Optimizer):
 
 
 def counter(device: torch.device | str) -> Tensor:
-    """A counter or flag; torch's kernels want float32, whatever the default."""
+    """A zero, `()`, to count or flag with; torch's kernels require float32, whatever the default dtype."""
     return torch.zeros((), dtype=torch.float32, device=device)
 
 
 def adam_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     """Adam's state of a parameter before its first step."""
-    # As in torch.optim.Adam: only the fused kernel reads the step on the device.
+    # As in torch.optim.Adam: only the fused kernel reads the step count on the device.
     step = counter(param.device if group["fused"] else "cpu")
     first, second = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in range(2))
     return {"step": step, "exp_avg": first, "exp_avg_sq": second}
 
 
 def named_params(group: dict[str, Any]) -> list[tuple[str, Tensor]]:
-    """The parameters of a group, with their names or numbers."""
+    """The parameters of a group with their names, or their indices if they have none."""
     names = group.get("param_names") or [f"number {i}" for i in range(len(group["params"]))]
     return list(zip(names, group["params"]))

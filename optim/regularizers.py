@@ -16,20 +16,20 @@ class IsometryPenalty(Method):
 
     A. Rosseau, R. Müller, A. Nowé, "Preserving Plasticity in Continual Learning via Dynamical Isometry", ICML
     2026, eqs. 16 to 18. The optimizer rescales its gradient, 4 (W W^T W - s W), together with the loss's, so
-    that coefficients are not comparable with AdamO's. The paper does not say whether it is clipped with the
-    loss's gradient; here it is not, since the norm to which PPO clips is less than what it often has.
+    coefficients are not comparable with AdamO's. The paper does not say whether it is clipped together with
+    the gradient of the loss; here it is not, since its norm often exceeds the norm to which PPO clips.
 
-    Hidden weights are concerned, heads and computed weights are not.
+    It applies to the weights of hidden layers, but not to parametrized (orthogonal) ones.
 
     Raises:
-        ValueError: there is no such weight, or the optimizer pulls weights towards isometry already.
+        ValueError: there is no such weight, or the optimizer already pulls weights towards isometry.
     """
 
     def __init__(self, learner: Learner, coef: float, scale: float, on: str = "all") -> None:
         self.learner, self.coef, self.scale, self.part = learner, coef, scale, on
         if any(group.get("iso") for group in learner.optimizer.param_groups):
             raise ValueError(
-                "the isometry penalty and AdamO's pull are two forms of one: use optim:adam, or --optim.iso 0"
+                "AdamO's pull is the isometry penalty in another form: use optim:adam, or --optim.iso 0"
             )
         if not self._weights():
             raise ValueError(f"the isometry penalty finds no hidden weight to act on, on {on}")
@@ -45,14 +45,14 @@ class IsometryPenalty(Method):
 
 @dataclass(frozen=True)
 class IsometryConfig(MethodConfig):
-    """Coupled isometry: the Gram penalty as a term of the loss, for optimizers without a pull."""
+    """Isometry penalty on Gram matrices as a term of the loss, for optimizers other than AdamO."""
 
     name: ClassVar[str] = "isometry"
 
     coef: float = 1e-3
-    """Coefficient of the penalty; not comparable with AdamO's, which keeps it apart from the moments."""
+    """Coefficient of the penalty; not comparable with AdamO's iso, which bypasses the moments."""
     scale: float = 2.0
-    """Target of the squared singular values; 2 suits ReLU layers initialized with gain sqrt(2), else 1."""
+    """Target of the squared singular values: 2 for ReLU layers initialized with gain sqrt(2), else 1."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
@@ -60,5 +60,5 @@ class IsometryConfig(MethodConfig):
             raise ValueError(f"coef and scale must be finite and positive, not {self.coef} and {self.scale}")
 
     def build(self, learner: Learner) -> IsometryPenalty:
-        """The method, for one network."""
+        """The method for a network."""
         return IsometryPenalty(learner, self.coef, self.scale, self.on)

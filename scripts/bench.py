@@ -1,11 +1,11 @@
-"""Measure what the parts of neoteny cost on this machine: optimizer, probes, switches of task, checkpoints.
+"""Benchmarks of neoteny's parts on this machine: optimizer, probes, task switches, checkpoints, training.
 
 Example: python scripts/bench.py optim
 
-What is compared is run in one process and in short turns (A B C, C A B, ...), so that a machine that slows
-down slows all of it down. Ratios are taken within each repeat; a table shows their median and, in brackets,
-the quartiles. CPU time is the time that this process was computing: other jobs on the machine lengthen it far
-less than they lengthen wall time.
+The arms of a comparison alternate in short turns (A B C, C A B, ...) in one process, so that a slowdown of
+the machine affects all of them. Ratios are taken within each repeat; a table shows their median and, in
+brackets, the quartiles. CPU time is that of this process: other jobs on the machine affect it much less than
+wall time.
 """
 
 from __future__ import annotations
@@ -57,24 +57,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """Measure what the parts of neoteny cost on this machine."""
+    """Benchmark a part of neoteny on this machine."""
 
     name: tyro.conf.Positional[
         Literal["optim", "orthogonal", "probes", "streams", "checkpoint", "grid", "train"]
     ]
-    """optim: AdamO against fused AdamW, 6 minutes. orthogonal: layers kept orthogonal, by Björck's iteration
-    and by PyTorch's own parametrizations, against free ones, 2 minutes. probes: the plasticity probes' share
-    of PPO, 8 minutes. streams: the share of a switch, its audit included, and the memory of 1,000 switches, 3
-    minutes. checkpoint: the share of checkpoints, and what a replay memory on disk adds to them, 3 minutes.
-    grid: MiniGrid on tensors against EnvPool, if that is installed, and the package, 12 minutes.
-    train: PPO on MiniGrid, 8 minutes, or PPO and DQN on Atari, 15 minutes, against a plain loop and, if it is
+    """optim: AdamO against fused AdamW, 6 minutes. orthogonal: orthogonal layers, by Björck's iteration and
+    by PyTorch's parametrizations, against unconstrained ones, 2 minutes. probes: the probes' share of the
+    time of PPO, 8 minutes. streams: the share of task switches, audit included, and memory growth over 1,000
+    switches, 3 minutes. checkpoint: the share of checkpoints, and the cost of a replay memory on disk, 3
+    minutes. grid: MiniGrid on tensors against the minigrid package and, if installed, EnvPool, 12 minutes.
+    train: PPO on MiniGrid, 8 minutes, or PPO and DQN on Atari, 15 minutes, against a plain loop and, if
     installed, Stable-Baselines3."""
     task: Literal["grid", "atari"] = "grid"
-    """What train trains on."""
+    """Environments of the benchmark "train"."""
     threads: int = 1
-    """Threads of PyTorch. With more than one, CPU time is the sum over threads."""
+    """Number of PyTorch threads. With more than one, CPU time is the sum over threads."""
     quick: bool = False
-    """A smoke run of seconds, with tiny batches: its numbers mean nothing."""
+    """Run a smoke test of a few seconds, with tiny batches and meaningless numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,25 +84,25 @@ class Effort:
     batches: tuple[int, ...] = (256, 1024)
     """Batch sizes of an update; the first is the number of samples of a probe."""
     turn: float = 0.02
-    """Seconds that a turn lasts at least: an arm is called so often that it does."""
+    """Minimum seconds per turn; an arm is called until they have passed."""
     measurement: float = 0.5
-    """Seconds that all turns of an arm in a repeat last at least."""
+    """Minimum seconds of all turns of an arm in a repeat."""
     budget: float = 30.0
-    """Seconds for all repeats of a comparison, warm-up apart, as far as `repeats` allows."""
+    """Seconds for all repeats of a comparison, without warm-up, within the limits of `repeats`."""
     repeats: tuple[int, int] = (2, 50)
-    """Fewest and most repeats of a comparison."""
+    """Minimum and maximum number of repeats of a comparison."""
     updates: int = 40
-    """Updates of a PPO run."""
+    """Updates per PPO run."""
     runs: int = 3
-    """PPO runs of each preset."""
+    """PPO runs per preset."""
     switches: int = 1000
-    """Switches over which memory is watched."""
+    """Task switches over which memory growth is measured."""
     transitions: int = 100_000
     """Capacity of a replay memory; a tenth of it is added between two checkpoints."""
     grids: tuple[int, ...] = (64, 1024, 4096)
     """Numbers of MiniGrid environments."""
     more_grids: tuple[int, ...] = (1, 4, 8, 16, 256, 16384)
-    """More of them, for the first of the rooms."""
+    """Additional numbers for the first room."""
     trainings: tuple[int, ...] = (16, 64, 256, 1024)
     """Numbers of MiniGrid environments on which PPO trains."""
 
@@ -129,17 +129,17 @@ def alternate(
     label: str = "",
     clock: Clock = clocks,
 ) -> dict[str, np.ndarray]:
-    """Time functions in turns, after a warm-up and without the garbage collector.
+    """Time functions in alternating turns, after a warm-up and without the garbage collector.
 
-    The order of the arms is drawn anew for every turn: an arm finds the caches as its predecessor left them.
+    The order of the arms is random in every turn, since an arm inherits the caches of the arm before it.
 
     Args:
-        arms: the functions, by name; the first is the one by which the number of calls is chosen.
+        arms: the functions, by name; the number of calls is chosen by the time of the first.
         effort: how long to measure.
-        interval: a measurement is a multiple of this number of calls, so that what happens at every
-            `interval`-th call has its share.
+        interval: the number of calls of a measurement is a multiple of this, so that work done at every
+            `interval`-th call is counted in proportion.
         label: of the progress bar.
-        clock: wall time, CPU time and what else is to be read.
+        clock: returns wall time, CPU time and optional further times.
 
     Returns:
         Seconds of one call, by name: (repeats, clocks).
@@ -189,19 +189,19 @@ def quartiles(values: Sequence[float] | np.ndarray) -> tuple[float, float, float
 
 
 def percent(values: Sequence[float] | np.ndarray, form: str = "+.1f") -> str:
-    """Median and quartiles of percentages as the cell of a table."""
+    """Median and quartiles of percentages, as a table cell."""
     median, low, high = (format(value, form) for value in quartiles(values))
     return f"{median} ({low} to {high})"
 
 
 def ms(seconds: Sequence[float] | np.ndarray) -> str:
-    """Median and quartiles in milliseconds, three digits of each, as the cell of a table."""
+    """Median and quartiles in milliseconds, three digits each, as a table cell."""
     median, low, high = (f"{float(f'{1e3 * value:.3g}'):g}" for value in quartiles(seconds))
     return f"{median} ({low} to {high})"
 
 
 def overhead(seconds: Mapping[str, np.ndarray], arm: str, clock: int = CPU) -> np.ndarray:
-    """Percent by which an arm is slower than the first, in each repeat: (repeats,)."""
+    """Percentage by which an arm is slower than the first, in each repeat: (repeats,)."""
     reference = next(iter(seconds.values()))
     return 100 * (seconds[arm][:, clock] / reference[:, clock] - 1)
 
@@ -215,25 +215,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def verdict(what: str, share: float, target: float, unit: str = "%") -> str:
-    """Whether a target holds, both in percent or another unit, in one line."""
+    """A line that says whether a measured share meets its target."""
     holds = "holds " if share <= target else "MISSED"
     return f"{holds}  {what}: {share:.2f} {unit}, target {target:g} {unit}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A network and something to train it on."""
+    """A network and a loss to train it with."""
 
     name: str
     network: nn.Module
     heads: tuple[str, ...]
-    """Submodules that AdamO leaves alone."""
+    """Submodules that AdamO does not pull."""
     parts: Mapping[str, nn.Module]
-    """What the probes measure."""
+    """Networks that the probes measure."""
     shape: tuple[int, ...]
     """Shape of an observation."""
     loss: Callable[[int], Callable[[nn.Module], Tensor]]
-    """Batch size -> a loss on random data of that size, which stays the same from call to call."""
+    """Batch size -> a loss on a fixed random batch of that size."""
 
 
 def problems() -> list[Problem]:
@@ -279,7 +279,7 @@ def ppo_batch(size: int) -> Callable[[nn.Module], Tensor]:
 
 @dataclasses.dataclass
 class Stopwatch:
-    """CPU time spent in some part of a program."""
+    """CPU time spent in one part of a program."""
 
     seconds: float = 0.0
 
@@ -291,10 +291,10 @@ class Stopwatch:
 def updater(
     problem: Problem, config: OptimConfig, loss: Callable[[nn.Module], Tensor], stepping: Stopwatch
 ) -> Callable[[], None]:
-    """One whole update of a copy of the problem's network, as a function; `stepping` is told its `step`."""
+    """A function that makes one update of a copy of the problem's network; `stepping` times its `step()`."""
     network = copy.deepcopy(problem.network)
-    # Hardly a step at all: otherwise each optimizer would soon have another network, with other numbers of
-    # units that died and of subnormal moments, which are slow.
+    # A tiny learning rate, so that all optimizers keep similar networks: different numbers of dead units and
+    # of subnormal moments, which are slow, would distort the comparison.
     optimizer = config.build(network, lr=1e-6, exclude=problem.heads)
 
     def update() -> None:
@@ -309,7 +309,8 @@ def updater(
 
 
 INTERVALS = (1, 10)
-# Percent of an update by which AdamO may be slower than AdamW, at the smaller batch and the longest interval.
+# For each problem: by how many percent of an update AdamO's step() may be slower than AdamW's, at the smaller
+# batch and the longest interval.
 OPTIM_TARGETS = (5.0, 10.0, 2.0)
 PROBED_PRESETS = ("cartpole-rotations", "grid-layouts-small", "atari")
 # Percent of the time of a PPO run.
@@ -317,7 +318,7 @@ PROBE_TARGET = 2.0
 
 
 def optim(bench: Bench, effort: Effort) -> str:
-    """AdamO against fused AdamW, as a share of the whole update."""
+    """Extra time of AdamO compared to fused AdamW, as a share of the whole update."""
     arms = [f"k={k}" for k in INTERVALS]
     rows, verdicts = [], []
     for problem, target in zip(problems(), OPTIM_TARGETS):
@@ -343,10 +344,10 @@ def optim(bench: Bench, effort: Effort) -> str:
 
 OPTIM_EXPLAINED = """\
 An update is forward, backward, clip_grad_norm_, step and zero_grad. AdamW is fused; AdamO pulls the weights
-of all hidden layers at every k-th step. All other columns are percent of AdamW's update, in CPU time but for
-the last: by how much AdamO's step() is longer, timed inside the updates; by how much whole updates are
-longer, where the machine's noise in forward and backward counts, too; and by how much those of a second AdamW
-are, which would be 0 without noise. Targets are for step()."""
+of all hidden layers at every k-th step. The other columns are percentages of the time of AdamW's update, in
+CPU time except for the last. "step()": how much longer AdamO's step() takes, timed inside the updates.
+"whole": how much longer whole updates take, including the noise of forward and backward passes. "AdamW
+again": the same for a second AdamW, which would be 0 without noise. Targets are for step()."""
 
 
 def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> dict[str, np.ndarray]:
@@ -359,7 +360,8 @@ def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> di
 
 
 torch_orthogonal = nn.utils.parametrizations.orthogonal
-# What is done to hidden layers, and of which kinds: PyTorch's own take a kernel for many small matrices.
+# Name -> the change of a hidden layer, and the types of layers that it applies to. PyTorch's parametrizations
+# treat a convolution kernel as a batch of small matrices, so they apply to linear layers only.
 ORTHOGONAL: dict[str, tuple[Callable[..., object], tuple[type[nn.Module], ...]]] = {
     "free": (lambda layer: layer, ()),
     "Björck": (orthogonalize, (nn.Linear, nn.Conv2d)),
@@ -369,7 +371,7 @@ ORTHOGONAL: dict[str, tuple[Callable[..., object], tuple[type[nn.Module], ...]]]
 
 
 def orthogonal(bench: Bench, effort: Effort) -> str:
-    """What it costs to keep hidden layers orthogonal, in training and in acting."""
+    """Cost of orthogonal hidden layers, in training and in acting."""
     effort = dataclasses.replace(
         effort, measurement=0.0, repeats=(effort.repeats[0], min(9, effort.repeats[1]))
     )
@@ -389,7 +391,7 @@ def orthogonal(bench: Bench, effort: Effort) -> str:
         cells = [percent(ratios[kind], ".1f") if kind in kinds else "-" for kind in list(ORTHOGONAL)[1:]]
         rows.append([problem.name, str(len(seconds["free"])), *times, *cells])
         actions = actors(networks, torch.randn(seen, *problem.shape))
-        # Short turns, since an arm is hundreds of times as slow as the one by which calls are counted.
+        # Short turns: some arms are hundreds of times as slow as the first, which sets the number of calls.
         seconds = alternate(actions, dataclasses.replace(effort, turn=1e-3), label=problem.name)
         acting.append([problem.name, *(ms(seconds[kind][:, CPU]) for kind in seconds)])
     header = ["network", "repeats", "free, ms CPU", "free, ms wall", *list(ORTHOGONAL)[1:]]
@@ -399,15 +401,16 @@ def orthogonal(bench: Bench, effort: Effort) -> str:
 
 
 ORTHOGONAL_EXPLAINED = """\
-Above, whole updates at batch {batch} with fused Adam, those of orthogonal layers as multiples of those of
-free ones, in CPU time: median and quartiles of ratios within each repeat. PyTorch's own parametrizations are
-of linear layers alone; its default takes most of a minute for a step of NatureCNN, whose linear layer is
-512x3136, and is left out there. Below, a forward pass on {seen} observations without gradients, as an agent
-acts: with orthogonal weights kept from call to call, and with raw weights that change between any two."""
+First table: CPU time of whole updates at batch {batch} with fused Adam, with orthogonal layers as a multiple
+of that with unconstrained (free) ones; median and quartiles of the ratios within each repeat. PyTorch's
+parametrizations are applied to linear layers only; its default is left out for NatureCNN, whose linear layer
+of 512x3136 takes most of a minute per step. Second table: a forward pass on {seen} observations without
+gradients, as when an agent acts: with cached orthogonal weights ("kept"), and with raw weights that change
+before each pass ("computed anew")."""
 
 
 def orthogonal_network(problem: Problem, kind: str) -> nn.Module:
-    """A copy of a problem's network whose hidden layers are kept orthogonal."""
+    """A copy of a problem's network with orthogonal hidden layers."""
     network = copy.deepcopy(problem.network)
     change, layers = ORTHOGONAL[kind]
     for name, module in list(network.named_modules()):
@@ -417,7 +420,7 @@ def orthogonal_network(problem: Problem, kind: str) -> nn.Module:
 
 
 def actors(networks: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, Callable[[], object]]:
-    """Forward passes without gradients: of free weights, of kept ones, and of changed ones."""
+    """Forward passes without gradients: with free, with cached and with changing orthogonal weights."""
     free, kept = networks["free"], networks["Björck"]
     anew = copy.deepcopy(kept)
     raw = [weight for name, weight in anew.named_parameters() if name.endswith("original")]
@@ -436,7 +439,7 @@ def actors(networks: Mapping[str, nn.Module], inputs: Tensor) -> dict[str, Calla
 
 
 def probes(bench: Bench, effort: Effort) -> str:
-    """The probes' share of PPO runs at the presets' frequencies, and what each kind of measurement costs."""
+    """The probes' share of the time of PPO runs, and the cost of each kind of measurement."""
     presets = [preset for preset in PROBED_PRESETS if preset != "atari" or importlib.util.find_spec("ale_py")]
     rows, verdicts = [], []
     for preset in tqdm(presets, desc="PPO runs", leave=False):
@@ -453,8 +456,8 @@ def probes(bench: Bench, effort: Effort) -> str:
     header += ["one update, ms", "updates between two", "between two full ones", "share, %"]
     lines = [
         "Wall time of one measurement in PPO runs: the default set; the full one, with the neural tangent",
-        "kernel and convolutions as operators; and the full one with plasticity by definition. The share is",
-        "that of default and full measurements, as often as the preset takes them, over the updates between.",
+        "kernel and convolutions as operators; and the full one with plasticity (training copies). The share",
+        "is that of default and full measurements, at the preset's intervals, in the time of the updates.",
         "",
         *(table(header, rows), "", *verdicts, "", *_one_measurement(effort)),
     ]
@@ -462,7 +465,7 @@ def probes(bench: Bench, effort: Effort) -> str:
 
 
 def probe_costs(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float, float, float]:
-    """Wall seconds of a default and a full measurement, of one with plasticity too, and of an update."""
+    """Wall seconds of a default, a full, and a full measurement with plasticity, and of an update."""
     args = preset_args(preset, seed, bench)
     full: dict[str, Any] = {"full_every": 1, **({"ntk_samples": 2} if bench.quick else {})}
     training: dict[str, Any] = {"plasticity_every": 1, **({"plasticity_steps": 1} if bench.quick else {})}
@@ -484,13 +487,13 @@ def probe_costs(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[f
 
 
 def update_seconds(args: ppo.Args, effort: Effort) -> float:
-    """Train PPO for a few updates; returns the wall seconds of one, apart from probes."""
+    """Train PPO for a few updates; returns the wall seconds per update, without probes."""
     with tempfile.TemporaryDirectory() as folder:
         return updating(train(args, Path(folder), effort.updates)) / effort.updates
 
 
 def preset_args(preset: str, seed: int, bench: Bench) -> ppo.Args:
-    """Arguments of a preset's runs."""
+    """Arguments of a run of a preset."""
     args = override(ppo.Args(), PRESETS[preset])
     if bench.quick:
         args = dataclasses.replace(args, num_envs=4, num_steps=8)
@@ -501,13 +504,13 @@ def train(args: ppo.Args, runs_dir: Path, updates: int) -> dict[str, float]:
     """Train PPO for a few updates; returns the wall seconds of each section."""
     steps = updates * args.num_envs * args.num_steps
     args = dataclasses.replace(args, total_steps=steps, runs_dir=runs_dir)
-    # Without the run's own progress bar.
+    # Hide the run's progress bar.
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         return ppo.main(args)["seconds"]
 
 
 def updating(seconds: Mapping[str, float]) -> float:
-    """Wall seconds of a run's updates, without probes and checkpoints, and without its set-up and end."""
+    """Wall seconds of a run's updates, without probes, checkpoints, set-up and shutdown."""
     return sum(seconds[section] for section in ("act", "env", "learn"))
 
 
@@ -516,7 +519,7 @@ def _one_measurement(effort: Effort) -> list[str]:
     rows = []
     for problem in problems():
         inputs = torch.randn(samples, *problem.shape)
-        # Once, as in a run.
+        # Described once, as in a run.
         layers = describe(problem.network, inputs[:1], problem.parts)
         whole = functools.partial(measure, problem.parts, inputs, layers)
         without = functools.partial(whole, jacobian_samples=0)
@@ -534,7 +537,7 @@ SWITCH_TARGET = 1.0
 
 
 def streams(bench: Bench, effort: Effort) -> str:
-    """The share of switches in PPO runs, and whether memory grows with them."""
+    """The share of task switches in the time of PPO runs, and memory growth over switches."""
     rows, verdicts = [], []
     for preset in tqdm(SWITCHED_PRESETS, desc="streams", leave=False):
         args = override(ppo.Args(), PRESETS[preset])
@@ -552,7 +555,7 @@ def streams(bench: Bench, effort: Effort) -> str:
     grown = memory_of_switches(few, many)
     return "\n".join(
         [
-            "One switch (wall time: environments made anew, audit, resets) over one period of training.",
+            "Wall time of one switch (making environments, audit, resets) and of training for one period.",
             "",
             table(header, rows),
             "",
@@ -565,7 +568,7 @@ def streams(bench: Bench, effort: Effort) -> str:
 def switch_and_period(
     preset: str, seed: int, period: int, bench: Bench, effort: Effort
 ) -> tuple[float, float, float]:
-    """Wall seconds of one switch, of the audit in it, and of a period of training without a switch."""
+    """Wall seconds of one switch, of its audit, and of training for one period without a switch."""
     args = preset_args(preset, seed, bench)
     num_envs, batch = args.num_envs, args.num_envs * args.num_steps
     one_update = update_seconds(args, effort)
@@ -583,7 +586,7 @@ def switch_and_period(
 
 
 def memory_of_switches(few: int, many: int) -> float:
-    """MiB by which the process's peak grows between two numbers of switches."""
+    """Growth in MiB of the process's peak memory between two numbers of switches."""
     stream = dataclasses.replace(ppo.Args().stream, id="cartpole-gravity", period=2).make(2)
     stream.reset()
     peaks = []
@@ -598,15 +601,15 @@ def memory_of_switches(few: int, many: int) -> float:
 SAVED_PRESETS = ("cartpole-rotations", "grid-layouts-small")
 # Percent of the time of a PPO run.
 CHECKPOINT_TARGET = 1.0
-# Seconds that the files of a replay memory may add to a checkpoint.
+# Seconds that flushing a replay memory may add to a checkpoint.
 FLUSH_TARGET = 0.2
 
 
 def checkpoint(bench: Bench, effort: Effort) -> str:
-    """The share of checkpoints in PPO runs at the default frequency, and the flush of a replay memory."""
+    """The share of checkpoints in the time of PPO runs, and the cost of flushing a replay memory."""
     rows, verdicts = [], []
     every = ppo.Args().checkpoint_every
-    # Presets in turns, so that a machine that slows down slows all of them down.
+    # Presets alternate, so that a slowdown of the machine affects all of them.
     runs = list(itertools.product(range(effort.runs), SAVED_PRESETS))
     costs = [save_and_update(preset, seed, bench, effort) for seed, preset in tqdm(runs, "PPO", leave=False)]
     for preset, cost in zip(SAVED_PRESETS, np.array(costs).reshape(effort.runs, -1, 3).swapaxes(0, 1)):
@@ -618,8 +621,8 @@ def checkpoint(bench: Bench, effort: Effort) -> str:
         verdicts.append(verdict(f"checkpoints in {preset}", float(np.median(shares)), CHECKPOINT_TARGET))
     header = ["preset", "runs", "size, MB", "one checkpoint, ms", f"{every:,} steps, ms", "share, %"]
     lines = [
-        f"Share of the checkpoints in PPO runs, one every {every:,} steps, in wall time: an update's log and",
-        f"its check for NaN count, too, and files are forced to the disk of {tempfile.gettempdir()}.",
+        f"Share of checkpoints, one every {every:,} steps, in the wall time of PPO runs. This includes an",
+        f"update's logging and NaN check; files are synchronized to the disk of {tempfile.gettempdir()}.",
         "",
         *(table(header, rows), "", *verdicts, "", *_replay_memory(effort)),
     ]
@@ -627,7 +630,7 @@ def checkpoint(bench: Bench, effort: Effort) -> str:
 
 
 def save_and_update(preset: str, seed: int, bench: Bench, effort: Effort) -> tuple[float, float, float]:
-    """Wall seconds of a checkpoint and of an update without it in a PPO run, and the checkpoint's bytes."""
+    """Wall seconds of a checkpoint and of an update in a PPO run, and the checkpoint's size in bytes."""
     args = preset_args(preset, seed, bench)
     every = max(1, effort.updates // 10)
     args = dataclasses.replace(args, checkpoint_every=every * args.num_envs * args.num_steps)
@@ -646,7 +649,7 @@ def _replay_memory(effort: Effort) -> list[str]:
     flush = float(np.median(seconds["flush"][:, WALL]))
     return [
         f"A replay memory of {effort.transitions:,} frames of 84x84 bytes, {size / 1e6:,.0f} MB on disk:",
-        f"{new:,} are added, 16 at once, and flushed for a checkpoint; extra is the cost beyond tensors'.",
+        f"{new:,} are added, 16 at a time, and flushed for a checkpoint; extra is the cost beyond tensors.",
         "",
         table([f"{repeats} repeats", "ms CPU", "ms wall"], cells),
         "",
@@ -655,9 +658,9 @@ def _replay_memory(effort: Effort) -> list[str]:
 
 
 def time_replay_memory(capacity: int, repeats: int) -> tuple[dict[str, np.ndarray], int]:
-    """Seconds of adding a tenth of the capacity, to tensors and on disk, and of the flush; and the bytes.
+    """Seconds of adding a tenth of the capacity, to tensors and on disk, and of the flush; and the file size.
 
-    What is written for the first time, while the system finds room for it, is not timed.
+    The first pass over the files, in which the system allocates disk space, is not timed.
     """
     new, at_once = capacity // 10, 16
     frames = torch.randint(256, (64, at_once, 84, 84), dtype=torch.uint8)
@@ -695,7 +698,7 @@ GRIDS = ("DoorKey-8x8", "Empty-8x8", "FourRooms", "LavaCrossingS9N2", "MultiRoom
 
 
 def grid(bench: Bench, effort: Effort) -> str:
-    """MiniGrid on tensors beside its package and, where it is installed, EnvPool's port to C++."""
+    """MiniGrid on tensors against the minigrid package and, if installed, EnvPool's C++ port."""
     rows, ratios, costs = [], {}, {}
     effort = dataclasses.replace(effort, budget=effort.budget / 3)
     for name in GRIDS[: len(effort.grids) * 2]:
@@ -714,7 +717,7 @@ def grid(bench: Bench, effort: Effort) -> str:
             rows.append(row)
     header = ["", "environments", *(f"{arm}, thousands" for arm in PLAYERS), "to EnvPool", "to the package"]
     at = GRIDS[0], 1024
-    told = [
+    lines = [
         f"{name}: {ratios[(*at, arm)]:.1f} times as fast on {at[0]}, {at[1]:,} environments; target {target}"
         for arm, name, target in (("EnvPool", "EnvPool", 2), ("package", "the package", 35))
         if math.isfinite(ratios.get((*at, arm), math.nan))
@@ -723,7 +726,7 @@ def grid(bench: Bench, effort: Effort) -> str:
         few = {count: ratios[GRIDS[0], count, "package"] for count in effort.more_grids if count <= 16}
         slowest = min(few, key=few.__getitem__)
         many = {count: cost for (name, count), cost in costs.items() if name == GRIDS[0] and count >= 256}
-        told += [
+        lines += [
             f"with few environments: {few[slowest]:.1f} times the package at worst, at {slowest}",
             "microseconds of a step of one environment: "
             + ", ".join(f"{cost:.2f} at {count:,}" for count, cost in sorted(many.items())),
@@ -732,18 +735,18 @@ def grid(bench: Bench, effort: Effort) -> str:
     return "\n".join(
         [
             "Steps per second of CPU time, random actions, images of the agent's view; median and quartiles.",
-            "On tensors, one of 256 layouts is replaced by another every 16 steps of all, which is counted;",
-            "EnvPool and the package lay out every episode anew. The package steps one environment.",
+            "On tensors, one of 256 layouts is replaced every 16 steps of all environments, included here;",
+            "EnvPool and the package make a new layout for every episode. The package steps one environment.",
             "",
             table(header, rows),
             "",
-            *told,
+            *lines,
         ]
     )
 
 
 def grid_bytes(name: str) -> int:
-    """What each environment more takes in memory, of its state and of what is observed."""
+    """Bytes of memory per additional environment, for state and observations."""
     sizes: list[int] = []
     for count in (1, 2):
         envs = StreamConfig(f"MiniGrid-{name}-v0").make(count, device="cpu").engine
@@ -760,7 +763,7 @@ PLAYERS = ("tensors", "EnvPool", "package")
 
 
 def grid_arms(id: str, count: int) -> dict[str, Callable[[], object]]:
-    """What steps so many environments once, and starts new episodes where they ended; the package, one."""
+    """Functions that step ``count`` environments once, with resets; that of the package steps only one."""
 
     def make(k: int, seed: int) -> gym.Env:
         return ImgObsWrapper(gym.make(id, disable_env_checker=True))
@@ -799,13 +802,13 @@ def grid_arms(id: str, count: int) -> dict[str, Callable[[], object]]:
 
 
 def thousands(rates: np.ndarray) -> str:
-    """Median and quartiles of rates, in thousands, three digits of each."""
+    """Median and quartiles of rates, in thousands, three digits each."""
     median, low, high = (f"{float(f'{value / 1e3:.3g}'):g}" for value in quartiles(rates))
     return f"{median} ({low} to {high})"
 
 
 def trainings(bench: Bench, effort: Effort) -> list[tuple[peers.Training, float]]:
-    """What is trained, and how many times as fast as the others it has to be; 0 if nothing is asked."""
+    """The trainings, and the target of how many times as fast as the others neoteny is; 0 for none."""
     import peers
 
     if bench.task == "atari":
@@ -829,7 +832,7 @@ def trainings(bench: Bench, effort: Effort) -> list[tuple[peers.Training, float]
 
 
 def train_beside_peers(bench: Bench, effort: Effort) -> str:
-    """PPO and DQN beside a plain loop and, where it is installed, Stable-Baselines3."""
+    """Train PPO and DQN with neoteny, a plain loop and, if installed, Stable-Baselines3."""
     import peers
 
     rows, verdicts, names = [], [], list(peers.trainers(peers.Training("flat", 1)))
@@ -848,16 +851,16 @@ def train_beside_peers(bench: Bench, effort: Effort) -> str:
             row.append(percent(ratio, ".1f") if name in rates else "-")
             if target and name in rates:
                 holds = "holds " if np.median(ratio) >= target else "MISSED"
-                told = f"{training.name}, {training.num_envs:,} environments: {np.median(ratio):.1f} times"
-                verdicts.append(f"{holds}  {told} {name}, target {target:g}")
+                label = f"{training.name}, {training.num_envs:,} environments: {np.median(ratio):.1f} times"
+                verdicts.append(f"{holds}  {label} {name}, target {target:g}")
         rows.append(row)
     header = ["", "environments", "steps", *(f"{name}, thousands" for name in names)]
     header += [f"to {name}" for name in names[1:]]
     return "\n".join(
         [
-            f"Steps of {peers.NAMES[bench.task]} per second of CPU time, acting and learning by the same",
-            "networks, with as many environments, steps, epochs, minibatches and gradient steps. Median and",
-            f"quartiles of {effort.runs} runs each. With bf16, neoteny alone computes in it.",
+            f"Steps of {peers.NAMES[bench.task]} per second of CPU time in training, with the same networks",
+            "and the same number of environments, steps, epochs, minibatches and gradient steps. Median and",
+            f"quartiles of {effort.runs} runs each. In rows with bf16, only neoteny uses it.",
             "",
             table(header, rows),
             "",
@@ -868,7 +871,7 @@ def train_beside_peers(bench: Bench, effort: Effort) -> str:
 
 
 def emulators(effort: Effort) -> list[str]:
-    """How much of an emulator's own speed is left to the stream."""
+    """Speed of the stream relative to that of the bare emulator."""
     import ale_py
     import peers
 
@@ -900,7 +903,7 @@ def emulators(effort: Effort) -> list[str]:
     return [
         "",
         f"The stream alone makes {rates['stream']:,.0f} steps per second of CPU time, {100 * share:.0f} % of",
-        f"the {rates['emulator']:,.0f} of four frames each that the emulator makes if nobody looks at them.",
+        f"the {rates['emulator']:,.0f} steps of four frames that the emulator makes without rendering them.",
     ]
 
 
@@ -939,7 +942,7 @@ def main(bench: Bench) -> int:
     task = f" --task {bench.task}" if bench.name == "train" else ""
     print(f"$ python scripts/bench.py {bench.name}{task} --threads {bench.threads}{quick}\n{machine()}\n")
     if bench.quick:
-        print("A smoke run: the numbers mean nothing.\n")
+        print("A smoke test: the numbers are meaningless.\n")
     print(BENCHMARKS[bench.name](bench, QUICK if bench.quick else Effort()))
     print(f"\n{time.perf_counter() - started:.0f} s")
     torch.set_num_threads(threads_before)

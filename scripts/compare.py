@@ -1,4 +1,4 @@
-"""Compare optimizers over finished runs: one table, paired differences and one figure a stream.
+"""Compare optimizers over finished runs: a table, paired differences and a figure per stream and agent.
 
 python scripts/compare.py runs --figure results/comparison.png
 """
@@ -26,7 +26,7 @@ with bad_input():  # the extra "analysis"
     import seaborn as sns
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-# Column -> the tag whose last value, or the score whose value, it shows.
+# Column -> the tag whose last value it shows.
 COLUMNS = {
     "mean return": "score/return_auc",
     "early return": "score/early_return",
@@ -51,7 +51,7 @@ class Compare:
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders that hold runs, at any depth."""
     figure: Path | None = None
-    """Where to draw the curves (PNG, SVG or PDF); with several streams or agents, their names are put in."""
+    """File for the figure (PNG, SVG or PDF); several streams or agents get a file each, named after them."""
 
 
 def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
@@ -67,12 +67,12 @@ def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
 
 
 def with_tag(runs: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """The points of all tags that a pattern of the shell fits, as ``plasticity/dead/*`` does each layer's."""
+    """The points of all tags that match a glob pattern, such as ``plasticity/dead/*`` for all layers."""
     return runs[runs["tag"].isin([tag for tag in runs["tag"].unique() if fnmatchcase(tag, pattern)])]
 
 
 def comparisons(runs: pd.DataFrame, figure: Path | None) -> Iterator[tuple[str, pd.DataFrame, Path | None]]:
-    """The runs of one agent on one stream after the other, with a title and where to draw them."""
+    """For each stream and agent: a title, its runs, and the path of its figure."""
     groups = runs.groupby(["stream", "agent"])
     for (stream, agent), group in groups:
         stem = f"{figure.stem}-{stream}-{agent}" if figure else ""
@@ -90,7 +90,7 @@ def mean_interval(values: np.ndarray, form: str = ".2f") -> str:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells, its columns one below the other in plain text too."""
+    """A Markdown table whose columns are aligned in plain text too."""
     widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (header, *rows)]
     lines.insert(1, " | ".join("-" * width for width in widths))
@@ -98,7 +98,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def table(runs: pd.DataFrame) -> str:
-    """One row an optimizer, as Markdown."""
+    """A Markdown table with a row per optimizer."""
     rows = []
     for optimizer, group in runs.groupby("optimizer"):
         cells = [str(optimizer), str(group["seed"].nunique())]
@@ -110,7 +110,7 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def differences(runs: pd.DataFrame) -> list[str]:
-    """Mean and late return of each optimizer less those of the first, paired by seed."""
+    """Differences in mean and late return between each optimizer and the first, paired by seed."""
     lines = []
     for column in ("mean return", "late return"):
         scores = runs[runs["tag"] == COLUMNS[column]].pivot(index="seed", columns="optimizer", values="value")
@@ -124,15 +124,15 @@ def differences(runs: pd.DataFrame) -> list[str]:
 
 
 def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] = PANELS) -> None:
-    """Curves of all optimizers over one another: mean and 95 % interval over seeds.
+    """Plot the curves of all optimizers: mean and 95 % interval over seeds.
 
-    A value that is not finite is a gap, whatever the other seeds are.
+    Where the value of any seed is not finite, the curve has a gap.
 
     Args:
         runs: of one agent on one stream.
         path: of the figure.
         title: of the figure.
-        panels: pattern of tags, over which the mean is taken -> what it is called; only what was measured.
+        panels: glob pattern of the tags to average -> title of the panel; panels without data are left out.
     """
     matplotlib.use("agg")
     sns.set_theme(style="whitegrid", context="paper")
@@ -151,7 +151,7 @@ def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] =
         for optimizer, color, (mean, _) in zip(order, colors, curves):
             axis.plot(mean.index, mean, color=color, label=optimizer)
         axis.margins(y=0.25)
-        axis.set_ylim(axis.get_ylim())  # by the means: intervals over two or three seeds would flatten them
+        axis.set_ylim(axis.get_ylim())  # scaled to the means: intervals over two or three seeds are too wide
         for color, (mean, half) in zip(colors, curves):
             axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
         axis.set(title=label, xlabel="visit" if kind == "task" else "environment steps")
@@ -166,8 +166,8 @@ def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] =
 
 
 def _mean_and_half(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Mean over seeds at each step and half of its 95 % interval (Student's t); nan if one is not finite."""
-    infinite = points["value"].where(np.isfinite(points["value"]), np.inf)  # pandas leaves out nan
+    """Mean over seeds at each step, and half its 95 % interval (Student's t); nan if a seed is not finite."""
+    infinite = points["value"].where(np.isfinite(points["value"]), np.inf)  # pandas skips nan
     seeds = points.assign(value=infinite).pivot_table(index="step", columns="seed", values="value")
     seeds[np.isinf(seeds).any(axis=1)] = np.nan
     half = seeds.sem(axis=1) * scipy.stats.t.ppf(0.975, seeds.count(axis=1) - 1)

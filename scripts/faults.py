@@ -1,11 +1,11 @@
-"""Kill runs in every way, let them go on, and compare them bit for bit with runs that were left in peace.
+"""Kill runs in many ways, resume them, and compare them bit for bit with undisturbed runs.
 
 python scripts/faults.py --kills 200
 
-Each run is killed several times: by SIGKILL at a random step, by SIGKILL inside the writer of checkpoints, by
-SIGTERM; the workers that some runs have are killed or stopped too. What a run has become at the end (weights,
-optimizer, random numbers, episodes, every TensorBoard point) must be what an undisturbed run of the same
-arguments has. The table is printed as Markdown.
+Each run is killed several times: by SIGKILL at a random step, by SIGKILL while a checkpoint is written, and
+by SIGTERM; the worker processes of some runs are killed or stopped too. At the end its weights, optimizer
+state, random state, episodes and TensorBoard points must equal those of an undisturbed run with the same
+arguments. The table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from neoteny.runners.replay import ReplayMemory
 
 TOTAL, INTERVAL = 2048, 256  # steps of a run, and between checkpoints
 
-# Steps of the writer of checkpoints at which a process is killed.
+# Points in the writing of a checkpoint at which a process is killed.
 POINTS = (
     "begin", "inside tensors", "inside state", "before manifest", "inside manifest", "before rename",
     "after rename", "inside pruning",
@@ -58,7 +58,7 @@ POINTS = (
 
 @stream("FaultyWrappers-v0", period=700, tasks=3)
 def faulty_wrappers(k: int, seed: int) -> gym.Env:
-    """CartPole with everything that draws or remembers: drifting gravity, noise, failing actions."""
+    """CartPole with wrappers that have random or other state: drifting gravity, noise, failing actions."""
     env = gym.make("CartPole-v1", disable_env_checker=True)
     rules = {"gravity": wrappers.RandomWalk(0.05)}
     env = wrappers.drift(env, rules, seed=(seed, k))
@@ -66,12 +66,13 @@ def faulty_wrappers(k: int, seed: int) -> gym.Env:
     return wrappers.fail_actions(env, 0.1 * (k + 1), seed=seed)
 
 
-# Their sub-environments live in workers, which are killed and stopped too; not so in the undisturbed run.
+# Streams whose sub-environments run in worker processes, which are killed and stopped too; the undisturbed
+# run has no workers.
 IN_WORKERS = {"acrobot-jumps", "grid-goals"}
 WORKERS = 2
 WORKER_FAULTS = {"worker killed": signal.SIGKILL, "worker stopped": signal.SIGSTOP}
 
-# What is killed: streams, agents, and the flags that go with them.
+# Streams and agents of the runs, with flags for each.
 STREAMS = {
     "cartpole-rotations": "",
     "cartpole-drift": "--stream.normalizer keep",
@@ -100,25 +101,25 @@ OPTIMIZERS = ("adamo", "adam", "muon", "adamw")
 
 @dataclasses.dataclass(frozen=True)
 class Faults:
-    """Kill runs in every way and compare what becomes of them."""
+    """Kill and resume runs in many ways and compare them with undisturbed runs."""
 
     kills: int = 200
-    """Kills of every kind, at least, in all."""
+    """Minimum number of kills, over all kinds."""
     agents: tuple[str, ...] = tuple(AGENTS)
-    """Files in agents/."""
+    """Agents to run, files in agents/."""
     streams: tuple[str, ...] = tuple(STREAMS)
-    """Ids of streams."""
+    """Ids of the streams to run."""
     jobs: int = os.cpu_count() or 1
-    """Runs at a time."""
+    """Number of runs in parallel."""
     seed: int = 1
-    """Of the moments at which processes are killed."""
+    """Seed for the times at which processes are killed."""
     keep: Path | None = None
-    """Where to keep the run folders."""
+    """Folder in which to keep the run folders; by default they are temporary."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A run and the faults that it meets, one after the other."""
+    """A run and its faults, one after the other."""
 
     agent: str
     stream: str
@@ -129,13 +130,13 @@ class Case:
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of a case."""
+    """The result of a case."""
 
     case: Case
     met: list[str] = dataclasses.field(default_factory=list)
     """Faults that hit a living process."""
     recomputed: list[int] = dataclasses.field(default_factory=list)
-    """Steps that had to be made again, for each fault."""
+    """Steps that were repeated after each fault."""
     latency: list[float] = dataclasses.field(default_factory=list)
     """Seconds from each SIGTERM to the end of the process."""
     lost: str = ""
@@ -172,7 +173,7 @@ class Process:
             try:
                 os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
                 os.dup2(1, 2)
-                tqdm.set_lock(threading.RLock())  # one that is killed would keep the forks' own
+                tqdm.set_lock(threading.RLock())  # a killed process would keep the shared lock
                 self._watch()
                 setattr(ReplayMemory, "discard", lambda memory: None)  # noqa: B010  (it is compared)
                 kill_at(point, nth)
@@ -187,7 +188,7 @@ class Process:
                 os._exit(code)
 
     def _watch(self) -> None:
-        """Let the parent see how many steps were made, and the newest workers."""
+        """Share the number of steps so far and the newest workers with the parent process."""
         record, spawn = run.Run.record_episodes, ProcessEnvs._spawn
 
         def recorded(self: run.Run, info: Any, progress: Any = self.progress) -> None:
@@ -201,10 +202,10 @@ class Process:
 
         run.Run.record_episodes = recorded  # type: ignore[method-assign]
         ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
-        workers.WORKER_SECONDS = 3.0  # those that are stopped are waited for
+        workers.WORKER_SECONDS = 3.0  # how long to wait for stopped workers
 
     def wait(self, until: int = 2**62) -> int | None:
-        """Wait until it has made so many steps (``None``) or has ended (exit code, negative if killed)."""
+        """Wait until it has made ``until`` steps (returns None) or ended (exit code, negative if killed)."""
         while self.code is None and self.progress.value < until:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -214,13 +215,13 @@ class Process:
         return self.code
 
     def send(self, number: int, pid: int = 0) -> None:
-        """Send a signal to it, or to one of its workers; one that has ended takes none."""
+        """Send a signal to it, or to one of its workers; has no effect if that process has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid or self.pid, number)
 
 
 def kill_at(point: str, nth: int) -> None:
-    """Let this process kill itself when it comes to a point of the writer of checkpoints the nth time."""
+    """Make this process kill itself when the writing of checkpoints reaches a point for the nth time."""
     if not point:
         return
     count = 0
@@ -266,13 +267,13 @@ def kill_at(point: str, nth: int) -> None:
 
 
 def resume_step(folder: Path) -> int:
-    """The step at which a run would go on."""
+    """The step from which a run would resume."""
     state = checkpoint.load_checkpoint(folder / "checkpoint")
     return state["step"] if state else 0
 
 
 def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
-    """Run a case through its faults to its end, and compare it with the undisturbed run."""
+    """Run a case with its faults until it finishes, and compare it with the undisturbed run."""
     outcome = Outcome(case)
     rng = random.Random(f"{case}")
     args = arguments(
@@ -304,19 +305,19 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
             outcome.lost = f"exit code {code} after {fault}; see {log}"
             return outcome
         if code == 0:
-            break  # it was faster
+            break  # the run finished before the fault
         outcome.met.append(fault)
         outcome.recomputed.append(max(0, process.progress.value - resume_step(folder)))
     code = Process(case, args, log).wait() if not (folder / "summary.json").exists() else 0
     if code != 0:
-        outcome.lost = f"exit code {code} at last; see {log}"
+        outcome.lost = f"exit code {code} after the last resume; see {log}"
         return outcome
     compare(folder, reference, outcome)
     return outcome
 
 
 def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
-    """Note whatever differs between two finished runs."""
+    """Record all differences between two finished runs in the outcome."""
     ours, theirs = (dict(contents(path)) for path in (folder, reference))
     outcome.different = sorted(name for name in ours.keys() | theirs if ours.get(name) != theirs.get(name))
     points, expected = (collections.Counter(all_points(path)) for path in (folder, reference))
@@ -329,7 +330,7 @@ def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, Any]]:
-    """All that a finished run holds, but for times: name -> bytes or number."""
+    """The contents of a finished run, except for times: name -> bytes or number."""
     yield "weights", (folder / "checkpoint" / "weights.safetensors").read_bytes()
     yield "stream.json", (folder / "stream.json").read_bytes()
     state = checkpoint.load_checkpoint(folder / "checkpoint")
@@ -369,7 +370,7 @@ def all_points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
 
 
 def cases(faults: Faults) -> Iterator[Case]:
-    """Runs and their faults, without end, over all agents, streams, optimizers and kinds of faults."""
+    """An endless sequence of cases over all agents, streams, optimizers and kinds of faults."""
     rng, points = random.Random(faults.seed), itertools.cycle(POINTS)
     kinds = list(itertools.product(faults.agents, faults.streams))
     for number in itertools.count():
@@ -398,15 +399,15 @@ def run_case(case: Case, folder: Path) -> Outcome:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The figures, as Markdown."""
+    """The results as a Markdown table."""
     kinds: dict[str, Callable[[str], bool]] = {
         "SIGKILL at a random step": lambda fault: fault == "SIGKILL",
-        "SIGKILL inside the writer of checkpoints": lambda fault: fault in POINTS,
+        "SIGKILL while a checkpoint is written": lambda fault: fault in POINTS,
         "SIGTERM": lambda fault: fault == "SIGTERM",
         "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",
         "SIGSTOP of an environment's worker": lambda fault: fault == "worker stopped",
     }
-    rows = [["fault", "times", "steps made again: median, most", "seconds to save and end: median, most"]]
+    rows = [["fault", "times", "repeated steps: median, max", "seconds to save and exit: median, max"]]
     for name, of_kind in kinds.items():
         again = [
             steps
@@ -444,7 +445,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(faults: Faults) -> int:
-    """Run cases until there were enough kills or a run is lost; returns 1 if any was lost or different."""
+    """Run cases until there are enough kills or a run is lost; returns 1 if a run is lost or different."""
     planned, outcomes, running = cases(faults), list[Outcome](), set[Future[Outcome]]()
     with contextlib.ExitStack() as stack:
         folder = faults.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -461,8 +462,8 @@ def main(faults: Faults) -> int:
                 bar.update(len(outcome.met))
                 lost += bool(outcome.lost)
                 if outcome.lost or outcome.different:
-                    told = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
-                    bar.write(f"{outcome.case}: {told}")
+                    message = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
+                    bar.write(f"{outcome.case}: {message}")
     print(table(outcomes))
     return int(any(outcome.lost or outcome.different for outcome in outcomes))
 

@@ -1,4 +1,4 @@
-"""Tell which part of isometry each optimizer held, over finished runs: one table and one figure a stream.
+"""Table and figure, per stream, of which isometry measures each optimizer preserved over finished runs.
 
 python scripts/lens.py runs --figure results/lens.png
 """
@@ -13,7 +13,7 @@ from compare import Compare, comparisons, draw, markdown, mean_interval, pd, rea
 from neoteny.configs.cli import launch_script
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 
-# Row -> the tag that it shows, or the tags of all parts, over which it takes the mean.
+# Row -> the tag that it shows, or a pattern of tags, whose mean it shows.
 ROWS = {
     "sigma max": "isometry/sigma_max/max",
     "mean squared sigma": "isometry/mean_squared_sigma/mean",
@@ -36,16 +36,16 @@ DRAWN = (*SPECTRUM, "log10 cond", "dormant units", "NTK participation rank")
 PANELS = {"charts/episodic_return": "return", **{ROWS[row]: row for row in DRAWN}}
 
 HELD = 1.5
-"""What never was farther from its first value than by this factor counts as held."""
+"""A measure is held if it always stayed within this factor of its first value."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Lens(Compare):
-    """Tell which part of isometry each optimizer held, over finished runs."""
+    """Show which isometry measures each optimizer preserved over finished runs."""
 
 
 def table(runs: pd.DataFrame) -> str:
-    """One column an optimizer, as Markdown: means over the last quarter of the run, and the first values."""
+    """A Markdown table with a column per optimizer: means over the last quarter of the run, first values."""
     groups = [(str(optimizer), group) for optimizer, group in runs.groupby("optimizer")]
     rows = [["seeds", *(str(group["seed"].nunique()) for _, group in groups)]]
     for row, pattern in ROWS.items():
@@ -55,7 +55,7 @@ def table(runs: pd.DataFrame) -> str:
 
 
 def held(runs: pd.DataFrame) -> list[str]:
-    """Which of the largest, mean squared and smallest singular value each optimizer held."""
+    """Lines with which of the largest, mean squared and smallest singular value each optimizer held."""
     lines = []
     for optimizer, group in runs.groupby("optimizer"):
         measured = {row: with_tag(group, ROWS[row]) for row in SPECTRUM}
@@ -64,16 +64,16 @@ def held(runs: pd.DataFrame) -> list[str]:
             kept = ", ".join(row for row, factor in moved.items() if factor <= HELD) or "none"
             factors = ", ".join(f"{row} {factor:.3g}" for row, factor in moved.items())
             lines.append(f"* {optimizer}: {kept} (farthest, as a factor: {factors})")
-    told = f"Held within a factor of {HELD} of the first measurement, throughout and on every seed:"
-    return [told, "", *lines] if lines else []
+    title = f"Held within a factor of {HELD} of the first measurement, throughout and on every seed:"
+    return [title, "", *lines] if lines else []
 
 
 def _cell(points: pd.DataFrame, form: str) -> str:
-    """Mean and interval over seeds; where it is not finite on a seed, on how many, instead."""
+    """Mean and interval over seeds; if some are not finite, their number instead."""
     if points.empty:
         return "-"
     seeds = [seed for _, seed in points.groupby("seed")]
-    # Of the values, since pandas would leave nan out of a mean.
+    # A numpy mean, since that of pandas skips nan.
     ends = np.array(
         [seed["value"][seed["step"] >= 0.75 * seed["step"].max()].to_numpy().mean() for seed in seeds]
     )
@@ -86,7 +86,7 @@ def _cell(points: pd.DataFrame, form: str) -> str:
 
 
 def _farthest(points: pd.DataFrame) -> float:
-    """The largest factor, over steps and seeds, between a value and the first of its seed; nan if any is."""
+    """The largest factor, over steps and seeds, between a value and its seed's first; nan if any value is."""
     factors = []
     for _, seed in points.sort_values("step").groupby("seed"):
         values = seed["value"].to_numpy()

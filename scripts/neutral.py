@@ -1,10 +1,10 @@
-"""Prove that a change kept every result bit by bit: run the same commands before and after it.
+"""Check that a change keeps all results bit-identical: run the same commands before and after it.
 
 python scripts/neutral.py HEAD~3 HEAD
 
-The commands are short, and lead through both agents, every engine and optimizer, probes, videos and resumed
-runs. Their final weights, points on TensorBoard and summaries are compared, all but what depends on the clock
-or repeats the arguments. The table is printed as Markdown; the exit code is 0 if everything is equal.
+The commands are short, and cover both agents, every engine and optimizer, probes, videos and resumed runs.
+Their final weights, TensorBoard points and summaries are compared, except for times and copies of the
+arguments. The table is printed as Markdown; the exit code is 0 if everything is equal.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ RENAMED_WORDS: dict[str, str] = {
     "--stream.engine package": "--stream.engine single",
     "--network.flat": "--stream.observations vectors",
 }
-"""Words of command lines, old -> new. The commands below are written in the newest; a tree that cannot parse
-these is given the old ones."""
+"""Renamed flags, old -> new. The commands below use the new ones; a tree that cannot parse these gets the old
+ones."""
 
 RENAMED_NAMES: dict[str, str] = {}
-"""Tags, weights and keys of summary.json: regular expression of the whole old name -> new name, as
+"""Renamed tags, weights and keys of summary.json: regular expression of the whole old name -> new name, as
 {r"plasticity/dormant_(.+)": r"dormant/\\1"}."""
 
 NOT_COMPARED = r"time/.*|charts/SPS|_hparams_/.*|custom_scalars__config__|setup/.*|seconds"
-"""Tags and keys of summary.json that depend on the clock or repeat the arguments."""
+"""Tags and keys of summary.json that are not compared: times and copies of the arguments."""
 
 PPO = (
     "ppo --num-envs 4 --num-steps 32 --epochs 2 --minibatches 2 --total-steps 2048 --probes.every 4 "
@@ -70,8 +70,8 @@ ATARI = (
 )
 TWO_GAMES = "--stream.period 800 --stream.games Breakout Pong"
 
-# Name -> agent and flags. The longest comes first, so that it does not run alone at the end: in its 11,040
-# gradient steps the raw weights of orthogonal layers are replaced once, as they are every 10,000.
+# Name -> agent and flags. The longest comes first, so that it does not run alone at the end. It makes 11,040
+# gradient steps, because the raw weights of orthogonal layers are replaced every 10,000.
 COMMANDS = {
     "ppo-orthogonal-long": "ppo --num-envs 4 --num-steps 8 --epochs 30 --minibatches 8 --total-steps 1472 "
     "--network.hidden 16 --network.linear orthogonal --shared-torso --stream.period 500 --probes.every 10 "
@@ -115,7 +115,7 @@ COMMANDS = {
     "dqn-disk-resumed": f"{DQN} {SMALL_ROOM} --target-every 50 --memory disk --n-step 3 --dueling "
     "--checkpoint-every 256 optim:muon",
 }
-# Those that get a signal once they have a checkpoint, and are then given again.
+# Commands that get a signal once they have a checkpoint, and are then run again.
 STOPPED = {
     "ppo-resumed": signal.SIGKILL,
     "ppo-grid-resumed": signal.SIGTERM,
@@ -131,28 +131,28 @@ class Neutral:
     before: tyro.conf.Positional[str]
     """A git revision, or the folder of a tree."""
     after: tyro.conf.Positional[str] = str(ROOT)
-    """Another; by default the working tree as it is."""
+    """Another revision or folder; by default the working tree."""
     jobs: int = os.cpu_count() or 1
-    """Runs at a time."""
+    """Number of runs in parallel."""
     only: str = ""
-    """Regular expression: only the commands in whose names it is found."""
+    """Regular expression: run only the commands whose names match."""
     keep: Path | None = None
-    """A new or empty folder in which the runs are left, with what they printed."""
+    """A new or empty folder in which to keep the runs and their output."""
 
 
 class BadInputError(ValueError):
-    """What was asked for cannot be done; the message is one sentence."""
+    """The arguments cannot be used; the message is one sentence."""
 
 
 class Tree:
-    """The code of one side: what runs there imports ``neoteny`` from there, whatever is installed.
+    """A source tree whose commands import ``neoteny`` from it, whatever is installed.
 
     Args:
         code: folder of the tree.
-        path: a new folder, which is put at the front of Python's search path.
+        path: a new folder, to be put first on Python's search path.
 
     Raises:
-        BadInputError: something is imported from elsewhere.
+        BadInputError: a module of ``neoteny`` would be imported from elsewhere.
     """
 
     def __init__(self, code: Path, path: Path) -> None:
@@ -164,7 +164,7 @@ class Tree:
         self._check_imports()
 
     def words(self, command: str) -> list[str]:
-        """A command as this tree knows it: interpreter, agent, flags."""
+        """A command for this tree: interpreter, agent, flags."""
         agent = command.split()[0]
         for old, new in RENAMED_WORDS.items():
             if f" {new} " in f"{command} " and not self._parses(agent, new):
@@ -174,7 +174,7 @@ class Tree:
 
     @functools.cache  # noqa: B019  (a tree lives as long as the script)
     def _parses(self, agent: str, words: str) -> bool:
-        """Whether an agent of this tree knows these words."""
+        """Whether an agent of this tree can parse these words."""
         script = f"""
 import neoteny.agents.{agent} as agent, neoteny.configs.cli as cli
 cli.cli(agent.Args, {{}}, {words.split()!r})
@@ -191,22 +191,22 @@ print(*(module.__file__ for name, module in sys.modules.items() if name.startswi
             raise BadInputError(f"{self.code} cannot be imported: {_reason(done.stderr)}")
         for file in done.stdout.splitlines():
             if not Path(file).resolve().is_relative_to(self.code):
-                raise BadInputError(f"{self.code} would run with {file}, which is not its own")
+                raise BadInputError(f"{self.code} would import {file}, which is outside of it")
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(words, env=self.environment, capture_output=True, text=True)
 
 
 def _reason(output: str) -> str:
-    """The line of an output that most likely says why a process failed."""
+    """The line of a process's output that most likely says why it failed."""
     lines = [line.strip(" │╭╮╰╯─") for line in reversed(output.splitlines())]
     errors = [line for line in lines if re.search(r"error\b", line, re.IGNORECASE)]
-    return next(filter(None, errors + lines), "without a word")
+    return next(filter(None, errors + lines), "without output")
 
 
 @contextlib.contextmanager
 def checkout(revision: str, folder: Path) -> Iterator[Path]:
-    """The folder of a revision's tree: a git worktree, which is removed in the end.
+    """The folder of a revision's tree: a temporary git worktree, or the folder that was given.
 
     Raises:
         BadInputError: there is no such revision.
@@ -228,7 +228,7 @@ def checkout(revision: str, folder: Path) -> Iterator[Path]:
 
 
 class Results(NamedTuple):
-    """What a finished run came to, as bytes, under its newest names."""
+    """The results of a finished run, as bytes, under their new names."""
 
     points: dict[tuple[int, str], list[bytes]]  # (step, tag) -> values, in the order of writing
     weights: dict[str, tuple[str, bytes]]  # type and shape, and the bits
@@ -236,7 +236,7 @@ class Results(NamedTuple):
 
 
 Outcome = Results | str
-"""What a command came to, or why it came to nothing."""
+"""The results of a command, or why there are none."""
 
 
 def results(folder: Path) -> Results:
@@ -264,14 +264,14 @@ def results(folder: Path) -> Results:
 
 
 def new_name(name: str) -> str:
-    """What a tag, a weight or a key is called today."""
+    """The current name of a tag, a weight or a key."""
     for old, new in RENAMED_NAMES.items():
         name = re.sub(rf"\A(?:{old})\Z", new, name)
     return name
 
 
 def differences(before: Results, after: Results) -> Iterator[str]:
-    """All that differs, points first, in the order of their steps."""
+    """All differences, points first, in the order of their steps."""
     for kind in Results._fields:
         ours, theirs = getattr(before, kind), getattr(after, kind)
         for key in sorted(ours.keys() | theirs.keys()):
@@ -281,23 +281,23 @@ def differences(before: Results, after: Results) -> Iterator[str]:
 
 
 class Runner:
-    """Runs commands, ``jobs`` at a time; none of them lives on when it is left, be it by Ctrl-C."""
+    """Runs up to ``jobs`` commands in parallel; kills those that still run on exit, Ctrl-C included."""
 
     def __init__(self, jobs: int) -> None:
         self._pool = ThreadPoolExecutor(jobs)
         self._left = threading.Event()
 
     def __enter__(self) -> Self:
-        """Nothing runs yet."""
+        """The runner, with nothing running yet."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End what still runs, and forget what waits."""
+        """Kill running commands and cancel waiting ones."""
         self._left.set()
         self._pool.shutdown(cancel_futures=True)
 
     def submit(self, name: str, tree: Tree, folder: Path) -> Future[Outcome]:
-        """Run a command of that name in a tree, and in a new folder."""
+        """Schedule the command ``name``, with the code of a tree, in a new folder."""
         return self._pool.submit(self._run, name, tree, folder)
 
     def _run(self, name: str, tree: Tree, folder: Path) -> Outcome:
@@ -313,7 +313,7 @@ class Runner:
         return found[0]
 
     def _attempt(self, words: list[str], tree: Tree, folder: Path, stop: int | None = None) -> int:
-        """One process, which is sent the signal ``stop`` once it has a checkpoint; returns its exit code."""
+        """Run a process, send it the signal ``stop`` once it has a checkpoint, and return its exit code."""
         with (
             open(folder / LOG, "ab") as log,
             subprocess.Popen(words, cwd=folder, env=tree.environment, stdout=log, stderr=log) as process,
@@ -329,7 +329,7 @@ class Runner:
 
 
 def run_all(names: Sequence[str], flags: Neutral) -> dict[str, list[Outcome]]:
-    """What each command came to, before and after.
+    """Run all commands on both sides; name -> outcomes before and after.
 
     Raises:
         BadInputError: there is no such revision, or its tree would not run its own code.
@@ -348,15 +348,15 @@ def run_all(names: Sequence[str], flags: Neutral) -> dict[str, list[Outcome]]:
         }
         done = as_completed(itertools.chain(*futures.values()))
         for future in tqdm(done, total=len(names) * len(trees), unit="run"):
-            future.result()  # raises what this script itself does wrong
+            future.result()  # raises errors of this script itself
         return {name: [future.result() for future in pair] for name, pair in futures.items()}
 
 
 def verdict(before: Outcome, after: Outcome) -> str:
-    """``equal``, or what differs first, or why nothing can be compared."""
+    """``equal``, or the first difference, or why the results cannot be compared."""
     if isinstance(before, str) or isinstance(after, str):
-        told = {"before": before, "after": after}
-        return "; ".join(f"failed {side}: {why}" for side, why in told.items() if isinstance(why, str))
+        sides = {"before": before, "after": after}
+        return "; ".join(f"failed {side}: {why}" for side, why in sides.items() if isinstance(why, str))
     found = list(differences(before, after))
     return found[0] + f", and {len(found) - 1:,} more" * (len(found) > 1) if found else "equal"
 
@@ -373,7 +373,7 @@ def table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
 
 
 def main(flags: Neutral) -> int:
-    """Run, compare and print; returns 0 if everything is equal, 1 if not, 2 for what cannot be done."""
+    """Run, compare and print; returns 0 if everything is equal, 1 if not, 2 for unusable arguments."""
     names = [name for name in COMMANDS if re.search(flags.only, name)]
     try:
         if not names:

@@ -1,6 +1,6 @@
-"""The same PPO three times, and DQN twice: neoteny's, Stable-Baselines3's and a plain loop like CleanRL's.
+"""PPO by neoteny, by Stable-Baselines3 and by a plain loop like CleanRL's, and DQN by the first two.
 
-All train the same networks on the same environments, as many at once, for as many steps, epochs,
+All train the same networks on the same environments, with the same numbers of environments, steps, epochs,
 minibatches and gradient steps. Each function returns the wall and CPU seconds of every update but the first,
 (updates, 2).
 """
@@ -41,13 +41,13 @@ NAMES = {"grid": "DoorKey-8x8", "atari": GAME}
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """What is trained."""
+    """Settings of a training that is compared."""
 
     view: Literal["flat", "image", "atari"]
-    """MiniGrid's as a vector of 147 numbers, or as an image for two convolutions; or Breakout for three."""
+    """Observations: MiniGrid as a vector of 147 numbers or as an image for two convolutions, or Breakout."""
     num_envs: int
     amp: Literal["none", "bf16"] = "none"
-    """Of neoteny; the others compute in float32."""
+    """Precision of neoteny; the others compute in float32."""
     agent: Literal["ppo", "dqn"] = "ppo"
     epochs: int = 4
     minibatches: int = 4
@@ -55,46 +55,46 @@ class Training:
 
     @property
     def name(self) -> str:
-        """For a table."""
+        """The name in tables."""
         atari = self.view == "atari"
         return (self.agent.upper() if atari else self.view) + (", bf16" if self.amp == "bf16" else "")
 
     @property
     def num_steps(self) -> int:
-        """Steps of each environment between updates of PPO, or logs of DQN."""
+        """Steps per environment between updates of PPO, or between logs of DQN."""
         return 32 if self.num_envs >= 256 else 64 if self.agent == "dqn" else 128
 
     @property
     def batch(self) -> int:
-        """Steps between updates."""
+        """Steps of all environments between updates."""
         return self.num_envs * self.num_steps
 
     @property
     def network(self) -> NetworkConfig:
-        """Torsos for the policy and the value function; one for both on Atari."""
+        """The network of each torso."""
         return NetworkConfig(hidden=(512,) if self.view == "atari" else (64, 64))
 
     @property
     def shared(self) -> bool:
-        """Whether there is one torso."""
+        """Whether policy and value function share a torso."""
         return self.view == "atari"
 
     @property
     def stream(self) -> StreamConfig:
-        """The environments as neoteny has them."""
+        """The environments as a stream of neoteny."""
         if self.view == "atari":
             return StreamConfig("atari", games=(GAME,), period=10**9, audit=False)
         return StreamConfig(GRID, observations="vectors" if self.view == "flat" else "auto")
 
     def make(self) -> gym.Env:
-        """One environment of the package."""
+        """One environment without neoteny's engines."""
         if self.view == "atari":
             return make_game(GAME)
         return ImgObsWrapper(gym.make(GRID, disable_env_checker=True))
 
 
 BUFFER = 8192
-"""Transitions in the replay memory of DQN."""
+"""Capacity of DQN's replay memory in transitions."""
 
 
 def now() -> tuple[float, float]:
@@ -103,7 +103,7 @@ def now() -> tuple[float, float]:
 
 
 def trainers(training: Training) -> dict[str, Callable[[Training, int], np.ndarray]]:
-    """Who can do it here, by name."""
+    """The implementations that are installed and have the agent, by name."""
     found: dict[str, Callable[[Training, int], np.ndarray]] = {"neoteny": neoteny}
     if training.agent == "ppo":
         found["plain loop"] = plain
@@ -113,7 +113,7 @@ def trainers(training: Training) -> dict[str, Callable[[Training, int], np.ndarr
 
 
 def neoteny(training: Training, updates: int) -> np.ndarray:
-    """The agent as it is."""
+    """Train neoteny's agent."""
     times = []
     end_update = Run.end_update
 
@@ -152,7 +152,7 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
 
 
 def plain(training: Training, updates: int) -> np.ndarray:
-    """A loop as CleanRL's ppo.py writes it, which takes a truncated episode for a terminated one."""
+    """A loop like CleanRL's ppo.py, which treats truncated episodes as terminated ones."""
     envs = SyncVectorEnv([training.make] * training.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
     agent = ppo.ActorCritic(envs, training.network, training.shared)
     nn.utils.convert_conv2d_weight_memory_format(agent, torch.contiguous_format)
@@ -216,7 +216,7 @@ def plain(training: Training, updates: int) -> np.ndarray:
 
 
 def stable_baselines(training: Training, updates: int) -> np.ndarray:
-    """Stable-Baselines3's PPO or DQN."""
+    """Train Stable-Baselines3's PPO or DQN."""
     from stable_baselines3 import DQN, PPO
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
@@ -227,7 +227,7 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
     env.close()
 
     class Convolutions(BaseFeaturesExtractor):
-        """The layers before the two hidden ones."""
+        """The convolutions and what comes before the two hidden linear layers."""
 
         def __init__(self, flat: gym.spaces.Box) -> None:
             encode = encoder(read_observations(space, "codes"))

@@ -1,9 +1,9 @@
-"""Let a run that ended by a value that is not finite come to that end again, where one can look on.
+"""Reproduce a crash by a NaN or an infinity, from a run's crash bundle.
 
 python scripts/replay_crash.py runs/cartpole-rotations/ppo/adamo/s1/crash
 
-It starts from the last checkpoint before the crash, in a folder of its own. On the CPU, with the same build
-of PyTorch, it ends at the same step by the same values.
+It resumes from the last checkpoint before the crash, in a temporary folder. On the CPU, with the same build
+of PyTorch, the run fails at the same step with the same values.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from neoteny.runners.disk.folder import run_folder
 
 @dataclasses.dataclass(frozen=True)
 class ReplayCrash:
-    """Let a run that ended by a value that is not finite come to that end again."""
+    """Reproduce a crash by a NaN or an infinity."""
 
     crash: tyro.conf.Positional[Path]
-    """The folder crash/ of the run."""
+    """The crash/ folder of the run."""
     module: str = ""
-    """Module that defines the run's stream, if it is one of your own: no file's word makes it imported."""
+    """Module that defines the run's stream, if it is user-defined; the crash bundle alone imports nothing."""
 
 
 def main(replay: ReplayCrash) -> int:
-    """Run it again; returns 0 if it ended as it did before."""
+    """Run it again; returns 0 if it failed in the same way."""
     try:
         before = json.loads((replay.crash / "crash.json").read_text())
         agent = json.loads((replay.crash / "args.json").read_text())["agent"]
@@ -56,7 +56,7 @@ def main(replay: ReplayCrash) -> int:
         shutil.copy(replay.crash / "args.json", folder)
         if (replay.crash / "checkpoint").exists():
             shutil.copytree(replay.crash / "checkpoint", folder / "checkpoint")
-        if (replay.crash.parent / "replay").exists():  # too large for each crash to have its own
+        if (replay.crash.parent / "replay").exists():  # too large to be copied into each crash bundle
             shutil.copytree(replay.crash.parent / "replay", folder / "replay")
         try:
             module.main(args)
@@ -68,7 +68,7 @@ def main(replay: ReplayCrash) -> int:
                 print("as before" if same else f"before: step {before['step']}: {before['not_finite']}")
                 return int(not same)
             raise
-    print("the run came to its end this time")
+    print("the run finished without a crash this time")
     return 1
 
 

@@ -1,6 +1,6 @@
-"""Train every combination of optimizer and seed, side by side; runs that are finished are left alone.
+"""Train every combination of optimizer and seed in parallel; finished runs are skipped.
 
-Words after -- are flags for every run:
+Flags after -- are passed to every run:
 
 python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 1 2 3 -- --num-envs 8
 """
@@ -26,22 +26,22 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Train every combination of optimizer and seed, side by side."""
+    """Train every combination of optimizer and seed in parallel."""
 
     preset: str = "cartpole-rotations"
-    """Preset of the agent."""
+    """Preset of every run."""
     agent: str = "ppo"
-    """File in agents/."""
+    """Agent, a file in agents/."""
     optims: tuple[str, ...] = ("adam", "adamo")
-    """Optimizers."""
+    """Optimizers to train with."""
     seeds: tuple[int, ...] = (1, 2, 3)
-    """Seeds."""
+    """Seeds to train with."""
     jobs: int = os.cpu_count() or 1
-    """Runs at a time."""
+    """Number of runs in parallel."""
 
 
 def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
-    """Run it, with ``flags`` given to every run; returns 1 if a run failed."""
+    """Run the sweep, with ``flags`` for every run; returns 1 if a run failed."""
     agents = sorted(path.stem for path in (ROOT / "agents").glob("*.py") if "launch(" in path.read_text())
     if sweep.agent not in agents:
         stop(
@@ -51,7 +51,7 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
     commands, finished = [], 0
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
         words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *flags]
-        # Parsed here too, so that a bad flag is told before the first run starts.
+        # Parsed here too, so that a bad flag is reported before the first run starts.
         args = cli(module.Args, module.PRESETS, words)
         if (run_folder(sweep.agent, args) / "summary.json").exists() and not args.overwrite:
             finished += 1
@@ -60,7 +60,7 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
     try:
         codes = run_all(commands, sweep.jobs)
     except KeyboardInterrupt:
-        print("\n" * min(sweep.jobs, len(commands)) + "stopped; the same command goes on")
+        print("\n" * min(sweep.jobs, len(commands)) + "stopped; run the same command to resume")
         return int(ExitCode.PREEMPTED)
     failed = [shlex.join(command) for command, code in zip(commands, codes) if code]
     print("\n" * min(sweep.jobs, len(commands)), end="")

@@ -98,8 +98,8 @@ def test_of_an_unknown_flag_the_nearest_are_named(agent, typed, capsys):
         cli({"ppo": ppo, "dqn": dqn}[agent].Args, {}, [f"--{typed}", "1"])
     assert exit.value.code == 2
     told = capsys.readouterr().err
-    assert told.startswith(f"error: there is no flag --{typed}; near to it: ")
-    assert NEAR[agent][typed] in re.findall(r"[\w:.-]+", told.partition("near to it:")[2])
+    assert told.startswith(f"error: there is no flag --{typed}; similar: ")
+    assert NEAR[agent][typed] in re.findall(r"[\w:.-]+", told.partition("similar:")[2])
 
 
 def test_override_knows_only_fields():
@@ -110,9 +110,9 @@ def test_override_knows_only_fields():
 BAD = {
     "--stream.id grid-layout": "grid-layouts",
     "--stream.id no_such_module:Stream-v0": "no_such_module",
-    "gridlayouts": "there is no preset 'gridlayouts'; near to it: grid-layouts, ",
+    "gridlayouts": "there is no preset 'gridlayouts'; similar: grid-layouts, ",
     "no-such-thing": "there is no preset 'no-such-thing'; --help lists all",
-    "--seed 1 grid-layouts": "a preset is the first word, and grid-layouts is not",
+    "--seed 1 grid-layouts": "the preset grid-layouts must be the first word",
     "--stream.period 0": "the period of a stream must be at least 1 step, not 0",
     "--stream.period -5": "the period of a stream must be at least 1 step, not -5",
     "--stream.period 3": "16 environments",
@@ -141,14 +141,14 @@ BAD = {
     "--note a/b": "--note",
     "--lr 0": "--lr must be above 0, not 0.0",
     "--lr nan": "--lr",
-    "--lr abc": "--lr: 'abc' is no number",
+    "--lr abc": "--lr: 'abc' is not a number",
     "--lr": "Missing value for argument '--lr'",
-    "--seed 1.5": "--seed: '1.5' is no whole number, as 1000000 or 1e6 are",
-    "--seed 1e-3": "--seed: '1e-3' is no whole number",
-    "--seed nan": "--seed: 'nan' is no whole number",
-    "--seed 99999999999999999999": "--seed: 99999999999999999999 is beyond 9223372036854775807",
-    "--seed 1e19": "--seed: 1e19 is beyond 9223372036854775807",
-    "--total-steps 1e400": "--total-steps: '1e400' is no whole number",
+    "--seed 1.5": "--seed: '1.5' is not a whole number, such as 1000000 or 1e6",
+    "--seed 1e-3": "--seed: '1e-3' is not a whole number",
+    "--seed nan": "--seed: 'nan' is not a whole number",
+    "--seed 99999999999999999999": "--seed: 99999999999999999999 is too large: whole numbers go up to 922",
+    "--seed 1e19": "--seed: 1e19 is too large: whole numbers go up to 922",
+    "--total-steps 1e400": "--total-steps: '1e400' is not a whole number",
     "--stream.period x": "--stream.period: {None}|INT cannot be read from ['x']",
     "--network.hidden 8 1.5": "--network.hidden: cannot be read from ['8', '1.5']",
     "--shared-torso 3": "no flag takes the word '3'",
@@ -161,7 +161,7 @@ BAD = {
     "--network.group-size 2": "there is no flag --network.group-size",
     "--device tpu": "--device",
     "--no-such-flag 1": "there is no flag --no-such-flag; --help lists all",
-    "--learning-rate 1 --n-envs 2": "; there is no flag --n-envs; near to it: --num-envs",
+    "--learning-rate 1 --n-envs 2": "; there is no flag --n-envs; similar: --num-envs",
     **({} if torch.cuda.is_available() else {"--device cuda": "--device cuda"}),
 }
 
@@ -192,7 +192,7 @@ def test_the_script_itself_exits_with_code_2(tmp_path):
 NO_WEIGHT = "--network.linear orthogonal --stream.id cartpole-rotations"
 UNFIT = {
     NO_WEIGHT: "AdamO has no weight to pull towards isometry",
-    f"{NO_WEIGHT} optim:muon": "Muon needs a hidden matrix",
+    f"{NO_WEIGHT} optim:muon": "Muon needs a hidden linear layer",
 }
 
 
@@ -309,5 +309,5 @@ def test_no_args_json_imports_a_module(tmp_path, capsys):
     path.write_text(json.dumps(config))
     with pytest.raises(SystemExit):
         read_args(Args, path)
-    assert "is no value of games" in capsys.readouterr().err
+    assert "is not a value of games" in capsys.readouterr().err
     assert "antigravity" not in sys.modules

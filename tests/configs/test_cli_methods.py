@@ -264,12 +264,12 @@ BAD = {
     "--methods=isometry": "names no method",
     "--methods.": "names no method",
     "--methods.a/b": "names no method",
-    "--methods.isometri": "there is no method 'isometri'; near to it: isometry; --methods --help lists all",
+    "--methods.isometri": "there is no method 'isometri'; similar: isometry; --methods --help lists all",
     "--methods.isometri --help": "there is no method 'isometri'",
     "--methods.isometry.nope 1": "there is no flag --methods.isometry.nope",
-    "--methods.isometry.ceof 1": "near to it: --methods.isometry.coef",
+    "--methods.isometry.ceof 1": "similar: --methods.isometry.coef",
     "--methods.isometry.coef": "Missing value for argument '--methods.isometry.coef'",
-    "--methods.isometry.coef x": "--methods.isometry.coef: 'x' is no number",
+    "--methods.isometry.coef x": "--methods.isometry.coef: 'x' is not a number",
     "--methods.isometry.coef -1": "coef must not be negative, not -1.0",
     "--methods.isometry.on nobody": "'actor', 'critic', 'all'",
     "--methods.isometry 5": "no flag takes the word '5'",
@@ -281,7 +281,7 @@ BAD = {
     "--methods.json:": "names no method",
     "--methods.isometry --seed 13": "no methods with --seed 13",
     "--methods.isometry --seed x": "--seed",
-    "--method.isometry": "there is no flag --method.isometry; near to it: --methods.isometry",
+    "--method.isometry": "there is no flag --method.isometry; similar: --methods.isometry",
     "--methods.isometry grid-layouts": "no flag takes the word 'grid-layouts'",
 }  # fmt: skip
 
@@ -327,13 +327,13 @@ def test_an_args_json_without_methods_is_read(tmp_path):
 
 UNREADABLE = {
     "import antigravity first": {"antigravity:This": {}},
-    "is no value of on": {"isometry": {"on": "--methods.antigravity:This"}},
-    "is no argument": {"isometry": {"on --methods.antigravity:This": 1}},
+    "is not a value of on": {"isometry": {"on": "--methods.antigravity:This"}},
+    "is not an argument": {"isometry": {"on --methods.antigravity:This": 1}},
     "there is no method 'nope'": {"nope": {}},
     "names no method": {"": {}},
     "--methods.isometry.nope": {"isometry": {"nope": 1}},
     "not enough": [["isometry"]],
-    "holds no arguments of a run": ["isometry"],
+    "does not hold the arguments of a run": ["isometry"],
     "has no attribute": {"isometry": 3},
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ KEY_ERROR = r"KeyError: 'nothing' \(.*faulty_stream\.py, line 14\)"
 REFUSED = {
     "--stream.id FrozenLake-v1": "must be arrays of numbers, a Box, not Discrete(16)",
     "--stream.id Blackjack-v1": "must be arrays of numbers, a Box, not Tuple(",
-    "--stream.id Pendulum-v1": "discrete action spaces, not in Box(",
+    "--stream.id Pendulum-v1": "discrete action space, not Box(",
     "--stream.id Humanoid-v3": "gymnasium-robotics",
     "--stream.id grid-layouts --stream.normalizer keep": "a normalizer needs observations of floating-point",
     "--stream.id wrong_syntax:X-v0": "SyntaxError: expected ':' (wrong_syntax.py, line 1)",
@@ -157,13 +157,13 @@ def test_of_a_package_that_is_missing_the_extra_is_named(command, tmp_path, monk
 SCRIPTS = {
     "scripts/sweep.py --agent sac": "there is no agent 'sac' in agents/; there are dqn, ppo",
     "scripts/sweep.py --agent networks": "there is no agent 'networks' in agents/; there are dqn, ppo",
-    "scripts/sweep.py --preset grid-layout": "there is no preset 'grid-layout'; near to it: grid-layouts",
+    "scripts/sweep.py --preset grid-layout": "there is no preset 'grid-layout'; similar: grid-layouts",
     "scripts/sweep.py --optims adam sgd": "there is no optimizer optim:sgd",
-    "scripts/sweep.py --seed 1": "there is no flag --seed; near to it: --seeds",
+    "scripts/sweep.py --seed 1": "there is no flag --seed; similar: --seeds",
     "scripts/sweep.py -- --learning-rate 1": "there is no flag --learning-rate",
     "scripts/compare.py": "no finished run below no folder",
     "scripts/lens.py nowhere": "no finished run below nowhere",
-    "scripts/compare.py runs --figures x.png": "there is no flag --figures; near to it: --figure",
+    "scripts/compare.py runs --figures x.png": "there is no flag --figures; similar: --figure",
     "scripts/replay_crash.py nowhere": "nowhere is no crash bundle",
 }
 

@@ -146,7 +146,7 @@ def test_a_schedule_still_acts_after_resuming(config: OptimConfig) -> None:
 
 @configs
 def test_unknown_heads_are_refused(config: OptimConfig) -> None:
-    with pytest.raises(ValueError, match="'head', which is no submodule"):
+    with pytest.raises(ValueError, match="'head', which is not a submodule"):
         config.build(network(), 1e-2, ["head"])
 
 
@@ -202,7 +202,7 @@ def test_muon_steps_hidden_matrices_and_adamw_the_rest() -> None:
 
 
 def test_muon_needs_a_hidden_matrix() -> None:
-    with pytest.raises(ValueError, match=r"hidden matrix.*optim:adam"):
+    with pytest.raises(ValueError, match=r"hidden linear layer.*optim:adam"):
         MuonConfig().build(nn.Sequential(nn.Conv2d(1, 1, 1), nn.Linear(2, 2)), 1e-2, "1")
 
 

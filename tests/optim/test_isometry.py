@@ -114,7 +114,7 @@ def test_a_shared_submodule_is_known_by_each_of_its_names() -> None:
 @pytest.mark.parametrize("exclude", [["heads"], [nn.Linear(6, 3)]])
 def test_unknown_exclude_is_an_error(exclude: list) -> None:
     for call in (param_groups, isometry_penalty):
-        with pytest.raises(ValueError, match=r"no submodule.*actor.*critic"):
+        with pytest.raises(ValueError, match=r"not a submodule.*actor.*critic"):
             call(network(), exclude=exclude)
 
 

@@ -227,7 +227,7 @@ class TestAgents:
             assert all(len(columns) == 18 for columns in wires["actor.conv2"]["actor.linear1"])
         else:
             assert set(problems(layers)) == hidden
-            assert layers["actor.conv2"].problem == "its units meet others before actor.linear1"
+            assert layers["actor.conv2"].problem == "its units are mixed with others before actor.linear1"
 
     def test_orthogonal_layers_have_no_weight_and_are_connected(self, streams):
         network = NetworkConfig(hidden=(8, 6), linear="orthogonal")
@@ -319,7 +319,7 @@ class TestModules:
             assert wiring(layers)["linear1"] == {"linear2": [[unit, unit + 8] for unit in range(8)]}
         else:
             assert set(problems(layers)) == {"linear1", "linear2"}
-            assert layers["linear1"].problem == "its units meet others before linear2"
+            assert layers["linear1"].problem == "its units are mixed with others before linear2"
             assert layers["linear1"].outgoing == ()
 
     def test_normalizations_and_dropout_are_passed(self):
@@ -349,12 +349,12 @@ class TestModules:
             head=nn.Linear(36, 3),
         )
         layers = connected(network, IMAGE)
-        assert problems(layers) == {"conv1": "conv2 is a convolution in groups"}
+        assert problems(layers) == {"conv1": "conv2 is a grouped convolution"}
         assert len(layers["conv2"].outgoing[0].columns[0]) == 9
 
     def test_residual(self):
         layers = connected(Residual(), X)
-        meet = "its units meet others before head"
+        meet = "its units are mixed with others before head"
         assert problems(layers) == {"first": meet, "block.outer": meet}
         assert wiring(layers)["block.inner"] == {"block.outer": one_to_one(6)}
         assert heads_of(layers) == {"head"}
@@ -372,29 +372,30 @@ class TestModules:
             assert "attention.in_proj_weight (of MultiheadAttention)" in line
             assert "attention.out_proj.weight" in line
         else:
-            assert layers["qkv"].problem == "its units meet others before out"
+            assert layers["qkv"].problem == "its units are mixed with others before out"
             meet = [name for name, problem in problems(layers).items() if problem]
-            assert line.startswith("of no layer that is known, and left out: position (of Transformer); ")
-            assert all(f"{name} (its units meet" in line for name in meet)
+            assert line.startswith("parameters of unknown layers, ignored: position (of Transformer); ")
+            assert all(f"{name} (its units are mixed" in line for name in meet)
 
     def test_what_is_no_layer_is_named(self):
         network = mlp()
         network.act1 = Raw()
         layers = connected(network, X)
         assert left_out(network, list(layers.values())) == (
-            "of no layer that is known, and left out: act1.matrix (of Raw), act1.scale (of Raw); "
-            "units that cannot be reset or watched: linear1 (its units meet others before linear2)"
+            "parameters of unknown layers, ignored: act1.matrix (of Raw), act1.scale (of Raw); "
+            "layers whose units cannot be reset or watched: "
+            "linear1 (its units are mixed with others before linear2)"
         )
-        assert layers["linear1"].problem == "its units meet others before linear2"
+        assert layers["linear1"].problem == "its units are mixed with others before linear2"
         network.act1.requires_grad_(False)
         assert left_out(network, describe(network, X)) == ""
 
     @pytest.mark.parametrize("gate", [True, False])
     def test_reshapes_and_slices(self, gate):
         layers = connected(Gated(gate), X)
-        assert layers["linear"].problem == (
-            "its units meet others before head" if gate else "its units enter head in different numbers"
-        )
+        mixed = "its units are mixed with others before head"
+        uneven = "its units feed different numbers of inputs of head"
+        assert layers["linear"].problem == (mixed if gate else uneven)
 
     def test_a_layer_that_is_called_on_two_things(self):
         layers = connected(Twice(again=False), X)
@@ -406,7 +407,7 @@ class TestModules:
 
     def test_a_layer_that_is_called_on_what_it_gave(self):
         layers = connected(Twice(again=True), X)
-        meet = "its units meet others before second"
+        meet = "its units are mixed with others before second"
         assert problems(layers) == {"first": meet, "second": meet}
         assert heads_of(layers) == {"head"}
 
@@ -436,7 +437,7 @@ class TestModules:
                 return {"features": x, "values": self.head(x), "size": x.mean()}
 
         layers = connected(Leaky(), X)
-        assert problems(layers) == {"linear": "its units leave the network past later layers, too"}
+        assert problems(layers) == {"linear": "its units feed both later layers and the network's output"}
         assert heads_of(layers) == {"head"}
 
     def test_orthogonal_and_frozen_layers(self):
@@ -501,9 +502,9 @@ class TestSplit:
         assert "linear1.parametrizations.weight.original" in dict(others)
 
     def test_what_is_no_submodule_is_refused(self):
-        with pytest.raises(ValueError, match="'tail', which is no submodule of the network; it has: linear1"):
+        with pytest.raises(ValueError, match="'tail', which is not a submodule; the network has: linear1"):
             split_parameters(mlp(), "tail")
-        with pytest.raises(ValueError, match="a Linear module, which is no submodule"):
+        with pytest.raises(ValueError, match="a Linear module, which is not a submodule"):
             split_parameters(mlp(), nn.Linear(1, 1))
 
 

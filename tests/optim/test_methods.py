@@ -285,7 +285,7 @@ class TestReDo:
     @pytest.mark.parametrize(
         ("network", "sentence"),
         [
-            (NetworkConfig(hidden=(8, 8), activation="maxmin"), "its units meet others before"),
+            (NetworkConfig(hidden=(8, 8), activation="maxmin"), "its units are mixed with others before"),
             (NetworkConfig(linear="orthogonal"), "has a computed weight"),
         ],
     )
@@ -598,7 +598,7 @@ class TestSeen:
     def test_units_that_cannot_be_told_apart(self, streams):
         network = NetworkConfig(hidden=(8, 8), activation="maxmin")
         with pytest.raises(
-            ValueError, match=r"actor.linear1 cannot be watched: its units meet others before"
+            ValueError, match=r"actor.linear1 cannot be watched: its units are mixed with others before"
         ):
             Trained("ppo", streams["vector"], [Given(method=Watcher)], network=network)
 
@@ -721,14 +721,14 @@ class TestCheck:
     def test_a_tensor_that_is_not_trained(self):
         learner = self.learner()
         learner.network.net.head.weight = nn.Parameter(torch.zeros(2, 3))
-        assert re.search(r"net.head.weight is not in the optimizer, which would never", learner.problem())
+        assert re.search(r"net.head.weight is not in the optimizer, so it would never", learner.problem())
         learner.network.net.head.weight.requires_grad_(False)
         assert not learner.problem()
 
     def test_a_frozen_tensor_that_keeps_a_gradient(self):
         learner = self.learner()
         weight = learner.network.net.head.weight.requires_grad_(False)
-        assert re.search(r"net.head.weight is frozen and keeps a gradient", learner.problem())
+        assert re.search(r"net.head.weight is frozen but has a gradient", learner.problem())
         weight.grad = None
         assert not learner.problem()
 
@@ -743,7 +743,7 @@ class TestCheck:
         learner = self.learner()
         net = learner.target.net
         net.head = nn.Linear(3, 4) if change == "shape" else InjectedHead(net.head, nn.Linear(3, 2))
-        assert re.search("the target network is not built as the network is", learner.problem())
+        assert re.search("the target network has another structure", learner.problem())
 
     def test_after_each_event(self):
         class Forgetful(Method):
@@ -770,7 +770,7 @@ class TestSetUp:
 
     @pytest.mark.parametrize("config", [ReDoConfig, CChainConfig, ShrinkPerturbConfig, IsometryConfig])
     def test_a_part_that_is_not_there(self, config, streams):
-        with pytest.raises(ValueError, match="a network of all, q has no actor"):
+        with pytest.raises(ValueError, match="the network has no part actor; it has: all, q"):
             Trained("dqn", streams["vector"], [config(on="actor")])
 
     @pytest.mark.parametrize("shared", [False, True])
@@ -1027,8 +1027,12 @@ OURS = "--methods.tests.method_sketches"
         (ppo, "optim:adamo --methods.isometry", "use optim:adam, or --optim.iso 0"),
         (dqn, "optim:adam --methods.isometry --network.linear orthogonal", "finds no hidden weight"),
         (ppo, f"{OURS}:ReDoConfig {OURS}:ContinualBackpropConfig", "contradict each other"),
-        (ppo, f"{OURS}:ReDoConfig --network.activation maxmin", "its units meet others before actor.linear2"),
-        (dqn, f"{OURS}:ReDoConfig.on critic", "a network of all, q has no critic"),
+        (
+            ppo,
+            f"{OURS}:ReDoConfig --network.activation maxmin",
+            "its units are mixed with others before",
+        ),
+        (dqn, f"{OURS}:ReDoConfig.on critic", "the network has no part critic; it has: all, q"),
         (ppo, "--methods.reorthogonalize", "finds no orthogonal layer on all"),
     ],
 )

@@ -272,7 +272,7 @@ def test_what_cannot_be_done_is_told_in_a_sentence(repository, tmp_path, capsys)
         assert reason in error
     (repository / "agents" / "ppo.py").unlink()  # the installed one would be imported instead
     assert neutral.main(neutral.Neutral("HEAD", str(repository))) == 2
-    assert "which is not its own" in capsys.readouterr().err
+    assert "which is outside of it" in capsys.readouterr().err
     assert worktrees(repository) == 1
 
 
