@@ -264,6 +264,7 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
     assert summary["visits"][0]["return_at_end"] >= -500
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id", "memory"),
     [
@@ -390,6 +391,7 @@ def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
     assert "cannot be resumed: memory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs(tmp_path, preset):
     args = override(Args(), PRESETS[preset])

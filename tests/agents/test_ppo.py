@@ -350,6 +350,7 @@ def test_bfloat16_is_for_the_networks_alone(tmp_path):
     torch.testing.assert_close(values, rough_values, atol=0.05, rtol=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # its own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_compiled_networks_learn_the_same(tmp_path):
@@ -364,6 +365,7 @@ def test_compiled_networks_learn_the_same(tmp_path):
         torch.testing.assert_close(weight, weights[1][name], atol=1e-3, rtol=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "preset", [name for name in PRESETS if not name.startswith("lunarlander-") or find_spec("Box2D")]
 )
@@ -373,6 +375,7 @@ def test_every_preset_runs(tmp_path, preset):
     assert ppo.main(args)["visits"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
 def test_two_equal_runs_give_equal_events_and_weights(tmp_path, id):
     changes = {"stream": StreamConfig(id, period=512), "optim": AdamOConfig(), "probes": ProbeConfig(every=3)}
@@ -391,6 +394,7 @@ def test_two_equal_runs_give_equal_events_and_weights(tmp_path, id):
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
 def test_probes_do_not_disturb_training(tmp_path, id):
     weights = []

@@ -193,6 +193,7 @@ def test_the_tables_have_every_flag(agent):
     assert names == {*TABLE[agent], *APART}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "name"), [(agent, name) for agent in TABLE for name in TABLE[agent]])
 def test_every_flag_acts(agent, name, capsys):
     typed, base, aspect = TABLE[agent][name]

@@ -234,6 +234,7 @@ def test_a_spec_may_say_another_highest_value():
 SMALL = {"num_envs": 8, "optim": AdamConfig(), "probes": ProbeConfig(every=0), "total_steps": 8192, "seed": 3}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "first", "dtype"),
     [
@@ -253,6 +254,7 @@ def test_a_cue_is_learnt_wherever_it_is(where, first, dtype, tmp_path):
     assert summary["visits"][0]["return_at_end"] > 14
 
 
+@pytest.mark.slow
 def test_dqn_learns_a_cue_too(tmp_path):
     gym.register("Cue-v0", Cue, kwargs={"dtype": bool, "where": "last plane"})
     args = dqn.Args(

@@ -620,6 +620,7 @@ def arguments(folder, agent, id, **changes):
     return module.Args(stream=StreamConfig(id), **{**common, **flags, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "id", "amp"),
     [

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tyro
 
+pytestmark = pytest.mark.slow
+
 PATH = Path(__file__).resolve().parents[2] / "scripts" / "bench.py"
 spec = importlib.util.spec_from_file_location("bench", PATH)
 bench = importlib.util.module_from_spec(spec)

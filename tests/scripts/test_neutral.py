@@ -295,6 +295,7 @@ def test_a_tree_is_given_the_old_words_if_it_does_not_know_the_new(tmp_path, mon
     assert words[2:] == ["--stream.period", "500", "--stream.jitter", "0.5", "optim:adam"]
 
 
+@pytest.mark.slow
 def test_one_rounding_more_is_found_in_a_tree_where_it_is(tmp_path, monkeypatch, capsys):
     ignored = shutil.ignore_patterns(".*", "__pycache__", "runs", "results", "tests", "*.egg-info")
     shutil.copytree(ROOT, tmp_path / "copy", ignore=ignored)

@@ -37,6 +37,8 @@ from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.runners.test_reliability import at, ending, kill, outcome
 
+pytestmark = pytest.mark.slow
+
 STREAMS = [id for id in registered_streams() if id.startswith("atari")]
 SEEDS = [seed for seed in range(99) if emulator_seed(seed) < 2**31]  # which the vector environment can take
 

@@ -48,6 +48,7 @@ def stopped(words, number, delay):
 proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 
 
+@pytest.mark.slow
 @proc
 @pytest.mark.parametrize("agent", FLAGS)
 def test_sigterm_at_any_moment_ends_with_code_75(agent, tmp_path):
