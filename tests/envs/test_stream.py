@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib.util
 import itertools
 import sys
 
