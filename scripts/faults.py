@@ -194,8 +194,8 @@ class Process:
             progress.value = self.stream.steps
             record(self, info)
 
-        def spawned(self: ProcessEnvs, members: range, workers: Any = self.workers) -> Worker:
-            worker = spawn(self, members)
+        def spawned(self: ProcessEnvs, envs: range, workers: Any = self.workers) -> Worker:
+            worker = spawn(self, envs)
             workers[:] = [*workers[1:], worker.process.pid]
             return worker
 
