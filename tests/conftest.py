@@ -3,7 +3,7 @@ import signal
 import pytest
 import torch
 
-from neoteny.runners.disk.preemption import SIGNALS
+from neoteny.runners.disk.preemption import SIGNALS, Preemption
 
 # Small networks are fastest with one thread, and the number of threads changes bits.
 torch.set_num_threads(1)
@@ -21,4 +21,7 @@ def signals():
     after = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         signal.signal(number, handler)
-    assert after == before, "a run was left open"
+    runs = [
+        handler for handler in after.values() if isinstance(getattr(handler, "__self__", None), Preemption)
+    ]
+    assert not runs, "a run was left open"
