@@ -21,7 +21,5 @@ def signals():
     after = {number: signal.getsignal(number) for number in SIGNALS}
     for number, handler in before.items():
         signal.signal(number, handler)
-    runs = [
-        handler for handler in after.values() if isinstance(getattr(handler, "__self__", None), Preemption)
-    ]
+    owners = [getattr(handler, "__self__", None) for handler in after.values()]
     assert not any(isinstance(owner, Preemption) for owner in owners), "a run was left open"
