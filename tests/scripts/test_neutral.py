@@ -213,7 +213,7 @@ def main():
         Path("runs/a/checkpoint/step_1").mkdir(parents=True)
         time.sleep(60)
     else:
-        shutil.copytree(Path(__file__).resolve().parents[2] / "run", "runs/a", dirs_exist_ok=True)
+        shutil.copytree(Path(__file__).parent.parent / "run", "runs/a", dirs_exist_ok=True)
 
 if __name__ == "__main__":
     main()
