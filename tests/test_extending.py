@@ -131,6 +131,7 @@ def environments(tmp_path, monkeypatch):
     for name, heading in headings.items():
         (text,) = section(heading, "python")
         (tmp_path / f"{name}.py").write_text(text)
+        monkeypatch.delitem(sys.modules, name, raising=False)
         importlib.import_module(name)
     yield
     for name in headings:

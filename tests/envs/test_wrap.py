@@ -149,10 +149,10 @@ def test_the_wrappers_that_are_shipped_can_be_named():
 
 
 def test_the_module_is_imported_by_a_command_line_alone(tmp_path, monkeypatch):
-    (tmp_path / "my_wrappers.py").write_text("def wrap(env):\n    return env\n")
+    (tmp_path / "typed_wrappers.py").write_text("def wrap(env):\n    return env\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="import my_wrappers first"):
-        StreamConfig("CartPole-v1", wrap="my_wrappers:wrap").make(1)
-    words = ["--stream.id", "CartPole-v1", "--stream.wrap", "my_wrappers:wrap"]
-    assert cli(ppo.Args, {}, words).stream.wrap == "my_wrappers:wrap"
-    assert "my_wrappers" in sys.modules
+    with pytest.raises(ValueError, match="import typed_wrappers first"):
+        StreamConfig("CartPole-v1", wrap="typed_wrappers:wrap").make(1)
+    words = ["--stream.id", "CartPole-v1", "--stream.wrap", "typed_wrappers:wrap"]
+    assert cli(ppo.Args, {}, words).stream.wrap == "typed_wrappers:wrap"
+    assert "typed_wrappers" in sys.modules
