@@ -237,13 +237,11 @@ class WrappedTask:
 
     def _arguments(self) -> dict[str, str]:
         """Arguments besides the environment: name of the parameter -> k, seed or both."""
-        parameters = list(inspect.signature(self.wrap).parameters.values())
-        found = {each.name: "seed" for each in parameters if each.name.endswith("seed")}
-        found |= {each.name: "k" for each in parameters if each.name in ("k", "task")}
+        environment, *others = inspect.signature(self.wrap).parameters.values() or (None,)
+        found = {each.name: "seed" for each in others if each.name.endswith("seed")}
+        found |= {each.name: "k" for each in others if each.name in ("k", "task")}
         optional = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-        required = [
-            each for each in parameters[1:] if each.default is each.empty and each.kind not in optional
-        ]
-        if not parameters or len(found) > 2 or any(each.name not in found for each in required):
+        required = {each.name for each in others if each.default is each.empty and each.kind not in optional}
+        if environment is None or len(set(found.values())) < len(found) or required - found.keys():
             raise ValueError(f"--stream.wrap {self.name} must take (env), (env, seed) or (env, k, seed)")
         return found if "k" in found.values() else dict.fromkeys(found, "both")

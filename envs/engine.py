@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
 
     def step(self, actions: Any) -> StepResult:
-        """Step all, actions (N, ...) of the space's dtype, an array or a tensor on any device."""
+        """Step all, actions (N, ...), an array or a tensor on any device; never floats for integers."""
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
         """A separate environment of the task at ``step``, as for evaluation."""

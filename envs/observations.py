@@ -75,13 +75,15 @@ class ObservationSpec:
                 f"observations are not MiniGrid's codes, which are below {CODES}: set --stream.observations "
                 f"to pictures, planes or vectors"
             )
+        if self.kind not in ("pictures", "planes"):
+            return ""
         high, highest = float(self.bounds[1].max()), float(observations.max())
-        if self.kind in ("pictures", "planes") and highest <= high / 16:
-            return (
-                f"warning: none of the first {len(observations)} observations was above {highest:g}, but "
-                f"{high:g}, the highest value of their space, is scaled to 1"
-            )
-        return ""
+        if highest > high / 16:
+            return ""
+        return (
+            f"warning: none of the first {len(observations)} observations was above {highest:g}, but "
+            f"{high:g}, the highest value of their space, is scaled to 1"
+        )
 
     def __str__(self) -> str:
         """Describe it in one line."""
@@ -123,7 +125,7 @@ def read_observations(
 
 
 def _channels(shape: Sequence[int]) -> Channels:
-    """Guess from its shape whether an image has its channels first or last.
+    """Whether an image of this shape has its channels first or last.
 
     Two equal sides are height and width; without these, an axis of at most four is the channels.
     """

@@ -315,12 +315,10 @@ class Stream(VectorEnv):
         return env
 
     def _checked(self, actions: Any) -> Any:
-        """Check the shape of actions, (N, ...); arrays are returned as a copy of the space's dtype."""
+        """Actions, (N, ...), as an array or a tensor; ValueError for another shape."""
         if np.shape(actions) != self.action_space.shape:
             raise ValueError(f"actions of shape {tuple(np.shape(actions))} do not fit {self.action_space}")
-        if isinstance(actions, torch.Tensor):
-            return actions
-        return np.asarray(actions).astype(self.action_space.dtype, casting="same_kind")
+        return actions if isinstance(actions, torch.Tensor) else np.asarray(actions)
 
     def _to_agent(self, tensor: torch.Tensor) -> Any:
         """A tensor on the agent's device, or a NumPy array if ``device`` is ``None``."""

@@ -85,6 +85,13 @@ class TaskEnv:
             set_parameters(self.env, {name: _between(*ends, progress) for name, ends in self.path.items()})
 
 
+def make_task_env(task: TaskFunction, spaces: Spaces, schedule: Schedule, step: int) -> TaskEnv:
+    """A separate environment of the task at ``step`` of a stream, which stays as it is at that step."""
+    env = TaskEnv(task, spaces, stride=0)
+    env.enter(schedule, step)
+    return env
+
+
 def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
     """Raise ValueError if an environment's spaces differ from the stream's."""
     for kind, space in zip(("observation_space", "action_space"), spaces):

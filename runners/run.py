@@ -198,9 +198,8 @@ class Run:
         """
         self._check_attempt()
         self.episodes.collect()
-        self._write(
-            "stream.json", self.episodes.tasks()
-        )  # once more: the disk may have been full at a switch
+        # Once more, since the disk may have been full at a switch.
+        self._write("stream.json", self.episodes.tasks())
         self._log_visit()
         weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
         self._write("checkpoint/weights.safetensors", safetensors.torch.save(weights))

@@ -27,7 +27,7 @@ from neoteny.envs.atari.game import ale, emulator_seed, is_game, vector_options
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed, make_task_env
 
 RESEED_AFTER = 5_000
 """Steps since an emulator's last seeding after which its next reset uses a new seed."""
@@ -147,7 +147,7 @@ class Emulators:
 
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Step all emulators; returns rewards, terminated and truncated, (N,)."""
-        self.observations, *ends, _ = self.vector.step(actions.astype(np.int64))
+        self.observations, *ends, _ = self.vector.step(actions.astype(np.int64, casting="same_kind"))
         self.actions.append(actions)
         return tuple(ends)
 
@@ -286,9 +286,7 @@ class AtariEngine:
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
         """A single environment of the current game."""
-        env = TaskEnv(self.make_task, self.spaces, stride=0)
-        env.enter(schedule, step)
-        return env
+        return make_task_env(self.make_task, self.spaces, schedule, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The logs of all games."""

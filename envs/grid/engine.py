@@ -24,7 +24,7 @@ from neoteny.envs.grid.layouts import LayoutPool
 from neoteny.envs.grid.task import GridTask, observation_spec
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed, make_task_env
 
 RENEW_EVERY = 16
 """Steps of all sub-environments after which one layout of a pool is replaced by a new one."""
@@ -161,9 +161,7 @@ class GridEngine:
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
         """The minigrid package's environment of the current task."""
-        env = TaskEnv(self.make_task, self.spaces, stride=0)
-        env.enter(schedule, step)
-        return env
+        return make_task_env(self.make_task, self.spaces, schedule, step)
 
     def state_dict(self) -> dict[str, Any]:
         """The state of all environments; layouts are not saved but drawn again from their seeds."""
@@ -182,7 +180,9 @@ class GridEngine:
             ValueError: the tensors have other shapes than the task's.
         """
         self.pools.clear()
-        self.episodes = {int(k): episodes.to(self.device) for k, episodes in state["episodes"].items()}
+        self.episodes = {
+            int(k): episodes.to(self.device, copy=True) for k, episodes in state["episodes"].items()
+        }
         self.steps = {int(k): steps for k, steps in state["steps"].items()}
         self.enter(schedule, step)
         own = {"cells": self.board.cells, "state": self.board.state, "observations": self.seen}

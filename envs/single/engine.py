@@ -18,7 +18,7 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs
 from neoteny.envs.single.workers import ProcessEnvs
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, episode_seed
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, episode_seed, make_task_env
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +125,7 @@ class SingleEngine:
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
         """One more environment, with the lifelong state with which environment 0 began its episode."""
-        env = TaskEnv(self.make_task, self.spaces, stride=0)
-        env.enter(schedule, step)
+        env = make_task_env(self.make_task, self.spaces, schedule, step)
         if running := self.log[0]:
             env.lifelong = running.lifelong
         return env

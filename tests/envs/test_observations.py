@@ -214,6 +214,17 @@ def test_planes_of_0_and_1_whose_space_says_255_are_told(tmp_path):
     assert "warning" not in str(Stream(lambda k, seed: Cue(), Schedule(), ENGINES, 1))
 
 
+def test_vectors_with_the_widest_bounds_are_read_without_a_warning():
+    class Wide(Cue):
+        def __init__(self):
+            super().__init__()
+            self.observation_space = Box(-1.7e308, 1.7e308, (10, 10, 4), np.float64)
+            self.dtype = np.float64
+
+    stream = Stream(lambda k, seed: Wide(), Schedule(), ENGINES, 1)
+    assert str(stream.observation_spec) == "vectors of 400 numbers"
+
+
 @pytest.mark.parametrize("shape", [(10, 10, 4), (4, 10, 10), (40, 40, 3), (3, 40, 40)])
 @pytest.mark.parametrize("high", [1, 9, 255])
 def test_a_task_id_is_seen_as_ones_and_zeros(shape, high):

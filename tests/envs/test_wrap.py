@@ -37,6 +37,15 @@ def turned_round(env, seed, k):
     return env
 
 
+def of_a_task(task, seed):
+    CALLS.append(seed)
+    return task
+
+
+def two_seeds(env, seed, other_seed):
+    return env
+
+
 def only_k(env, k):
     CALLS.append(k)
     return env
@@ -60,7 +69,7 @@ def more(env, what, ever):
 def mine(monkeypatch):
     """A module of the user's that has been imported."""
     module = types.ModuleType("mine")
-    for each in (plain, seeded, numbered, turned_round, only_k, Louder, no_env, more):
+    for each in (plain, seeded, numbered, turned_round, of_a_task, two_seeds, only_k, Louder, no_env, more):
         setattr(module, each.__name__, each)
     monkeypatch.setitem(sys.modules, "mine", module)
     CALLS.clear()
@@ -72,7 +81,14 @@ def make(wrap, id="CartPole-v1", **flags):
 
 @pytest.mark.parametrize(
     ("wrap", "call"),
-    [("plain", ()), ("seeded", (7, 0)), ("numbered", (0, 7)), ("turned_round", (0, 7)), ("only_k", 0)],
+    [
+        ("plain", ()),
+        ("seeded", (7, 0)),
+        ("of_a_task", (7, 0)),
+        ("numbered", (0, 7)),
+        ("turned_round", (0, 7)),
+        ("only_k", 0),
+    ],
 )
 def test_what_a_wrapper_is_given(wrap, call):
     make(wrap)
@@ -84,6 +100,7 @@ def test_what_a_wrapper_is_given(wrap, call):
     [
         ("no_env", "mine:no_env returned 3, which is not an environment"),
         ("more", r"mine:more must take \(env\), \(env, seed\) or \(env, k, seed\)"),
+        ("two_seeds", r"mine:two_seeds must take"),
         ("nothing", "no 'mine:nothing'"),
     ],
 )
