@@ -62,7 +62,7 @@ class StreamConfig:
     """Games of the stream "atari", in this order: Pong, or Freeway/1/0 for mode 1, difficulty 0."""
     cycles: int | None = dataclasses.field(default=None, metadata={"resumable": True})
     """Length of the run in cycles through all recurring tasks, instead of --total-steps."""
-    span: float | None = None
+    drift_fraction: float | None = None
     """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""
     audit: bool = True
     """Check at every switch, on a separate copy, that the new task behaves differently from the old one."""
@@ -111,7 +111,7 @@ class StreamConfig:
             if not self.games:
                 raise ValueError("--stream.games must name at least one Atari game")
             own = dataclasses.replace(own, tasks=len(self.games))
-        flags = {"period": self.period, "tasks": self.tasks, "span": self.span}
+        flags = {"period": self.period, "tasks": self.tasks, "drift_fraction": self.drift_fraction}
         given = {name: value for name, value in flags.items() if value is not None}
         changed = dataclasses.replace(own, order=self.order, jitter=self.jitter, **given)
         if own.period is None and self.wrap is None and changed != own:

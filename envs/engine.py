@@ -105,7 +105,7 @@ def choose_engine(
         if not engine.recognizes(first):
             continue
         try:
-            if schedule.span and not engine.gradual:
+            if schedule.drift_fraction and not engine.gradual:
                 raise UncoveredError("it does not support tasks that turn gradually into one another")
             engine.covers(first)
             for k in sorted(set(schedule.cycle) - {schedule.task_at(0)}):

@@ -16,7 +16,7 @@ from neoteny.envs.tasks import TaskFunction
 
 
 def stream(
-    id: str, *, period: int, tasks: int | None = None, span: float = 0.0, names: Sequence[str] = ()
+    id: str, *, period: int, tasks: int | None = None, drift_fraction: float = 0.0, names: Sequence[str] = ()
 ) -> Callable[[TaskFunction], TaskFunction]:
     """Register ``task(k, seed) -> env`` with Gymnasium as the stream ``id``.
 
@@ -24,12 +24,12 @@ def stream(
         id: a Gymnasium id; ``module:id`` on a command line imports the module first.
         period: default number of environment steps per task, summed over sub-environments.
         tasks: number of tasks, if they recur in cycles.
-        span: share of each visit over which the old task turns gradually into the new.
+        drift_fraction: share of each visit over which the old task turns gradually into the new.
         names: of tasks that recur in cycles, instead of ``tasks``.
     """
 
     def register(task: TaskFunction) -> TaskFunction:
-        schedule = Schedule(period, len(names) or tasks, span=span)
+        schedule = Schedule(period, len(names) or tasks, drift_fraction=drift_fraction)
         kwargs = {"task": task, "schedule": schedule, "names": tuple(names)}
         gym.register(id, vector_entry_point="neoteny.envs.config:make_stream", kwargs=kwargs)
         return task

@@ -17,7 +17,7 @@ class Schedule:
 
     A *visit* is one stay at a task. All options can be combined.
 
-    >>> schedule = Schedule(period=100, tasks=(0, 2), span=0.5)
+    >>> schedule = Schedule(period=100, tasks=(0, 2), drift_fraction=0.5)
     >>> [schedule.task_at(step) for step in (0, 99, 100, 200)]
     [0, 0, 2, 0]
     >>> [schedule.progress_at(step) for step in (0, 100, 125, 150, 199)]
@@ -32,8 +32,8 @@ class Schedule:
         order: of recurring tasks: the same in every cycle, or drawn anew for each, keeping repetitions.
         jitter: random shift of each switch, at most this share of half a period either way; 0 to less than 1.
             The mean period stays the same.
-        span: share of each visit, from its start, over which the old task turns gradually into the new; 0
-            for an abrupt switch, 1 for a change over the whole visit.
+        drift_fraction: share of each visit, from its start, over which the old task turns gradually into the
+            new; 0 for an abrupt switch, 1 for a change over the whole visit.
         seed: of the random order and shifts.
     """
 
@@ -41,7 +41,7 @@ class Schedule:
     tasks: int | tuple[int, ...] | None = None
     order: Order = "cycle"
     jitter: float = 0.0
-    span: float = 0.0
+    drift_fraction: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -53,8 +53,10 @@ class Schedule:
             raise ValueError(f"tasks are numbered from 0, not {self.tasks}")
         if not 0 <= self.jitter < 1:
             raise ValueError(f"the jitter of a stream must be at least 0 and below 1, not {self.jitter}")
-        if not 0 <= self.span <= 1:
-            raise ValueError(f"the span of a stream must be at least 0 and at most 1, not {self.span}")
+        if not 0 <= self.drift_fraction <= 1:
+            raise ValueError(
+                f"the drift fraction must be at least 0 and at most 1, not {self.drift_fraction}"
+            )
         if self.order == "random" and self.tasks is None:
             raise ValueError("tasks that never recur cannot come in random order")
 
@@ -68,7 +70,11 @@ class Schedule:
         else:
             which = "ever new tasks" if self.tasks is None else f"{self.tasks} tasks {order}"
         jitter = f", give or take {50 * self.jitter:g} % at each end" if self.jitter else ""
-        gradual = f", the change gradual over the first {100 * self.span:g} %" if self.span else ""
+        gradual = (
+            f", the change gradual over the first {100 * self.drift_fraction:g} %"
+            if self.drift_fraction
+            else ""
+        )
         return f"{which}, each for {self.period:,} steps{jitter}{gradual}"
 
     @property
@@ -116,10 +122,10 @@ class Schedule:
         Always 1 in a second consecutive visit to the same task.
         """
         visit = self.visit_at(step)
-        if visit == 0 or not self.span or self.task_of(visit) == self.task_of(visit - 1):
+        if visit == 0 or not self.drift_fraction or self.task_of(visit) == self.task_of(visit - 1):
             return 1.0
         start = self.start_of(visit)
-        return min(1.0, (step - start) / (self.span * (self.start_of(visit + 1) - start)))
+        return min(1.0, (step - start) / (self.drift_fraction * (self.start_of(visit + 1) - start)))
 
 
 # Cached, since they are used at every step: a draw costs as much as a step of a simple environment.

@@ -301,11 +301,13 @@ class Stream(VectorEnv):
                 raise ValueError(
                     f"the switch changed nothing: task {self.task} behaves exactly as task {old}"
                 )
-            if self.schedule.span and not fingerprint(self._make_task_env(before.parameters)).same_as(before):
-                raise ValueError(
-                    f"task {old} cannot turn gradually into task {self.task}, which differs in more than "
-                    f"numeric attributes of the environment"
-                )
+            if self.schedule.drift_fraction:
+                old_task = self._make_task_env(before.parameters)
+                if not fingerprint(old_task).same_as(before):
+                    raise ValueError(
+                        f"task {old} cannot turn gradually into task {self.task}, which differs in more than "
+                        f"numeric attributes of the environment"
+                    )
         self.audit_seconds += time.perf_counter() - started
 
     def _make_task_env(self, changed: dict[str, float] | None = None) -> gym.Env:

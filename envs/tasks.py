@@ -46,7 +46,7 @@ class TaskEnv:
             layers.append(layers[-1].env)
         self.layers = [layer for layer in layers if hasattr(layer, "lifelong_state")]
         self.path: dict[str, tuple[float, float]] = {}
-        if schedule.span and self.visit:
+        if schedule.drift_fraction and self.visit:
             before = self.make_task(schedule.task_of(self.visit - 1), schedule.seed)
             old, new = parameters(before), parameters(self.env)
             before.close()

@@ -15,6 +15,9 @@ from neoteny.runners.disk.files import flatten, to_json
 
 PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
 
+RENAMED = {"stream.span": "stream.drift_fraction"}
+"""Arguments that were renamed, old name -> new name, so that earlier checkpoints can still be resumed."""
+
 
 class Identity:
     """The arguments and the machine of a run, for comparison with those of its checkpoint.
@@ -68,6 +71,7 @@ def changed_arguments(
     value, which keeps the earlier behaviour.
     """
     old, new, default = (flatten(to_json(config)) for config in (before, now, defaults))
+    old = {RENAMED.get(name, name): value for name, value in old.items()}
     changed = {}
     for name in {**old, **new}:
         if name not in new:

@@ -42,6 +42,7 @@ RENAMED_WORDS: dict[str, str] = {
     "--stream.workers 2": "--stream.single.workers 2",
     "--stream.engine package": "--stream.engine single",
     "--network.flat": "--stream.observations vectors",
+    "--stream.span 0.5": "--stream.drift-fraction 0.5",
 }
 """Renamed flags, old -> new. The commands below use the new ones; a tree that cannot parse these gets the old
 ones."""
@@ -82,8 +83,8 @@ COMMANDS = {
     "optim:adamw",
     "ppo-workers": f"{PPO} {STREAM} mountaincar-drift --stream.normalizer reset --stream.single.workers 2 "
     "optim:muon",
-    "ppo-plasticity": f"{PPO} {STREAM} cartpole-gravity --stream.span 0.5 --probes.plasticity-every 1 "
-    "--probes.plasticity-steps 20 optim:adam",
+    "ppo-plasticity": f"{PPO} {STREAM} cartpole-gravity --stream.drift-fraction 0.5 "
+    "--probes.plasticity-every 1 --probes.plasticity-steps 20 optim:adam",
     "ppo-grid": f"{PPO} {STREAM} grid-layouts --network.activation maxmin --video-every 700 optim:muon",
     "ppo-grid-package": f"{PPO} {SMALL_ROOM} --stream.engine single --shared-torso "
     "--network.activation crelu optim:adamo",

@@ -58,7 +58,7 @@ def physics(name: str, small: int) -> Callable[[TaskFunction], TaskFunction]:
     def register(task: TaskFunction) -> TaskFunction:
         for suffix, period in (("", 500_000), ("-small", small)):
             stream(f"{name}-jumps{suffix}", period=period)(task)
-            stream(f"{name}-drift{suffix}", period=period, span=1.0)(task)
+            stream(f"{name}-drift{suffix}", period=period, drift_fraction=1.0)(task)
         return task
 
     return register

@@ -56,7 +56,7 @@ class _Failure(gym.ActionWrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         self.last = None
-        if seed is not None:  # else the generator goes on
+        if seed is not None:  # else the generator continues
             self.rng = random_generator(self.seed, "fail_actions", seed)
         return self.env.reset(seed=seed, options=options)
 

@@ -71,7 +71,7 @@ class _Noise(gym.ObservationWrapper):
         self.rng = random_generator(seed, "noisy_observations")
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        if seed is not None:  # else the generator goes on
+        if seed is not None:  # else the generator continues
             self.rng = random_generator(self.seed, "noisy_observations", seed)
         return super().reset(seed=seed, options=options)
 

@@ -79,7 +79,7 @@ FOR_BOTH = {
     "stream.order": Acts("--stream.order random", "--stream.tasks 0 1 2 3 4"),
     "stream.jitter": Acts("--stream.jitter 0.9"),
     "stream.cycles": Acts("--stream.cycles 2", "--stream.tasks 0 1"),
-    "stream.span": Acts("--stream.span 0.5", "--stream.id cartpole-gravity"),
+    "stream.drift_fraction": Acts("--stream.drift-fraction 0.5", "--stream.id cartpole-gravity"),
     "stream.audit": Acts("--stream.audit", aspect="tags"),
     "stream.normalizer": Acts("--stream.normalizer keep"),
     "stream.task_id": Acts("--stream.task-id onehot", "--stream.tasks 0 1"),
@@ -300,9 +300,9 @@ def test_a_flag_that_would_do_nothing_is_refused(agent, line, typed, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(agent, f"{typed} {line}")
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {typed.replace('=', ' ').split()[0]} does nothing: ")
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: {typed.replace('=', ' ').split()[0]} does nothing: ")
+    assert output.count("\n") == 1
 
 
 # What steps a stream is known once it is made.
@@ -376,8 +376,8 @@ CYCLE = "--stream.tasks 0 1 --stream.cycles 1"
 )
 def test_a_run_makes_whole_updates_and_says_so(agent, line, steps, said, capsys):
     AGENTS[agent].main(parse(agent, line))
-    told = capsys.readouterr().out
-    assert ("the run makes 96 steps instead of 100: whole updates of 32" in told) == said
+    output = capsys.readouterr().out
+    assert ("the run makes 96 steps instead of 100: whole updates of 32" in output) == said
     (summary,) = Path().glob("**/summary.json")
     assert json.loads(summary.read_text())["visits"][-1]["end"] == 96
     assert json.loads((summary.parent / "args.json").read_text())["total_steps"] == steps

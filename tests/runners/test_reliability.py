@@ -227,10 +227,10 @@ def test_preemption_of_the_true_command(tmp_path):
     while process.poll() is None and not list(checkpoints.glob("step_*")):
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
-    told = process.communicate(timeout=60)[1].decode()
-    assert process.returncode == 75, told
-    assert "SIGTERM: saving after this update; once more to stop at once" in told
-    assert "Traceback" not in told
+    output = process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 75, output
+    assert "SIGTERM: saving after this update; once more to stop at once" in output
+    assert "Traceback" not in output
     assert 0 < saved(killed)["step"] < 512
     assert [ending(args) for args in (killed, calm)] == [0, 0]  # what the command began, main finishes
     assert outcome(killed) == outcome(calm)
@@ -292,10 +292,10 @@ def test_disk_full_for_a_while_is_survived(which, tmp_path, monkeypatch, undistu
     args = small(tmp_path)
     fail_saves(monkeypatch, which)
     assert ending(args) == 0
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     for save in range(1, 5):
         warning = f"checkpoint at step {save * EVERY} could not be written (No space left on device)"
-        assert told.count(warning) == (save in which)
+        assert output.count(warning) == (save in which)
     assert outcome(args) == undisturbed
     steps = [int(path.name[5:]) for path in tmp_path.glob("**/step_*")]
     assert sorted(steps) == [save * EVERY for save in range(1, 5) if save not in which][-2:]
@@ -315,7 +315,7 @@ def test_disk_full_three_times_in_a_row_ends_the_run(which, tmp_path, monkeypatc
     assert outcome(args) == undisturbed
 
 
-def test_disk_full_when_a_signal_comes_is_told_by_another_exit_code(tmp_path, monkeypatch, undisturbed):
+def test_disk_full_when_a_signal_comes_is_reported_by_another_exit_code(tmp_path, monkeypatch, undisturbed):
     args = small(tmp_path)
     fail_saves(monkeypatch, {2})
     at(monkeypatch, 100, send("SIGTERM"))
@@ -453,9 +453,9 @@ def test_two_processes_the_older_one_finishes_a_checkpoint_too_late(
     assert ending(args) == -signal.SIGKILL
     (tmp_path / "late").rename(late)
     assert ending(args) == 0
-    told = capsys.readouterr()
-    assert "is shorter than the" in told.err
-    assert f"resumes at step {2 * EVERY}, exactly" in told.out
+    output = capsys.readouterr()
+    assert "is shorter than the" in output.err
+    assert f"resumes at step {2 * EVERY}, exactly" in output.out
     assert outcome(args) == undisturbed
 
 
@@ -533,9 +533,9 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
     at(monkeypatch, 150, lose)
     assert ending(args) == 0
-    told = capfd.readouterr().err
-    assert "sub-environments 0 to 0 was killed by signal 9; it is restarted" in told
-    assert "sub-environments 1 to 1 did not answer for 1 s; it is restarted" in told
+    output = capfd.readouterr().err
+    assert "sub-environments 0 to 0 was killed by signal 9; it is restarted" in output
+    assert "sub-environments 1 to 1 did not answer for 1 s; it is restarted" in output
     assert outcome(args) == undisturbed
 
 
@@ -553,9 +553,9 @@ def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
     assert exit.value.code == 70
     del exit
     gc.collect()  # which closes the run
-    told = capfd.readouterr().err
+    output = capfd.readouterr().err
     assert re.search(
-        r"error: 1 workers in a row .* signal 9; their .*: 0 \(seed \d+, \d+ actions\), 1 \(", told
+        r"error: 1 workers in a row .* signal 9; their .*: 0 \(seed \d+, \d+ actions\), 1 \(", output
     )
     assert saved(small(tmp_path))["step"] == 2 * EVERY
 
@@ -637,10 +637,12 @@ def test_an_unfinished_run_of_0_1_is_refused_and_left_alone(overwrite, tmp_path,
     shutil.move(folder / "checkpoint" / "args.json", folder)
     before = tree(tmp_path)
     assert ending(args) == 2
-    told = capsys.readouterr().err
-    assert "was made by neoteny 0.1: finish the run with that version, or remove its folder to start" in told
-    assert told.startswith(f"error: {folder}")
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert (
+        "was made by neoteny 0.1: finish the run with that version, or remove its folder to start" in output
+    )
+    assert output.startswith(f"error: {folder}")
+    assert output.count("\n") == 1
     assert tree(tmp_path) == before
 
 
@@ -721,8 +723,8 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
         begin(other)
     assert exit.value.code == 2
     old, new = value_of(args, name), value_of(other, name)
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: {folder} holds an unfinished run with {name} {old}, not {new}; ")
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: {folder} holds an unfinished run with {name} {old}, not {new}; ")
     assert tree(tmp_path) == before
 
 
@@ -746,9 +748,9 @@ def test_mismatched_arguments_of_methods(method, field, tmp_path, capsys):
     assert exit.value.code == 2
     old, new = (to_json(getattr(made, field)) for made in (config, other_config))
     assert old != new
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     what = f"methods.{method}.{field} {old}, not {new}; "
-    assert told.startswith(f"error: {folder} holds an unfinished run with {what}")
+    assert output.startswith(f"error: {folder} holds an unfinished run with {what}")
     assert tree(tmp_path) == before
 
 
@@ -768,7 +770,7 @@ def test_mismatched_methods_are_refused(had, tmp_path, monkeypatch, capsys):
     if not had:
         what = "without methods.isometry.on, which now is all"
     assert f"error: {folder} holds an unfinished run {what}; --note names" in capsys.readouterr().err
-    assert ending(args) == 0  # where it was, it goes on
+    assert ending(args) == 0  # moved back, it resumes
 
 
 def test_resumable_arguments_are_those_that_change_nothing_that_is_learned():
@@ -796,6 +798,7 @@ CHANGES = {
     "a new one as it was before": ({}, {"wrap": None, "n": (1,)}, {"wrap": None, "n": (1,)}, {}),
     "a new one that acts": ({}, {"n": 2}, {"n": 1}, {"n": "without n, which now is 2"}),
     "a new one without default": ({}, {"n": 2}, {}, {"n": "without n, which now is 2"}),
+    "renamed": ({"stream": {"span": 0.5}}, {"stream": {"drift_fraction": 0.5}}, {}, {}),
     "one that is gone": ({"n": 2}, {}, {"n": 2}, {"n": "with n 2, which is no argument of it now"}),
 }
 
@@ -843,7 +846,7 @@ def test_mismatched_optimizer(tmp_path, capsys):
     ("what", "value"),
     [("threads", 7), ("cpu_capability", "Z80"), ("python", "3.99.0"), ("versions", {"torch": "9.0"})],
 )
-def test_mismatched_machine_is_told_in_meta_json(what, value, tmp_path, monkeypatch, capsys):
+def test_mismatched_machine_is_reported_in_meta_json(what, value, tmp_path, monkeypatch, capsys):
     args, real = small(tmp_path), identity.machine
     folder = interrupted(args)
     assert json.loads((folder / "meta.json").read_text())["resume_exact"] is True
@@ -911,10 +914,10 @@ def test_damaged_checkpoint_the_older_one_serves(tmp_path, monkeypatch, undistur
     damage(newest / TENSORS)
     capsys.readouterr()
     assert ending(args) == 0
-    told = capsys.readouterr()
-    assert told.err.count("warning") == 1
-    assert f"{newest / TENSORS} was changed" in told.err
-    assert f"resumes at step {EVERY}, exactly" in told.out
+    output = capsys.readouterr()
+    assert output.err.count("warning") == 1
+    assert f"{newest / TENSORS} was changed" in output.err
+    assert f"resumes at step {EVERY}, exactly" in output.out
     assert outcome(args) == undisturbed
 
 
@@ -1003,9 +1006,9 @@ def test_damaged_or_foreign_state_is_refused(change, sentence, tmp_path, monkeyp
     checkpoint.save_checkpoint(newest.parent, state["step"], state)
     before = {path: data for path, data in tree(tmp_path).items() if "checkpoint" in path.parts}
     assert ending(args) == 2
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert sentence in output
+    assert "Traceback" not in output
     assert before.items() <= tree(tmp_path).items()
 
 
@@ -1223,9 +1226,9 @@ def test_nan_ends_the_run_in_the_same_update(spoil, tmp_path, monkeypatch, undis
     args = small(tmp_path)
     spoil(monkeypatch)
     assert ending(args) == 70
-    told = capsys.readouterr().err
-    assert "error: not finite at step 80: " in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert "error: not finite at step 80: " in output
+    assert "Traceback" not in output
     folder = run_folder("ppo", args)
     crash = json.loads((folder / "crash" / "crash.json").read_text())
     assert crash["step"] == 80
@@ -1404,7 +1407,7 @@ def test_part_that_cannot_be_flushed_is_a_save_that_failed(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_part_that_is_not_exact_is_told_in_meta_json(exact, tmp_path):
+def test_part_that_is_not_exact_is_reported_in_meta_json(exact, tmp_path):
     args = small(tmp_path)
     begun = begin(args, memory=Memory(tmp_path / "memory"))
     update(begun, EVERY)
@@ -1413,5 +1416,5 @@ def test_part_that_is_not_exact_is_told_in_meta_json(exact, tmp_path):
     again = begin(args, memory=memory)
     again.close()
     assert memory.calls == ["open", {"size": 3}]
-    told = json.loads((again.folder / "meta.json").read_text())["resume_exact"]
-    assert told == (True if exact else ["memory could not be restored exactly"])
+    output = json.loads((again.folder / "meta.json").read_text())["resume_exact"]
+    assert output == (True if exact else ["memory could not be restored exactly"])
