@@ -1,6 +1,6 @@
 """Table and figure, per stream, of which isometry measures each optimizer preserved over finished runs.
 
-python scripts/lens.py runs --figure results/lens.png
+python scripts/isometry_table.py runs --figure isometry.png
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HELD = 1.5
 
 
 @dataclasses.dataclass(frozen=True)
-class Lens(Compare):
+class IsometryTable(Compare):
     """Show which isometry measures each optimizer preserved over finished runs."""
 
 
@@ -96,7 +96,7 @@ def _farthest(points: pd.DataFrame) -> float:
     return float(np.max(factors))
 
 
-def main(args: Lens) -> int:
+def main(args: IsometryTable) -> int:
     """Print the tables, draw the figures; exits with code 2 if there is no finished run."""
     runs = read_runs(args.folders)
     if runs.empty:
@@ -110,4 +110,4 @@ def main(args: Lens) -> int:
 
 
 if __name__ == "__main__":
-    launch_script(main, Lens)
+    launch_script(main, IsometryTable)

@@ -93,7 +93,7 @@ def test_the_ten_line_stream(tmp_path):
 def test_sweep_compare_and_isometry_table(tmp_path):
     sweep, compare, table = (
         next(line for line in COMMANDS if line.startswith(f"python scripts/{name}.py"))
-        for name in ("sweep", "compare", "lens")
+        for name in ("sweep", "compare", "isometry_table")
     )
     sweep = sweep.replace("--seeds 1 2 3", "--seeds 1 2") + " -- --total-steps 2048 --probes.no-pictures"
     assert "4 runs done, 0 were finished before, 0 failed" in run(sweep, tmp_path)

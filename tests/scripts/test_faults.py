@@ -38,13 +38,13 @@ def test_a_crash_is_reproduced(tmp_path):
     again = python(ROOT / "scripts" / "replay_crash.py", crash, cwd=tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "as before" in again.stdout
-    told = json.loads((crash / "crash.json").read_text())
-    (crash / "crash.json").write_text(json.dumps(told | {"step": told["step"] + 16}))
+    output = json.loads((crash / "crash.json").read_text())
+    (crash / "crash.json").write_text(json.dumps(output | {"step": output["step"] + 16}))
     assert python(ROOT / "scripts" / "replay_crash.py", crash, cwd=tmp_path).returncode == 1
 
 
 @pytest.mark.parametrize("bundle", [{}, {"crash.json": "{}", "args.json": "[]"}, {"crash.json": "{}"}])
-def test_what_is_no_crash_bundle_is_told(bundle, tmp_path):
+def test_what_is_no_crash_bundle_is_refused(bundle, tmp_path):
     for name, text in bundle.items():
         (tmp_path / name).write_text(text)
     done = python(ROOT / "scripts" / "replay_crash.py", tmp_path)

@@ -1,4 +1,4 @@
-"""The lens says what was measured: means by hand, what is not finite, what is missing."""
+"""The isometry table says what was measured: means by hand, what is not finite, what is missing."""
 
 import importlib
 import math
@@ -12,9 +12,9 @@ import pytest
 from neoteny.runners.disk.events import EventWriter
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-compare, lens = (importlib.import_module(name) for name in ("compare", "lens"))
+compare, isometry_table = (importlib.import_module(name) for name in ("compare", "isometry_table"))
 
-MAX, MEAN, MIN = (lens.ROWS[row] for row in lens.SPECTRUM)
+MAX, MEAN, MIN = (isometry_table.ROWS[row] for row in isometry_table.SPECTRUM)
 NTK = "isometry/ntk_log10_cond"
 
 
@@ -42,13 +42,13 @@ def test_the_last_quarter_and_the_first_measurement_over_seeds(tmp_path):
     finished(tmp_path, "adam", 1, {MAX: [1.0, 9.0, 9.0, 2.0, 4.0]}, scores)
     finished(tmp_path, "adam", 2, {MAX: [2.0, 9.0, 9.0, 4.0, 6.0]}, {"score/return_auc": 14.0})
     finished(tmp_path, "muon", 7, {MAX: [1.5, 2.5]})
-    told = rows(lens.table(lens.read_runs((tmp_path,))))
-    assert told[""] == ["adam", "muon"]
-    assert told["seeds"] == ["2", "1"]
+    output = rows(isometry_table.table(isometry_table.read_runs((tmp_path,))))
+    assert output[""] == ["adam", "muon"]
+    assert output["seeds"] == ["2", "1"]
     # 3 and 5: mean 4, standard error 1, t of one degree of freedom 12.7; one seed has no interval
-    assert told["sigma max"] == ["4 ± 12.7 (from 1.5)", "2.5 (from 1.5)"]
-    assert told["mean return"] == ["12.00 ± 25.41", "-"]
-    assert told["sigma min"] == told["NTK log10 cond"] == ["-", "-"]
+    assert output["sigma max"] == ["4 ± 12.7 (from 1.5)", "2.5 (from 1.5)"]
+    assert output["mean return"] == ["12.00 ± 25.41", "-"]
+    assert output["sigma min"] == output["NTK log10 cond"] == ["-", "-"]
 
 
 def test_parts_are_averaged_and_layers_of_the_same_name_are_not_mistaken_for_them(tmp_path):
@@ -61,9 +61,9 @@ def test_parts_are_averaged_and_layers_of_the_same_name_are_not_mistaken_for_the
         "isometry/jacobian_distance/actor.linear1/median": [99.0, 99.0],
     }
     finished(tmp_path, "adam", 1, measured)
-    told = rows(lens.table(lens.read_runs((tmp_path,))))
-    assert told["feature effective rank"] == ["6.5 (from 4)"]
-    assert told["Jacobian distance"] == ["2 (from 1)"]
+    output = rows(isometry_table.table(isometry_table.read_runs((tmp_path,))))
+    assert output["feature effective rank"] == ["6.5 (from 4)"]
+    assert output["Jacobian distance"] == ["2 (from 1)"]
 
 
 def test_what_is_not_finite_is_counted_and_never_averaged_away(tmp_path):
@@ -75,9 +75,9 @@ def test_what_is_not_finite_is_counted_and_never_averaged_away(tmp_path):
             seed,
             {tag: [1.0, 1.0, 1.0, 1.0, last], f"{NTK}/q": [math.inf, 2.0]},
         )
-    told = rows(lens.table(lens.read_runs((tmp_path,))))
-    assert told["log10 cond"] == ["inf (2 of 4), nan (1 of 4) (from 1)"]
-    assert told["NTK log10 cond"] == ["2 ± 0 (from inf)"]
+    output = rows(isometry_table.table(isometry_table.read_runs((tmp_path,))))
+    assert output["log10 cond"] == ["inf (2 of 4), nan (1 of 4) (from 1)"]
+    assert output["NTK log10 cond"] == ["2 ± 0 (from inf)"]
 
 
 def test_held_is_what_stayed_near_its_first_value_throughout_and_on_every_seed(tmp_path):
@@ -86,7 +86,7 @@ def test_held_is_what_stayed_near_its_first_value_throughout_and_on_every_seed(t
     finished(tmp_path, "adam", 1, {MAX: [2.0, 20.0], MEAN: [1.0, math.nan], MIN: [1.0, 0.0]})
     finished(tmp_path, "old", 1, {MAX: [2.0, 2.0]})
     finished(tmp_path, "unmeasured", 1, {"a": [1.0]})
-    _, _, *lines = lens.held(lens.read_runs((tmp_path,)))
+    _, _, *lines = isometry_table.held(isometry_table.read_runs((tmp_path,)))
     assert lines == [
         "* adam: none (farthest, as a factor: sigma max 10, mean squared sigma nan, sigma min inf)",
         "* adamo: sigma max, mean squared sigma "
@@ -122,17 +122,17 @@ def test_the_command_prints_a_table_and_draws_what_there_is(tmp_path, capsys):
             }
             finished(tmp_path / stream, optimizer, 1, measured)
     (tmp_path / "two" / "stream").rename(tmp_path / "two" / "other")
-    assert lens.main(lens.Lens((tmp_path,), figure=tmp_path / "lens.png")) == 0
-    told = capsys.readouterr().out
-    assert re.findall("PPO on (.*)", told) == ["other", "stream"]
+    assert isometry_table.main(isometry_table.IsometryTable((tmp_path,), figure=tmp_path / "table.png")) == 0
+    output = capsys.readouterr().out
+    assert re.findall("PPO on (.*)", output) == ["other", "stream"]
     for name in ("other", "stream"):
-        assert (tmp_path / f"lens-{name}-ppo.png").stat().st_size > 10_000
+        assert (tmp_path / f"table-{name}-ppo.png").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("script", [compare, lens])
-def test_no_finished_run_is_told(script, tmp_path, capsys):
+@pytest.mark.parametrize("script", [compare, isometry_table])
+def test_no_finished_run_is_refused(script, tmp_path, capsys):
     (tmp_path / "stream" / "ppo" / "adam" / "s1").mkdir(parents=True)
-    args = (lens.Lens if script is lens else compare.Compare)((tmp_path,))
+    args = (isometry_table.IsometryTable if script is isometry_table else compare.Compare)((tmp_path,))
     with pytest.raises(SystemExit) as exit:
         script.main(args)
     assert exit.value.code == 2
