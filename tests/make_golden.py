@@ -1,4 +1,4 @@
-"""Make the checkpoint that later versions must be able to go on from: python -m tests.make_golden."""
+"""Make the checkpoint that later versions must be able to resume: python -m tests.make_golden."""
 
 import contextlib
 import shutil

@@ -324,7 +324,7 @@ class InjectionConfig(MethodConfig):
     name: ClassVar[str] = "injection"
 
     after: int | None = None
-    """Gradient steps after which it is done; None is at the first switch, of which it is told."""
+    """Gradient steps after which it is done; None is at the first switch, which `on_switch` reports."""
 
     def build(self, learner: Learner) -> Injection:
         """The method, for one network."""
@@ -356,7 +356,7 @@ class ShrinkPerturb(Method):
 
 @dataclass(frozen=True)
 class ShrinkPerturbConfig(MethodConfig):
-    """Shrink and perturb at every switch, of which it is told."""
+    """Shrink and perturb at every switch, which `on_switch` reports."""
 
     name: ClassVar[str] = "shrink_perturb"
     conflicts: ClassVar[tuple[str, ...]] = ("injection",)

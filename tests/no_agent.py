@@ -19,7 +19,7 @@ class Steps:
 
 
 def begin(args, **parts):
-    """A run that begins or goes on."""
+    """A run that begins or resumes."""
     return Run("ppo", args, Steps(), args.total_steps, **parts)
 
 

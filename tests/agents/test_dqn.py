@@ -236,13 +236,13 @@ def test_every_optimizer_runs_and_is_measured(tmp_path, optim):
     assert "isometry/sigma_max/q.linear1" in events
 
 
-def test_learning_starts_when_it_is_told_to(tmp_path):
+def test_learning_starts(tmp_path):
     dqn.main(small(tmp_path, "cartpole-rotations", learning_starts=600, total_steps=1024))
     events = scalars(tmp_path / "cartpole-rotations" / "dqn" / "adam" / "s1")
     assert [step for step, _ in events["losses/td_loss"]] == [768, 1024]
 
 
-def test_epsilon_restarts_only_if_it_is_told_to(tmp_path):
+def test_epsilon_restarts_only_with_its_flag(tmp_path):
     for restart in (False, True):
         args = small(tmp_path / str(restart), "cartpole-rotations", eps_restart=restart, eps_steps=256)
         dqn.main(dataclasses.replace(args, stream=StreamConfig(args.stream.id, period=512)))
@@ -369,14 +369,14 @@ def test_sampled_stacks_are_the_streams_own(memory, tmp_path):
 
 
 @pytest.mark.parametrize("memory", ["disk", "device"])
-def test_what_the_memory_needs_is_told_before_anything_is_written(memory, tmp_path, monkeypatch, capsys):
+def test_what_the_memory_needs_is_reported_before_anything_is_written(memory, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["dqn.py", "--memory", memory, "--buffer-size", str(10**12)])
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit:
         launch(dqn.main, Args, {})
     assert exit.value.code == 2
-    told = r"error: the replay memory needs [\d,]{17,} bytes and [\d,]+ are free (on|in)"
-    assert re.match(told, capsys.readouterr().err)
+    output = r"error: the replay memory needs [\d,]{17,} bytes and [\d,]+ are free (on|in)"
+    assert re.match(output, capsys.readouterr().err)
     assert not list(tmp_path.iterdir())
 
 

@@ -42,7 +42,7 @@ def test_every_preset_parses_with_every_optimizer(preset):
     assert parse(preset) == override(Args(), PRESETS[preset])
 
 
-def test_the_optimizer_of_a_preset_keeps_its_options_unless_told_otherwise():
+def test_the_optimizer_of_a_preset_keeps_its_options_unless_given():
     chosen = PRESETS["grid-layouts-small"]["optim"]["iso"]
     assert parse("grid-layouts-small").optim.iso == chosen != Args().optim.iso
     assert parse("grid-layouts-small optim:adamo").optim.iso == chosen
@@ -97,9 +97,9 @@ def test_of_an_unknown_flag_the_nearest_are_named(agent, typed, capsys):
     with pytest.raises(SystemExit) as exit:
         cli({"ppo": ppo, "dqn": dqn}[agent].Args, {}, [f"--{typed}", "1"])
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith(f"error: there is no flag --{typed}; similar: ")
-    assert NEAR[agent][typed] in re.findall(r"[\w:.-]+", told.partition("similar:")[2])
+    output = capsys.readouterr().err
+    assert output.startswith(f"error: there is no flag --{typed}; similar: ")
+    assert NEAR[agent][typed] in re.findall(r"[\w:.-]+", output.partition("similar:")[2])
 
 
 def test_override_knows_only_fields():
@@ -167,16 +167,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_input_is_told_and_nothing_is_written(line, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_refused_and_nothing_is_written(line, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit:
         parse(line)
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert BAD[line] in told
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert BAD[line] in output
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
+    assert "Traceback" not in output
     assert not list(tmp_path.iterdir())
 
 
@@ -198,15 +198,17 @@ UNFIT = {
 
 @pytest.mark.parametrize("agent", [dqn, ppo])
 @pytest.mark.parametrize("line", UNFIT)
-def test_what_does_not_go_together_is_told_and_nothing_is_written(line, agent, tmp_path, monkeypatch, capsys):
+def test_what_does_not_go_together_is_refused_and_nothing_is_written(
+    line, agent, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["agent.py", *line.split()])
     with pytest.raises(SystemExit) as exit:
         launch(agent.main, agent.Args, {})
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert UNFIT[line] in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert UNFIT[line] in output
+    assert "Traceback" not in output
     assert not list(tmp_path.iterdir())
 
 
@@ -249,23 +251,23 @@ def good(tmp_path_factory):
 
 
 def refused(parse_it, folder, capsys):
-    """Whether this does not parse; if so, it must be told in words, with exit code 2."""
+    """Whether this does not parse; if so, the refusal must be a sentence, with exit code 2."""
     code = 0
     try:
         parse_it()
     except SystemExit as exit:
         code = exit.code
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert not list(folder.iterdir())
-    assert "Traceback" not in told
+    assert "Traceback" not in output
     assert code in (0, 2)
-    assert bool(told) == (code == 2)
+    assert bool(output) == (code == 2)
     return code == 2
 
 
 @settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_a_malformed_args_json_is_told(data, good, tmp_path_factory, capsys):
+def test_a_malformed_args_json_is_refused(data, good, tmp_path_factory, capsys):
     config, path = copy.deepcopy(good), tmp_path_factory.mktemp("args") / "args.json"
     kind = data.draw(st.sampled_from(["text", "json", "field", "new"]))
     name = data.draw(st.sampled_from(FIELDS + NESTED))
@@ -292,7 +294,7 @@ def test_a_malformed_args_json_is_told(data, good, tmp_path_factory, capsys):
         max_size=5,
     )
 )
-def test_a_malformed_command_line_is_told(tmp_path_factory, capsys, words):
+def test_a_malformed_command_line_is_refused(tmp_path_factory, capsys, words):
     refused(lambda: cli(Args, PRESETS, words), tmp_path_factory.mktemp("cwd"), capsys)
 
 

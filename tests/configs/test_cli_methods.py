@@ -287,14 +287,14 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD)
-def test_bad_methods_are_told(line, capsys):
+def test_bad_methods_are_refused(line, capsys):
     with pytest.raises(SystemExit) as exit:
         parse(line)
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert BAD[line] in told
-    assert told.count("\n") == 1
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert BAD[line] in output
+    assert output.count("\n") == 1
+    assert "Traceback" not in output
 
 
 def written(folder: Path, args: Any) -> Path:
@@ -345,8 +345,8 @@ def test_no_args_json_imports_a_method_or_ends_in_a_traceback(reason, tmp_path, 
     with pytest.raises(SystemExit) as exit:
         read_args(Args, path)
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert reason in told or isinstance(UNREADABLE[reason], list)
+    output = capsys.readouterr().err
+    assert reason in output or isinstance(UNREADABLE[reason], list)
     assert "antigravity" not in sys.modules
 
 
@@ -359,13 +359,13 @@ WORDS = [
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=4).map("--methods.{}".format), max_size=5))
-def test_malformed_words_are_told(capsys, words):
+def test_malformed_words_are_refused(capsys, words):
     code = 0
     try:
         cli(Args, PRESETS, words)
     except SystemExit as exit:
         code = exit.code
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     assert code in (0, 2)
-    assert bool(told) == (code == 2)
-    assert "Traceback" not in told
+    assert bool(output) == (code == 2)
+    assert "Traceback" not in output

@@ -105,11 +105,11 @@ def test_setting_up_is_refused_in_one_sentence(line, agent, tmp_path, monkeypatc
     with pytest.raises(SystemExit) as exit:
         launch(agent.main, agent.Args, {})
     assert exit.value.code == 2
-    told = capsys.readouterr().err
+    output = capsys.readouterr().err
     wanted = REFUSED[line]
-    assert wanted.search(told) if isinstance(wanted, re.Pattern) else wanted in told
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    assert wanted.search(output) if isinstance(wanted, re.Pattern) else wanted in output
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
     assert not (tmp_path / "runs").exists()
 
 
@@ -138,7 +138,7 @@ LACKING = {
     "agents/dqn.py atari": ("ale_py", "atari"),
     "scripts/compare.py runs": ("matplotlib", "analysis"),
     "scripts/compare.py --help": ("seaborn", "analysis"),
-    "scripts/lens.py runs": ("pandas", "analysis"),
+    "scripts/isometry_table.py runs": ("pandas", "analysis"),
 }
 
 
@@ -150,8 +150,8 @@ def test_of_a_package_that_is_missing_the_extra_is_named(command, tmp_path, monk
         if name.startswith((f"gymnasium.envs.{package.lower()}", f"{package}.")):
             monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    told = refused(command, monkeypatch, capsys)
-    assert re.search(rf"pip install \"?neoteny\[{extra}\]", told)
+    output = refused(command, monkeypatch, capsys)
+    assert re.search(rf"pip install \"?neoteny\[{extra}\]", output)
 
 
 SCRIPTS = {
@@ -162,7 +162,7 @@ SCRIPTS = {
     "scripts/sweep.py --seed 1": "there is no flag --seed; similar: --seeds",
     "scripts/sweep.py -- --learning-rate 1": "there is no flag --learning-rate",
     "scripts/compare.py": "no finished run below no folder",
-    "scripts/lens.py nowhere": "no finished run below nowhere",
+    "scripts/isometry_table.py nowhere": "no finished run below nowhere",
     "scripts/compare.py runs --figures x.png": "there is no flag --figures; similar: --figure",
     "scripts/replay_crash.py nowhere": "nowhere is no crash bundle",
 }

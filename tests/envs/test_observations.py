@@ -203,7 +203,7 @@ def test_codes_that_are_none_are_refused():
         Stream(brighter, Schedule(), ENGINES, 1)
 
 
-def test_planes_of_0_and_1_whose_space_says_255_are_told(tmp_path):
+def test_planes_of_0_and_1_whose_space_says_255_are_reported(tmp_path):
     def dim(k, seed):
         env = Cue()
         env.observation_space = box(10, 10, 4)

@@ -36,7 +36,7 @@ def distinct_streams():
     found = {}
     for id in registered_streams():
         kwargs = gym.spec(id).kwargs
-        found.setdefault((kwargs["task"], kwargs["schedule"].tasks, kwargs["schedule"].span), id)
+        found.setdefault((kwargs["task"], kwargs["schedule"].tasks, kwargs["schedule"].drift_fraction), id)
     ids = [id for id in found.values() if not id.startswith(("atari-", *LACKING))]
     return [pytest.param(id, marks=pytest.mark.slow) if id == "atari" else id for id in ids]
 
@@ -59,7 +59,7 @@ class Reference:
         if isinstance(self.stream.engine, AtariEngine):  # whose emulators stay
             self.games[task] = self.env
         self.path = {}
-        if self.visit and schedule.span:
+        if self.visit and schedule.drift_fraction:
             old = self.stream.make_task(schedule.task_of(self.visit - 1), self.stream.seed).unwrapped
             new = self.env.unwrapped
             self.path = {
@@ -73,7 +73,11 @@ class Reference:
         """Where the change is gradual, set what is on its way from the old task to the new."""
         schedule = self.stream.schedule
         begun, end = (schedule.start_of(self.visit + i) for i in (0, 1))
-        progress = min(1.0, (self.steps - begun) / (schedule.span * (end - begun))) if schedule.span else 1.0
+        progress = (
+            min(1.0, (self.steps - begun) / (schedule.drift_fraction * (end - begun)))
+            if schedule.drift_fraction
+            else 1.0
+        )
         for name, (old, new) in self.path.items():
             if old != new:
                 setattr(self.env.unwrapped, name, new if progress == 1 else old + progress * (new - old))
@@ -227,7 +231,7 @@ SCHEDULES = st.builds(
     tasks=st.integers(1, 7) | st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True).map(tuple),
     order=st.sampled_from(["cycle", "random"]),
     jitter=st.sampled_from([0.0, 0.3, 0.9]),
-    span=st.sampled_from([0.0, 0.5, 1.0]),
+    drift_fraction=st.sampled_from([0.0, 0.5, 1.0]),
     seed=st.integers(0, 5),
 )
 
@@ -249,7 +253,7 @@ def test_schedules_agree_with_stepping_and_visit_every_task_once_a_cycle(schedul
         progress = [schedule.progress_at(step) for step in range(start, end)]
         assert progress == sorted(progress)
         assert all(0 <= p <= 1 for p in progress)
-        if visit and schedule.span and progress and tasks[visit] != tasks[visit - 1]:
+        if visit and schedule.drift_fraction and progress and tasks[visit] != tasks[visit - 1]:
             assert progress[0] == 0
         else:
             assert set(progress) <= {1.0}
@@ -293,7 +297,7 @@ def test_random_orders_and_jitter_depend_on_the_seed_and_vary():
             "3 tasks in random order, each for 50 steps, give or take 25 % at each end",
         ),
         (
-            Schedule(50, (4, 1), span=0.5),
+            Schedule(50, (4, 1), drift_fraction=0.5),
             "tasks 4, 1 in cycles, each for 50 steps, the change gradual over the first 50 %",
         ),
     ],
@@ -311,7 +315,7 @@ def test_a_schedule_is_one_line(schedule, line):
         {"period": 5, "order": "random"},
         {"period": 5, "tasks": ()},
         {"period": 5, "tasks": (0, -1)},
-        {"period": 5, "span": 1.5},
+        {"period": 5, "drift_fraction": 1.5},
     ],
 )
 def test_bad_schedules_are_refused(bad):
@@ -485,7 +489,7 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
 
 def test_what_replay_cannot_restore_is_not_restored_and_goes_on_without():
     @stream("Forgetful-v0", period=100)
-    def forgetful(k, seed):
+    def stateless(k, seed):
         env = gym.make("CartPole-v1")
         env.unwrapped.gravity = next(gravities)
         return env
@@ -647,7 +651,7 @@ class Gradual:
 
 @pytest.mark.parametrize("num_envs", [1, 2])
 def test_a_gradual_change_moves_the_simulator_step_by_step(num_envs):
-    one = Stream(Gradual.task, Schedule(period=8, span=0.5), ENGINES, num_envs)
+    one = Stream(Gradual.task, Schedule(period=8, drift_fraction=0.5), ENGINES, num_envs)
     one.reset()
     seen = []
     for _ in range(24 // num_envs):
@@ -663,7 +667,7 @@ def test_a_gradual_change_moves_the_simulator_step_by_step(num_envs):
 
 
 def test_a_task_that_comes_twice_in_a_row_stays_what_it_has_become():
-    schedule = Schedule(period=8, tasks=(0, 1, 1), span=1.0)
+    schedule = Schedule(period=8, tasks=(0, 1, 1), drift_fraction=1.0)
     one = Stream(Gradual.task, schedule, ENGINES, num_envs=1)
     one.reset()
     gravities = []
@@ -680,18 +684,18 @@ def test_a_task_that_comes_twice_in_a_row_stays_what_it_has_become():
 
 
 def test_a_gradual_change_is_audited_at_its_ends():
-    rotations = StreamConfig("cartpole-rotations", period=8, span=1.0).make(2)
+    rotations = StreamConfig("cartpole-rotations", period=8, drift_fraction=1.0).make(2)
     rotations.reset()
     with pytest.raises(ValueError, match="task 0 cannot turn gradually into task 1"):
         advance(rotations, 4)
-    gravity = StreamConfig("cartpole-gravity", period=8, span=1.0).make(2)
+    gravity = StreamConfig("cartpole-gravity", period=8, drift_fraction=1.0).make(2)
     gravity.reset()
     *_, info = advance(gravity, 5)[-1]
     assert info["fingerprint"].parameters["gravity"] != 9.8
     assert gravity.audit_seconds > 0
 
 
-@pytest.mark.parametrize("flags", [{}, {"span": 1.0}, {"normalizer": "keep"}])
+@pytest.mark.parametrize("flags", [{}, {"drift_fraction": 1.0}, {"normalizer": "keep"}])
 def test_spawned_workers_give_the_same_bits(flags):
     config = StreamConfig("cartpole-gravity", period=40, **flags)
     here, there = (
@@ -730,14 +734,16 @@ def test_the_normalizer_knows_what_was_seen(policy):
         assert normal.observation_space.contains(two[0].numpy())
 
 
-def test_the_agent_is_told_the_task_if_asked():
-    told = StreamConfig("cartpole-gravity", period=6, tasks=(3, 1), task_id="onehot").make(2)
-    assert told.single_observation_space.shape == (6,)
-    np.testing.assert_array_equal(told.reset()[0][:, 4:], [[0, 1]] * 2)  # task 3, the second of two in order
-    for step, (observation, *_, info) in enumerate(advance(told, 6), start=1):
+def test_task_id_onehot():
+    output = StreamConfig("cartpole-gravity", period=6, tasks=(3, 1), task_id="onehot").make(2)
+    assert output.single_observation_space.shape == (6,)
+    np.testing.assert_array_equal(
+        output.reset()[0][:, 4:], [[0, 1]] * 2
+    )  # task 3, the second of two in order
+    for step, (observation, *_, info) in enumerate(advance(output, 6), start=1):
         mark = [[0, 1]] if step // 3 % 2 == 0 else [[1, 0]]
         np.testing.assert_array_equal(observation[:, 4:], mark * 2)
-        assert told.observation_space.contains(observation)
+        assert output.observation_space.contains(observation)
         if step % 3 == 0:  # the old task's
             np.testing.assert_array_equal(info["final_obs"][:, 4:], [mark[0][::-1]] * 2)
     grid = StreamConfig("grid-layouts", period=6, task_id="onehot").make(2, device="cpu")

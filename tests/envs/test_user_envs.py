@@ -109,10 +109,10 @@ def test_what_cannot_be_read_is_refused(kind, agent, register, tmp_path, capsys)
     with pytest.raises(SystemExit) as exit:
         run(agent, StreamConfig(register(Mine, **odd)), tmp_path)
     assert exit.value.code == 2
-    told = capsys.readouterr().err
-    assert re.search(message, told)
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    output = capsys.readouterr().err
+    assert re.search(message, output)
+    assert output.startswith("error: ")
+    assert output.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 

@@ -413,10 +413,10 @@ def test_copies_continue_bit_for_bit(clone: Callable) -> None:
     module = network()
     optimizer = adamo(module, iso_every=3)
     train(module, optimizer, range(4))
-    twin, twin_optimizer = clone((module, optimizer))
+    copied, copied_optimizer = clone((module, optimizer))
     train(module, optimizer, range(4, 9))
-    train(twin, twin_optimizer, range(4, 9))
-    assert_equal(values(module), values(twin))
+    train(copied, copied_optimizer, range(4, 9))
+    assert_equal(values(module), values(copied))
 
 
 @pytest.mark.parametrize("iso_lr", [None, 0.5])

@@ -110,10 +110,10 @@ def test_copies_continue_bit_for_bit(config: OptimConfig, clone: Callable) -> No
     module = network()
     optimizer = config.build(module, 1e-2, "7")
     train(module, optimizer, range(4))
-    twin, twin_optimizer = clone((module, optimizer))
+    copied, copied_optimizer = clone((module, optimizer))
     train(module, optimizer, range(4, 8))
-    train(twin, twin_optimizer, range(4, 8))
-    assert_same_weights(module, twin)
+    train(copied, copied_optimizer, range(4, 8))
+    assert_same_weights(module, copied)
 
 
 @configs

@@ -379,11 +379,11 @@ class TestInjection:
         for batch in batches[:2]:
             trained.update(batch)
         observations = batches[0].observations
-        twin = copy.deepcopy(trained.methods)
-        twin.methods["injection"].every = 0
-        for each in (methods, twin):
+        copied = copy.deepcopy(trained.methods)
+        copied.methods["injection"].every = 0
+        for each in (methods, copied):
             trained.update(batches[2], each)
-        outputs, targets = twin.learner.network(observations), twin.learner.target
+        outputs, targets = copied.learner.network(observations), copied.learner.target
         torch.testing.assert_close(trained.network(observations), outputs, rtol=0, atol=1e-6)
         if targets is not None:
             torch.testing.assert_close(trained.target(observations), targets(observations), rtol=0, atol=1e-6)
@@ -595,7 +595,7 @@ class TestSeen:
         methods.seen.watch([])
         assert not head._forward_pre_hooks
 
-    def test_units_that_cannot_be_told_apart(self, streams):
+    def test_units_that_cannot_be_distinguished(self, streams):
         network = NetworkConfig(hidden=(8, 8), activation="maxmin")
         with pytest.raises(
             ValueError, match=r"actor.linear1 cannot be watched: its units are mixed with others before"

@@ -299,10 +299,10 @@ class TestCache:
         layer = orthogonalize(nn.Linear(4, 4))
         with torch.no_grad():
             weight = layer.weight
-            twin = copy.deepcopy(layer)
-            raw(twin).copy_(torch.eye(4))
+            copied = copy.deepcopy(layer)
+            raw(copied).copy_(torch.eye(4))
             assert torch.equal(layer.weight, weight)
-            torch.testing.assert_close(twin.weight, torch.eye(4))
+            torch.testing.assert_close(copied.weight, torch.eye(4))
             assert layer.double().weight.dtype == torch.float64
 
     def test_what_inference_left_serves_all_other_modes(self):
@@ -469,15 +469,15 @@ class TestReorthogonalization:
         network = mixed_net()
         methods = with_methods(network, config)
         train_all(methods, 2)
-        twin = copy.deepcopy(methods)
-        assert twin.learner.network is not network
+        copied = copy.deepcopy(methods)
+        assert copied.learner.network is not network
         before = copy.deepcopy((network.state_dict(), methods.learner.optimizer.state_dict()["state"]))
-        losses = train_all(twin, 8, first=2)
+        losses = train_all(copied, 8, first=2)
         for now, then in zip((network.state_dict(), methods.learner.optimizer.state_dict()["state"]), before):
             torch.testing.assert_close(now, then, rtol=0, atol=0)
-        assert (methods.steps, twin.steps) == (2, 10)
+        assert (methods.steps, copied.steps) == (2, 10)
         assert train_all(methods, 8, first=2) == losses
-        for ours, theirs in zip(network.parameters(), twin.learner.network.parameters()):
+        for ours, theirs in zip(network.parameters(), copied.learner.network.parameters()):
             assert torch.equal(ours, theirs)
 
     @configs

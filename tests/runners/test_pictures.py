@@ -147,12 +147,12 @@ def test_without_matplotlib_one_sentence_says_so(tmp_path, monkeypatch, capsys):
     for name in ("figure", "ticker", "backends.backend_agg"):
         monkeypatch.setitem(sys.modules, f"matplotlib.{name}", None)
     ppo.main(small(tmp_path))
-    told = capsys.readouterr().out
-    assert told.count("pictures of the run need matplotlib: pip install") == 1
+    output = capsys.readouterr().out
+    assert output.count("pictures of the run need matplotlib: pip install") == 1
     assert drawn(small(tmp_path)) == {}
 
 
-def test_pictures_that_fail_are_told_in_one_line_and_lose_no_run(tmp_path, monkeypatch, capsys):
+def test_pictures_that_fail_are_reported_in_one_line_and_lose_no_run(tmp_path, monkeypatch, capsys):
     def full(path, data):
         if path.suffix == ".png":
             raise OSError(28, "No space left on device")
@@ -161,6 +161,6 @@ def test_pictures_that_fail_are_told_in_one_line_and_lose_no_run(tmp_path, monke
     replace_file = run.replace_file
     monkeypatch.setattr(run, "replace_file", full)
     ppo.main(small(tmp_path))
-    told = capsys.readouterr().out.splitlines()
-    assert "there are no pictures of the run: OSError: [Errno 28] No space left on device" in told
+    output = capsys.readouterr().out.splitlines()
+    assert "there are no pictures of the run: OSError: [Errno 28] No space left on device" in output
     assert drawn(small(tmp_path)) == {}

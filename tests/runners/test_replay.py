@@ -30,12 +30,12 @@ def space(stack):
     return gym.spaces.Box(0, 255, (stack, 2, 3) if stack > 1 else (2, 3), np.uint8)
 
 
-class Life:
+class History:
     """One environment whose every frame is another, and who remembers all of it."""
 
     def __init__(self, number, stack, rng):
         self.stack, self.rng = stack, rng
-        self.frames = self.life = 0
+        self.frames = self.attempt = 0
         self.number = number
         self.steps = []
         self.begin()
@@ -45,7 +45,7 @@ class Life:
 
     def frame(self):
         self.frames += 1
-        marks = self.frames % 200, self.frames // 200, self.number, self.life, 0, 0
+        marks = self.frames % 200, self.frames // 200, self.number, self.attempt, 0, 0
         return (np.array(marks, np.uint8) + 1).reshape(2, 3)  # none has zeros, as what is missing does
 
     @property
@@ -62,30 +62,30 @@ class Life:
         return self.steps[-1]
 
 
-def add(memory, lives, ends, task=0):
+def add(memory, histories, ends, task=0):
     """One step of all environments; 1 terminates an episode, 2 truncates, 3 does both."""
-    steps = [life.step(bool(end & 1), bool(end & 2), task) for life, end in zip(lives, ends)]
+    steps = [history.step(bool(end & 1), bool(end & 2), task) for history, end in zip(histories, ends)]
     fields = [torch.as_tensor(np.array(values)) for values in zip(*steps)]
     memory.add(*fields[:-1], task)
 
 
-def expected(life, first, n_step, gamma):
-    """By its definition, one transition of ``life.steps`` from number ``first``."""
+def expected(history, first, n_step, gamma):
+    """By its definition, one transition of ``history.steps`` from number ``first``."""
     total, discount = 0.0, 1.0
-    for step in life.steps[first : first + n_step]:
+    for step in history.steps[first : first + n_step]:
         total += discount * step.reward
         discount *= gamma
         if step.terminated or step.truncated:
             break
-    return life.steps[first], total, 0.0 if step.terminated else discount, step.following
+    return history.steps[first], total, 0.0 if step.terminated else discount, step.following
 
 
-def assert_holds(memory, lives, n_step=1, gamma=0.9):
+def assert_holds(memory, histories, n_step=1, gamma=0.9):
     """Every place that can be sampled is a transition that was made, or is said to be none."""
     oldest, end = memory.bounds(n_step)
-    for env, life in enumerate(lives):
+    for env, history in enumerate(histories):
         places, number = {}, 0
-        for index, step in enumerate(life.steps):
+        for index, step in enumerate(history.steps):
             places[number] = index
             number += 1 + (step.truncated and not step.terminated)
         assert int(memory.head[env]) == number
@@ -96,7 +96,7 @@ def assert_holds(memory, lives, n_step=1, gamma=0.9):
             observation, action, total, discount, following, weight = row
             assert weight == (place in places)
             if weight:
-                step, *rest = expected(life, places[place], n_step, gamma)
+                step, *rest = expected(history, places[place], n_step, gamma)
                 assert np.array_equal(observation, step.observation)
                 assert (int(action), float(total), float(discount)) == (
                     step.action, pytest.approx(rest[0], abs=1e-5), pytest.approx(rest[1], abs=1e-6),
@@ -119,19 +119,19 @@ ENDS = st.lists(st.lists(st.sampled_from([0, 0, 0, 0, 1, 2, 3]), min_size=3, max
 def test_every_sample_is_what_was_lived_through(sequence, capacity, stack, n_step, rng, on_disk):
     with tempfile.TemporaryDirectory() as folder:
         memory = made(capacity, 3, stack, folder=Path(folder) / "replay" if on_disk else None)
-        lives = [Life(env, stack, rng) for env in range(3)]
+        histories = [History(env, stack, rng) for env in range(3)]
         for ends in sequence:
-            add(memory, lives, ends)
+            add(memory, histories, ends)
         if min(len(sequence), memory.kept) >= n_step:
-            assert_holds(memory, lives, n_step)
+            assert_holds(memory, histories, n_step)
 
 
 def test_a_switch_ends_all_episodes_and_nothing_is_stacked_across_it():
-    memory, lives = made(40, 2, 4), [Life(env, 4, random.Random(env)) for env in range(2)]
+    memory, histories = made(40, 2, 4), [History(env, 4, random.Random(env)) for env in range(2)]
     for step in range(12):
         switch = step % 4 == 3
-        add(memory, lives, [2, 2] if switch else [0, 0], task=step // 4)
-    assert_holds(memory, lives, n_step=3)
+        add(memory, histories, [2, 2] if switch else [0, 0], task=step // 4)
+    assert_holds(memory, histories, n_step=3)
     first = memory.gather(torch.tensor([0]), torch.tensor([5])).observations[0]  # 4 steps and a last frame
     assert not first[:3].any()
     assert first[3].all()
@@ -139,34 +139,34 @@ def test_a_switch_ends_all_episodes_and_nothing_is_stacked_across_it():
 
 
 def test_episodes_that_do_not_go_on_are_cut():
-    memory, lives = made(40, 3, 4), [Life(env, 4, random.Random(env)) for env in range(3)]
+    memory, histories = made(40, 3, 4), [History(env, 4, random.Random(env)) for env in range(3)]
     for ends in ([0, 0, 0], [0, 0, 0], [0, 1, 2]):
-        add(memory, lives, ends)
+        add(memory, histories, ends)
     memory.cut()
-    lives[0].steps[-1] = lives[0].steps[-1]._replace(truncated=True)  # the others have just ended
-    lives[0].begin()
+    histories[0].steps[-1] = histories[0].steps[-1]._replace(truncated=True)  # the others have just ended
+    histories[0].begin()
     for _ in range(3):
-        add(memory, lives, [0, 0, 0])
-    assert_holds(memory, lives, n_step=2)
+        add(memory, histories, [0, 0, 0])
+    assert_holds(memory, histories, n_step=2)
     made(40, 3, 4).cut()  # where there is nothing yet
 
 
 def test_the_latest_observations():
-    memory, lives = made(8, 2, 1), [Life(env, 1, random.Random(env)) for env in range(2)]
+    memory, histories = made(8, 2, 1), [History(env, 1, random.Random(env)) for env in range(2)]
     for _ in range(9):
-        add(memory, lives, [0, 0])
+        add(memory, histories, [0, 0])
     latest = memory.latest(5).numpy()
-    own = [life.steps[-1 - back].observation for life in lives for back in range(3)]
+    own = [history.steps[-1 - back].observation for history in histories for back in range(3)]
     assert np.array_equal(latest, own)
     assert len(memory.latest(100)) == 8
 
 
 def test_samples_are_uniform_and_reproducible():
-    memory, lives = made(50, 2, 1), [Life(env, 1, random.Random(env)) for env in range(2)]
+    memory, histories = made(50, 2, 1), [History(env, 1, random.Random(env)) for env in range(2)]
     with pytest.raises(RuntimeError, match="1-step transitions need more than 0 steps"):
         memory.sample(1)
     for _ in range(40):
-        add(memory, lives, [0, 0])
+        add(memory, histories, [0, 0])
     torch.manual_seed(0)
     drawn = memory.sample(50_000)
     seen, counts = drawn.observations.flatten(1).unique(dim=0, return_counts=True)
@@ -214,17 +214,17 @@ def test_what_a_killed_run_finds_is_what_its_checkpoint_counted_on(capacity, int
             else:
                 model.checkpoint(written=step == "save")
             if model.memory.added:
-                assert_holds(model.memory, model.lives)
+                assert_holds(model.memory, model.histories)
 
 
 class Model:
-    """A run of two environments; each of its lives' frames differ from those that an earlier one added."""
+    """A run of two environments; frames of a later attempt differ from those of an earlier one."""
 
     def __init__(self, folder, capacity, interval, stack=1, rng=None, ends=(0, 0, 0, 1, 2)):
         self.folder, self.capacity, self.interval, self.stack = folder, capacity, interval, stack
         self.rng, self.ends, self.number = rng or random.Random(0), ends, 0
-        self.saved = []  # of the checkpoints kept: state and lives
-        self.lives = [Life(env, stack, self.rng) for env in range(2)]
+        self.saved = []  # of the checkpoints kept: state and histories
+        self.histories = [History(env, stack, self.rng) for env in range(2)]
         self.begin()
 
     def begin(self):
@@ -238,21 +238,24 @@ class Model:
             ends = [self.rng.choice(self.ends) for _ in range(2)]
             pending = self.pending + 1 + (2 in ends)
             if pending > self.memory.interval:
-                before = [list(life.steps) for life in self.lives], [life.past for life in self.lives]
+                before = (
+                    [list(history.steps) for history in self.histories],
+                    [history.past for history in self.histories],
+                )
                 with pytest.raises(RuntimeError, match="between two checkpoints, not for more"):
-                    add(self.memory, self.lives, ends)
-                for life, steps, past in zip(self.lives, *before):
-                    life.steps, life.past = steps, past
+                    add(self.memory, self.histories, ends)
+                for history, steps, past in zip(self.histories, *before):
+                    history.steps, history.past = steps, past
                 return
-            add(self.memory, self.lives, ends)
+            add(self.memory, self.histories, ends)
             self.pending = pending
 
     def checkpoint(self, written):
         self.memory.flush()
         self.pending = 0
         if written:
-            lives = [(list(life.steps), life.past) for life in self.lives]
-            self.saved = [*self.saved, (self.memory.state_dict(), lives)][-KEEP:]
+            histories = [(list(history.steps), history.past) for history in self.histories]
+            self.saved = [*self.saved, (self.memory.state_dict(), histories)][-KEEP:]
         self.failed = 0 if written else self.failed + 1
         if self.failed == FAILED_SAVES:  # the run ends, and is started again
             self.kill()
@@ -262,12 +265,12 @@ class Model:
             self.saved = self.saved[:-1]
         self.begin()
         self.number += 1
-        state, lives = self.saved[-1] if self.saved else (None, [([], None)] * 2)
-        for life, (steps, past) in zip(self.lives, lives):
-            life.steps, life.life = list(steps), self.number
-            life.past = past
+        state, histories = self.saved[-1] if self.saved else (None, [([], None)] * 2)
+        for history, (steps, past) in zip(self.histories, histories):
+            history.steps, history.attempt = list(steps), self.number
+            history.past = past
             if past is None:
-                life.begin()
+                history.begin()
         if state is not None:
             self.memory.load_state_dict(state)
 
@@ -288,7 +291,7 @@ def test_full_intervals_leave_the_checkpoints_whole(checkpoints, ending, tmp_pat
         model.checkpoint(written=what == "save")
     model.add(4)
     model.kill(damage=ending != "kill")
-    assert_holds(model.memory, model.lives)
+    assert_holds(model.memory, model.histories)
     assert model.memory.added == 4 * (8 + checkpoints.index("save") + 1)
 
 
@@ -307,33 +310,39 @@ def test_it_asks_for_a_checkpoint_in_time(tmp_path):
 @pytest.mark.parametrize("on_disk", [True, False])
 def test_the_older_checkpoint_can_be_restored_too(on_disk, tmp_path, capsys):
     folder = tmp_path / "replay" if on_disk else None
-    memory, lives = made(20, 2, 4, folder=folder, interval=8), [Life(0, 4, random), Life(1, 4, random)]
+    memory, histories = (
+        made(20, 2, 4, folder=folder, interval=8),
+        [History(0, 4, random), History(1, 4, random)],
+    )
     for first in range(0, 40, 4):
-        kept = [list(life.steps) for life in lives]
+        kept = [list(history.steps) for history in histories]
         for _ in range(4):
-            add(memory, lives, [0, 0])
+            add(memory, histories, [0, 0])
         memory.flush()
         newest = save_checkpoint(tmp_path / "checkpoint", first + 4, {"memory": memory.state_dict()})
-    add(memory, lives, [0, 0])
+    add(memory, histories, [0, 0])
     (newest / "state.json").unlink()
     again = made(20, 2, 4, folder=folder, interval=8)
     again.load_state_dict(load_checkpoint(tmp_path / "checkpoint")["memory"])
     assert "it is set aside" in capsys.readouterr().err
-    for life, steps in zip(lives, kept):
-        life.steps = steps
-    assert_holds(again, lives)
+    for history, steps in zip(histories, kept):
+        history.steps = steps
+    assert_holds(again, histories)
 
 
 def test_too_many_steps_between_checkpoints_are_refused_before_any_is_written(tmp_path):
-    memory, lives = made(20, 2, 1, folder=tmp_path, interval=4), [Life(0, 1, random), Life(1, 1, random)]
+    memory, histories = (
+        made(20, 2, 1, folder=tmp_path, interval=4),
+        [History(0, 1, random), History(1, 1, random)],
+    )
     for _ in range(2):
-        add(memory, lives, [0, 0])
+        add(memory, histories, [0, 0])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(RuntimeError, match="room for 2 steps of each environment between two checkpoints"):
-        add(memory, lives, [0, 0])
+        add(memory, histories, [0, 0])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     memory.flush()
-    add(memory, lives, [0, 0])
+    add(memory, histories, [0, 0])
 
 
 WRITER = """
@@ -342,10 +351,10 @@ import gymnasium as gym, numpy as np, torch
 from pathlib import Path
 from neoteny.runners.replay import ReplayMemory
 
-folder, life, state = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
+folder, history, state = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 frames, actions = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(9)
 slack = ReplayMemory(300, 4, frames, actions, folder=folder / "slack", interval=120)
-none = ReplayMemory(300, 4, frames, actions, folder=folder / f"none{life}")
+none = ReplayMemory(300, 4, frames, actions, folder=folder / f"none{history}")
 for memory in (slack, none):
     memory.open()
 if state:
@@ -353,9 +362,9 @@ if state:
 ended = torch.zeros(4, dtype=torch.bool)
 for update in range(1, 100_000):
     for memory in (slack, none):
-        values = memory.head + torch.arange(4) + life
+        values = memory.head + torch.arange(4) + history
         now, then = ((values + i).to(torch.uint8)[:, None, None].expand(-1, 84, 84) for i in (0, 1))
-        memory.add(now, torch.full((4,), life), torch.zeros(4), ended, ended, then)
+        memory.add(now, torch.full((4,), history), torch.zeros(4), ended, ended, then)
     if update % 30 == 0:
         for memory in (slack, none):
             memory.flush()
@@ -372,9 +381,9 @@ def _state(state):
 def test_with_slack_a_killed_process_loses_nothing_and_without_the_loss_is_found(tmp_path):
     frames, actions = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(9)
     moments = random.Random(0)
-    state, lives, lost = None, [], []
-    for life in range(3):
-        command = [sys.executable, "-c", WRITER, str(tmp_path), str(life), json.dumps(state)]
+    state, histories, lost = None, [], []
+    for history in range(3):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(history), json.dumps(state)]
         writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         lines = [writer.stdout.readline() for _ in range(moments.randint(4, 6))]
         with pytest.raises(subprocess.TimeoutExpired):
@@ -386,15 +395,15 @@ def test_with_slack_a_killed_process_loses_nothing_and_without_the_loss_is_found
         memory = ReplayMemory(300, 4, frames, actions, folder=tmp_path / "slack", interval=120)
         memory.open()
         memory.load_state_dict(_state(state))
-        lives += [life] * (memory.added - len(lives))
+        histories += [history] * (memory.added - len(histories))
         places = torch.arange(memory.added - 75, memory.added)
         for env in range(4):
             batch = memory.gather(torch.full_like(places, env), places)
-            assert batch.actions.tolist() == lives[-75:]
+            assert batch.actions.tolist() == histories[-75:]
             values = (places + env + batch.actions).to(torch.uint8)[:, None, None]
             assert torch.equal(batch.observations, values.expand(-1, 84, 84))
 
-        memory = ReplayMemory(300, 4, frames, actions, folder=tmp_path / f"none{life}")
+        memory = ReplayMemory(300, 4, frames, actions, folder=tmp_path / f"none{history}")
         memory.open()
         try:
             memory.load_state_dict(_state(without))
@@ -402,7 +411,7 @@ def test_with_slack_a_killed_process_loses_nothing_and_without_the_loss_is_found
         except ValueError as error:
             assert "of the checkpoint's 300 places are not in the files" in str(error)  # noqa: PT017
             lost.append(1)
-    assert sum(lost) > 0  # one of them may have been killed as soon as it had told of its checkpoint
+    assert sum(lost) > 0  # one of them may have been killed right after its checkpoint was reported
 
 
 @pytest.mark.parametrize(
@@ -439,7 +448,7 @@ def test_another_layout_is_refused_and_the_files_stay(layout, tmp_path):
     with pytest.raises(ValueError, match=r"frames.npy holds uint8 \(\d+, 2, 3\), not|its layout was"):
         go_on()
     model.kill()
-    assert_holds(model.memory, model.lives)
+    assert_holds(model.memory, model.histories)
 
 
 def test_files_made_anew_are_not_taken_for_those_of_a_checkpoint(tmp_path):
@@ -518,8 +527,8 @@ def test_on_a_gpu_and_for_one(tmp_path):
     for folder in (None, tmp_path / "replay"):
         memory = ReplayMemory(20, 2, space(4), ACTIONS, 4, device="cuda", folder=folder)
         memory.open()
-        lives = [Life(env, 4, random.Random(env)) for env in range(2)]
+        histories = [History(env, 4, random.Random(env)) for env in range(2)]
         for step in range(15):
-            add(memory, lives, [0, 2 * (step % 5 == 4)])
+            add(memory, histories, [0, 2 * (step % 5 == 4)])
         batch = memory.sample(16, 2)
         assert all(tensor.device.type == "cuda" for tensor in batch)

@@ -192,7 +192,7 @@ def test_an_error_while_it_is_measured_is_no_update(tmp_path):
     assert not (run.folder / "checkpoint").exists()
 
 
-def test_a_run_without_episodes_is_scored_by_what_it_is_told(tmp_path):
+def test_a_run_without_episodes_is_scored_by_its_own_scores(tmp_path):
     """As a supervised learner is: 0.5 on 10 samples and 0.9 on 30 are 0.8 in all."""
     run = begin(Args(runs_dir=tmp_path))
     for task, start in ((0, 0), (1, 20)):

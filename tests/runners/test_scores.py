@@ -6,7 +6,7 @@ from neoteny.runners.scores import Visit, early_and_late, level_to_recover, run_
 
 
 def visited(*visits):
-    """Visits of 1000 steps, each as (task, returns); episodes last 10 steps, or as long as told."""
+    """Visits of 1000 steps, each as (task, returns); episodes last 10 steps, or ``length``."""
     made = []
     for i, (task, returns, *lengths) in enumerate(visits):
         made.append(Visit(task, 1000 * i, level_to_recover(made, task), end=1000 * (i + 1)))

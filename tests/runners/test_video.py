@@ -138,8 +138,8 @@ def test_a_video_shows_an_episode(id, size, duration, tmp_path, monkeypatch, cap
     (gif,) = gifs(folder).values()
     assert images(folder) == [(128, gif)]
     accumulator = EventAccumulator(str(folder)).Reload()
-    (told,) = accumulator.Tensors("video/episode/text_summary")
-    (words,) = (text.decode() for text in told.tensor_proto.string_val)
+    (output,) = accumulator.Tensors("video/episode/text_summary")
+    (words,) = (text.decode() for text in output.tensor_proto.string_val)
     game = r" \(Breakout\)" if id == "atari" else ""
     steps, cut = re.fullmatch(rf"task 0{game}: return \S+ in (\d+) steps(, then cut short)?", words).groups()
     assert frames(gif) == (size, duration * (int(steps) + 1))
@@ -210,18 +210,18 @@ gym.register("Undrawable-v0", Undrawable, max_episode_steps=5)
 
 
 @pytest.mark.parametrize("id", ["Identity-v0", "Undrawable-v0"])
-def test_what_cannot_be_shown_is_told_once(id, tmp_path, capsys):
+def test_what_cannot_be_shown_is_reported_once(id, tmp_path, capsys):
     args = small(dqn, tmp_path, id, video_every=128)
     summary = dqn.main(args)
     assert summary["visits"]
     reason = "no crayons" if id == "Undrawable-v0" else "can neither render frames nor"
-    told = [line for line in capsys.readouterr().out.splitlines() if "no videos" in line]
-    assert len(told) == 1
-    assert reason in told[0]
+    output = [line for line in capsys.readouterr().out.splitlines() if "no videos" in line]
+    assert len(output) == 1
+    assert reason in output[0]
     assert not (folder_of(dqn, args) / "videos").exists()
 
 
-def test_a_full_disk_is_told_once_and_ends_no_run(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_reported_once_and_ends_no_run(tmp_path, monkeypatch, capsys):
     def full(path, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -242,31 +242,31 @@ def test_the_policy_sees_what_the_stream_would_show(normalizer, task_id):
     for _ in range(24):  # four into the second task, unless an episode ended
         seen.append(lived.step(torch.zeros(1, dtype=torch.int64))[0])
     episode, length = int(lived.engine.episodes[0]), int(lived.lengths[0])
-    twin = lived.make_eval_env()
-    observation = twin.reset(episode_seed(5, 1, 0, episode))
+    eval_env = lived.make_eval_env()
+    observation = eval_env.reset(episode_seed(5, 1, 0, episode))
     for _ in range(length):
-        observation = twin.step(0)[0]
+        observation = eval_env.step(0)[0]
     count = lived.preprocessing.normalizer and lived.preprocessing.normalizer.count
     (view,) = lived.preprocess(torch.from_numpy(observation)[None])
     assert torch.equal(view, lived.observation[0])
     assert torch.equal(view, seen[-1][0])
     assert (lived.preprocessing.normalizer and lived.preprocessing.normalizer.count) == count
-    twin.close()
+    eval_env.close()
 
 
-def test_a_twin_is_as_far_on_its_way_as_the_stream():
+def test_eval_env_has_the_progress_of_the_stream():
     lived = StreamConfig("cartpole-drift-small", period=40).make(1, device="cpu")
     lived.reset()
     for _ in range(50):
         lived.step(torch.zeros(1, dtype=torch.int64))
-    twin = lived.make_eval_env()
-    twin.reset(0)
+    eval_env = lived.make_eval_env()
+    eval_env.reset(0)
     ours = lived.engine.envs.envs[0]
     ours._move()  # which the next step would do first
-    one, two = ({**parameters(env.env), "steps_beyond_terminated": 0} for env in (twin, ours))
+    one, two = ({**parameters(env.env), "steps_beyond_terminated": 0} for env in (eval_env, ours))
     assert one == two
     assert one["gravity"] != parameters(lived._make_task_env())["gravity"]
-    twin.close()
+    eval_env.close()
 
 
 def drifting(k, seed):
@@ -281,22 +281,22 @@ def drifts():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_twin_carries_what_the_running_episode_was_given(drifts, workers):
+def test_eval_env_has_the_lifelong_state_of_the_running_episode(drifts, workers):
     lived = StreamConfig(drifts, single=SingleConfig(workers=workers)).make(2, device="cpu")
     lived.reset()
     for _ in range(30):
         lived.step(torch.zeros(2, dtype=torch.int64))
     given = lived.engine.log[0].lifelong
     assert given[0]["step"] > 0
-    twin = lived.make_eval_env()
-    assert twin.lifelong == given
+    eval_env = lived.make_eval_env()
+    assert eval_env.lifelong == given
     before = copy.deepcopy(given)
-    twin.reset(0)
+    eval_env.reset(0)
     for _ in range(5):
-        twin.step(0)
-    assert twin.lifelong != before
+        eval_env.step(0)
+    assert eval_env.lifelong != before
     assert lived.engine.log[0].lifelong == before
-    twin.close()
+    eval_env.close()
     lived.close()
 
 

@@ -206,7 +206,7 @@ def test_without_replay_new_episodes_begin():
     assert other.exact
 
 
-def test_a_replay_that_goes_elsewhere_is_told():
+def test_a_replay_that_goes_elsewhere_is_reported():
     stream, other = config().make(2, seed=1), config().make(2, seed=1)
     stream.reset()
     steps_of(stream, ACTIONS[:20, :2])
@@ -266,12 +266,12 @@ def test_the_games_of_a_stream_are_there_and_tell_apart(id):
 def test_a_mode_is_another_task_and_is_stepped_singly(capsys):
     stream = StreamConfig("atari", 20, games=("Freeway", "Freeway/1/0")).make(2)
     assert isinstance(stream.engine, SingleEngine)
-    assert "stepped one by one" in (told := capsys.readouterr().out)
-    assert "mode" in told
+    assert "stepped one by one" in (output := capsys.readouterr().out)
+    assert "mode" in output
     stream.reset()
     infos = [stream.step(np.ones(2, int))[-1] for _ in range(12)]  # across the audit
     assert infos[10]["game"] == "Freeway/1/0"
-    spread = StreamConfig("atari", 20, games=("Pong", "Breakout"), span=0.5, audit=False).make(1)
+    spread = StreamConfig("atari", 20, games=("Pong", "Breakout"), drift_fraction=0.5, audit=False).make(1)
     assert isinstance(spread.engine, SingleEngine)
 
 
@@ -288,13 +288,13 @@ def test_a_mode_is_another_task_and_is_stepped_singly(capsys):
         ),
     ],
 )
-def test_what_the_vector_environment_cannot_do_is_told(wrap):
+def test_what_the_vector_environment_cannot_do_is_reported(wrap):
     with pytest.raises(UncoveredError):
         vector_options(wrap(make_game("Pong")))
 
 
 @pytest.mark.parametrize(
-    ("games", "told"),
+    ("games", "output"),
     [
         (("MsPackman",), "there is no Atari game 'MsPackman'; there are MsPacman"),
         (("pong",), "Pong"),
@@ -306,10 +306,10 @@ def test_what_the_vector_environment_cannot_do_is_told(wrap):
         ((), "at least one"),
     ],
 )
-def test_bad_games_are_told(games, told):
+def test_bad_games_are_refused(games, output):
     with pytest.raises(ValueError, match=r"game|Freeway") as error:
         StreamConfig("atari", games=games).check(1)
-    assert told in str(error.value)
+    assert output in str(error.value)
 
 
 def test_flags_that_would_be_ignored_are_refused():

@@ -59,8 +59,10 @@ def mission(envs, i):
 def compare(make, steps, num_envs=4, seed=0, **options):
     """Step both; returns what happened, by how often, and what was there for it to happen to."""
     envs = engine(lambda: ImgObsWrapper(make()), num_envs, seed, **options)
-    twins = [make() for _ in range(num_envs)]
-    bots = [Bot(twin.unwrapped, np.random.default_rng([seed, i])) for i, twin in enumerate(twins)]
+    references = [make() for _ in range(num_envs)]
+    bots = [
+        Bot(reference.unwrapped, np.random.default_rng([seed, i])) for i, reference in enumerate(references)
+    ]
     seen, there = collections.Counter(), set()
 
     def check(i, observation):
@@ -70,9 +72,9 @@ def compare(make, steps, num_envs=4, seed=0, **options):
 
     def reset(i):
         bots[i].forget()
-        there.update(thing.type for thing in twins[i].unwrapped.grid.grid if thing)
-        there.update({"lock"} if doors(twins[i].unwrapped) else ())
-        check(i, twins[i].reset(seed=layout_seeds(envs)[i])[0])
+        there.update(thing.type for thing in references[i].unwrapped.grid.grid if thing)
+        there.update({"lock"} if doors(references[i].unwrapped) else ())
+        check(i, references[i].reset(seed=layout_seeds(envs)[i])[0])
 
     for i in range(num_envs):
         reset(i)
@@ -80,12 +82,12 @@ def compare(make, steps, num_envs=4, seed=0, **options):
         actions = [int(bot.act()) for bot in bots]
         before = [(bot.env.carrying, bot.env.grid.get(*bot.env.front_pos), doors(bot.env)) for bot in bots]
         reward, terminated, truncated, _ = envs.step(torch.tensor(actions))
-        for i, (twin, action) in enumerate(zip(twins, actions)):
-            observation, *outcome, _ = twin.step(action)
+        for i, (reference, action) in enumerate(zip(references, actions)):
+            observation, *outcome, _ = reference.step(action)
             assert outcome == [reward[i], terminated[i], truncated[i]], (outcome, action)
             check(i, observation)
             carried, front, locked = before[i]
-            env = twin.unwrapped
+            env = reference.unwrapped
             seen["success"] += outcome[0] > 0
             seen["failure"] += outcome[1] and outcome[0] <= 0
             seen["time over"] += outcome[2]
@@ -185,17 +187,17 @@ def test_every_object_has_a_code_of_its_own():
 def test_obstacles_move_as_often_everywhere_as_in_the_package(id):
     """Where a ball goes from one cell, and whether it stays, against counts of the package."""
     envs = engine(lambda: ImgObsWrapper(package(id)), 512, layouts=1)
-    twin = package(id)
-    twin.reset(seed=layout_seeds(envs)[0])
-    np.testing.assert_array_equal(envs.seen[0], twin.unwrapped.gen_obs()["image"])
+    reference = package(id)
+    reference.reset(seed=layout_seeds(envs)[0])
+    np.testing.assert_array_equal(envs.seen[0], reference.unwrapped.gen_obs()["image"])
     ours, theirs = collections.Counter(), collections.Counter()
     envs.step(torch.zeros(512, dtype=torch.int64))
     ours.update(map(tuple, envs.board.data.T.tolist()))
     for seed in range(512):
-        twin.reset(seed=layout_seeds(envs)[0])
-        twin.unwrapped._np_random = np.random.default_rng(seed)
-        twin.step(0)
-        env = twin.unwrapped
+        reference.reset(seed=layout_seeds(envs)[0])
+        reference.unwrapped._np_random = np.random.default_rng(seed)
+        reference.step(0)
+        env = reference.unwrapped
         theirs[tuple(int(o.cur_pos[0]) * env.height + int(o.cur_pos[1]) for o in env.obstacles)] += 1
     first = [collections.Counter() for _ in range(2)]
     for marginal, counts in zip(first, (ours, theirs)):
@@ -245,20 +247,20 @@ def wrapped(wrap, id="MiniGrid-DoorKey-6x6-v0"):
 )
 def test_what_wrappers_show(wrap):
     make = wrapped(wrap)
-    envs, twin = engine(make, 1, layouts=8), make()
-    first, _ = twin.reset(seed=layout_seeds(envs)[0])
+    envs, reference = engine(make, 1, layouts=8), make()
+    first, _ = reference.reset(seed=layout_seeds(envs)[0])
     np.testing.assert_array_equal(envs.seen[0], first)
     assert envs.seen.dtype == torch.uint8
-    bot = Bot(twin.unwrapped, np.random.default_rng(0))
+    bot = Bot(reference.unwrapped, np.random.default_rng(0))
     for _ in range(100):
         action = int(bot.act())
         reward, terminated, truncated, _ = envs.step(torch.tensor([action]))
-        observation, *outcome, _ = twin.step(action)
+        observation, *outcome, _ = reference.step(action)
         np.testing.assert_array_equal(envs.seen[0], observation)
         assert outcome == [reward[0], terminated[0], truncated[0]]
         if outcome[1] or outcome[2]:
             envs.reset(terminated | truncated)
-            observation, _ = twin.reset(seed=layout_seeds(envs)[0])
+            observation, _ = reference.reset(seed=layout_seeds(envs)[0])
             np.testing.assert_array_equal(envs.seen[0], observation)
             bot.forget()
 
@@ -317,7 +319,7 @@ class Generous(gym.ObservationWrapper):
         ),
     ],
 )
-def test_what_is_not_covered_is_told(make, reason):
+def test_what_is_not_covered_is_reported(make, reason):
     with pytest.raises(UncoveredError, match=reason):
         GridTask(make())
 
@@ -325,9 +327,9 @@ def test_what_is_not_covered_is_told(make, reason):
 def test_what_is_not_covered_is_stepped_by_the_package(capsys):
     stream = Stream(lambda k, seed: ImgObsWrapper(Strange()), Schedule(), ENGINES, 2)
     assert not isinstance(stream.engine, GridEngine)
-    (told,) = capsys.readouterr().out.splitlines()
-    assert "MiniGrid's own package" in told
-    assert "Strange overrides step" in told
+    (output,) = capsys.readouterr().out.splitlines()
+    assert "MiniGrid's own package" in output
+    assert "Strange overrides step" in output
     assert stream.reset()[0].shape == (2, 7, 7, 3)
 
 
@@ -385,9 +387,9 @@ def test_a_fixed_layout_stays():
 
 def test_missions_are_read_as_they_are_written():
     envs = engine(wrapped(ImgObsWrapper, "MiniGrid-LockedRoom-v0"), 2, layouts=4)
-    twin = package("MiniGrid-LockedRoom-v0")
+    reference = package("MiniGrid-LockedRoom-v0")
     for i, seed in enumerate(layout_seeds(envs)):
-        assert twin.reset(seed=seed)[0]["mission"] == mission(envs, i)
+        assert reference.reset(seed=seed)[0]["mission"] == mission(envs, i)
 
 
 @pytest.mark.parametrize("layouts", [12, 0, -8])

@@ -46,7 +46,7 @@ def drift_stream(folder=None, workers=0):
     return Stream(task, Schedule(period=120), engines, num_envs=3, seed=5, audit=False)
 
 
-def lives(pid):
+def alive(pid):
     """Whether a process is there and no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
@@ -81,11 +81,11 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
         assert one == other
     assert any(episode["lifelong"][0]["step"] > 0 for episode in theirs["engine"]["running"])
 
-    told = capfd.readouterr().err.splitlines()
-    assert len(told) == 5
-    assert "of sub-environments 1 to 2 was killed by signal 9" in told[-1]
-    assert sum("did not answer for 1 s" in line for line in told) == 1
-    assert sum("exit code 3" in line for line in told) == 1
+    output = capfd.readouterr().err.splitlines()
+    assert len(output) == 5
+    assert "of sub-environments 1 to 2 was killed by signal 9" in output[-1]
+    assert sum("did not answer for 1 s" in line for line in output) == 1
+    assert sum("exit code 3" in line for line in output) == 1
 
     pids = [worker.process.pid for worker in there.engine.envs.workers]
     os.kill(pids[0], signal.SIGSTOP)
@@ -94,7 +94,7 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
     there.close()
     assert time.monotonic() - began < 3
     there.close()
-    assert not any(map(lives, pids))
+    assert not any(map(alive, pids))
     with pytest.raises(gym.error.ClosedEnvironmentError):
         there.step(np.zeros(3, int))
 
@@ -137,12 +137,12 @@ def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True) as parent:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 2
-        assert all(map(lives, pids))
+        assert all(map(alive, pids))
         parent.kill()
     deadline = time.monotonic() + 5
-    while any(map(lives, pids)) and time.monotonic() < deadline:
+    while any(map(alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not any(map(lives, pids))
+    assert not any(map(alive, pids))
 
 
 @pytest.mark.parametrize(

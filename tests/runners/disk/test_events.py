@@ -320,16 +320,16 @@ def test_a_full_disk_loses_no_point_and_leaves_no_half_record(tmp_path_factory, 
     assert points(writer.path) == expected(written)
 
 
-def test_a_full_disk_is_told_once_until_it_has_room_again(tmp_path, disks, capsys):
+def test_a_full_disk_is_reported_once_until_it_has_room_again(tmp_path, disks, capsys):
     writer = EventWriter(tmp_path, 1)
     for _ in range(2):
         disks[0].room = 10
         for step in range(5):
             writer.metrics({"a": 1}, step)
             writer.flush()
-        told = capsys.readouterr().err
-        assert told.count("warning") == 1
-        assert "No space left on device; points are kept in memory" in told
+        output = capsys.readouterr().err
+        assert output.count("warning") == 1
+        assert "No space left on device; points are kept in memory" in output
         disks[0].room = 2**62
         writer.flush()
     writer.close()

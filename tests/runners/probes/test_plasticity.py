@@ -250,7 +250,7 @@ def test_nothing_is_disturbed(case, mode):
     assert optimizer.state_dict()["param_groups"] == groups
     assert before["steps"] == 3
     assert all(torch.equal(p.grad, gradient) for p, gradient in zip(agent.parameters(), gradients))
-    # What is watched goes on being seen, of this network alone.
+    # Watched layers are still observed, of this network alone.
     agent(INPUTS)
     assert len(methods.seen.activations) == (4 if case == "watchful" else 0)
 
@@ -348,10 +348,10 @@ def test_copies_of_orthogonal_layers_have_raw_weights_of_their_own():
     agent = orthogonal_parts()
     methods = Methods((METHODS["reorthogonalize"](every=2),), Learner(agent, adam(agent), orthogonal_parts))
     before = raw_weight(agent.actor.linear1).clone()
-    twin = copy.deepcopy(methods)
-    learn(twin, INPUTS, {"actor": torch.ones(64, 3), "critic": torch.ones(64, 1)}, steps=2)
+    copied = copy.deepcopy(methods)
+    learn(copied, INPUTS, {"actor": torch.ones(64, 3), "critic": torch.ones(64, 1)}, steps=2)
     assert torch.equal(raw_weight(agent.actor.linear1), before)
-    raw = raw_weight(twin.learner.network.actor.linear1)
+    raw = raw_weight(copied.learner.network.actor.linear1)
     sigma = torch.linalg.svdvals(raw.detach())
     torch.testing.assert_close(sigma, torch.ones_like(sigma), atol=1e-5, rtol=0)
     assert not torch.allclose(raw, before, atol=1e-3)

@@ -495,7 +495,7 @@ class TestProbes:
                 found[update] = "n" * ("ntk_isotropy_gap/net" in tags) + "p" * ("plasticity/lost" in tags)
         assert found == expected
 
-    def test_twins_count_once_in_the_kernel(self):
+    def test_equal_observations_count_once_in_the_kernel(self):
         observations = torch.randint(10, (20, 5), dtype=torch.uint8)
         these = probes_of()
         these.begin(1)
