@@ -14,6 +14,11 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
 def signals():
     """A run that a test leaves open would take the signals that shall end the tests."""
     before = {number: signal.getsignal(number) for number in SIGNALS}

@@ -1,4 +1,4 @@
-"""A run that dies on the way."""
+"""Runs in which something happens at a step, such as death."""
 
 import pytest
 
@@ -9,16 +9,26 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing saves anything any more."""
 
 
-def die(agent, args, step, monkeypatch):
-    """Run an agent, a module, until so many steps were made."""
-    record = Run.record_episodes
+def kill(run):
+    raise Killed
+
+
+def at(monkeypatch, step, act):
+    """Do something, once, when a run has made so many steps."""
+    record, done = Run.record_episodes, []
 
     def recorded(self, info):
         record(self, info)
-        if self.stream.steps == step:
-            raise Killed
+        if self.stream.steps == step and not done:
+            done.append(step)
+            act(self)
 
+    monkeypatch.setattr(Run, "record_episodes", recorded)
+
+
+def die(agent, args, step, monkeypatch):
+    """Run an agent, a module, until so many steps were made."""
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "record_episodes", recorded)
+        at(patch, step, kill)
         with pytest.raises(Killed):
             agent.main(args)

@@ -10,7 +10,7 @@ import torch
 
 from neoteny.agents import ppo
 from neoteny.runners.disk.folder import run_folder
-from tests.runners.test_reliability import GOLDEN, ROOT, TOTAL, small
+from tests.tiny_runs import GOLDEN, ROOT, TOTAL, small
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

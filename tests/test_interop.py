@@ -114,7 +114,7 @@ def test_the_registry_makes_streams():
     assert gym.make_vec("cartpole-rotations", num_envs=2, seed=7).seed == 7
 
 
-def test_episode_statistics_of_gymnasium_are_ours_but_for_episodes_that_a_switch_cut_short():
+def test_episode_statistics_equal_gymnasiums():
     env, lengths, cut = RecordEpisodeStatistics(switching()), 0, 0
     for step, (*_, info) in enumerate(rollout(env), start=1):
         ours = info.get("_episode_return", np.zeros(3, bool))

@@ -177,7 +177,7 @@ def test_the_weights_of_a_finished_run_play(agent, tmp_path, monkeypatch, capsys
     assert 8 <= float(returns[2]) <= 500
 
 
-def test_the_table_names_every_stream_with_its_periods_and_every_stream_has_a_preset():
+def test_table_of_streams():
     rows = {name: row.split("|") for row, name in re.findall(r"^(\| `([\w-]+)` \|.*)$", STREAMS, flags=re.M)}
     for name in registered_streams():
         if "-v" not in name:  # those are made by tests

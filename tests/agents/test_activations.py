@@ -18,11 +18,6 @@ SQUARE = ["abs", "maxmin", "groupsort"]  # as many outputs as units
 ISOMETRIC = [*SQUARE, "crelu", "fourier"]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def hidden(name: str, inputs: int, width: int) -> nn.Sequential:
     """A layer with an orthogonal weight, some biases and `width` outputs."""
     linear = nn.Linear(inputs, width // ACTIVATIONS[name].outputs, dtype=torch.float64)
@@ -136,7 +131,7 @@ def test_gains_keep_the_mean_square_of_a_signal_and_of_a_gradient(name):
 
 
 @pytest.mark.parametrize("name", ISOMETRIC)
-def test_probes_see_outputs_as_units_and_an_isometry_of_what_has_not_lost_rank(name):
+def test_probes_of_activations(name):
     chosen, units = ACTIVATIONS[name], 16 // ACTIVATIONS[name].outputs
     linear = orthogonalize(nn.Linear(16, units))
     with torch.no_grad():

@@ -207,7 +207,7 @@ def pay_and_toil():
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
-def test_values_of_two_tasks_do_not_leak_through_their_boundary(monkeypatch, tmp_path, pay_and_toil, n_step):
+def test_no_value_leaks_through_a_switch(monkeypatch, tmp_path, pay_and_toil, n_step):
     values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2), n_step=n_step)
     assert values == pytest.approx([10.0, 0.0], abs=0.6)
 

@@ -248,7 +248,7 @@ def test_values_at_a_boundary_are_missed_if_the_switch_is_taken_for_termination(
     assert values == pytest.approx([FIVE_STEPS, 0.0], abs=0.4)
 
 
-def test_values_at_a_boundary_leak_if_bootstrapped_from_the_next_task(monkeypatch, tmp_path, pay_and_toil):
+def test_a_value_that_leaks_through_a_switch_is_found(monkeypatch, tmp_path, pay_and_toil):
     def step(self, actions, step=Stream.step):
         observation, *rest, info = step(self, actions)
         if "final_obs" in info:

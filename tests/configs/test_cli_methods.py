@@ -150,7 +150,7 @@ def nested(args: Any, group: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", AGENTS)
-def test_the_first_page_shows_the_agents_own_flags_and_names_the_pages_of_the_others(name, capsys):
+def test_first_help_page(name, capsys):
     args_type, presets = AGENTS[name]
     text = page(args_type, presets, "", capsys)
     assert len(text.splitlines()) < 150
@@ -230,7 +230,7 @@ def test_a_method_is_taken_by_its_name_or_by_any_of_its_flags():
     )
 
 
-def test_methods_combine_with_all_else_in_the_order_in_which_they_are_first_named():
+def test_order_of_methods():
     line = (
         "grid-layouts --methods.drop_out.rate -1 optim:muon --methods.isometry --seed 4 --optim.momentum 0.5 "
         "--methods.drop_out.on actor --stream.tasks 0 1 --methods.isometry.scale 3 --network.hidden 8 8"

@@ -115,7 +115,7 @@ def test_a_class_will_do_and_rewards_are_its_own():
     assert stream.step(np.zeros(2, int))[1].tolist() == [10, 10]
 
 
-def test_a_plain_id_with_a_period_is_a_stream_of_what_the_wrapper_makes_of_k():
+def test_wrapped_plain_id_with_a_period():
     stream = make("numbered", period=8)
     stream.reset()
     rewards = [stream.step(np.zeros(2, int))[1][0].item() for _ in range(12)]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from neoteny.optim import AdamO, param_groups
-from tests.simple_networks import isometry_gradient
+from tests.simple_networks import backward, isometry_gradient
 
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -40,16 +40,6 @@ def network(device: str = "cpu") -> nn.Sequential:
         nn.Linear(8, 3),
     )
     return nn.Sequential(*layers).to(device)
-
-
-def backward(module: nn.Module, step: int) -> Tensor:
-    """Leave the gradients of a batch that depends on the step alone."""
-    device = next(module.parameters()).device
-    images = torch.randn(16, 2, 4, 4, generator=torch.Generator().manual_seed(step)).to(device)
-    module.zero_grad()
-    loss = (module(images) - images.mean((1, 2, 3))[:, None]).square().mean()
-    loss.backward()
-    return loss
 
 
 def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> None:
@@ -390,7 +380,7 @@ def test_a_resumed_run_continues_bit_for_bit(steps: int, flags: dict, device: st
     buffer = io.BytesIO()
     torch.save((first.state_dict(), optimizer.state_dict()), buffer)
     buffer.seek(0)
-    weights, state = torch.load(buffer, weights_only=True)
+    weights, state = torch.load(buffer, weights_only=True)  # noqa: TID251
     second.load_state_dict(weights)
     resumed = adamo(second, **flags)
     resumed.load_state_dict(state)

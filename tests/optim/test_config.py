@@ -12,6 +12,7 @@ import tyro
 from torch import Tensor, nn
 
 from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig, OptimConfig, orthogonalize
+from tests.simple_networks import backward
 
 CONFIGS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), MuonConfig()]
 DEVICES = [
@@ -38,18 +39,9 @@ def network(device: str = "cpu") -> nn.Sequential:
     return nn.Sequential(*torso, nn.Linear(8, 3)).to(device)
 
 
-def backward(module: nn.Module, step: int) -> Tensor:
-    device = next(module.parameters()).device
-    images = torch.randn(32, 2, 4, 4, generator=torch.Generator().manual_seed(step)).to(device)
-    loss = (module(images) - images.mean((1, 2, 3))[:, None]).square().mean()
-    loss.backward()
-    return loss
-
-
 def train(module: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
     losses = []
     for step in steps:
-        optimizer.zero_grad()
         losses.append(backward(module, step).item())
         optimizer.step()
     return losses
@@ -96,7 +88,7 @@ def test_a_resumed_run_continues_bit_for_bit(config: OptimConfig, device: str) -
     buffer = io.BytesIO()
     torch.save((part.state_dict(), optimizer.state_dict()), buffer)
     buffer.seek(0)
-    weights, state = torch.load(buffer, weights_only=True)
+    weights, state = torch.load(buffer, weights_only=True)  # noqa: TID251
     rest.load_state_dict(weights)
     resumed = config.build(rest, 1e-2, "7")
     resumed.load_state_dict(state)

@@ -33,11 +33,6 @@ X = torch.zeros(1, 5)
 IMAGE = torch.zeros(1, 2, 5, 5)
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def connected(network: nn.Module, example: Tensor, **options) -> dict[str, Layer]:
     layers = describe(network, example, **options)
     connect(network, example, layers)

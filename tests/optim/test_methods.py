@@ -53,11 +53,6 @@ from tests.simple_networks import conv_net, sequential
 NAN = float("nan")
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class Net(nn.Module):
     """A network with one part, as methods want it."""
 

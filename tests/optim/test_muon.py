@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from neoteny.optim import MuonAdamW
+from tests.simple_networks import backward
 
 DEVICES = [
     "cpu",
@@ -48,15 +49,6 @@ def pair(module: nn.Module, **options: object) -> tuple[torch.optim.Muon, torch.
         torch.optim.Muon(matrices, **BOTH, **MUON, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(others, **{**BOTH, **ADAMW, **options}),
     )
-
-
-def backward(module: nn.Module, step: int) -> Tensor:
-    images = torch.randn(32, 2, 4, 4, generator=torch.Generator().manual_seed(step))
-    images = images.to(next(module.parameters()).device)
-    module.zero_grad()
-    loss = (module(images) - images.mean((1, 2, 3))[:, None]).square().mean()
-    loss.backward()
-    return loss
 
 
 def train(module: nn.Module, optimizers: tuple[torch.optim.Optimizer, ...], steps: range) -> None:

@@ -67,7 +67,7 @@ def test_a_switch_is_a_line_at_its_step(tmp_path):
     assert (pixels(crowded) == calm).all()
 
 
-def test_a_spectrum_near_one_is_a_dark_line_and_one_that_spreads_is_not(tmp_path):
+def test_spectrum_picture(tmp_path):
     wide = np.geomspace(0.05, 20, 64).tolist()
     spectra = {f"{SPECTRA}actor.linear1": [1.0] * 64, f"{SPECTRA}critic.linear1": wide}
     image = pixels(draw_pictures(written(tmp_path, *[spectra] * 3), [])["spectra"])

@@ -378,7 +378,7 @@ def _state(state):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_with_slack_a_killed_process_loses_nothing_and_without_the_loss_is_found(tmp_path):
+def test_a_killed_process_loses_nothing_with_slack(tmp_path):
     frames, actions = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(9)
     moments = random.Random(0)
     state, histories, lost = None, [], []
@@ -499,7 +499,7 @@ def test_what_a_killed_process_had_not_finished_is_made_anew(tmp_path):
     assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(FIELDS)
 
 
-def test_more_than_there_is_is_refused_with_the_figures_before_any_of_it_is_taken(tmp_path):
+def test_too_large_a_memory_is_refused(tmp_path):
     huge = gym.spaces.Box(0, 255, (1 << 20,), np.uint8)
     for folder in (None, tmp_path / "replay"):
         with pytest.raises(ValueError, match=r"needs [\d,]{17,} bytes and [\d,]+ are free (on|in)"):

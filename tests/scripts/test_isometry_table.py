@@ -51,7 +51,7 @@ def test_the_last_quarter_and_the_first_measurement_over_seeds(tmp_path):
     assert output["sigma min"] == output["NTK log10 cond"] == ["-", "-"]
 
 
-def test_parts_are_averaged_and_layers_of_the_same_name_are_not_mistaken_for_them(tmp_path):
+def test_parts_are_averaged(tmp_path):
     measured = {
         "plasticity/feature_effective_rank/actor": [3.0, 5.0],
         "plasticity/feature_effective_rank/critic": [5.0, 8.0],
@@ -80,7 +80,7 @@ def test_what_is_not_finite_is_counted_and_never_averaged_away(tmp_path):
     assert output["NTK log10 cond"] == ["2 ± 0 (from inf)"]
 
 
-def test_held_is_what_stayed_near_its_first_value_throughout_and_on_every_seed(tmp_path):
+def test_held_measures(tmp_path):
     finished(tmp_path, "adamo", 1, {MAX: [2.0, 2.8, 2.0], MEAN: [1.0, 1.5], MIN: [1.0, 0.7]})
     finished(tmp_path, "adamo", 2, {MAX: [2.0, 1.6, 2.0], MEAN: [1.0, 1.0], MIN: [1.0, 0.5, 1.0]})
     finished(tmp_path, "adam", 1, {MAX: [2.0, 20.0], MEAN: [1.0, math.nan], MIN: [1.0, 0.0]})

@@ -169,7 +169,7 @@ def test_what_depends_on_the_clock_is_not_compared(tmp_path):
     assert sum(map(len, before.points.values())) == 2 * 5
 
 
-def test_points_are_compared_in_the_order_of_writing_and_each_as_often_as_it_is_there(tmp_path):
+def test_points_are_compared_in_order_and_with_repeats(tmp_path):
     before = Finished().write(tmp_path)
     values = before.points[64, "losses/entropy"]
     twice = before._replace(points={**before.points, (64, "losses/entropy"): values * 2})
@@ -287,7 +287,7 @@ def test_nothing_lives_on_after_an_interruption(repository, monkeypatch):
     assert worktrees(repository) == 1
 
 
-def test_a_tree_is_given_the_old_words_if_it_does_not_know_the_new(tmp_path, monkeypatch):
+def test_renamed_flags_of_an_older_tree(tmp_path, monkeypatch):
     tree = neutral.Tree(ROOT, tmp_path / "path")
     renamed = {"--old-period 500": "--stream.period 500", "--stream.jitter 0.5": "--stream.not-there 0.5"}
     monkeypatch.setattr(neutral, "RENAMED_WORDS", renamed)

@@ -35,7 +35,8 @@ from neoteny.optim import AdamConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
-from tests.runners.test_reliability import at, ending, kill, outcome
+from tests.killed import at, kill
+from tests.tiny_runs import ending, outcome
 
 pytestmark = pytest.mark.slow
 

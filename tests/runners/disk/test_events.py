@@ -186,7 +186,7 @@ def test_no_file_is_written_over(tmp_path):
         EventWriter(tmp_path, 1)
 
 
-def test_a_file_begins_with_its_version_and_the_step_from_which_older_points_are_void(tmp_path):
+def test_file_header_and_purge_step(tmp_path):
     EventWriter(tmp_path, 1).close()
     EventWriter(tmp_path, 2, purge_step=30).close()
     first, second = map(read, event_files(tmp_path))

@@ -13,11 +13,6 @@ from tests.simple_networks import CReLU, conv_net, mlp, reference_jacobians
 INF = math.inf
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class TestJacobians:
     def test_statistics_by_hand(self):
         sigma = torch.tensor([[1.0, 1.0], [10.0, 1.0], [3.0, 0.0]], dtype=torch.float64)

@@ -10,11 +10,6 @@ from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
 from tests.simple_networks import CReLU, conv_net, mlp, sequential
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def frozen() -> nn.Sequential:
     net = mlp()
     net.linear1.requires_grad_(False)

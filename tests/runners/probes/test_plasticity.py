@@ -255,7 +255,7 @@ def test_nothing_is_disturbed(case, mode):
     assert len(methods.seen.activations) == (4 if case == "watchful" else 0)
 
 
-def test_methods_act_on_every_copy_with_its_own_optimizer_and_on_a_new_network_from_their_beginning():
+def test_methods_act_on_copies_and_new_networks():
     built: list[Watchful] = []
 
     @dataclass(frozen=True)

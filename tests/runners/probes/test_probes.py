@@ -25,11 +25,6 @@ DEVICES = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 def layer_jacobian_tags(net: nn.Sequential, inputs: Tensor) -> dict[str, float]:
     """What the tags of `net.linear2` must be, from autograd and an SVD."""
     hidden = net[:2](inputs).detach()

@@ -18,11 +18,6 @@ def with_singular_values(sigma: Tensor, rows: int, columns: int) -> Tensor:
     return left * sigma.double() @ right.T
 
 
-@pytest.fixture(autouse=True)
-def _seed() -> None:
-    torch.manual_seed(0)
-
-
 class TestSpectra:
     @pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (2, 3, 7)])
     def test_singular_values_equal_the_svd(self, shape: tuple[int, ...]):
