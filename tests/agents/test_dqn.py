@@ -242,6 +242,16 @@ def test_learning_starts(tmp_path):
     assert [step for step, _ in events["losses/td_loss"]] == [768, 1024]
 
 
+def test_the_target_network_is_updated_at_intervals(tmp_path, monkeypatch):
+    made, at = [], []
+    update = dqn.update
+    monkeypatch.setattr(dqn, "update", lambda *args: (made.append(1), update(*args))[1])
+    monkeypatch.setattr(dqn, "update_target", lambda *_: at.append(len(made)))
+    dqn.main(small(tmp_path, "CartPole-v1", target_every=50, total_steps=1024))
+    assert len(made) == 194  # 2 gradient steps after every 8 steps from step 256 on
+    assert at == [1, 51, 101, 151]
+
+
 def test_epsilon_restarts_only_with_its_flag(tmp_path):
     for restart in (False, True):
         args = small(tmp_path / str(restart), "cartpole-rotations", eps_restart=restart, eps_steps=256)
@@ -269,7 +279,6 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
     ("id", "memory"),
     [
         ("cartpole-rotations", "device"),
-        ("cartpole-rotations", "disk"),
         ("grid-goals", "disk"),
         ("atari", "disk"),
     ],
@@ -398,7 +407,7 @@ def test_every_preset_runs(tmp_path, preset):
     few = max(args.batch_size, args.n_step * args.num_envs)
     few_steps = dict.fromkeys(("total_steps", "log_every"), args.train_every)
     short = {**few_steps, "learning_starts": few, "buffer_size": few}
-    args = dataclasses.replace(args, **short, runs_dir=tmp_path)
+    args = dataclasses.replace(args, **short, runs_dir=tmp_path, probes=ProbeConfig(every=0))
     assert dqn.main(args)["visits"]
 
 

@@ -618,11 +618,7 @@ def arguments(folder, agent, id, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("agent", "id", "amp"),
-    [
-        ("ppo", "grid-layouts", "bf16"),
-        ("dqn", "grid-layouts", "none"),
-        ("dqn", "cartpole-rotations", "bf16"),
-    ],
+    [("ppo", "grid-layouts", "bf16"), ("dqn", "cartpole-rotations", "none")],
 )
 def test_a_killed_run_comes_to_the_same_end(agent, id, amp, tmp_path, monkeypatch):
     renewing = (ReorthogonalizeConfig(every=7),)

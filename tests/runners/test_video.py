@@ -78,8 +78,7 @@ def outcome(folder):
     return points, {path.relative_to(folder): path.read_bytes() for path in files}, texts
 
 
-@pytest.mark.parametrize("agent", [ppo, dqn])
-@pytest.mark.parametrize("id", ["cartpole-drift-small", "grid-layouts"])
+@pytest.mark.parametrize(("agent", "id"), [(ppo, "cartpole-drift-small"), (dqn, "grid-layouts")])
 def test_videos_do_not_disturb_training(agent, id, tmp_path):
     outcomes = []
     normalizer = "keep" if id.startswith("cartpole") else "none"
