@@ -122,6 +122,8 @@ class Stream(VectorEnv):
         self.remark = raw.check(try_out(first))
         """A warning about the observations, or an empty string."""
         first.close()
+        self.unrepeatable = chosen.unrepeatable(task, self.raw_spaces, self.schedule)
+        """Why the stream cannot be restored exactly, or an empty string."""
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
         self.returns = torch.zeros(num_envs, dtype=torch.float64, device=self.engine.device)
@@ -132,7 +134,8 @@ class Stream(VectorEnv):
     def __str__(self) -> str:
         """Describe schedule and observations, with a warning if there is one, in a line each."""
         observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
-        return "\n".join(filter(None, (str(self.schedule), observed, self.remark)))
+        warning = f"warning: a resumed run will not be exact: {self.unrepeatable}" if self.unrepeatable else ""
+        return "\n".join(filter(None, (str(self.schedule), observed, self.remark, warning)))
 
     @property
     def seed(self) -> int:
@@ -146,8 +149,13 @@ class Stream(VectorEnv):
 
     @property
     def exact(self) -> bool:
-        """Whether all results are a function of the run's seed and the actions alone."""
-        return self.engine.exact
+        """Whether the running episodes were continued as they were when the stream was last restored."""
+        return not self.engine.inexact
+
+    @property
+    def inexact(self) -> list[str]:
+        """Reasons why results are not a function of the run's seed and the actions alone."""
+        return list(filter(None, (self.unrepeatable, self.engine.inexact)))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
         """Return to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task."""
@@ -224,8 +232,7 @@ class Stream(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of a stream with the same id and flags, running episodes included.
 
-        Raises:
-            ValueError: the replay of running episodes gave other observations than were saved.
+        If these cannot be continued exactly, new ones begin, and ``inexact`` says why.
         """
         self.began = True
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
@@ -233,7 +240,7 @@ class Stream(VectorEnv):
         self._look_ahead()
         self.returns = state["returns"].to(self.engine.device, copy=True)
         self.lengths = state["lengths"].to(self.engine.device, copy=True)
-        self.engine.load_state_dict(state["engine"], self.schedule, self.steps)
+        self.engine.load_state_dict(state["engine"], self.schedule, self.steps, self.returns)
         self.fingerprints = {int(k): Fingerprint(**known) for k, known in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
         self.preprocessing.load_state_dict(state["preprocessing"])
