@@ -51,9 +51,7 @@ class Engine(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """The state of all environments: numbers, strings, arrays and tensors in dicts and lists."""
 
-    def load_state_dict(
-        self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state saved at ``step`` of a stream with the same tasks.
 
         Running episodes that cannot be continued exactly are replaced by new ones, and ``inexact`` says why.

@@ -24,7 +24,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers import PassiveEnvChecker, RecordEpisodeStatistics, RecordVideo
 
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode
@@ -32,13 +32,17 @@ from neoteny.envs.single.serial import replay
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction
 
 SECONDS = 0.5
-"""Time after which no further task is checked, and the episodes of one end."""
+"""Time for the check; what is not done by then is left out."""
 
 LONG, SHORT = 128, 40
 """Steps of each environment in its first episodes, and again in its last; short episodes in between."""
 
-SHIFT = 12_345.678
-"""Seconds by which the clock is ahead during the replay."""
+SHIFT = 100_003
+"""Seconds by which the clock is ahead in replays of the first environment, and twice that in those of the
+second: more than a day and odd, so that what depends on days, hours or seconds differs."""
+
+RECORDERS = PassiveEnvChecker, RecordEpisodeStatistics, RecordVideo
+"""Wrappers that remember earlier episodes without an effect on later ones."""
 
 PACKAGES = ("gymnasium", "minigrid", "ale_py", "neoteny", "builtins", "numpy", "torch")
 """Packages whose classes and modules hold no state of episodes."""
@@ -80,7 +84,7 @@ def first_reason(schedule: Schedule, check: Callable[[int], str]) -> str:
 
 def unrepeatable_episodes(task: TaskFunction, spaces: Spaces, schedule: Schedule, visit: int) -> str:
     """Why replayed episodes of a visit's task may differ from those lived through; empty if they do not."""
-    start = schedule.start_of(visit)
+    start, until = schedule.start_of(visit), time.perf_counter() + SECONDS
 
     def make() -> TaskEnv:
         env = TaskEnv(task, spaces, stride=0)
@@ -94,14 +98,16 @@ def unrepeatable_episodes(task: TaskFunction, spaces: Spaces, schedule: Schedule
         played = _play(envs)
         if reason := next(filter(None, (shared.changed(), *(watched() for watched in seen))), ""):
             return reason
-        for env, episodes in zip(envs, played):
+        for place, (env, episodes) in enumerate(zip(envs, played), start=1):
             last = len(episodes) - 1
-            for number in sorted({last, 3 * last // 4, last // 2, last // 3, 0}, reverse=True):
-                with later(), contextlib.closing(make()) as fresh:
-                    if reason := _replay(fresh, episodes[number], start):
-                        return reason
-                    if number == last and (reason := remembered(env.env, fresh.env)):
-                        return reason
+            numbers = {last, 3 * last // 4, last // 2, last // 3, 0} if episodes else set()
+            for number in sorted(numbers, reverse=True):
+                with later(place), contextlib.closing(make()) as fresh:
+                    reason = _replay(fresh, episodes[number], start)
+                    if not reason and number == last:
+                        reason = remembered(env.env, fresh.env)
+                if reason or time.perf_counter() > until:
+                    return reason
     return ""
 
 
@@ -151,9 +157,7 @@ def _replay(env: TaskEnv, episode: Played, start: int) -> str:
 def remembered(old: gym.Env, fresh: gym.Env) -> str:
     """What an environment or a wrapper keeps from earlier episodes, unlike a fresh one; empty if nothing."""
     for one, other in zip(_layers(old), _layers(fresh)):
-        if isinstance(one, RecordEpisodeStatistics):  # its statistics are in infos, which nothing reads
-            continue
-        if name := _difference(vars(one), vars(other)):
+        if not isinstance(one, RECORDERS) and (name := _difference(vars(one), vars(other))):
             return (
                 f"{type(one).__name__} keeps {name} from one episode to the next; a lifelong_state would "
                 "carry it (docs/extending.md)"
@@ -205,12 +209,12 @@ class shared_state(contextlib.AbstractContextManager["shared_state"]):
 
 
 @contextlib.contextmanager
-def later() -> Iterator[None]:
-    """Set the clocks ahead, so that what depends on the time differs even if it is measured in hours."""
+def later(times: int = 1) -> Iterator[None]:
+    """Set the clocks ahead, so that what depends on the time differs, whatever unit it is measured in."""
     clocks = {name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")}
     try:
         for name, clock in clocks.items():
-            setattr(time, name, lambda clock=clock: clock() + SHIFT)
+            setattr(time, name, lambda clock=clock: clock() + times * SHIFT)
         yield
     finally:
         for name, clock in clocks.items():
@@ -242,8 +246,13 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 def _same(one: Any, other: Any, depth: int = DEPTH) -> bool:
     """Whether two values are equal; objects that cannot be looked into count as equal."""
-    if isinstance(one, np.random.Generator) and isinstance(other, np.random.Generator):
-        return _same(one.bit_generator.state, other.bit_generator.state)
+    if type(one) is type(other):
+        if isinstance(one, np.random.Generator):
+            one, other = one.bit_generator.state, other.bit_generator.state
+        elif isinstance(one, np.random.RandomState | torch.Generator):
+            one, other = one.get_state(), other.get_state()
+        elif isinstance(one, random.Random):
+            one, other = one.getstate(), other.getstate()
     if isinstance(one, torch.Tensor | np.ndarray | np.number | bool | int | float | str | bytes):
         if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
             return torch.equal(one, other)
@@ -255,8 +264,8 @@ def _same(one: Any, other: Any, depth: int = DEPTH) -> bool:
         return one is not None and other is not None  # of which one is not there yet
     if depth == 0 or isinstance(one, gym.Env | gym.Space | type) or callable(one):
         return True
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key], depth - 1) for key in one)
+    if isinstance(one, dict):  # a cache may have more entries
+        return all(_same(one[key], other[key], depth - 1) for key in one if key in other)
     if isinstance(one, list | tuple | collections.deque):
         return len(one) == len(other) and all(_same(*pair, depth - 1) for pair in zip(one, other))
     if isinstance(one, set | frozenset):

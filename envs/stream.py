@@ -114,7 +114,10 @@ class Stream(VectorEnv):
             raise ValueError(f"actions of a stream must be arrays of numbers, not {first.action_space}")
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
+        is_raw = (
+            task_id == "none" and normalizer == "none"
+        )  # else frames change with their place in the stack
+        self.frame_stack = _frame_stack(first) if is_raw else 1
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
         allowed = [config for config in engines if engine in ("auto", config.name)]
         chosen = choose_engine(allowed, task, self.schedule, first)
@@ -134,7 +137,9 @@ class Stream(VectorEnv):
     def __str__(self) -> str:
         """Describe schedule and observations, with a warning if there is one, in a line each."""
         observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
-        warning = f"warning: a resumed run will not be exact: {self.unrepeatable}" if self.unrepeatable else ""
+        warning = (
+            f"warning: a resumed run will not be exact: {self.unrepeatable}" if self.unrepeatable else ""
+        )
         return "\n".join(filter(None, (str(self.schedule), observed, self.remark, warning)))
 
     @property
@@ -158,7 +163,10 @@ class Stream(VectorEnv):
         return list(filter(None, (self.unrepeatable, self.engine.inexact)))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Return to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task."""
+        """Return to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task.
+
+        A normalizer starts anew, unless its statistics were loaded.
+        """
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
         if self.began or seed not in (None, self.seed):
@@ -248,6 +256,15 @@ class Stream(VectorEnv):
             self.returns.zero_()
             self.lengths.zero_()
             self.preprocess(self.engine.observations, learn=True)
+
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """The statistics of the normalizer, a part of the policy, by name; empty if there is none."""
+        state = self.preprocessing.state_dict()
+        return {name: torch.as_tensor(value) for name, value in state.items()}
+
+    def load_statistics(self, statistics: dict[str, torch.Tensor]) -> None:
+        """Load the statistics of a normalizer, to be kept by :meth:`reset`."""
+        self.preprocessing.load_state_dict(statistics)
 
     def make_eval_env(self) -> TaskEnv:
         """An evaluation environment: the current task, fixed as it is at this step."""

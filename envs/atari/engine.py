@@ -126,8 +126,8 @@ class Emulators:
         self.segments = []
         self.actions.clear()
         return (
-            "the replay of an Atari game gave other observations than before, so new episodes began: the game "
-            "is not a function of seeds and actions, or the version of ale-py is another"
+            "the replay of an Atari game gave other observations than before, so new episodes began: the "
+            "game is not a function of seeds and actions, or the version of ale-py is another"
         )
 
     @property
@@ -300,9 +300,7 @@ class AtariEngine:
         """The logs of all games."""
         return {"games": {str(k): game.state_dict() for k, game in self.games.items()}}
 
-    def load_state_dict(
-        self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
         The current game is replayed now, others when they are next entered. Without ``replay``, or if it

@@ -178,9 +178,7 @@ class GridEngine:
             "steps": {str(k): steps for k, steps in self.steps.items()},
         }
 
-    def load_state_dict(
-        self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
         Raises:

@@ -143,9 +143,7 @@ class SingleEngine:
             "running": [dataclasses.asdict(episode) for episode in self.log.running()],
         }
 
-    def load_state_dict(
-        self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor
-    ) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
         Without ``replay``, or if it gives other observations, rewards or ends than before, every running
