@@ -32,7 +32,7 @@ from neoteny.envs.single.serial import replay
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction
 
 SECONDS = 0.5
-"""Time for the check; what is not done by then is left out."""
+"""Time for a check; what is not done by then is left out."""
 
 LONG, SHORT = 128, 40
 """Steps of each environment in its first episodes, and again in its last; short episodes in between."""
@@ -49,6 +49,18 @@ PACKAGES = ("gymnasium", "minigrid", "ale_py", "neoteny", "builtins", "numpy", "
 
 DEPTH = 4
 """Levels of nested attributes that are compared."""
+
+
+class Budget:
+    """A time limit in seconds of this process, which do not depend on what else the machine does."""
+
+    def __init__(self, seconds: float) -> None:
+        self.until = time.process_time() + seconds
+        self.latest = time.monotonic() + 8 * seconds  # for environments that wait
+
+    def is_spent(self) -> bool:
+        """Whether the time is over."""
+        return time.process_time() > self.until or time.monotonic() > self.latest
 
 
 @dataclasses.dataclass
@@ -70,12 +82,12 @@ def first_reason(schedule: Schedule, check: Callable[[int], str]) -> str:
 
     Checked are the first visits to all recurring tasks, else to the first two tasks, while there is time.
     """
-    until = time.perf_counter() + SECONDS
+    budget = Budget(SECONDS)
     visits: dict[int, int] = {}
     for visit in range(1 if schedule.period is None else len(schedule.cycle) or 2):
         visits.setdefault(schedule.task_of(visit), visit)
     for task, visit in visits.items():
-        if time.perf_counter() > until:
+        if budget.is_spent():
             break
         if reason := check(visit):
             return f"task {task} cannot be repeated from its seeds and actions: {reason}"
@@ -84,7 +96,7 @@ def first_reason(schedule: Schedule, check: Callable[[int], str]) -> str:
 
 def unrepeatable_episodes(task: TaskFunction, spaces: Spaces, schedule: Schedule, visit: int) -> str:
     """Why replayed episodes of a visit's task may differ from those lived through; empty if they do not."""
-    start, until = schedule.start_of(visit), time.perf_counter() + SECONDS
+    start, budget = schedule.start_of(visit), Budget(SECONDS)
 
     def make() -> TaskEnv:
         env = TaskEnv(task, spaces, stride=0)
@@ -95,7 +107,7 @@ def unrepeatable_episodes(task: TaskFunction, spaces: Spaces, schedule: Schedule
         shared = stack.enter_context(shared_state())
         envs = [stack.enter_context(contextlib.closing(make())) for _ in range(2)]
         seen = [shared.watch(env.env) for env in envs]
-        played = _play(envs)
+        played, whole = _play(envs)
         if reason := next(filter(None, (shared.changed(), *(watched() for watched in seen))), ""):
             return reason
         for place, (env, episodes) in enumerate(zip(envs, played), start=1):
@@ -104,23 +116,27 @@ def unrepeatable_episodes(task: TaskFunction, spaces: Spaces, schedule: Schedule
             for number in sorted(numbers, reverse=True):
                 with later(place), contextlib.closing(make()) as fresh:
                     reason = _replay(fresh, episodes[number], start)
-                    if not reason and number == last:
+                    if not reason and whole and number == last:
                         reason = remembered(env.env, fresh.env)
-                if reason or time.perf_counter() > until:
+                if reason or budget.is_spent():
                     return reason
     return ""
 
 
-def _play(envs: list[TaskEnv]) -> list[list[Played]]:
-    """Play episodes in environments that take turns; returns those of each. An error ends them."""
-    until = time.perf_counter() + SECONDS / 2
+def _play(envs: list[TaskEnv]) -> tuple[list[list[Played]], bool]:
+    """Play episodes in environments that take turns.
+
+    Returns:
+        The episodes of each environment, and whether they did not end with an error.
+    """
+    budget = Budget(SECONDS / 2)
     played: list[list[Played]] = [[] for _ in envs]
     steps = [0] * len(envs)
     seeds = itertools.count(1)
     for env in envs:
         env.env.action_space.seed(0)
-    with contextlib.suppress(Exception, SystemExit):  # a run will meet it too
-        while time.perf_counter() < until and min(steps) < 2 * (LONG + SHORT):
+    try:
+        while not budget.is_spent() and min(steps) < 2 * (LONG + SHORT):
             for i, env in enumerate(envs):
                 episodes = played[i]
                 is_short = LONG <= steps[i] < LONG + 2 * SHORT
@@ -134,7 +150,9 @@ def _play(envs: list[TaskEnv]) -> list[list[Played]]:
                 episodes[-1].actions.append(kept)
                 episodes[-1].add(observation, reward, bool(terminated or truncated))
                 steps[i] += 1
-    return played
+    except (Exception, SystemExit):  # a run will meet it too
+        return played, False
+    return played, True
 
 
 def _replay(env: TaskEnv, episode: Played, start: int) -> str:

@@ -114,9 +114,8 @@ class Stream(VectorEnv):
             raise ValueError(f"actions of a stream must be arrays of numbers, not {first.action_space}")
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        is_raw = (
-            task_id == "none" and normalizer == "none"
-        )  # else frames change with their place in the stack
+        # A normalizer or a task id makes a frame depend on its place in the stack.
+        is_raw = task_id == "none" and normalizer == "none"
         self.frame_stack = _frame_stack(first) if is_raw else 1
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
         allowed = [config for config in engines if engine in ("auto", config.name)]
@@ -137,9 +136,7 @@ class Stream(VectorEnv):
     def __str__(self) -> str:
         """Describe schedule and observations, with a warning if there is one, in a line each."""
         observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
-        warning = (
-            f"warning: a resumed run will not be exact: {self.unrepeatable}" if self.unrepeatable else ""
-        )
+        warning = self.unrepeatable and f"warning: a resumed run will not be exact: {self.unrepeatable}"
         return "\n".join(filter(None, (str(self.schedule), observed, self.remark, warning)))
 
     @property
