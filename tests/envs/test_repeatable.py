@@ -1,4 +1,4 @@
-"""Environments whose results depend on more than seeds and actions are found at the start, by playing twice."""
+"""Environments whose results depend on more than seeds and actions are found by playing twice."""
 
 import random
 import time
@@ -64,9 +64,14 @@ class Carried(Walk):
     """Its state is carried by the stream."""
 
     episodes = 0
-    lifelong_state = property(
-        lambda self: self.episodes, lambda self, value: setattr(self, "episodes", value)
-    )
+
+    @property
+    def lifelong_state(self):
+        return self.episodes
+
+    @lifelong_state.setter
+    def lifelong_state(self, episodes):
+        self.episodes = episodes
 
     def begin(self):
         self.episodes += 1
@@ -170,7 +175,7 @@ WRONG = {
     "NormalizeReward": (lambda: NormalizeReward(gym.make("CartPole-v1")), "the reward of step"),
     "NormalizeObservation": (
         lambda: NormalizeObservation(gym.make("CartPole-v1")),
-        "the observation of step",
+        "the observation of",
     ),
     "NormalizeReward without rewards": (
         lambda: NormalizeReward(ImgObsWrapper(gym.make("MiniGrid-Empty-16x16-v0"))),
@@ -269,7 +274,11 @@ class CountingRoom(Room):
 
 @pytest.mark.parametrize(
     ("room", "reason"),
-    [(Room, ""), (GlobalRoom, "global random generator of random"), (CountingRoom, "CountingRoom keeps")],
+    [
+        (Room, ""),
+        (GlobalRoom, "global random generator of random"),
+        (CountingRoom, "task 0 cannot be repeated"),
+    ],
 )
 @pytest.mark.parametrize("engine", ["auto", "single"])
 def test_layouts_of_own_minigrids_on_tensors_and_of_the_package(room, reason, engine):
