@@ -1,4 +1,4 @@
-"""A resumed run says "exactly" only if it is: environments that replay differently, changed code, annealing."""
+"""A resumed run says "exactly" only if it is: other replays, changed code, annealing."""
 
 import importlib.util
 import json
