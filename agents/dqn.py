@@ -298,7 +298,8 @@ def main(args: Args) -> dict[str, Any]:
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
         memory = ReplayMemory(
             args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
-            stream.frame_stack, device, run_folder("dqn", args) / "replay" if args.memory == "disk" else None,
+            stream.frame_stack, device,
+            run_folder(__file__, args, optimizer) / "replay" if args.memory == "disk" else None,
             interval=max(16 * args.log_every, args.buffer_size // 64),
         )  # fmt: skip
         stream.reset()
@@ -311,7 +312,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = max(0, rounds * args.gradient_steps)
     remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
     run = Run(
-        "dqn", args, stream, updates * args.log_every, remarks,
+        __file__, args, stream, updates * args.log_every, remarks,
         methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory,
     )  # fmt: skip
     observation = stream.observation

@@ -332,11 +332,16 @@ def main(args: Args) -> dict[str, Any]:
     updates = args.total_steps // size
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
-    run = Run("ppo", args, stream, updates * size, remarks, methods=methods, agent=agent, optimizer=optimizer)
+    run = Run(
+        __file__, args, stream, updates * size, remarks, methods=methods, agent=agent, optimizer=optimizer
+    )
     observation = stream.observation
     rollout = Rollout.zeros(args.num_steps, stream, device)
 
     for iteration in range(run.updates_made + 1, updates + 1):
+        if args.anneal_lr:
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * (1 - (iteration - 1) / updates)
         rollout.final_values.zero_()
         for t in range(args.num_steps):
             observation = rollout_step(agent, stream, observation, rollout, t, args, run)
@@ -350,9 +355,6 @@ def main(args: Args) -> dict[str, Any]:
                 minibatch = Batch(*(field.index_select(0, mb) for field in batch))
                 stats.append(update(agent, optimizer, methods, minibatch, args))
                 methods.between_steps(minibatch)
-        if args.anneal_lr:
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * (1 - iteration / updates)
         run.lap("learn")
 
         losses = torch.stack(stats)

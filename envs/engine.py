@@ -26,8 +26,8 @@ class Engine(Protocol):
 
     device: torch.device
     """Device of observations, rewards, terminated and truncated; actions are moved to it."""
-    exact: bool
-    """Whether all results are a function of seeds and actions alone, also after a restore."""
+    inexact: str
+    """Why a restore could not continue the running episodes exactly as they were; empty if it did."""
 
     @property
     def observations(self) -> Tensor:
@@ -51,8 +51,20 @@ class Engine(Protocol):
     def state_dict(self) -> dict[str, Any]:
         """The state of all environments: numbers, strings, arrays and tensors in dicts and lists."""
 
-    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
-        """Restore a state saved at ``step`` of a stream with the same tasks; ValueError if it cannot be."""
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
+        """Restore a state saved at ``step`` of a stream with the same tasks.
+
+        Running episodes that cannot be continued exactly are replaced by new ones, and ``inexact`` says why.
+
+        Args:
+            state: from :meth:`state_dict`.
+            schedule: of the stream.
+            step: at which the state was saved.
+            returns: of the running episodes, (N,), float64, with which those of a replay are compared.
+
+        Raises:
+            ValueError: the state does not fit the tasks.
+        """
 
     def close(self) -> None:
         """Close all environments."""
@@ -73,6 +85,12 @@ class EngineConfig(Protocol):
 
     def covers(self, env: gym.Env) -> None:
         """Raise UncoveredError unless the engine can reproduce this environment exactly."""
+
+    def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
+        """Why the same seeds and actions may give other results after a restore; empty if they do not.
+
+        It is found by trying, see :mod:`neoteny.envs.repeatable`.
+        """
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """The kind of an environment's observations, if its package defines it; else ``None``."""

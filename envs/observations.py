@@ -168,6 +168,7 @@ class Preprocessing:
         self.spec = raw
         self.tasks = list(tasks)
         self.normalizer: Normalizer | None = None
+        self.loaded = False  # whether the normalizer's statistics were loaded
         self.reset_at_switch = normalizer == "reset"
         if normalizer != "none":
             self.spec = _normalized(self.spec)
@@ -194,14 +195,14 @@ class Preprocessing:
         return seen
 
     def reset(self) -> None:
-        """Reset the normalizer."""
-        if self.normalizer is not None:
+        """Reset the normalizer, unless its statistics were loaded: they belong to the policy."""
+        if self.normalizer is not None and not self.loaded:
             self.normalizer.reset()
 
     def switch(self) -> None:
         """Reset the normalizer after a switch, if it is to be."""
-        if self.reset_at_switch:
-            self.reset()
+        if self.normalizer is not None and self.reset_at_switch:
+            self.normalizer.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the normalizer."""
@@ -211,6 +212,7 @@ class Preprocessing:
         """Restore the normalizer."""
         if self.normalizer is not None:
             self.normalizer.load_state_dict(state)
+            self.loaded = True
 
 
 def _normalized(spec: ObservationSpec) -> ObservationSpec:

@@ -114,7 +114,9 @@ class Stream(VectorEnv):
             raise ValueError(f"actions of a stream must be arrays of numbers, not {first.action_space}")
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
+        # A normalizer or a task id makes a frame depend on its place in the stack.
+        is_raw = task_id == "none" and normalizer == "none"
+        self.frame_stack = _frame_stack(first) if is_raw else 1
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
         allowed = [config for config in engines if engine in ("auto", config.name)]
         chosen = choose_engine(allowed, task, self.schedule, first)
@@ -122,6 +124,8 @@ class Stream(VectorEnv):
         self.remark = raw.check(try_out(first))
         """A warning about the observations, or an empty string."""
         first.close()
+        self.unrepeatable = chosen.unrepeatable(task, self.raw_spaces, self.schedule)
+        """Why the stream cannot be restored exactly, or an empty string."""
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
         self.returns = torch.zeros(num_envs, dtype=torch.float64, device=self.engine.device)
@@ -132,7 +136,8 @@ class Stream(VectorEnv):
     def __str__(self) -> str:
         """Describe schedule and observations, with a warning if there is one, in a line each."""
         observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
-        return "\n".join(filter(None, (str(self.schedule), observed, self.remark)))
+        warning = self.unrepeatable and f"warning: a resumed run will not be exact: {self.unrepeatable}"
+        return "\n".join(filter(None, (str(self.schedule), observed, self.remark, warning)))
 
     @property
     def seed(self) -> int:
@@ -146,11 +151,19 @@ class Stream(VectorEnv):
 
     @property
     def exact(self) -> bool:
-        """Whether all results are a function of the run's seed and the actions alone."""
-        return self.engine.exact
+        """Whether the running episodes were continued as they were when the stream was last restored."""
+        return not self.engine.inexact
+
+    @property
+    def inexact(self) -> list[str]:
+        """Reasons why results are not a function of the run's seed and the actions alone."""
+        return list(filter(None, (self.unrepeatable, self.engine.inexact)))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict]:
-        """Return to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task."""
+        """Return to step 0; ``seed`` replaces the run's. Returns observations, (N, ...), and the task.
+
+        A normalizer starts anew, unless its statistics were loaded.
+        """
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
         if self.began or seed not in (None, self.seed):
@@ -224,8 +237,7 @@ class Stream(VectorEnv):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state of a stream with the same id and flags, running episodes included.
 
-        Raises:
-            ValueError: the replay of running episodes gave other observations than were saved.
+        If these cannot be continued exactly, new ones begin, and ``inexact`` says why.
         """
         self.began = True
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
@@ -233,7 +245,7 @@ class Stream(VectorEnv):
         self._look_ahead()
         self.returns = state["returns"].to(self.engine.device, copy=True)
         self.lengths = state["lengths"].to(self.engine.device, copy=True)
-        self.engine.load_state_dict(state["engine"], self.schedule, self.steps)
+        self.engine.load_state_dict(state["engine"], self.schedule, self.steps, self.returns)
         self.fingerprints = {int(k): Fingerprint(**known) for k, known in state["fingerprints"].items()}
         self.audit_seconds = state["audit_seconds"]
         self.preprocessing.load_state_dict(state["preprocessing"])
@@ -241,6 +253,15 @@ class Stream(VectorEnv):
             self.returns.zero_()
             self.lengths.zero_()
             self.preprocess(self.engine.observations, learn=True)
+
+    def statistics(self) -> dict[str, torch.Tensor]:
+        """The statistics of the normalizer, a part of the policy, by name; empty if there is none."""
+        state = self.preprocessing.state_dict()
+        return {name: torch.as_tensor(value) for name, value in state.items()}
+
+    def load_statistics(self, statistics: dict[str, torch.Tensor]) -> None:
+        """Load the statistics of a normalizer, to be kept by :meth:`reset`."""
+        self.preprocessing.load_state_dict(statistics)
 
     def make_eval_env(self) -> TaskEnv:
         """An evaluation environment: the current task, fixed as it is at this step."""

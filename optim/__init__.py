@@ -11,6 +11,7 @@ from neoteny.optim.config import (
     OptimConfig,
     build_methods,
     methods_as_dict,
+    optimizer_name,
 )  # fmt: skip
 from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
 from neoteny.optim.layers import heads
@@ -21,6 +22,6 @@ from neoteny.optim.orthogonal import orthogonalize
 __all__ = [
     "METHODS", "AdamConfig", "AdamO", "AdamOConfig", "AdamWConfig", "Event", "Learner", "Method",
     "MethodConfig", "MethodConfigs", "Methods", "MuonAdamW", "MuonConfig", "OptimConfig", "Seen",
-    "build_methods", "heads", "isometry_penalty", "isometry_report", "methods_as_dict", "orthogonalize",
-    "param_groups", "pull_norm",
+    "build_methods", "heads", "isometry_penalty", "isometry_report", "methods_as_dict", "optimizer_name",
+    "orthogonalize", "param_groups", "pull_norm",
 ]  # fmt: skip

@@ -162,6 +162,12 @@ OptimConfig = (
 )
 """Any optimizer; on the command line `optim:adam`, `optim:adamw`, `optim:adamo` or `optim:muon`."""
 
+
+def optimizer_name(optimizer: Optimizer) -> str:
+    """The name of an optimizer: for `MuonAdamW` that of its configuration, else its class's in lower case."""
+    return MuonConfig.name if type(optimizer) is MuonAdamW else type(optimizer).__name__.lower()
+
+
 METHODS: dict[str, type[MethodConfig]] = {
     config.name: config for config in (IsometryConfig, ReorthogonalizeConfig)
 }

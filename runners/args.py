@@ -43,6 +43,8 @@ class RunArgs:
     """Environment steps between two videos of an episode of the current policy; 0 for none."""
     allow_device_change: bool = dataclasses.field(default=False, metadata=RESUMABLE)
     """Allow resuming on another kind of device; results then differ in their bits."""
+    allow_code_change: bool = dataclasses.field(default=False, metadata=RESUMABLE)
+    """Allow resuming after the agent's file was edited; the run is then a mixture of both."""
     amp: Literal["none", "bf16"] = "none"
     """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
     compile: bool = False

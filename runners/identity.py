@@ -1,4 +1,4 @@
-"""The identity of a run: its arguments, and the machine, on which the exact results depend."""
+"""The identity of a run: its arguments, its code, and the machine, on which the exact results depend."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import torch
 
 from neoteny.optim import methods_as_dict
 from neoteny.runners.disk.files import flatten, to_json
+from neoteny.runners.disk.folder import agent_name
+from neoteny.runners.sources import Sources, agent_file, installed_versions
 
 PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
 
@@ -20,19 +22,21 @@ RENAMED = {"stream.span": "stream.drift_fraction"}
 
 
 class Identity:
-    """The arguments and the machine of a run, for comparison with those of its checkpoint.
+    """The arguments, the code and the machine of a run, for comparison with those of its checkpoint.
 
     Args:
-        algorithm: name of the agent.
+        agent: file of the agent, or its name.
         args: its arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
     """
 
-    def __init__(self, algorithm: str, args: Any) -> None:
+    def __init__(self, agent: str, args: Any) -> None:
         methods = methods_as_dict(args.methods)
-        self.config = {"agent": algorithm, **dataclasses.asdict(args), "methods": methods}
+        self.config = {"agent": agent_name(agent), **dataclasses.asdict(args), "methods": methods}
         self.config["optim"]["name"] = args.optim.name
         self.machine = machine(args.device)
+        self.sources = Sources(agent_file(agent, args))
         self._args = args
+        self._code_before: Mapping[str, Any] = {}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError, naming the difference, if a checkpoint's state belongs to another run."""
@@ -47,6 +51,12 @@ class Identity:
         was, now = state["machine"]["device"], self.machine["device"]
         if was != now and not self._args.allow_device_change:
             raise ValueError(f"was on {was}, not on {now}; --allow-device-change moves it")
+        code = state.get("code", {})
+        if code.get("agent", self.sources.agent) != self.sources.agent and not self._args.allow_code_change:
+            raise ValueError(
+                f"holds an unfinished run of another version of {self.sources.agent_file.name}; --note names "
+                "another run, --allow-code-change continues this one"
+            )
 
     def inexact(self, state: Mapping[str, Any] | None) -> list[str]:
         """Reasons why the resumed run might not be bit-identical to an uninterrupted one."""
@@ -58,8 +68,29 @@ class Identity:
             f"{name} was {was.get(name)} and is {now[name]}"
             for name in now
             if name != "platform" and was.get(name) != now[name]
+            # packages may be imported later
+            if name in was or not name.startswith("versions.")
         ]
-        return list(dict.fromkeys((*state["inexact"], *reasons)))
+        before, total = state["config"].get("total_steps"), self.config["total_steps"]
+        if self.config.get("anneal_lr") and before != total:
+            reasons.append(f"the learning rate was annealed over {before:,} steps and now over {total:,}")
+        self._code_before = state.get("code", {})
+        return list(dict.fromkeys((*state["inexact"], *reasons, *self.changed_code())))
+
+    def code(self) -> dict[str, Any]:
+        """Hashes of all code that the run has executed so far."""
+        code = self.sources.as_dict()
+        return {**code, "modules": {**self._code_before.get("modules", {}), **code["modules"]}}
+
+    def changed_code(self) -> list[str]:
+        """Which code differs from the checkpoint's, of the modules that were imported so far."""
+        self.sources.update()
+        before, now = flatten(self._code_before), flatten(self.sources.as_dict())
+        named = {"agent": self.sources.agent_file.name, "neoteny": "neoteny"}
+        changed = (name for name in now if before.get(name, now[name]) != now[name])
+        return [
+            f"the code of {named.get(name, name.removeprefix('modules.'))} was changed" for name in changed
+        ]
 
 
 def changed_arguments(
@@ -124,7 +155,7 @@ def machine(device: str) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": installed_versions() | {name: _version(name) for name in PACKAGES},
     }
 
 

@@ -11,10 +11,10 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import safetensors.torch
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import text
 from tqdm import tqdm
 
@@ -24,16 +24,18 @@ from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import named_tensors, not_finite, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
-from neoteny.runners.disk.exit_codes import ExitCode, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
 from neoteny.runners.disk.folder import latest_attempt, run_folder
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes
 from neoteny.runners.identity import Identity
+from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import run_scores
 from neoteny.runners.video import record_video
+from neoteny.runners.weights import policy_as_bytes
 
 FAILED_SAVES = 3  # failed checkpoints in a row after which a run ends
 
@@ -41,7 +43,7 @@ FAILED_SAVES = 3  # failed checkpoints in a row after which a run ends
 class Stateful(Protocol):
     """A part of a run's state: a network, an optimizer, a schedule, a stream, a replay memory.
 
-    One that could not be restored exactly sets ``exact = False``.
+    One that could not be restored exactly sets ``exact = False``, or lists reasons as ``inexact``.
     """
 
     def state_dict(self) -> Any: ...  # noqa: D102
@@ -65,13 +67,14 @@ class Run:
     ``with run.end_update(...)``, and the run with :meth:`finish`.
 
     Args:
-        algorithm: name of the agent.
+        agent_file: file of the agent, which is also its name; or only its name.
         args: the agent's arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
         stream: the agent's environment, already reset; its ``steps`` are those of the run.
         total_steps: environment steps of the whole run.
         remarks: on the set-up, to be printed and logged to TensorBoard's text page; empty ones are left out.
         parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
-            change the network's structure, then the stream, then the others in this order.
+            change the network's structure, then the stream, then the others in this order. The folder is
+            named after ``optimizer``.
 
     Raises:
         SystemExit: code 2 and one sentence, if the folder holds a finished run and ``--overwrite`` is not
@@ -81,17 +84,22 @@ class Run:
 
     def __init__(
         self,
-        algorithm: str,
+        agent_file: str,
         args: Any,
         stream: Stream,
         total_steps: int,
         remarks: Sequence[str] = (),
         **parts: Stateful,
     ) -> None:
-        self.folder = run_folder(algorithm, args)
+        optimizer = parts.get("optimizer")
+        with bad_input():
+            for part in parts.values():
+                if isinstance(part, Optimizer):
+                    check_optimizer(part)
+        self.folder = run_folder(agent_file, args, optimizer if isinstance(optimizer, Optimizer) else None)
         self.args, self.stream, self.video_every = args, stream, args.video_every
         self.parts = {"stream": stream, **parts}
-        self.identity = Identity(algorithm, args)
+        self.identity = Identity(agent_file, args)
         self.episodes = Episodes()
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
@@ -201,8 +209,7 @@ class Run:
         # Once more, since the disk may have been full at a switch.
         self._write("stream.json", self.episodes.tasks())
         self._log_visit()
-        weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
-        self._write("checkpoint/weights.safetensors", safetensors.torch.save(weights))
+        self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
         scores = run_scores(self.episodes.visits)
         finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
@@ -251,7 +258,7 @@ class Run:
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
-        self._write("meta.json", {"resume_exact": self.inexact or True, **self.identity.machine})
+        self._write_meta()
         if state:
             exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
             print(f"{self.folder} resumes at step {state['step']:,}, {exactly}", flush=True)
@@ -261,17 +268,31 @@ class Run:
         try:
             if isinstance(part, OnDisk):
                 part.open()
-            if states:
+            if states and isinstance(part, Optimizer):
+                load_optimizer(part, states[name])
+            elif states:
                 part.load_state_dict(states[name])
-                if isinstance(part, torch.optim.Optimizer):
-                    _fit(part)
         except (KeyError, RuntimeError, ValueError) as error:
             stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {error}")
         except OSError as error:
             stop(ExitCode.IO, f"{name} could not be opened: {error}")
-        reason = f"{name} could not be restored exactly"
-        if states and not getattr(part, "exact", True) and reason not in self.inexact:
-            self.inexact.append(reason)
+        reasons = list(getattr(part, "inexact", ()))
+        if states and not reasons and not getattr(part, "exact", True):
+            reasons = [f"{name} could not be restored exactly"]
+        self.inexact += [reason for reason in reasons if reason not in self.inexact]
+
+    def _write_meta(self) -> None:
+        """Write whether the run is exact, its machine and its code."""
+        meta = {"resume_exact": self.inexact or True, **self.identity.machine, "code": self.identity.code()}
+        self._write("meta.json", meta)
+
+    def _report_inexact(self) -> None:
+        """Report reasons why the run is not exact that have come up since it was opened."""
+        reasons = [*self.identity.changed_code(), *getattr(self.stream, "inexact", ())]
+        if new := [reason for reason in reasons if reason not in self.inexact]:
+            self.inexact += new
+            print(f"{self.folder} goes on, but not bit for bit: {'; '.join(new)}", flush=True)
+            self._write_meta()
 
     def _check_finite(self, values: Mapping[str, Tensor | nn.Module]) -> None:
         """End the run with a crash bundle if a tensor or network holds a NaN or an infinity."""
@@ -338,6 +359,7 @@ class Run:
         if not (due or any(part.due for part in on_disk) or self.preemption.signal):
             return
         self._check_attempt()
+        self._report_inexact()
         try:
             for part in on_disk:
                 part.flush()
@@ -369,6 +391,7 @@ class Run:
             "update": self.updates_made,
             "config": to_json(self.identity.config),
             "machine": self.identity.machine,
+            "code": self.identity.code(),
             "inexact": self.inexact,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": rng,
@@ -422,17 +445,3 @@ class Run:
         except Exception as error:
             print(f"there are no pictures of the run: {type(error).__name__}: {error}", flush=True)
         self.lap("pictures")
-
-
-def _fit(optimizer: torch.optim.Optimizer) -> None:
-    """Give optimizer states their parameters' memory layout; ValueError for those of another shape.
-
-    Fused kernels assume both, and would otherwise mix up entries or write out of bounds.
-    """
-    for param, state in optimizer.state.items():
-        for name, value in state.items():
-            counts = name in ("step", "skipped", "guarded") and value.ndim == 0
-            if not counts and value.shape != param.shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)} instead of {tuple(param.shape)}")
-            if not counts and value.stride() != param.stride():
-                state[name] = torch.empty_like(param, dtype=value.dtype).copy_(value)

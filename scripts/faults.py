@@ -3,9 +3,10 @@
 python scripts/faults.py --kills 200
 
 Each run is killed several times: by SIGKILL at a random step, by SIGKILL while a checkpoint is written, and
-by SIGTERM; the worker processes of some runs are killed or stopped too. At the end its weights, optimizer
-state, random state, episodes and TensorBoard points must equal those of an undisturbed run with the same
-arguments. The table is printed as Markdown.
+by SIGTERM; the worker processes of some runs are killed or stopped too, and the code of some streams is
+changed before a resume. At the end its weights, optimizer state, random state, episodes and TensorBoard
+points must equal those of an undisturbed run with the same arguments, unless ``meta.json`` says that the run
+is not exact. The table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import contextlib
 import dataclasses
 import importlib
 import itertools
+import json
 import multiprocessing
 import os
 import random
@@ -33,11 +35,17 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from minigrid.core.grid import Grid
+from minigrid.core.mission import MissionSpace
+from minigrid.core.world_object import Goal, Wall
+from minigrid.minigrid_env import MiniGridEnv
+from minigrid.wrappers import ImgObsWrapper
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tqdm import tqdm
 
 from neoteny.configs.cli import cli, launch_script
 from neoteny.envs import stream, wrappers
+from neoteny.envs.audit import set_parameters
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
 from neoteny.runners import run
@@ -66,6 +74,57 @@ def faulty_wrappers(k: int, seed: int) -> gym.Env:
     return wrappers.fail_actions(env, 0.1 * (k + 1), seed=seed)
 
 
+@stream("FaultyMemory-v0", period=700, tasks=3)
+def faulty_memory(k: int, seed: int) -> gym.Env:
+    """CartPole with rewards divided by a standard deviation that is estimated over all episodes."""
+    env = gym.make("CartPole-v1", disable_env_checker=True)
+    set_parameters(env, {"gravity": 9.8 * (k + 1)})
+    return gym.wrappers.NormalizeReward(env)
+
+
+@stream("FaultyNoise-v0", period=700)
+def faulty_noise(k: int, seed: int) -> gym.Env:
+    """CartPole whose rewards come from the global generator."""
+    env = gym.make("CartPole-v1", disable_env_checker=True)
+    set_parameters(env, {"gravity": 9.8 * (k + 1)})
+    return gym.wrappers.TransformReward(env, lambda reward: float(reward) + random.random())
+
+
+@stream("FaultyCode-v0", period=700)
+def faulty_code(k: int, seed: int) -> gym.Env:
+    """CartPole that pays what a file says, which is changed between a stop and a resume."""
+    pay = importlib.import_module(CODE).PAY
+    env = gym.make("CartPole-v1", disable_env_checker=True)
+    set_parameters(env, {"gravity": 9.8 * (k + 1)})
+    return gym.wrappers.TransformReward(env, lambda reward: pay * float(reward))
+
+
+class Room(MiniGridEnv):
+    """A user's class of MiniGrid: a room with a few walls at random places, which runs on tensors."""
+
+    def __init__(self, walls: int) -> None:
+        self.walls = walls
+        super().__init__(MissionSpace(lambda: "reach the goal"), grid_size=7, max_steps=60)
+
+    def _gen_grid(self, width: int, height: int) -> None:
+        self.grid = Grid(width, height)
+        self.grid.wall_rect(0, 0, width, height)
+        self.mission = "reach the goal"
+        self.put_obj(Goal(), width - 2, height - 2)
+        self.agent_pos, self.agent_dir = (1, 1), self._rand_int(0, 4)
+        for _ in range(self.walls):
+            self.put_obj(Wall(), self._rand_int(2, width - 1), self._rand_int(1, height - 2))
+
+
+@stream("FaultyRooms-v0", period=700, tasks=3)
+def faulty_rooms(k: int, seed: int) -> gym.Env:
+    """Rooms with more and more walls."""
+    return ImgObsWrapper(Room(walls=2 * k + 1))
+
+
+# The module that FaultyCode-v0 imports, in the folder of each case.
+CODE = "faulty_pay"
+
 # Streams whose sub-environments run in worker processes, which are killed and stopped too; the undisturbed
 # run has no workers.
 IN_WORKERS = {"acrobot-jumps", "grid-goals"}
@@ -84,6 +143,10 @@ STREAMS = {
     "grid-resampled-crossings": "",
     "grid-permuted-actions": "--network.activation maxmin",
     "atari": "--stream.games Breakout Pong",
+    "FaultyMemory-v0": "",
+    "FaultyNoise-v0": "",
+    "FaultyCode-v0": "",
+    "FaultyRooms-v0": "",
 }
 AGENTS = {
     "ppo": "--num-steps 32 --epochs 2 --minibatches 2",
@@ -96,7 +159,10 @@ BOTH = {
     ("dqn", "grid-goals"): "--dueling --no-double",
     ("dqn", "cartpole-rotations"): "--eps-restart",
 }
-OPTIMIZERS = ("adamo", "adam", "muon", "adamw")
+# The project's optimizers, and torch's, which a copied agent would use.
+OURS = ("adamo", "adam", "muon", "adamw")
+TORCHS = ("NAdam", "ASGD", "Adafactor", "RMSprop", "Rprop", "Adagrad", "SGD", "RAdam", "Adamax", "Adadelta")
+OPTIMIZERS = (*OURS, *TORCHS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +206,8 @@ class Outcome:
     latency: list[float] = dataclasses.field(default_factory=list)
     """Seconds from each SIGTERM to the end of the process."""
     lost: str = ""
+    exact: bool = True
+    """Whether the run called itself exact."""
     different: list[str] = dataclasses.field(default_factory=list)
     duplicated: int = 0
     missing: int = 0
@@ -148,8 +216,9 @@ class Outcome:
 def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     """A short run with many switches, checkpoints and probes."""
     module = importlib.import_module(f"neoteny.agents.{case.agent}")
+    optimizer = case.optimizer if case.optimizer in OURS else "adam"
     words = (
-        f"--stream.id {case.stream} optim:{case.optimizer} --seed {case.seed} --runs-dir {runs_dir} "
+        f"--stream.id {case.stream} optim:{optimizer} --seed {case.seed} --runs-dir {runs_dir} "
         f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --probes.every 5 "
         f"--network.hidden 32 32 --stream.period 700 {AGENTS[case.agent]} {STREAMS.get(case.stream, '')} "
         f"{BOTH.get((case.agent, case.stream), '')} {more}"
@@ -157,6 +226,23 @@ def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     if case.agent == "dqn" and case.seed % 4 < 2:
         words += " --memory disk"
     return cli(module.Args, {}, words.split())
+
+
+def folder_of(case: Case, args: Any) -> Path:
+    """The folder of a case's run."""
+    if case.optimizer in OURS:
+        return run_folder(case.agent, args)
+    return run_folder(case.agent, args, torch_optimizer(case.optimizer, torch.nn.Linear(1, 1), args.lr))
+
+
+def torch_optimizer(name: str, module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """An optimizer of torch."""
+    return getattr(torch.optim, name)(module.parameters(), lr=lr)
+
+
+def write_code(runs_dir: Path, pay: float) -> None:
+    """Write the module that FaultyCode-v0 imports."""
+    (runs_dir / f"{CODE}.py").write_text(f"PAY = {pay}\n")
 
 
 class Process:
@@ -177,6 +263,10 @@ class Process:
                 self._watch()
                 setattr(ReplayMemory, "discard", lambda memory: None)  # noqa: B010  (it is compared)
                 kill_at(point, nth)
+                sys.dont_write_bytecode = True
+                sys.path.insert(0, str(log.parent))  # where the code of FaultyCode-v0 is
+                if case.optimizer not in OURS:
+                    self._replace_optimizer(case, args)
                 importlib.import_module(f"neoteny.agents.{case.agent}").main(args)
                 code = 0
             except SystemExit as exit:
@@ -186,6 +276,16 @@ class Process:
             finally:
                 sys.stdout.flush()
                 os._exit(code)
+
+    def _replace_optimizer(self, case: Case, args: Any) -> None:
+        """Let the agent have an optimizer of torch, as a copied agent may."""
+
+        def build(
+            config: Any, module: torch.nn.Module, lr: float, exclude: Any = ()
+        ) -> torch.optim.Optimizer:
+            return torch_optimizer(case.optimizer, module, lr)
+
+        type(args.optim).build = build
 
     def _watch(self) -> None:
         """Share the number of steps so far and the newest workers with the parent process."""
@@ -281,7 +381,7 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
         runs_dir,
         f"--stream.single.workers {WORKERS}" * (case.stream in IN_WORKERS),
     )
-    folder = run_folder(case.agent, args)
+    folder = folder_of(case, args)
     log = runs_dir / "log.txt"
     for fault in case.faults:
         begun = resume_step(folder)
@@ -308,6 +408,10 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
             break  # the run finished before the fault
         outcome.met.append(fault)
         outcome.recomputed.append(max(0, process.progress.value - resume_step(folder)))
+        if case.stream == "FaultyCode-v0" and "code changed" not in outcome.met and resume_step(folder):
+            write_code(runs_dir, pay=2.0)
+            outcome.met.append("code changed")
+            outcome.recomputed.append(0)
     code = Process(case, args, log).wait() if not (folder / "summary.json").exists() else 0
     if code != 0:
         outcome.lost = f"exit code {code} after the last resume; see {log}"
@@ -318,6 +422,7 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
 
 def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
     """Record all differences between two finished runs in the outcome."""
+    outcome.exact = json.loads((folder / "meta.json").read_text())["resume_exact"] is True
     ours, theirs = (dict(contents(path)) for path in (folder, reference))
     outcome.different = sorted(name for name in ours.keys() | theirs if ours.get(name) != theirs.get(name))
     points, expected = (collections.Counter(all_points(path)) for path in (folder, reference))
@@ -375,7 +480,7 @@ def cases(faults: Faults) -> Iterator[Case]:
     kinds = list(itertools.product(faults.agents, faults.streams))
     for number in itertools.count():
         agent, id = kinds[number % len(kinds)]
-        optimizer = OPTIMIZERS[number // len(kinds) % len(OPTIMIZERS)]
+        optimizer = OPTIMIZERS[(number + number // len(kinds)) % len(OPTIMIZERS)]
         chosen = ["SIGKILL", next(points), "SIGTERM", next(points)]
         rng.shuffle(chosen)
         yield Case(agent, id, optimizer, number + 1, tuple(chosen))
@@ -387,12 +492,13 @@ def run_case(case: Case, folder: Path) -> Outcome:
     calm, wild = (folder / f"{case.seed}-{name}" for name in ("undisturbed", "killed"))
     for runs_dir in (calm, wild):
         runs_dir.mkdir(parents=True)
+        write_code(runs_dir, pay=1.0)
     reference = arguments(case, calm)
     code = Process(case, reference, calm / "log.txt").wait()
     if code != 0:
         return Outcome(case, lost=f"exit code {code} of the undisturbed run; see {calm / 'log.txt'}")
-    outcome = torment(case, wild, run_folder(case.agent, reference))
-    if not (outcome.lost or outcome.different):
+    outcome = torment(case, wild, folder_of(case, reference))
+    if not (outcome.lost or (outcome.exact and outcome.different)):
         shutil.rmtree(calm)
         shutil.rmtree(wild)
     return outcome
@@ -406,6 +512,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "SIGTERM": lambda fault: fault == "SIGTERM",
         "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",
         "SIGSTOP of an environment's worker": lambda fault: fault == "worker stopped",
+        "code changed before a resume": lambda fault: fault == "code changed",
     }
     rows = [["fault", "times", "repeated steps: median, max", "seconds to save and exit: median, max"]]
     for name, of_kind in kinds.items():
@@ -428,7 +535,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
         )
     rows.insert(1, ["---"] * len(rows[0]))
     lost = sum(bool(outcome.lost) for outcome in outcomes)
-    different = sum(bool(outcome.different) for outcome in outcomes)
+    exact = [outcome for outcome in outcomes if outcome.exact]
+    different = sum(bool(outcome.different) for outcome in exact)
+    others = [outcome for outcome in outcomes if not outcome.exact]
     total = sum(len(outcome.met) for outcome in outcomes)
     names = " and ".join(sorted({outcome.case.agent.upper() for outcome in outcomes}))
     streams = len({outcome.case.stream for outcome in outcomes})
@@ -438,14 +547,20 @@ def table(outcomes: Sequence[Outcome]) -> str:
             "",
             f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams: "
             f"runs lost {lost}, runs different {different}, points duplicated "
-            f"{sum(o.duplicated for o in outcomes)}, points missing {sum(o.missing for o in outcomes)}. "
-            f"A run has {TOTAL:,} steps and a checkpoint every {INTERVAL}.",
+            f"{sum(o.duplicated for o in exact)}, points missing {sum(o.missing for o in exact)}. "
+            f"Not counted as different are {len(others)} runs that said they were not exact; "
+            f"{sum(bool(o.different) for o in others)} of them were different. A run has {TOTAL:,} steps "
+            f"and a checkpoint every {INTERVAL}.",
         ]
     )
 
 
 def main(faults: Faults) -> int:
-    """Run cases until there are enough kills or a run is lost; returns 1 if a run is lost or different."""
+    """Run cases until there are enough kills or a run is lost.
+
+    Returns:
+        1 if a run is lost, or called itself exact and is different; else 0.
+    """
     planned, outcomes, running = cases(faults), list[Outcome](), set[Future[Outcome]]()
     with contextlib.ExitStack() as stack:
         folder = faults.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -461,11 +576,11 @@ def main(faults: Faults) -> int:
                 outcomes.append(outcome)
                 bar.update(len(outcome.met))
                 lost += bool(outcome.lost)
-                if outcome.lost or outcome.different:
+                if outcome.lost or (outcome.exact and outcome.different):
                     message = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
                     bar.write(f"{outcome.case}: {message}")
     print(table(outcomes))
-    return int(any(outcome.lost or outcome.different for outcome in outcomes))
+    return int(any(outcome.lost or (outcome.exact and outcome.different) for outcome in outcomes))
 
 
 if __name__ == "__main__":

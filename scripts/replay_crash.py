@@ -50,7 +50,8 @@ def main(replay: ReplayCrash) -> int:
     module = importlib.import_module(f"neoteny.agents.{agent}")
     args = read_args(module.Args, replay.crash / "args.json")
     with tempfile.TemporaryDirectory() as runs_dir:
-        args = dataclasses.replace(args, runs_dir=Path(runs_dir), checkpoint_every=0, video_every=0)
+        changes = {"checkpoint_every": 0, "video_every": 0, "allow_code_change": True}
+        args = dataclasses.replace(args, runs_dir=Path(runs_dir), **changes)
         folder = run_folder(agent, args)
         folder.mkdir(parents=True)
         shutil.copy(replay.crash / "args.json", folder)

@@ -179,7 +179,7 @@ def test_a_copied_and_edited_agent(heading, tmp_path):
     for diff in section(heading, "diff"):
         source = patched(source, diff)
     (tmp_path / "my_ppo.py").write_text(source)
-    extra = {"A probe": "--probes.every 2 --probes.no-pictures", "An optimizer": "optim:adam --note rmsprop"}
+    extra = {"A probe": "--probes.every 2 --probes.no-pictures"}
     command = f"python my_ppo.py {SHORT} {SHORTER['ppo']} {extra.get(heading, '')}"
     if heading.startswith("A copied"):
         assert "python my_ppo.py cartpole-gravity --kl-coef 0.5" in commands(PAGE)
@@ -189,7 +189,8 @@ def test_a_copied_and_edited_agent(heading, tmp_path):
     run(command, tmp_path)
     (summary,) = tmp_path.glob("runs/*/*/*/s1/summary.json")
     tags = scalars(summary.parent)
-    assert (summary.parts[-4] == "my_ppo") == heading.startswith("A copied")
+    assert summary.parts[-4] == "my_ppo"
+    assert summary.parts[-3] == ("rmsprop" if heading == "An optimizer" else "adamo")
     assert ("policy/confidence_min" in tags) == (heading == "A probe")
     weights = load_file(summary.parent / "checkpoint" / "weights.safetensors")
     assert ("actor.linear1_norm.weight" in weights) == (heading == "A network")

@@ -160,15 +160,16 @@ loss = model(torch.ones(2, 3)).sum()
     exec(setup + snippet + "loss.backward()\noptimizer.step()", {})
 
 
+@pytest.mark.parametrize("normalizer", ["none", "keep"])
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
-def test_the_weights_of_a_finished_run_play(agent, tmp_path, monkeypatch, capsys):
+def test_the_weights_of_a_finished_run_play(agent, normalizer, tmp_path, monkeypatch, capsys):
     page = blocks(ROOT / "docs" / "evaluating.md")
     (snippet,) = (block.text for block in page if block.kind == "python")
     if agent == "dqn":
         for block in page:
             snippet = patched(snippet, block.text) if block.kind == "diff" else snippet
     module, steps = {"ppo": (ppo, "1024"), "dqn": (dqn, "2048")}[agent]
-    stream = ["--stream.id", "CartPole-v1", "--probes.every", "0"]
+    stream = ["--stream.id", "CartPole-v1", "--probes.every", "0", "--stream.normalizer", normalizer]
     monkeypatch.chdir(tmp_path)
     module.main(cli(*AGENTS[agent], [*stream, "--total-steps", steps]))
     exec(snippet, {})

@@ -53,6 +53,10 @@ class AtariConfig:
         """Raise UncoveredError unless ale-py's vector environment can do the same."""
         vector_options(env)
 
+    def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
+        """Nothing: an emulator's state is a function of its seed and actions."""
+        return ""
+
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """``None``: the space says all."""
         return None
@@ -102,25 +106,29 @@ class Emulators:
         """Number of each emulator's next seeding, (N,)."""
         self.checksum: int | None = None
 
-    def start(self) -> None:
+    def start(self) -> str:
         """Create the vector environment if there is none yet, and replay the log.
 
-        Raises:
-            ValueError: the replay ended in other observations than were saved.
+        Returns:
+            Why all emulators must be reset, because the replay gave other observations than were saved; an
+            empty string if it did not.
         """
         if self.vector is not None:
             self.wait()
-            return
+            return ""
         self.vector = self.make()
         self.observations = self.vector.reset()[0]
-        if self.segments:
-            self._replay()
-            if zlib.crc32(self.observations) != self.checksum:
-                raise ValueError(
-                    "the replay of an Atari game gave other observations than before: the game is not a "
-                    "function of seeds and actions, or the version of ale-py is another; "
-                    "--stream.atari.no-replay starts new episodes instead"
-                )
+        if not self.segments:
+            return ""
+        self._replay()
+        if zlib.crc32(self.observations) == self.checksum:
+            return ""
+        self.segments = []
+        self.actions.clear()
+        return (
+            "the replay of an Atari game gave other observations than before, so new episodes began: the "
+            "game is not a function of seeds and actions, or the version of ale-py is another"
+        )
 
     @property
     def fresh(self) -> bool:
@@ -259,7 +267,7 @@ class AtariEngine:
         self.close()
         self.games.clear()
         self.k: int | None = None
-        self.exact = True  # results are a function of seeds and actions alone
+        self.inexact = ""
 
     def enter(self, schedule: Schedule, step: int) -> None:
         """Switch to the task of the stream's ``step``; all environments must be reset afterwards."""
@@ -270,7 +278,7 @@ class AtariEngine:
         self.seed, self.k = schedule.seed, schedule.task_at(step)
         if self.k not in self.games:
             self.games[self.k] = self._emulators(self.k)
-        self.game.start()
+        self.inexact = self.game.start() or self.inexact
 
     def reset(self, done: Tensor | None = None) -> None:
         """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
@@ -292,14 +300,11 @@ class AtariEngine:
         """The logs of all games."""
         return {"games": {str(k): game.state_dict() for k, game in self.games.items()}}
 
-    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
-        The current game is replayed now, others when they are next entered. Without ``replay`` new episodes
-        begin, and results are no longer ``exact``.
-
-        Raises:
-            ValueError: the replay gave other observations than were saved.
+        The current game is replayed now, others when they are next entered. Without ``replay``, or if it
+        gives other observations than were saved, new episodes begin.
         """
         self.clear()
         self.seed = schedule.seed
@@ -308,8 +313,9 @@ class AtariEngine:
             self.games[int(k)].load_state_dict(game, self.replay)
         self.enter(schedule, step)
         if not self.replay:
+            self.inexact = "running episodes were replaced by new ones (--stream.atari.no-replay)"
+        if self.inexact:
             self.reset()
-        self.exact = self.replay
 
     def close(self) -> None:
         """Close the emulators of all games."""

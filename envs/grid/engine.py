@@ -20,9 +20,10 @@ from torch import Tensor
 
 from neoteny.envs.engine import StepResult
 from neoteny.envs.grid.board import Board, View, mix
-from neoteny.envs.grid.layouts import LayoutPool
+from neoteny.envs.grid.layouts import LayoutPool, unrepeatable_layouts
 from neoteny.envs.grid.task import GridTask, observation_spec
 from neoteny.envs.observations import ObservationSpec
+from neoteny.envs.repeatable import first_reason
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed, make_task_env
 
@@ -51,6 +52,10 @@ class GridConfig:
     def covers(self, env: gym.Env) -> None:
         """Raise UncoveredError unless the tables and rules can reproduce the environment."""
         GridTask(env).draw(0)
+
+    def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
+        """Why layouts of the same seed may differ; empty if they do not."""
+        return first_reason(schedule, lambda visit: unrepeatable_layouts(task, schedule, visit))
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """MiniGrid's codes, or what the package's wrappers turn them into."""
@@ -81,7 +86,7 @@ class GridEngine:
         renew_every: steps of all sub-environments after which one layout is replaced.
     """
 
-    exact = True  # results are a function of seeds and actions alone
+    inexact = ""  # the state is stored, not replayed
 
     def __init__(
         self,
@@ -173,7 +178,7 @@ class GridEngine:
             "steps": {str(k): steps for k, steps in self.steps.items()},
         }
 
-    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
         Raises:

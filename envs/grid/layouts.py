@@ -8,6 +8,12 @@ import numpy as np
 import torch
 
 from neoteny.envs.grid.task import GridTask
+from neoteny.envs.repeatable import later, remembered, shared_state
+from neoteny.envs.schedule import Schedule
+from neoteny.envs.tasks import TaskFunction
+
+TRIES = 16
+"""Layouts that are drawn to see whether the last of them is the same when drawn first."""
 
 
 class LayoutPool:
@@ -56,3 +62,22 @@ class LayoutPool:
     def _draw(self, number: int) -> tuple[np.ndarray, list[int]]:
         row, data = self.task.draw(self.seed_of(number))
         return row, [number, 0, *data]
+
+
+def unrepeatable_layouts(make: TaskFunction, schedule: Schedule, visit: int) -> str:
+    """Why layouts of a visit's task may not be functions of their seeds; empty if they seem to be."""
+    k = schedule.task_of(visit)
+    with shared_state() as shared:
+        old, fresh = make(k, schedule.seed), make(k, schedule.seed)
+        watched = shared.watch(old)
+        task = GridTask(old)
+        seeds = range(TRIES) if task.layout is None else (task.layout, task.layout)
+        drawn = [task.draw(seed) for seed in seeds]
+        with later():
+            row, data = GridTask(fresh).draw(seeds[-1])
+        reason = shared.changed() or watched() or remembered(old, fresh)
+        if not reason and not (np.array_equal(row, drawn[-1][0]) and data == drawn[-1][1]):
+            reason = "a layout was another when it was drawn again"
+        old.close()
+        fresh.close()
+    return reason

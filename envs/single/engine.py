@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
+from neoteny.envs.repeatable import first_reason, unrepeatable_episodes
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs
@@ -40,6 +41,10 @@ class SingleConfig:
 
     def covers(self, env: gym.Env) -> None:
         """Accept any environment."""
+
+    def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
+        """Why episodes of the same seed and actions may differ; empty if they do not."""
+        return first_reason(schedule, lambda visit: unrepeatable_episodes(task, spaces, schedule, visit))
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """``None``: the observation space says all that is known."""
@@ -94,7 +99,7 @@ class SingleEngine:
 
     def clear(self) -> None:
         """Discard all episodes and tasks, as if just constructed."""
-        self.exact = True
+        self.inexact = ""
         self.episodes = np.full(self.num_envs, -1)
         self.log.clear()
 
@@ -138,37 +143,44 @@ class SingleEngine:
             "running": [dataclasses.asdict(episode) for episode in self.log.running()],
         }
 
-    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int) -> None:
+    def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
         """Restore a state that was saved at ``step`` of a stream with the same tasks.
 
-        Without ``replay`` every running episode is cut short and a new one begins with the lifelong state of
-        the old one; results are no longer ``exact``.
-
-        Raises:
-            ValueError: the replay gave other observations than were saved.
+        Without ``replay``, or if it gives other observations, rewards or ends than before, every running
+        episode is cut short and a new one begins with the lifelong state of the old one.
         """
         self.enter(schedule, step)
         self.episodes = state["episodes"].copy()
         running = [Episode(**episode) for episode in state["running"]]
-        if not self.replay:
+        self.inexact = "running episodes were replaced by new ones (--stream.single.no-replay)"
+        if self.replay:
+            replayed = self.envs.restore(running)
+            self.inexact = self._difference(state["observations"], returns, replayed)
+        if self.inexact:
+            self.enter(schedule, step)
             self.episodes += 1
             running = [
                 Episode(step, self._seed(env), old.lifelong, old.actions[:0])
                 for env, old in enumerate(running)
             ]
-        self.envs.restore(running)
+            self.envs.restore(running)
         self.log.load(running)
-        self.exact = self.replay
-        now, before = self.envs.observations, state["observations"]
-        if self.replay and not np.array_equal(now, before, equal_nan=now.dtype.kind == "f"):
-            raise ValueError(
-                f"the replay of task {self.task} gave other observations than before: the task is not a "
-                f"function of seeds and actions; --stream.single.no-replay starts new episodes instead"
-            )
 
     def close(self) -> None:
         """Close all environments."""
         self.envs.close()
+
+    def _difference(self, observations: NDArray[Any], returns: Tensor, replayed: NDArray[Any]) -> str:
+        """What differs between the running episodes, as saved, and their replay; empty if nothing does."""
+        now = self.envs.observations
+        same = np.array_equal(now, observations, equal_nan=now.dtype.kind == "f")
+        if same and np.array_equal(replayed, returns.numpy()):
+            return ""
+        what = "rewards or ends" if same else "observations"
+        return (
+            f"the replay of task {self.task} gave other {what} than before, so new episodes began: the task "
+            "is not a function of seeds and actions, or its code has changed"
+        )
 
     def _seed(self, env: int) -> int:
         """Seed of the running episode of an environment."""

@@ -70,12 +70,19 @@ class SerialEnvs:
             infos.append(info)
         return rewards, terminated, truncated, infos
 
-    def restore(self, episodes: Sequence[Episode | None]) -> None:
-        """Replay episodes in freshly made environments; ``None`` where none was running."""
+    def restore(self, episodes: Sequence[Episode | None]) -> NDArray[np.float64]:
+        """Replay episodes in freshly made environments; ``None`` where none was running.
+
+        Returns:
+            The returns of the episodes, (n,); NaN for one that ended before its last step.
+        """
+        returns = np.zeros(len(self.envs))
         for i, (env, episode) in enumerate(zip(self.envs, episodes, strict=True)):
-            for observation in () if episode is None else replay(env, episode):
+            for observation, reward, ended in () if episode is None else replay(env, episode):
                 self._observe(i, observation)
+                returns[i] = np.nan if ended else returns[i] + reward
                 self.alive()
+        return returns
 
     def close(self) -> None:
         """Close all environments."""
@@ -86,12 +93,20 @@ class SerialEnvs:
         write_observation(self.observations[i, ...], observation, self.envs[i].env)
 
 
-def replay(env: TaskEnv, episode: Episode) -> Iterator[Any]:
-    """Replay an episode in a freshly made environment; yields its observations."""
+def replay(env: TaskEnv, episode: Episode) -> Iterator[tuple[Any, Any, bool]]:
+    """Replay an episode in a freshly made environment, until its last logged action or its end.
+
+    Yields:
+        Observation, reward and whether the episode ended, for the reset and for each step.
+    """
     if env.visit != env.schedule.visit_at(episode.began):  # the same task twice in a row is no switch
         env.enter(env.schedule, episode.began)
     env.steps = episode.began
     env.lifelong = episode.lifelong
-    yield env.reset(episode.seed)
+    yield env.reset(episode.seed), 0.0, False
     for action in episode.actions.copy():
-        yield env.step(action)[0]
+        observation, reward, terminated, truncated, _ = env.step(action)
+        ended = bool(terminated or truncated)
+        yield observation, reward, ended
+        if ended:
+            return

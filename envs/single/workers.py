@@ -27,6 +27,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from numpy.typing import NDArray
 
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
@@ -169,9 +170,10 @@ class ProcessEnvs:
         rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
         return rewards, terminated, truncated, list(itertools.chain.from_iterable(infos))
 
-    def restore(self, episodes: Sequence[Episode | None]) -> None:
-        """Replay episodes in freshly made environments; ``None`` where none was running."""
-        self._ask("restore", [([episodes[env] for env in envs],) for envs in self.shares])
+    def restore(self, episodes: Sequence[Episode | None]) -> NDArray[np.float64]:
+        """Replay episodes in freshly made environments; returns as of :meth:`SerialEnvs.restore`, (N,)."""
+        shares = [([episodes[env] for env in envs],) for envs in self.shares]
+        return np.concatenate(self._ask("restore", shares))
 
     def close(self) -> None:
         """Close the environments and end the processes, if need be by force; may be called twice."""

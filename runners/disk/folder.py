@@ -15,16 +15,31 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+
+from neoteny.optim import optimizer_name
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 
 
-def run_folder(agent: str, args: Any) -> Path:
-    """The folder of a run, from agent and arguments; a wrapper is part of the name: ``stream+wrapper``."""
+def agent_name(agent: str) -> str:
+    """The name of an agent, from its file or its name."""
+    return Path(agent).stem if agent.endswith(".py") else agent
+
+
+def run_folder(agent: str, args: Any, optimizer: Optimizer | None = None) -> Path:
+    """The folder of a run; a wrapper is part of the stream's name: ``stream+wrapper``.
+
+    Args:
+        agent: file of the agent, or its name.
+        args: its arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
+        optimizer: the run's, if it may be another than that of the arguments.
+    """
     names = [name.rpartition(":")[2] for name in (args.stream.id, args.stream.wrap) if name]
     stream = "+".join(names).replace("/", "-")
     methods = sorted(method.name for method in args.methods)
-    optimizer = "-".join(filter(None, (args.optim.name, *methods, args.note)))
-    return Path(args.runs_dir) / stream / agent / optimizer / f"s{args.seed}"
+    kind = args.optim.name if optimizer is None else optimizer_name(optimizer)
+    variant = "-".join(filter(None, (kind, *methods, args.note)))
+    return Path(args.runs_dir) / stream / agent_name(agent) / variant / f"s{args.seed}"
 
 
 def is_finished(folder: Path) -> bool:

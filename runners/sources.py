@@ -1,0 +1,96 @@
+"""The code that a run executes, as hashes of its sources, so that a change before a resume is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import inspect
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import neoteny.runners
+
+ROOT = Path(neoteny.runners.__file__).parents[1]
+PARTS = ("agents", "configs", "envs", "optim", "runners")
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+
+
+class Sources:
+    """Hashes of the agent's file, of neoteny, and of all other modules outside of installed packages.
+
+    A hash is taken when a module is first seen, and the agent's file is no module.
+
+    Args:
+        agent: file of the agent.
+    """
+
+    def __init__(self, agent: Path) -> None:
+        self.agent_file = agent.resolve()
+        self.agent = _digest(self.agent_file)
+        self.neoteny = _digest(*(path for path in _own_files() if path.resolve() != self.agent_file))
+        self.modules: dict[str, str] = {}
+        self._seen: set[str] = set()
+        self.update()
+
+    def update(self) -> None:
+        """Add the modules that were imported since the last call."""
+        for name in sys.modules.keys() - self._seen:
+            self._seen.add(name)
+            file = _file(sys.modules.get(name))
+            if file is None or _is_installed(file) or name.startswith("neoteny."):
+                continue
+            if file.resolve() != self.agent_file:
+                self.modules[file.stem if name == "__main__" else name] = _digest(file)
+
+    def as_dict(self) -> dict[str, Any]:
+        """All hashes, for ``meta.json`` and checkpoints."""
+        return {"agent": self.agent, "neoteny": self.neoteny, "modules": dict(self.modules)}
+
+
+def agent_file(agent: str, args: Any) -> Path:
+    """The file of an agent that is given by its file, or else by its name and arguments."""
+    return Path(agent if agent.endswith(".py") else inspect.getfile(type(args)))
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the installed packages of which a module is imported, by package."""
+    found = {}
+    for name in sorted({module.partition(".")[0] for module in list(sys.modules)}):
+        file = _file(sys.modules.get(name))
+        if file is not None and PACKAGE_FOLDERS.intersection(file.parts):
+            try:
+                found[name.replace("_", "-")] = importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:  # the module's name is not the package's
+                continue
+    return found
+
+
+def _own_files() -> Iterator[Path]:
+    """All source files of neoteny, in a fixed order."""
+    for part in PARTS:
+        yield from sorted((ROOT / part).rglob("*.py"))
+
+
+def _file(module: ModuleType | None) -> Path | None:
+    """The file of a module, if it has one."""
+    file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
+    return Path(file) if isinstance(file, str) else None
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return str(file).startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(file.parts))
+
+
+def _digest(*files: Path) -> str:
+    """The SHA-256 of files, in hexadecimal; a file that cannot be read counts as empty."""
+    digest = hashlib.sha256()
+    for file in files:
+        data = file.read_bytes() if file.is_file() else b""
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()
