@@ -17,6 +17,7 @@ from neoteny.configs.help_pages import show_help
 from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.configs.parsing import HELP, parse
 from neoteny.envs.single.workers import WorkerError
+from neoteny.envs.tasks import SpacesError
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 
 Config = TypeVar("Config")
@@ -91,7 +92,8 @@ def launch(
 ) -> None:
     """Train an agent from the command line.
 
-    Exits with code 2 if agent, stream and machine do not fit together, 70 if a worker fails for good.
+    Exits with code 2 if agent, stream and machine do not fit together, 65 if a later task does not fit the
+    stream, 70 if a worker fails for good.
     """
     print_anything()
     args = cli(args_type, presets)
@@ -99,6 +101,8 @@ def launch(
         main(args)
     except WorkerError as error:
         stop(ExitCode.BROKEN, str(error))
+    except SpacesError as error:
+        stop(ExitCode.MISFIT, f"{error}; the last checkpoint is intact")
 
 
 def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:
@@ -138,6 +142,8 @@ def read_args(args_type: type[Config], path: Path) -> Config:
         wrap = config["stream"].get("wrap") or ""
         if not all(isinstance(name, str) for name in (stream, wrap, optimizer)):
             raise TypeError("stream.id, stream.wrap and optim.name must be strings")
+        if isinstance(config["stream"].get("audit"), bool):  # a flag of version 0.2.0
+            config["stream"]["audit"] = "on" if config["stream"]["audit"] else "off"
         methods = config.pop("methods", {})
         for module in (name.rpartition(":")[0] for name in (stream, wrap, *methods)):
             if module and module not in sys.modules:

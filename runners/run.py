@@ -90,12 +90,13 @@ class Run:
     ) -> None:
         self.folder = run_folder(algorithm, args)
         self.args, self.stream, self.video_every = args, stream, args.video_every
+        self.total_steps = total_steps
         self.parts = {"stream": stream, **parts}
         self.identity = Identity(algorithm, args)
         self.episodes = Episodes()
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
-        self._video_lost = False
+        self._video_lost = self._audit_told = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
@@ -112,6 +113,7 @@ class Run:
                 stop(ExitCode.PREEMPTED, reason)
             # Also called if the run ends with an error, so that logged points are kept.
             self.close = weakref.finalize(self, resources.pop_all().close)
+        self._last_step = self.stream.steps
         self._start = self._lap = time.perf_counter()
 
     def lap(self, section: str) -> None:
@@ -126,11 +128,18 @@ class Run:
         Returns on a GPU stay there until the end of the update.
         """
         if info["task"] != self.episodes.task:
-            self.begin_visit(info["task"], self.episodes.step, info.get("fingerprint"), info.get("game"))
+            names = {"fingerprint": "fingerprint", "game": "game", "audit": "warning"}
+            about = {name: info[key] for key, name in names.items() if key in info}
+            self.begin_visit(info["task"], self.episodes.step, **about)
         self.episodes.record(self.stream.steps, info)
 
     def begin_visit(
-        self, task: int, start: int, fingerprint: Fingerprint | None = None, game: str | None = None
+        self,
+        task: int,
+        start: int,
+        fingerprint: Fingerprint | None = None,
+        game: str | None = None,
+        warning: str = "",
     ) -> None:
         """Begin a visit to a task at a step of the run; later scores belong to it.
 
@@ -139,6 +148,7 @@ class Run:
             start: the last step before the visit.
             fingerprint: of the task, from the audit.
             game: name of the task, if it is an Atari game.
+            warning: what the audit found wrong with the switch.
 
         Raises:
             SystemExit: code 73 if another process has taken the run over.
@@ -147,6 +157,8 @@ class Run:
         if self.episodes.visits:
             self._log_visit()
             self._log_switch(task, start, fingerprint)
+        if warning:
+            self._warn_of_switch(warning, start)
         self.episodes.begin_visit(task, start, fingerprint, game)
         try:
             write_json(self.folder / "stream.json", self.episodes.tasks())
@@ -175,8 +187,9 @@ class Run:
             An empty dict of metrics to fill in, tag -> number or vector.
 
         Raises:
-            SystemExit: code 70, naming the values that are not finite; 75 after a signal; 73 if another
-                process has taken the run over; 74 if three checkpoints in a row could not be written.
+            SystemExit: code 70, naming the values that are not finite; 75 after a signal; 65 if the next
+                update would meet a task with other spaces; 73 if another process has taken the run over; 74
+                if three checkpoints in a row could not be written.
         """
         self._check_finite(finite)
         metrics: dict[str, float | Sequence[float]] = {}
@@ -331,11 +344,12 @@ class Run:
         self.lap("video")
 
     def _save_if_due(self) -> None:
-        """Write a checkpoint if one is due or a signal came; after a signal, exit."""
+        """Write a checkpoint if one is due or the run ends here: after a signal, or before a misfit."""
         step, every = self.stream.steps, self.args.checkpoint_every
         on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         due = every > 0 and step // every > self._saved // every
-        if not (due or any(part.due for part in on_disk) or self.preemption.signal):
+        misfit = self._misfit()
+        if not (due or any(part.due for part in on_disk) or self.preemption.signal or misfit):
             return
         self._check_attempt()
         try:
@@ -348,7 +362,7 @@ class Run:
         except OSError as error:
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
-            if self._failed_saves == FAILED_SAVES or self.preemption.signal:
+            if self._failed_saves == FAILED_SAVES or self.preemption.signal or misfit:
                 stop(ExitCode.IO, f"{reason}; the last one is intact")
             print(f"warning: {reason}; the run continues until the next one", file=sys.stderr)
         else:
@@ -358,6 +372,14 @@ class Run:
         if self.preemption.signal:
             reason = f"stopped by {self.preemption.signal} at step {step:,}; the same command resumes it"
             stop(ExitCode.PREEMPTED, reason)
+        if misfit:
+            stop(ExitCode.MISFIT, f"{misfit}; the checkpoint at step {step:,} is intact")
+
+    def _misfit(self) -> str:
+        """Why the next update, if it is as long as the last, would meet a task with other spaces, if so."""
+        step, before = self.stream.steps, self._last_step
+        self._last_step = step
+        return self.stream.misfit_before(min(step + step - before, self.total_steps))
 
     def _state(self) -> dict[str, Any]:
         """The complete state of the run, for a checkpoint."""
@@ -406,6 +428,13 @@ class Run:
             self.writer.metrics({"stream/fingerprint_changed": not fingerprint.same_as(old)}, step)
             change = f"task {self.episodes.task} -> {task}: {fingerprint.changes(old)}"
             self.writer.add(text("stream/switch", change), step)
+
+    def _warn_of_switch(self, warning: str, step: int) -> None:
+        """Log what the audit found wrong with a switch; print it if it is the first."""
+        self.writer.add(text("stream/audit", warning), step)
+        if not self._audit_told:
+            print(f"warning: step {step:,}: {warning} (later ones are on TensorBoard)", file=sys.stderr)
+        self._audit_told = True
 
     def _draw(self) -> None:
         """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""

@@ -16,6 +16,9 @@ class ExitCode(enum.IntEnum):
 
     BAD_INPUT = 2
     """Flags, environment or folder cannot be used; nothing was written."""
+    MISFIT = 65
+    """A later task of the stream has other spaces than the first; the last checkpoint is intact. The same
+    command would end there again."""
     BROKEN = 70
     """A NaN or an infinity appeared (see the crash bundle in the run's folder), or a worker was lost
     repeatedly. The same command would fail again."""
