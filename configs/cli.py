@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from neoteny.configs.parsing import HELP, parse
 from neoteny.envs.single.workers import WorkerError
 from neoteny.envs.tasks import SpacesError
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.messages import protect_output
 
 Config = TypeVar("Config")
 
@@ -95,7 +95,7 @@ def launch(
     Exits with code 2 if agent, stream and machine do not fit together, 65 if a later task does not fit the
     stream, 70 if a worker fails for good.
     """
-    print_anything()
+    protect_output()
     args = cli(args_type, presets)
     try:
         main(args)
@@ -110,7 +110,7 @@ def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoR
 
     Exits with code 2 and one sentence for bad arguments.
     """
-    print_anything()
+    protect_output()
     raise SystemExit(main(script_args(args_type, sys.argv[1:])))
 
 
@@ -120,12 +120,6 @@ def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
         args, unknown = parse(args_type, words)
         refuse_unknown(args, unknown)
         return args
-
-
-def print_anything() -> None:
-    """Print a question mark for characters outside the terminal's encoding instead of raising an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes them by default
-        sys.stdout.reconfigure(errors="replace")
 
 
 def read_args(args_type: type[Config], path: Path) -> Config:

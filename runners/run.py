@@ -27,6 +27,7 @@ from neoteny.runners.disk.events import EventWriter, image_value
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
 from neoteny.runners.disk.folder import latest_attempt, run_folder
+from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes
@@ -105,7 +106,14 @@ class Run:
             resources.callback(self.writer.close)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
-            self.bar = tqdm(total=total_steps, initial=self._first, unit="step", unit_scale=True, desc=name)
+            self.bar = tqdm(
+                total=total_steps,
+                initial=self._first,
+                unit="step",
+                unit_scale=True,
+                desc=name,
+                file=tolerant(sys.stderr),
+            )
             resources.callback(self.bar.close)
             self._restore(state)
             if self.preemption.signal:
@@ -163,7 +171,7 @@ class Run:
         try:
             write_json(self.folder / "stream.json", self.episodes.tasks())
         except OSError as error:
-            print(f"warning: stream.json could not be written ({error.strerror})", file=sys.stderr)
+            warn(f"warning: stream.json could not be written ({error.strerror})")
 
     def score(self, value: float, length: int) -> None:
         """Add a score to the current visit, weighted by its length."""
@@ -246,7 +254,7 @@ class Run:
         self.inexact = identity.inexact(state)
         self._earlier_events = state["event_files"] if state else {}
         if remark:
-            print(remark, flush=True)
+            tell(remark)
         if state is None:
             for summary in setup_summaries(identity.config, remark):
                 self.writer.add(summary)
@@ -267,7 +275,7 @@ class Run:
         self._write("meta.json", {"resume_exact": self.inexact or True, **self.identity.machine})
         if state:
             exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
-            print(f"{self.folder} resumes at step {state['step']:,}, {exactly}", flush=True)
+            tell(f"{self.folder} resumes at step {state['step']:,}, {exactly}")
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
@@ -328,7 +336,7 @@ class Run:
         try:
             gif, summary = record_video(self.stream, act)
         except Exception as error:
-            print(f"there will be no videos: {type(error).__name__}: {error}", flush=True)
+            tell(f"there will be no videos: {type(error).__name__}: {error}")
             self.video_every = 0
             return
         path = self.folder / "videos" / f"step_{step:09d}.gif"
@@ -337,7 +345,7 @@ class Run:
             replace_file(path, gif)
         except OSError as error:
             if not self._video_lost:
-                print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
+                warn(f"warning: {path} could not be written ({error.strerror})")
             self._video_lost = True
         else:
             self.writer.add(summary, step)
@@ -364,7 +372,7 @@ class Run:
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
             if self._failed_saves == FAILED_SAVES or self.preemption.signal or misfit:
                 stop(ExitCode.IO, f"{reason}; the last one is intact")
-            print(f"warning: {reason}; the run continues until the next one", file=sys.stderr)
+            warn(f"warning: {reason}; the run continues until the next one")
         else:
             self._failed_saves = 0
         self._saved = step
@@ -433,7 +441,7 @@ class Run:
         """Log what the audit found wrong with a switch; print it if it is the first."""
         self.writer.add(text("stream/audit", warning), step)
         if not self._audit_told:
-            print(f"warning: step {step:,}: {warning} (later ones are on TensorBoard)", file=sys.stderr)
+            warn(f"warning: step {step:,}: {warning} (later ones are on TensorBoard)")
         self._audit_told = True
 
     def _draw(self) -> None:
@@ -447,9 +455,9 @@ class Run:
                 replace_file(path, png)
                 self.writer.add(Summary(value=[image_value(f"pictures/{name}", png)]), self.stream.steps)
         except ModuleNotFoundError:
-            print('pictures of the run need matplotlib: pip install -e ".[analysis]"', flush=True)
+            tell('pictures of the run need matplotlib: pip install -e ".[analysis]"')
         except Exception as error:
-            print(f"there are no pictures of the run: {type(error).__name__}: {error}", flush=True)
+            tell(f"there are no pictures of the run: {type(error).__name__}: {error}")
         self.lap("pictures")
 
 

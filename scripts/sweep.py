@@ -16,9 +16,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neoteny.configs.cli import cli, print_anything, script_args
+from neoteny.configs.cli import cli, script_args
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.disk.messages import protect_output
 from neoteny.runners.sweep import run_all
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,5 +74,5 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
 if __name__ == "__main__":
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
-    print_anything()
+    protect_output()
     sys.exit(main(script_args(Sweep, words[:split]), flags=words[split + 1 :]))

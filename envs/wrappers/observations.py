@@ -34,9 +34,9 @@ def permute_observations(
     space = _box(env)
     axis = axis if axis < 0 else axis - len(space.shape)
     place = draw_order(space.shape[axis], "permute_observations", seed, order)
-    lowest, highest = space.low.min(axis, keepdims=True), space.high.max(axis, keepdims=True)
-    bounds = (np.broadcast_to(bound, space.shape) for bound in (lowest, highest))
-    permuted = Box(*bounds, space.shape, dtype=space.dtype.type)
+    low = np.broadcast_to(space.low.min(axis, keepdims=True), space.shape)
+    high = np.broadcast_to(space.high.max(axis, keepdims=True), space.shape)
+    permuted = Box(low, high, space.shape, dtype=space.dtype.type)
     return TransformObservation(env, lambda observation: np.take(observation, place, axis), permuted)
 
 

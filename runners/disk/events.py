@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from neoteny.runners.disk.checkpoint import DamagedError
 from neoteny.runners.disk.files import replace_file
+from neoteny.runners.disk.messages import warn
 
 FLUSH_SECONDS = 5.0
 LONGEST = 512  # most numbers of a vector that are stored
@@ -82,7 +82,7 @@ class EventWriter:
             with contextlib.suppress(OSError):  # if it fails, the next write overwrites it
                 self._file.truncate()  # leave no partial record
             if not self.failing:
-                print(f"warning: {self.path}: {error.strerror}; points are kept in memory", file=sys.stderr)
+                warn(f"warning: {self.path}: {error.strerror}; points are kept in memory")
             self.failing = True
         else:
             self._pending.seek(0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
+
+from neoteny.runners.disk.messages import warn
 
 
 class ExitCode(enum.IntEnum):
@@ -100,5 +101,5 @@ def reason(error: Exception) -> str:
 def stop(code: ExitCode, reason: str) -> NoReturn:
     """Print why the run cannot start or continue, in one sentence, and exit."""
     prefix = "" if code == ExitCode.PREEMPTED else "error: "
-    print(f"{prefix}{reason}", file=sys.stderr, flush=True)
+    warn(f"{prefix}{reason}")
     raise SystemExit(int(code))

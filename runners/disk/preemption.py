@@ -13,8 +13,9 @@ from types import FrameType
 from typing import Any
 
 from neoteny.runners.disk.exit_codes import ExitCode
+from neoteny.runners.disk.messages import open_standard_files, write_in_handler
 
-NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2")
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
@@ -23,14 +24,16 @@ def end_at_signals() -> None:
 
     To be called first in a script, before anything is written, if the script ends with its run.
     """
+    open_standard_files()
     _handle(_end)
 
 
 class Preemption:
     """Whether a signal has asked this process to stop; a second one ends it at once.
 
-    Cluster schedulers send SIGTERM, SIGUSR1 or SIGUSR2; Ctrl-C sends SIGINT. Python handles signals only in
-    the main thread; in other threads this class does nothing.
+    Cluster schedulers send SIGTERM, SIGUSR1 or SIGUSR2; Ctrl-C sends SIGINT; a terminal that is closed sends
+    SIGHUP, which ``nohup`` has a process ignore. Python handles signals only in the main thread; in other
+    threads this class does nothing.
     """
 
     def __init__(self) -> None:
@@ -54,16 +57,20 @@ class Preemption:
         if self.signal is not None:
             os._exit(ExitCode.PREEMPTED)
         self.signal = signal.Signals(number).name
-        # os.write, since print is not reentrant in a signal handler
-        os.write(2, f"\n{self.signal}: saving after this update; once more to stop at once\n".encode())
+        write_in_handler(f"\n{self.signal}: saving after this update; once more to stop at once\n")
 
 
 def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Install a handler for all signals; returns the previous handlers."""
-    return {number: signal.signal(number, handler) for number in SIGNALS}
+    """Install a handler for all signals but those that ``nohup`` ignores; returns the previous handlers."""
+    kept = [number for number in SIGNALS if not _by_nohup(number)]
+    return {number: signal.signal(number, handler) for number in kept}
+
+
+def _by_nohup(number: int) -> bool:
+    return signal.Signals(number).name == "SIGHUP" and signal.getsignal(number) == signal.SIG_IGN
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     name = signal.Signals(number).name
-    os.write(2, f"{name}: nothing was written yet; the same command starts the run\n".encode())
+    write_in_handler(f"{name}: nothing was written yet; the same command starts the run\n")
     os._exit(ExitCode.PREEMPTED)
