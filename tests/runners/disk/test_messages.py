@@ -35,10 +35,10 @@ class Broken:
         self.error = error
 
     def write(self, text):
-        raise self.error
+        raise type(self.error)(*self.error.args)  # a raised one would keep the run alive
 
     def flush(self):
-        raise self.error
+        raise type(self.error)(*self.error.args)  # a raised one would keep the run alive
 
 
 LOST = {
