@@ -19,6 +19,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from neoteny.runners.disk.checkpoint import DamagedError
 from neoteny.runners.disk.files import replace_file
 from neoteny.runners.disk.messages import warn
+from neoteny.runners.disk.wandb_copy import WandbCopy
 
 FLUSH_SECONDS = 5.0
 LONGEST = 512  # most numbers of a vector that are stored
@@ -43,6 +44,7 @@ class EventWriter:
         self._pending = io.BytesIO()
         self._records = RecordWriter(self._pending)
         self._flushed = time.monotonic()
+        self._wandb = WandbCopy()
         self.failing = False
         self._add(Event(file_version="brain.Event:2"))
         if purge_step is not None:
@@ -95,10 +97,12 @@ class EventWriter:
         if not self._file.closed:
             self.flush()
             self._file.close()
+            self._wandb.close()
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
+        self._wandb.add(event)
 
 
 def histogram_value(tag: str, values: Sequence[float]) -> Summary.Value | None:
