@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -16,6 +17,10 @@ from neoteny.runners.disk.exit_codes import ExitCode
 from neoteny.runners.disk.messages import open_standard_files, write_in_handler
 
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
+PASSED_ON = "NEOTENY_SIGNALS_ARE_PASSED_ON"
+"""Set in the environment by a parent that passes its signals on. A cluster may send them to all processes, so
+that one signal comes twice."""
+SAME_SECONDS = 5.0  # within which it is the same
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
@@ -25,7 +30,7 @@ def end_at_signals() -> None:
     To be called first in a script, before anything is written, if the script ends with its run.
     """
     open_standard_files()
-    _handle(_end)
+    handle(_end, SIGNALS)
 
 
 class Preemption:
@@ -38,10 +43,11 @@ class Preemption:
 
     def __init__(self) -> None:
         self.signal: str | None = None
+        self._asked = 0.0  # the time of the signal
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             # In a script whose run is over there is nothing left to stop, and its exit code must stay.
-            before = _handle(self._ask)
+            before = handle(self._ask, SIGNALS)
             self._before = {
                 number: signal.SIG_IGN if handler is _end else handler for number, handler in before.items()
             }
@@ -55,15 +61,16 @@ class Preemption:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
+            if PASSED_ON in os.environ and time.monotonic() - self._asked < SAME_SECONDS:
+                return
             os._exit(ExitCode.PREEMPTED)
-        self.signal = signal.Signals(number).name
+        self.signal, self._asked = signal.Signals(number).name, time.monotonic()
         write_in_handler(f"\n{self.signal}: saving after this update; once more to stop at once\n")
 
 
-def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Install a handler for all signals but those that ``nohup`` ignores; returns the previous handlers."""
-    kept = [number for number in SIGNALS if not _by_nohup(number)]
-    return {number: signal.signal(number, handler) for number in kept}
+def handle(handler: Callable[[int, FrameType | None], None], numbers: Sequence[int]) -> dict[int, Any]:
+    """Install a handler for signals but those that ``nohup`` ignores; returns the previous handlers."""
+    return {number: signal.signal(number, handler) for number in numbers if not _by_nohup(number)}
 
 
 def _by_nohup(number: int) -> bool:
