@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +16,9 @@ from neoteny.configs.help_pages import show_help
 from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.configs.parsing import HELP, parse
 from neoteny.envs.single.workers import WorkerError
+from neoteny.envs.tasks import SpacesError
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.messages import protect_output
 
 Config = TypeVar("Config")
 
@@ -91,14 +92,17 @@ def launch(
 ) -> None:
     """Train an agent from the command line.
 
-    Exits with code 2 if agent, stream and machine do not fit together, 70 if a worker fails for good.
+    Exits with code 2 if agent, stream and machine do not fit together, 65 if a later task does not fit the
+    stream, 70 if a worker fails for good.
     """
-    print_anything()
+    protect_output()
     args = cli(args_type, presets)
     try:
         main(args)
     except WorkerError as error:
         stop(ExitCode.BROKEN, str(error))
+    except SpacesError as error:
+        stop(ExitCode.MISFIT, f"{error}; the last checkpoint is intact")
 
 
 def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:
@@ -106,7 +110,7 @@ def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoR
 
     Exits with code 2 and one sentence for bad arguments.
     """
-    print_anything()
+    protect_output()
     raise SystemExit(main(script_args(args_type, sys.argv[1:])))
 
 
@@ -116,12 +120,6 @@ def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
         args, unknown = parse(args_type, words)
         refuse_unknown(args, unknown)
         return args
-
-
-def print_anything() -> None:
-    """Print a question mark for characters outside the terminal's encoding instead of raising an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # stderr escapes them by default
-        sys.stdout.reconfigure(errors="replace")
 
 
 def read_args(args_type: type[Config], path: Path) -> Config:
@@ -138,6 +136,8 @@ def read_args(args_type: type[Config], path: Path) -> Config:
         wrap = config["stream"].get("wrap") or ""
         if not all(isinstance(name, str) for name in (stream, wrap, optimizer)):
             raise TypeError("stream.id, stream.wrap and optim.name must be strings")
+        if isinstance(config["stream"].get("audit"), bool):  # a flag of version 0.2.0
+            config["stream"]["audit"] = "on" if config["stream"]["audit"] else "off"
         methods = config.pop("methods", {})
         for module in (name.rpartition(":")[0] for name in (stream, wrap, *methods)):
             if module and module not in sys.modules:

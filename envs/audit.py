@@ -1,14 +1,44 @@
-"""The audit: measures what a task does, so that a switch that changes nothing is noticed."""
+"""Fingerprints and comparisons of tasks, so that a switch that changes nothing is noticed.
+
+Both compare what an agent sees and is paid, as values: a reward of 1 equals one of 1.0, and -0.0 equals 0.0.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+import itertools
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
+
+STICKINESS = (0.0, 0.5, 0.95)
+"""How likely a rollout repeats the last action, by episode: long repetitions reach goals that single random
+actions rarely do, such as MountainCar's."""
+DIGITS = 40  # of the hash of a rollout; version 0.2.0 hashed bytes instead of values, with 64 digits
+
+
+class Moment(NamedTuple):
+    """What a reset or a step gives the agent."""
+
+    observation: np.ndarray
+    reward: np.float32  # the precision in which agents read rewards
+    ends: tuple[bool, bool]  # terminated, truncated
+    steps: int  # of the rollout, so far
+
+    def differs_from(self, other: Moment) -> str:
+        """The first thing in which it differs from another moment; an empty string if there is none."""
+        is_float = self.observation.dtype.kind == "f"
+        if not np.array_equal(self.observation, other.observation, equal_nan=is_float):
+            return "observation"
+        if not np.array_equal(self.reward, other.reward, equal_nan=True):
+            return "reward"
+        return "" if self.ends == other.ends else "end of an episode"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +54,15 @@ class Fingerprint:
     parameters: dict[str, float]
     """Named parameters of the simulator, see :func:`parameters`."""
     rollout: str
-    """SHA-256, in hexadecimal, of a rollout under fixed seeds and actions."""
+    """Hash, in hexadecimal, of the values in a rollout under fixed seeds and actions."""
 
     def same_as(self, other: Fingerprint) -> bool:
         """Whether the two tasks behave the same."""
         return (self.spaces, self.rollout) == (other.spaces, other.rollout)
+
+    def comparable(self) -> bool:
+        """Whether its rollout was hashed as those of this version are."""
+        return len(self.rollout) == DIGITS
 
     def changes(self, old: Fingerprint) -> str:
         """Describe in one line what a switch from ``old`` to this task changed."""
@@ -44,18 +78,63 @@ def fingerprint(env: gym.Env, steps: int = 256) -> Fingerprint:
         env: an environment used for nothing else; it is closed.
         steps: length of the rollout, across episodes.
     """
-    named, digest = parameters(env), hashlib.sha256()
-    env.action_space.seed(0)
-    ended, episode = True, 0
-    for _ in range(steps):
-        if ended:
-            _digest(digest, env.reset(seed=episode)[0])
-            episode += 1
-        observation, reward, terminated, truncated, _ = env.step(env.action_space.sample())
-        _digest(digest, (observation, reward, terminated, truncated))
-        ended = terminated or truncated
-    env.close()
+    named, digest = parameters(env), hashlib.blake2b(digest_size=DIGITS // 2)
+    with contextlib.closing(env):
+        for moment in rollout(env, steps):
+            for value in (moment.observation, moment.reward, np.array(moment.ends)):
+                digest.update((value + 0).tobytes())  # -0.0 + 0 is 0.0
     return Fingerprint(f"{env.observation_space} {env.action_space}", named, digest.hexdigest())
+
+
+class Comparison(NamedTuple):
+    """The rollouts of two environments beside each other."""
+
+    difference: str  # what differed first, such as "reward"; empty if nothing did
+    steps: int  # made by each
+
+
+def compare(one: gym.Env, two: gym.Env, steps: int, seconds: float = math.inf) -> Comparison:
+    """Roll out two environments with the same seeds and actions until they differ.
+
+    Args:
+        one: an environment used for nothing else, with the same spaces as ``two``; both are closed.
+        two: the other.
+        steps: to make at most.
+        seconds: after which to stop.
+    """
+    until = time.perf_counter() + seconds
+    with contextlib.closing(one), contextlib.closing(two):
+        for left, right in zip(rollout(one, steps), rollout(two, steps)):
+            if difference := left.differs_from(right):
+                return Comparison(difference, left.steps)
+            if time.perf_counter() > until:
+                break
+    return Comparison("", left.steps)
+
+
+def rollout(env: gym.Env, steps: int) -> Iterator[Moment]:
+    """The resets and ``steps`` steps of an environment under fixed seeds and actions.
+
+    Observations have the dtype of their space, as in training.
+    """
+    dtype, repeats = env.observation_space.dtype, np.random.default_rng(0)
+    env.action_space.seed(0)
+    made = 0
+    for episode in itertools.count():
+        stickiness, action, ends = STICKINESS[episode % len(STICKINESS)], None, (False, False)
+        observation = env.reset(seed=episode)[0]
+        yield Moment(np.asarray(observation, dtype), np.float32(0), ends, made)
+        while not any(ends):
+            if made == steps:
+                return
+            made += 1
+            if action is None or repeats.random() >= stickiness:
+                action = env.action_space.sample()
+            observation, reward, terminated, truncated, _ = env.step(action)
+            ends = bool(terminated), bool(truncated)
+            with np.errstate(over="ignore"):  # to an infinity, as for an agent
+                paid = np.float32(reward)
+            yield Moment(np.asarray(observation, dtype), paid, ends, made)
 
 
 def parameters(env: gym.Env) -> dict[str, float]:
@@ -73,13 +152,3 @@ def set_parameters(env: gym.Env, values: Mapping[str, float]) -> None:
     """Set parameters of a simulator."""
     for name, value in values.items():
         setattr(env.unwrapped, name, value)
-
-
-def _digest(digest: hashlib._Hash, value: Any) -> None:
-    if isinstance(value, dict):
-        value = [item for pair in sorted(value.items()) for item in pair]
-    if isinstance(value, list | tuple):
-        for item in value:
-            _digest(digest, item)
-    else:
-        digest.update(value.encode() if isinstance(value, str) else np.asarray(value).tobytes())

@@ -19,6 +19,7 @@ from minigrid.wrappers import ImgObsWrapper
 from neoteny.envs.atari import streams as _atari  # noqa: F401  (registers its streams)
 from neoteny.envs.atari.engine import AtariConfig
 from neoteny.envs.atari.game import ale, check_games
+from neoteny.envs.auditor import AuditMode
 from neoteny.envs.control import streams as _control  # noqa: F401
 from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
@@ -64,8 +65,9 @@ class StreamConfig:
     """Length of the run in cycles through all recurring tasks, instead of --total-steps."""
     drift_fraction: float | None = None
     """Share of each visit over which the old task turns gradually into the new (default: the stream's)."""
-    audit: bool = True
-    """Check at every switch, on a separate copy, that the new task behaves differently from the old one."""
+    audit: AuditMode = dataclasses.field(default="on", metadata={"resumable": True})
+    """Check that tasks differ: refuse tasks that do not before training and warn at a switch, only warn, or
+    do not check."""
     wrap: Typed | None = None
     """module:function that wraps every task: function(env), function(env, seed), which is given (seed, k), or
     function(env, k, seed)."""

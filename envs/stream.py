@@ -8,7 +8,6 @@ current task and, at a *switch*, replaces all of them at the same step.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,7 +18,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnvChecker, TimeLimit
 
-from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
+from neoteny.envs.audit import Fingerprint
+from neoteny.envs.auditor import AuditMode, Auditor
 from neoteny.envs.engine import Engine, EngineConfig, choose_engine
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
@@ -40,17 +40,18 @@ class Stream(VectorEnv):
     ``info["episode_return"]`` and ``info["episode_length"]``, valid where ``info["_episode_return"]``;
     episodes that a switch cut short are left out, since a partial return says nothing about the agent.
     ``info["task"]`` is the number of the task in which the step was made. The first step of a visit has
-    ``info["fingerprint"]`` of the task, if there is an audit, and ``info["game"]``, its name, if it has one.
+    ``info["fingerprint"]`` of the task, if there is an audit, ``info["audit"]``, what was wrong with the
+    switch, if anything was, and ``info["game"]``, the name of the task, if it has one.
     The environments' own infos are in ``info["env_infos"]``, one dict per environment.
 
     The stream owns every reset: the seed of episode ``j`` of sub-environment ``i`` in task ``k`` is a pure
     function of (run seed, k, i, j); in Atari games most episodes instead continue an emulator that was seeded
     this way. A stream is restored by replaying its running episodes.
 
-    The audit: at every switch a separate copy of the new task is rolled out with fixed seeds and actions, and
-    the result, its fingerprint, must differ from the old task's. If tasks turn gradually into one another, a
-    copy of the new task with the old one's parameters must behave exactly as the old one, so that the change
-    starts without a jump. ``audit_seconds`` is the time spent on audits so far.
+    The audit: the first reset compares tasks that follow one another, and at every switch the fingerprint of
+    the new task is compared with that of the old one (see :class:`neoteny.envs.auditor.Auditor`). If tasks
+    turn gradually into one another, a copy of the new task with the old one's parameters must behave exactly
+    as the old one, so that the change starts without a jump. ``audit_seconds`` is the time spent on audits.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
@@ -66,9 +67,9 @@ class Stream(VectorEnv):
 
     Raises:
         ValueError: no engine can step the tasks; observations or actions are not arrays or do not fit their
-            spaces; at a switch, if the new task has other spaces than the first one, if it behaves exactly as
-            the old task, if a recurring task behaves differently than before, or if a gradual change would
-            start with a jump.
+            spaces; at the first reset, if tasks have different spaces, or behave the same, or if a gradual
+            change would start with a jump.
+        SpacesError: at a switch, if the new task has other spaces than the first one.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Stream(VectorEnv):
         num_envs: int,
         seed: int = 0,
         device: torch.device | str | None = None,
-        audit: bool = True,
+        audit: AuditMode = "on",
         normalizer: Literal["none", "keep", "reset"] = "none",
         task_id: Literal["none", "onehot"] = "none",
         observations: Kind | Literal["auto"] = "auto",
@@ -94,15 +95,13 @@ class Stream(VectorEnv):
         self.num_envs = num_envs
         self.device = device
         self.names = names
-        self.audit = audit and schedule.period is not None
-        self.audit_seconds = 0.0
-        self.fingerprints: dict[int, Fingerprint] = {}
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = 0
         self._look_ahead()
 
-        first = self._make_task_env()
+        first = self.make_task(self.task, self.seed)
         self.raw_spaces = first.observation_space, first.action_space
+        self.auditor = Auditor(task, self.raw_spaces, "off" if schedule.period is None else audit)
         raw = _observation_spec(first, engines, observations, channels)
         onehot_tasks = recurring_tasks(schedule) if task_id == "onehot" else []
         self.preprocessing = Preprocessing(raw, normalizer, onehot_tasks, device)
@@ -121,8 +120,8 @@ class Stream(VectorEnv):
         allowed = [config for config in engines if engine in ("auto", config.name)]
         chosen = choose_engine(allowed, task, self.schedule, first)
         self.engine_name = chosen.name
-        self.remark = raw.check(try_out(first))
-        """A warning about the observations, or an empty string."""
+        self.remarks = [raw.check(try_out(first))]
+        """Warnings about the observations and, after the first reset, the tasks; some may be empty."""
         first.close()
         self.unrepeatable = chosen.unrepeatable(task, self.raw_spaces, self.schedule)
         """Why the stream cannot be restored exactly, or an empty string."""
@@ -134,10 +133,10 @@ class Stream(VectorEnv):
         self._enter()
 
     def __str__(self) -> str:
-        """Describe schedule and observations, with a warning if there is one, in a line each."""
+        """Describe schedule and observations, with warnings if there are any, in a line each."""
         observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
-        warning = self.unrepeatable and f"warning: a resumed run will not be exact: {self.unrepeatable}"
-        return "\n".join(filter(None, (str(self.schedule), observed, self.remark, warning)))
+        inexact = self.unrepeatable and f"warning: a resumed run will not be exact: {self.unrepeatable}"
+        return "\n".join(filter(None, (str(self.schedule), observed, *self.remarks, inexact)))
 
     @property
     def seed(self) -> int:
@@ -148,6 +147,16 @@ class Stream(VectorEnv):
     def observation(self) -> Any:
         """The latest observations, preprocessed, (N, ...)."""
         return self.preprocess(self.engine.observations)
+
+    @property
+    def fingerprints(self) -> dict[int, Fingerprint]:
+        """Fingerprints of the tasks so far; of tasks that never recur that of the current one."""
+        return self.auditor.fingerprints
+
+    @property
+    def audit_seconds(self) -> float:
+        """Time spent on audits."""
+        return self.auditor.seconds
 
     @property
     def exact(self) -> bool:
@@ -167,7 +176,6 @@ class Stream(VectorEnv):
         if options:
             raise ValueError(f"a stream takes no reset options, got {sorted(options)}")
         if self.began or seed not in (None, self.seed):
-            self.fingerprints.clear()
             self.schedule = dataclasses.replace(self.schedule, seed=self.seed if seed is None else seed)
             self.steps = 0
             self.engine.clear()
@@ -176,8 +184,7 @@ class Stream(VectorEnv):
         self.returns.zero_()
         self.lengths.zero_()
         self.preprocessing.reset()
-        if self.audit:
-            self._audit()
+        self.remarks[1:] = self.auditor.begin(self.schedule)
         self.engine.reset()
         return self.preprocess(self.engine.observations, learn=True), {"task": self.task}
 
@@ -229,8 +236,7 @@ class Stream(VectorEnv):
             "returns": self.returns.clone(),
             "lengths": self.lengths.clone(),
             "engine": self.engine.state_dict(),
-            "fingerprints": {str(k): dataclasses.asdict(known) for k, known in self.fingerprints.items()},
-            "audit_seconds": self.audit_seconds,
+            **self.auditor.state_dict(),
             "preprocessing": self.preprocessing.state_dict(),
         }
 
@@ -246,8 +252,7 @@ class Stream(VectorEnv):
         self.returns = state["returns"].to(self.engine.device, copy=True)
         self.lengths = state["lengths"].to(self.engine.device, copy=True)
         self.engine.load_state_dict(state["engine"], self.schedule, self.steps, self.returns)
-        self.fingerprints = {int(k): Fingerprint(**known) for k, known in state["fingerprints"].items()}
-        self.audit_seconds = state["audit_seconds"]
+        self.auditor.load_state_dict(state)
         self.preprocessing.load_state_dict(state["preprocessing"])
         if not self.exact:  # the running episodes were replaced by new ones
             self.returns.zero_()
@@ -270,6 +275,12 @@ class Stream(VectorEnv):
     def preprocess(self, observations: torch.Tensor, learn: bool = False) -> Any:
         """Preprocess observations (B, ...) of the current task; with ``learn`` update the normalizer."""
         return self._to_agent(self.preprocessing(observations, self.task, learn))
+
+    def misfit_before(self, step: int) -> str:
+        """Why the stream ends before ``step``, if it does: a task to come has other spaces than the first."""
+        visits = range(self.schedule.visit_at(self.steps) + 1, self.schedule.visit_at(step) + 1)
+        misfits = (self.auditor.misfit(self.schedule.task_of(visit), self.seed) for visit in visits)
+        return next(filter(None, misfits), "")
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
@@ -298,44 +309,18 @@ class Stream(VectorEnv):
     def _about_task(self) -> dict[str, Any]:
         """Entries about the task for the info of a visit's first step."""
         self._is_first = False
-        about: dict[str, Any] = {"game": self.names[self.task]} if self.names else {}
-        return about | ({"fingerprint": self.fingerprints[self.task]} if self.audit else {})
+        about = {
+            "game": self.names[self.task] if self.names else None,
+            "fingerprint": self.fingerprints.get(self.task),
+            "audit": self.auditor.warning,
+        }
+        return {name: value for name, value in about.items() if value}
 
     def _switch(self) -> None:
         old = self.task
         self._enter()
         self.preprocessing.switch()
-        if self.audit:
-            self._audit(old)
-            if self.schedule.tasks is None:
-                del self.fingerprints[old]
-
-    def _audit(self, old: int | None = None) -> None:
-        """Fingerprint the current task; compare it with the ``old`` task's and with its own earlier one."""
-        started = time.perf_counter()
-        now = fingerprint(self._make_task_env())
-        if not self.fingerprints.setdefault(self.task, now).same_as(now):
-            raise ValueError(f"task {self.task} has changed: it must be a function of (k, seed) alone")
-        if old is not None:
-            before = self.fingerprints[old]
-            if now.same_as(before):
-                raise ValueError(
-                    f"the switch changed nothing: task {self.task} behaves exactly as task {old}"
-                )
-            if self.schedule.drift_fraction:
-                old_task = self._make_task_env(before.parameters)
-                if not fingerprint(old_task).same_as(before):
-                    raise ValueError(
-                        f"task {old} cannot turn gradually into task {self.task}, which differs in more than "
-                        f"numeric attributes of the environment"
-                    )
-        self.audit_seconds += time.perf_counter() - started
-
-    def _make_task_env(self, changed: dict[str, float] | None = None) -> gym.Env:
-        """A new environment of the current task, with parameters ``changed``."""
-        env = self.make_task(self.task, self.seed)
-        set_parameters(env, changed or {})
-        return env
+        self.auditor.switch(self.schedule, old, self.task)
 
     def _checked(self, actions: Any) -> Any:
         """Actions, (N, ...), as an array or a tensor; ValueError for another shape."""

@@ -92,14 +92,19 @@ def make_task_env(task: TaskFunction, spaces: Spaces, schedule: Schedule, step: 
     return env
 
 
+class SpacesError(ValueError):
+    """A task of a stream has other spaces than the first."""
+
+
 def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
-    """Raise ValueError if an environment's spaces differ from the stream's."""
+    """Raise SpacesError if an environment's spaces differ from the stream's."""
     for kind, space in zip(("observation_space", "action_space"), spaces):
         if getattr(env, kind) != space:
-            raise ValueError(
+            message = (
                 f"all tasks of a stream share their spaces, but {kind} of task {task} is "
                 f"{getattr(env, kind)} and was {space}"
             )
+            raise SpacesError(" ".join(message.split()))
 
 
 def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:

@@ -27,6 +27,7 @@ from neoteny.runners.disk.events import EventWriter, image_value
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
 from neoteny.runners.disk.folder import latest_attempt, run_folder
+from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes
@@ -98,12 +99,13 @@ class Run:
                     check_optimizer(part)
         self.folder = run_folder(agent_file, args, optimizer if isinstance(optimizer, Optimizer) else None)
         self.args, self.stream, self.video_every = args, stream, args.video_every
+        self.total_steps = total_steps
         self.parts = {"stream": stream, **parts}
         self.identity = Identity(agent_file, args)
         self.episodes = Episodes()
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
-        self._video_lost = False
+        self._video_lost = self._audit_told = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
@@ -112,7 +114,14 @@ class Run:
             resources.callback(self.writer.close)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
-            self.bar = tqdm(total=total_steps, initial=self._first, unit="step", unit_scale=True, desc=name)
+            self.bar = tqdm(
+                total=total_steps,
+                initial=self._first,
+                unit="step",
+                unit_scale=True,
+                desc=name,
+                file=tolerant(sys.stderr),
+            )
             resources.callback(self.bar.close)
             self._restore(state)
             if self.preemption.signal:
@@ -120,6 +129,7 @@ class Run:
                 stop(ExitCode.PREEMPTED, reason)
             # Also called if the run ends with an error, so that logged points are kept.
             self.close = weakref.finalize(self, resources.pop_all().close)
+        self._last_step = self.stream.steps
         self._start = self._lap = time.perf_counter()
 
     def lap(self, section: str) -> None:
@@ -134,11 +144,18 @@ class Run:
         Returns on a GPU stay there until the end of the update.
         """
         if info["task"] != self.episodes.task:
-            self.begin_visit(info["task"], self.episodes.step, info.get("fingerprint"), info.get("game"))
+            names = {"fingerprint": "fingerprint", "game": "game", "audit": "warning"}
+            about = {name: info[key] for key, name in names.items() if key in info}
+            self.begin_visit(info["task"], self.episodes.step, **about)
         self.episodes.record(self.stream.steps, info)
 
     def begin_visit(
-        self, task: int, start: int, fingerprint: Fingerprint | None = None, game: str | None = None
+        self,
+        task: int,
+        start: int,
+        fingerprint: Fingerprint | None = None,
+        game: str | None = None,
+        warning: str = "",
     ) -> None:
         """Begin a visit to a task at a step of the run; later scores belong to it.
 
@@ -147,6 +164,7 @@ class Run:
             start: the last step before the visit.
             fingerprint: of the task, from the audit.
             game: name of the task, if it is an Atari game.
+            warning: what the audit found wrong with the switch.
 
         Raises:
             SystemExit: code 73 if another process has taken the run over.
@@ -155,11 +173,13 @@ class Run:
         if self.episodes.visits:
             self._log_visit()
             self._log_switch(task, start, fingerprint)
+        if warning:
+            self._warn_of_switch(warning, start)
         self.episodes.begin_visit(task, start, fingerprint, game)
         try:
             write_json(self.folder / "stream.json", self.episodes.tasks())
         except OSError as error:
-            print(f"warning: stream.json could not be written ({error.strerror})", file=sys.stderr)
+            warn(f"warning: stream.json could not be written ({error.strerror})")
 
     def score(self, value: float, length: int) -> None:
         """Add a score to the current visit, weighted by its length."""
@@ -183,8 +203,9 @@ class Run:
             An empty dict of metrics to fill in, tag -> number or vector.
 
         Raises:
-            SystemExit: code 70, naming the values that are not finite; 75 after a signal; 73 if another
-                process has taken the run over; 74 if three checkpoints in a row could not be written.
+            SystemExit: code 70, naming the values that are not finite; 75 after a signal; 65 if the next
+                update would meet a task with other spaces; 73 if another process has taken the run over; 74
+                if three checkpoints in a row could not be written.
         """
         self._check_finite(finite)
         metrics: dict[str, float | Sequence[float]] = {}
@@ -240,7 +261,7 @@ class Run:
         self.inexact = identity.inexact(state)
         self._earlier_events = state["event_files"] if state else {}
         if remark:
-            print(remark, flush=True)
+            tell(remark)
         if state is None:
             for summary in setup_summaries(identity.config, remark):
                 self.writer.add(summary)
@@ -261,7 +282,7 @@ class Run:
         self._write_meta()
         if state:
             exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
-            print(f"{self.folder} resumes at step {state['step']:,}, {exactly}", flush=True)
+            tell(f"{self.folder} resumes at step {state['step']:,}, {exactly}")
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
@@ -336,7 +357,7 @@ class Run:
         try:
             gif, summary = record_video(self.stream, act)
         except Exception as error:
-            print(f"there will be no videos: {type(error).__name__}: {error}", flush=True)
+            tell(f"there will be no videos: {type(error).__name__}: {error}")
             self.video_every = 0
             return
         path = self.folder / "videos" / f"step_{step:09d}.gif"
@@ -345,18 +366,19 @@ class Run:
             replace_file(path, gif)
         except OSError as error:
             if not self._video_lost:
-                print(f"warning: {path} could not be written ({error.strerror})", file=sys.stderr)
+                warn(f"warning: {path} could not be written ({error.strerror})")
             self._video_lost = True
         else:
             self.writer.add(summary, step)
         self.lap("video")
 
     def _save_if_due(self) -> None:
-        """Write a checkpoint if one is due or a signal came; after a signal, exit."""
+        """Write a checkpoint if one is due or the run ends here: after a signal, or before a misfit."""
         step, every = self.stream.steps, self.args.checkpoint_every
         on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         due = every > 0 and step // every > self._saved // every
-        if not (due or any(part.due for part in on_disk) or self.preemption.signal):
+        misfit = self._misfit()
+        if not (due or any(part.due for part in on_disk) or self.preemption.signal or misfit):
             return
         self._check_attempt()
         self._report_inexact()
@@ -370,9 +392,9 @@ class Run:
         except OSError as error:
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
-            if self._failed_saves == FAILED_SAVES or self.preemption.signal:
+            if self._failed_saves == FAILED_SAVES or self.preemption.signal or misfit:
                 stop(ExitCode.IO, f"{reason}; the last one is intact")
-            print(f"warning: {reason}; the run continues until the next one", file=sys.stderr)
+            warn(f"warning: {reason}; the run continues until the next one")
         else:
             self._failed_saves = 0
         self._saved = step
@@ -380,6 +402,14 @@ class Run:
         if self.preemption.signal:
             reason = f"stopped by {self.preemption.signal} at step {step:,}; the same command resumes it"
             stop(ExitCode.PREEMPTED, reason)
+        if misfit:
+            stop(ExitCode.MISFIT, f"{misfit}; the checkpoint at step {step:,} is intact")
+
+    def _misfit(self) -> str:
+        """Why the next update, if it is as long as the last, would meet a task with other spaces, if so."""
+        step, before = self.stream.steps, self._last_step
+        self._last_step = step
+        return self.stream.misfit_before(min(step + step - before, self.total_steps))
 
     def _state(self) -> dict[str, Any]:
         """The complete state of the run, for a checkpoint."""
@@ -430,6 +460,13 @@ class Run:
             change = f"task {self.episodes.task} -> {task}: {fingerprint.changes(old)}"
             self.writer.add(text("stream/switch", change), step)
 
+    def _warn_of_switch(self, warning: str, step: int) -> None:
+        """Log what the audit found wrong with a switch; print it if it is the first."""
+        self.writer.add(text("stream/audit", warning), step)
+        if not self._audit_told:
+            warn(f"warning: step {step:,}: {warning} (later ones are on TensorBoard)")
+        self._audit_told = True
+
     def _draw(self) -> None:
         """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""
         self.writer.flush()
@@ -441,7 +478,7 @@ class Run:
                 replace_file(path, png)
                 self.writer.add(Summary(value=[image_value(f"pictures/{name}", png)]), self.stream.steps)
         except ModuleNotFoundError:
-            print('pictures of the run need matplotlib: pip install -e ".[analysis]"', flush=True)
+            tell('pictures of the run need matplotlib: pip install -e ".[analysis]"')
         except Exception as error:
-            print(f"there are no pictures of the run: {type(error).__name__}: {error}", flush=True)
+            tell(f"there are no pictures of the run: {type(error).__name__}: {error}")
         self.lap("pictures")

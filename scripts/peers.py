@@ -83,7 +83,7 @@ class Training:
     def stream(self) -> StreamConfig:
         """The environments as a stream of neoteny."""
         if self.view == "atari":
-            return StreamConfig("atari", games=(GAME,), period=10**9, audit=False)
+            return StreamConfig("atari", games=(GAME,), period=10**9, audit="off")
         return StreamConfig(GRID, observations="vectors" if self.view == "flat" else "auto")
 
     def make(self) -> gym.Env:

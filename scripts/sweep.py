@@ -10,16 +10,16 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import itertools
-import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from neoteny.configs.cli import cli, print_anything, script_args
-from neoteny.runners.disk.exit_codes import ExitCode, stop
-from neoteny.runners.disk.folder import run_folder
-from neoteny.runners.sweep import run_all
+from neoteny.configs.cli import cli, script_args
+from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
+from neoteny.runners.disk.folder import is_finished, run_folder
+from neoteny.runners.disk.messages import protect_output
+from neoteny.runners.sweep import is_running, run_all, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,8 +36,11 @@ class Sweep:
     """Optimizers to train with."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds to train with."""
-    jobs: int = os.cpu_count() or 1
-    """Number of runs in parallel."""
+    jobs: int = dataclasses.field(default_factory=usable_cores)
+    """Number of runs in parallel; by default one for each CPU core that the sweep may use."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, ("jobs",), at_least=1)
 
 
 def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
@@ -48,23 +51,39 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
             ExitCode.BAD_INPUT, f"there is no agent {sweep.agent!r} in agents/; there are {', '.join(agents)}"
         )
     module = importlib.import_module(f"neoteny.agents.{sweep.agent}")
-    commands, finished = [], 0
+    commands, folders, finished = [], [], 0
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
         words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *flags]
         # Parsed here too, so that a bad flag is reported before the first run starts.
         args = cli(module.Args, module.PRESETS, words)
-        if (run_folder(sweep.agent, args) / "summary.json").exists() and not args.overwrite:
+        folder = run_folder(sweep.agent, args)
+        if is_finished(folder) and not args.overwrite:
             finished += 1
         else:
             commands.append([sys.executable, str(ROOT / "agents" / f"{sweep.agent}.py"), *words])
+            folders.append(folder)
+    done_before = list(map(is_finished, folders))
+
+    def instead(number: int) -> int | None:
+        """The exit code of a run that another sweep has finished meanwhile, or is training."""
+        if is_finished(folders[number]) and not done_before[number]:
+            return 0
+        return int(ExitCode.TAKEN) if is_running(commands[number], folders[number]) else None
+
     try:
-        codes = run_all(commands, sweep.jobs)
+        codes = run_all(commands, sweep.jobs, instead)
     except KeyboardInterrupt:
         print("\n" * min(sweep.jobs, len(commands)) + "stopped; run the same command to resume")
         return int(ExitCode.PREEMPTED)
-    failed = [shlex.join(command) for command, code in zip(commands, codes) if code]
+    elsewhere = codes.count(int(ExitCode.TAKEN))
+    failed = [
+        shlex.join(command) for command, code in zip(commands, codes) if code not in (0, ExitCode.TAKEN)
+    ]
     print("\n" * min(sweep.jobs, len(commands)), end="")
-    print(f"{len(commands) - len(failed)} runs done, {finished} were finished before, {len(failed)} failed")
+    print(
+        f"{codes.count(0)} runs done, {finished} were finished before, {len(failed)} failed"
+        + (f", {elsewhere} are trained by another process" if elsewhere else "")
+    )
     for command in failed:
         print("failed:", command)
     return int(bool(failed))
@@ -73,5 +92,5 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
 if __name__ == "__main__":
     words = sys.argv[1:]
     split = words.index("--") if "--" in words else len(words)
-    print_anything()
+    protect_output()
     sys.exit(main(script_args(Sweep, words[:split]), flags=words[split + 1 :]))

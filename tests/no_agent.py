@@ -11,6 +11,9 @@ class Steps:
     def __init__(self):
         self.steps = 0
 
+    def misfit_before(self, step):
+        return ""
+
     def state_dict(self):
         return {"steps": self.steps}
 

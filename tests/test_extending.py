@@ -160,7 +160,7 @@ def test_tasks_of_own_streams_differ(environments):
         second, *_ = chase.step(torch.zeros(4, dtype=torch.long).numpy())
     assert first[0, 0, 5, 1] == second[0, 1, 4, 1] == 1  # goals of tasks 0 and 1
     chase.close()
-    poles = StreamConfig("my_streams:LongPoles-v0", period=64, audit=False).make(4, seed=3)
+    poles = StreamConfig("my_streams:LongPoles-v0", period=64, audit="off").make(4, seed=3)
     assert len(set(poles.schedule.cycle)) == 3
     poles.close()
     mirror = sys.modules["my_wrappers"].mirror

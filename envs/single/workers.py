@@ -333,11 +333,13 @@ def _read(pipe: socket.socket, length: int) -> bytearray:
 
 
 def _obey_the_parent() -> None:
-    """Ignore Ctrl-C, which the parent handles; restore other signals' defaults; die with the parent."""
+    """Ignore Ctrl-C and a closed terminal, which are the parent's; restore other defaults; die with it."""
     for name in ("SIGTERM", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):  # not on Windows
             signal.signal(getattr(signal, name), signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     if sys.platform == "linux":
         # Otherwise a worker that hangs would outlive a killed parent. By "parent" Linux means the thread that
         # started this process; should that thread end before its process, the worker is restarted.

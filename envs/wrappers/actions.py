@@ -18,8 +18,8 @@ def permute_actions(env: gym.Env, seed: Seed | None = None, *, order: Sequence[i
     """Give the actions of a Discrete space new meanings: action ``i`` does what ``order[i]`` did.
 
     ``seed`` and ``order`` are as in :func:`permute_observations`; ``order`` counts from 0 even if the space
-    starts elsewhere. Two actions have only one permutation other than the identity, so every seed gives
-    CartPole the same task.
+    starts elsewhere. Two actions have only one permutation other than the identity: with seeds ``(seed, k)``
+    tasks alternate between both.
     """
     space = env.action_space
     if not isinstance(space, Discrete):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 
 Seed = int | tuple[int, ...]
+
+ARRANGED = 6  # first entries of a permutation whose arrangement differs from task to task
 
 
 def random_generator(seed: Seed, *purpose: str | int) -> np.random.Generator:
@@ -18,10 +21,14 @@ def random_generator(seed: Seed, *purpose: str | int) -> np.random.Generator:
 
 
 def draw_order(entries: int, purpose: str, seed: Seed | None, order: Sequence[int] | None) -> np.ndarray:
-    """The permutation given, or one drawn uniformly from all but the identity."""
+    """The permutation given, or one drawn uniformly from all but the identity.
+
+    The last number of a seed stands for the task. The tasks of one run have different permutations, until all
+    arrangements of the first entries, at most 719, have come; they come in a random order. Two entries have
+    only one permutation other than the identity: tasks then alternate between both.
+    """
     if (seed is None) == (order is None):
         raise ValueError("a permutation needs either a seed or an order")
-    identity = np.arange(entries)
     if order is not None:
         if sorted(order) != list(range(entries)):
             raise ValueError(f"{list(order)} is not a permutation of 0 to {entries - 1}")
@@ -29,9 +36,15 @@ def draw_order(entries: int, purpose: str, seed: Seed | None, order: Sequence[in
     assert seed is not None
     if entries < 2:
         raise ValueError(f"a permutation of {entries} entries changes nothing")
-    rng, drawn = random_generator(seed, purpose), identity
-    while (drawn == identity).all():
-        drawn = rng.permutation(entries)
+    *run, task = (seed,) if isinstance(seed, int | np.integer) else seed
+    first = min(entries, ARRANGED)
+    arrangements = list(itertools.permutations(range(first)))
+    if entries > 2 or not run:
+        del arrangements[0]  # the identity
+    places = random_generator(tuple(run), purpose).permutation(len(arrangements))
+    drawn = random_generator(seed, purpose).permutation(entries)
+    # Only the arrangement of the first entries, not which they are, is a function of the task's number.
+    drawn[:first] = np.sort(drawn[:first])[list(arrangements[places[task % len(places)]])]
     return drawn
 
 

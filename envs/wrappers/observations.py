@@ -23,15 +23,19 @@ def permute_observations(
 
     Args:
         env: observations in a Box with at least one axis.
-        seed: for drawing the permutation, uniformly from all but the identity.
+        seed: for drawing the permutation, uniformly from all but the identity; seeds ``(seed, k)`` of tasks
+            that follow one another give different ones.
         order: the permutation itself instead of a seed: entry ``i`` becomes the old entry ``order[i]``. The
             identity is accepted here, for an unchanged first task.
         axis: which axis of one observation; the last by default, -3 for images with channels first.
+
+    The bounds of the new Box hold for every order, so that all tasks have the same.
     """
     space = _box(env)
     axis = axis if axis < 0 else axis - len(space.shape)
     place = draw_order(space.shape[axis], "permute_observations", seed, order)
-    low, high = np.take(space.low, place, axis), np.take(space.high, place, axis)
+    low = np.broadcast_to(space.low.min(axis, keepdims=True), space.shape)
+    high = np.broadcast_to(space.high.max(axis, keepdims=True), space.shape)
     permuted = Box(low, high, space.shape, dtype=space.dtype.type)
     return TransformObservation(env, lambda observation: np.take(observation, place, axis), permuted)
 
@@ -41,7 +45,7 @@ def offset_observations(env: gym.Env, seed: Seed, std: float = 2.0) -> gym.Env:
 
     TRAC's drifting observations (Muppidi et al., 2024, "Fast TRAC"): N(0, 2), drawn anew for each task. We
     read the 2 as a standard deviation, in the units of the observation. Observations are in a Box of
-    floating-point numbers, whose bounds are shifted too.
+    floating-point numbers, which becomes unbounded, so that all tasks have the same.
     """
     space = _box(env, np.floating)
     offset = (
@@ -49,8 +53,7 @@ def offset_observations(env: gym.Env, seed: Seed, std: float = 2.0) -> gym.Env:
         .normal(0.0, check_size(std), space.shape)
         .astype(space.dtype)
     )
-    moved = Box(space.low + offset, space.high + offset, space.shape, dtype=space.dtype.type)
-    return TransformObservation(env, lambda observation: observation + offset, moved)
+    return TransformObservation(env, lambda observation: observation + offset, _unbounded(space))
 
 
 def noisy_observations(env: gym.Env, std: float, seed: Seed = 0) -> gym.Env:
@@ -66,7 +69,7 @@ class _Noise(gym.ObservationWrapper):
     def __init__(self, env: gym.Env, std: float, seed: Seed) -> None:
         super().__init__(env)
         space = _box(env, np.floating)
-        self.observation_space = Box(-np.inf, np.inf, space.shape, dtype=space.dtype.type)
+        self.observation_space = _unbounded(space)
         self.std, self.seed = check_size(std), seed
         self.rng = random_generator(seed, "noisy_observations")
 
@@ -77,6 +80,11 @@ class _Noise(gym.ObservationWrapper):
 
     def observation(self, observation: Any) -> Any:
         return observation + self.rng.normal(0.0, self.std, observation.shape).astype(observation.dtype)
+
+
+def _unbounded(space: Box) -> Box:
+    """The space without its bounds."""
+    return Box(-np.inf, np.inf, space.shape, dtype=space.dtype.type)
 
 
 def _box(env: gym.Env, kind: type[np.generic] = np.generic) -> Box:

@@ -12,7 +12,6 @@ import errno
 import hashlib
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from neoteny.runners.disk.files import sync_folder, write_bytes
+from neoteny.runners.disk.messages import warn
 
 FORMAT = 2  # version of the files' layout and contents; other versions are refused
 KEEP = 2  # number of checkpoints: the newest, and one to fall back on if it is damaged
@@ -126,7 +126,7 @@ def load_checkpoint(
             check(state)
             return state
         except DamagedError as damage:
-            print(f"warning: {damage}; it is set aside", file=sys.stderr)
+            warn(f"warning: {damage}; it is set aside")
             checkpoint.rename(folder / f".corrupt_{checkpoint.name}_{uuid.uuid4().hex[:8]}")
     if any(folder.glob(".corrupt_*")):
         raise CheckpointError(

@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import struct
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,8 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from neoteny.runners.disk.checkpoint import DamagedError
 from neoteny.runners.disk.files import replace_file
+from neoteny.runners.disk.messages import warn
+from neoteny.runners.disk.wandb_copy import WandbCopy
 
 FLUSH_SECONDS = 5.0
 LONGEST = 512  # most numbers of a vector that are stored
@@ -43,6 +44,7 @@ class EventWriter:
         self._pending = io.BytesIO()
         self._records = RecordWriter(self._pending)
         self._flushed = time.monotonic()
+        self._wandb = WandbCopy()
         self.failing = False
         self._add(Event(file_version="brain.Event:2"))
         if purge_step is not None:
@@ -82,7 +84,7 @@ class EventWriter:
             with contextlib.suppress(OSError):  # if it fails, the next write overwrites it
                 self._file.truncate()  # leave no partial record
             if not self.failing:
-                print(f"warning: {self.path}: {error.strerror}; points are kept in memory", file=sys.stderr)
+                warn(f"warning: {self.path}: {error.strerror}; points are kept in memory")
             self.failing = True
         else:
             self._pending.seek(0)
@@ -95,10 +97,12 @@ class EventWriter:
         if not self._file.closed:
             self.flush()
             self._file.close()
+            self._wandb.close()
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
+        self._wandb.add(event)
 
 
 def histogram_value(tag: str, values: Sequence[float]) -> Summary.Value | None:

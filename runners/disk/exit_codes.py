@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
+
+from neoteny.runners.disk.messages import warn
 
 
 class ExitCode(enum.IntEnum):
@@ -16,6 +17,9 @@ class ExitCode(enum.IntEnum):
 
     BAD_INPUT = 2
     """Flags, environment or folder cannot be used; nothing was written."""
+    MISFIT = 65
+    """A later task of the stream has other spaces than the first; the last checkpoint is intact. The same
+    command would end there again."""
     BROKEN = 70
     """A NaN or an infinity appeared (see the crash bundle in the run's folder), or a worker was lost
     repeatedly. The same command would fail again."""
@@ -97,5 +101,5 @@ def reason(error: Exception) -> str:
 def stop(code: ExitCode, reason: str) -> NoReturn:
     """Print why the run cannot start or continue, in one sentence, and exit."""
     prefix = "" if code == ExitCode.PREEMPTED else "error: "
-    print(f"{prefix}{reason}", file=sys.stderr, flush=True)
+    warn(f"{prefix}{reason}")
     raise SystemExit(int(code))

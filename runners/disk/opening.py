@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from neoteny.runners.disk.events import check_event_files, cut_event_files
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.files import write_json
 from neoteny.runners.disk.folder import begin_attempt, check_folder, clear_folder, is_finished
+from neoteny.runners.disk.messages import warn
 
 
 def open_run(
@@ -58,7 +58,7 @@ def open_run(
         _remove_videos(folder, after=state["step"])
     else:
         if (folder / "args.json").exists() and not is_finished(folder):
-            print(f"{folder} holds no checkpoint yet: the run starts from the beginning", file=sys.stderr)
+            warn(f"{folder} holds no checkpoint yet: the run starts from the beginning")
         clear_folder(folder)
     write_json(folder / "args.json", config)
     return attempt, state

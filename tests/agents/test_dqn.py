@@ -339,7 +339,7 @@ def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch,
     assert any(cuts[0])
 
 
-GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit=False)
+GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit="off")
 
 
 @pytest.mark.parametrize("memory", ["disk", "device"])

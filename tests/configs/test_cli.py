@@ -235,7 +235,7 @@ def written(folder, line):
     ],
 )
 def test_the_arguments_of_a_run_are_read_back(preset, optim, tmp_path):
-    line = f"{preset} optim:{optim} --stream.no-audit --network.hidden 8 16 --stream.period 700 --note x"
+    line = f"{preset} optim:{optim} --stream.audit off --network.hidden 8 16 --stream.period 700 --note x"
     assert read_args(Args, written(tmp_path, line)) == parse(f"{line} --runs-dir {tmp_path}")
 
 

@@ -27,7 +27,7 @@ AGENTS: dict[str, Any] = {"ppo": ppo, "dqn": dqn}
 # A run of 128 steps in three tasks, as a preset, so that none of these flags is typed.
 SHARED = {
     "total_steps": 128, "num_envs": 2, "checkpoint_every": 0, "network": {"hidden": (8,)},
-    "probes": {"every": 0, "plasticity_steps": 3}, "stream": {"period": 48, "audit": False},
+    "probes": {"every": 0, "plasticity_steps": 3}, "stream": {"period": 48, "audit": "off"},
 }  # fmt: skip
 TINY = {
     "ppo": {**SHARED, "num_steps": 16, "epochs": 2, "minibatches": 2},
@@ -80,7 +80,7 @@ FOR_BOTH = {
     "stream.jitter": Acts("--stream.jitter 0.9"),
     "stream.cycles": Acts("--stream.cycles 2", "--stream.tasks 0 1"),
     "stream.drift_fraction": Acts("--stream.drift-fraction 0.5", "--stream.id cartpole-gravity"),
-    "stream.audit": Acts("--stream.audit", aspect="tags"),
+    "stream.audit": Acts("--stream.audit on", aspect="tags"),
     "stream.normalizer": Acts("--stream.normalizer keep"),
     "stream.task_id": Acts("--stream.task-id onehot", "--stream.tasks 0 1"),
     "stream.wrap": Acts("--stream.wrap neoteny.envs.wrappers:permute_actions"),
@@ -262,7 +262,7 @@ NOTHING = {
     "ppo": [
         ("--stream.tasks 0 1 --stream.cycles 2", "--total-steps 1e5"),
         ("", "--video-every 1000"),
-        ("--stream.id CartPole-v1 --stream.period None", "--stream.no-audit"),
+        ("--stream.id CartPole-v1 --stream.period None", "--stream.audit off"),
         *(("--probes.every 0", f"--probes.{name.replace('_', '-')} 1") for name in NUMBERS),
         ("--probes.every 0", "--probes.no-pictures"),
         ("--probes.every 0", "--probes.pictures"),

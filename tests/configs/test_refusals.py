@@ -77,11 +77,11 @@ REFUSED = {
     "--methods.wrong_import:Config": "the package no_such_package is not installed",
     "--stream.id wrong_value:X-v0": "ten tasks at most",
     "--stream.id faulty_stream:Faulty-make-v0": re.compile(KEY_ERROR),
-    "--stream.id faulty_stream:Faulty-make-v0 --stream.no-audit": re.compile(KEY_ERROR),
+    "--stream.id faulty_stream:Faulty-make-v0 --stream.audit off": re.compile(KEY_ERROR),
     "--stream.id faulty_stream:Faulty-reset-v0": re.compile(
         r"RuntimeError: no reset \(.*faulty_stream\.py, line 18\)"
     ),
-    "--stream.id faulty_stream:Faulty-reset-v0 --stream.no-audit": "RuntimeError: no reset",
+    "--stream.id faulty_stream:Faulty-reset-v0 --stream.audit off": "RuntimeError: no reset",
     "--stream.id faulty_stream:Faulty-wordless-v0": re.compile(
         r"ValueError \(.*faulty_stream\.py, line 20\)"
     ),

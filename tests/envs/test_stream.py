@@ -1,6 +1,5 @@
 """Streams against a slow reference that steps each sub-environment by itself."""
 
-import copy
 import dataclasses
 import importlib.util
 import itertools
@@ -370,64 +369,6 @@ def test_unknown_streams_are_refused_in_one_sentence(id):
     assert "\n" not in str(error.value)
 
 
-def test_a_task_with_other_spaces_is_refused():
-    @stream("Mixed-v0", period=4)
-    def mixed(k, seed):
-        return gym.make(("CartPole-v1", "Acrobot-v1")[k])
-
-    mixed_stream = StreamConfig("Mixed-v0").make(2)
-    mixed_stream.reset()
-    mixed_stream.step(np.zeros(2, dtype=int))
-    with pytest.raises(ValueError, match=r"share their spaces.*observation_space of task 1"):
-        mixed_stream.step(np.zeros(2, dtype=int))
-    del gym.registry["Mixed-v0"]
-
-
-class Audited:
-    """Streams of two tasks that each hide a mistake."""
-
-    @staticmethod
-    def ignores_k(k, seed):
-        return gym.make("CartPole-v1")
-
-    @staticmethod
-    def identity_permutation(k, seed):
-        order = [0, 1, 2, 3]
-        env = gym.make("CartPole-v1")
-        return gym.wrappers.TransformObservation(env, lambda obs: obs[order], env.observation_space)
-
-    @staticmethod
-    def physics_of_a_copy(k, seed):
-        env = gym.make("CartPole-v1")
-        copy.copy(env.unwrapped).gravity = 9.8 * (k + 1)
-        return env
-
-    @staticmethod
-    def changes_at_random(k, seed):
-        env = gym.make("CartPole-v1")
-        env.unwrapped.gravity = float(np.random.default_rng().uniform(5, 50))
-        return env
-
-
-def two_switches(task, **options):
-    stream = Stream(task, Schedule(period=8, tasks=2), ENGINES, num_envs=2, **options)
-    stream.reset()
-    return [stream.step(np.zeros(2, dtype=int))[-1] for _ in range(8)]
-
-
-@pytest.mark.parametrize("mistake", ["ignores_k", "identity_permutation", "physics_of_a_copy"])
-def test_the_audit_catches_a_switch_that_changes_nothing(mistake):
-    with pytest.raises(ValueError, match="changed nothing: task 1 behaves exactly as task 0"):
-        two_switches(getattr(Audited, mistake))
-    infos = two_switches(getattr(Audited, mistake), audit=False)
-    assert not any("fingerprint" in info for info in infos)
-
-
-def test_the_audit_catches_a_task_that_does_not_recur_as_it_was():
-    with pytest.raises(ValueError, match="task 0 has changed"):
-        two_switches(Audited.changes_at_random)
-
-
 @pytest.mark.parametrize("id", STREAMS)
 def test_fingerprints_tell_tasks_apart_and_are_reproducible(id):
     stream = StreamConfig(id).make(1, seed=5)
@@ -439,7 +380,7 @@ def test_fingerprints_tell_tasks_apart_and_are_reproducible(id):
 
 @pytest.mark.parametrize("id", ["cartpole-rotations", "grid-layouts"])
 def test_the_audit_does_not_disturb_the_stream(id):
-    with_audit, without = (StreamConfig(id, PERIOD, audit=audit).make(2, seed=1) for audit in (True, False))
+    with_audit, without = (StreamConfig(id, PERIOD, audit=audit).make(2, seed=1) for audit in ("on", "off"))
     np.testing.assert_array_equal(with_audit.reset()[0], without.reset()[0])
     for _ in range(STEPS):
         for a, b in zip(with_audit.step(np.ones(2, dtype=int))[:4], without.step(np.ones(2, dtype=int))[:4]):
@@ -516,7 +457,7 @@ def test_what_replay_cannot_restore_goes_on_with_new_episodes(replay, reason):
         return env
 
     gravities = itertools.count(10.0)
-    config = StreamConfig("Forgetful-v0", audit=False)
+    config = StreamConfig("Forgetful-v0", audit="off")
     one = config.make(2)
     one.reset()
     advance(one, 5)
@@ -702,9 +643,8 @@ def test_a_task_that_comes_twice_in_a_row_stays_what_it_has_become():
 
 def test_a_gradual_change_is_audited_at_its_ends():
     rotations = StreamConfig("cartpole-rotations", period=8, drift_fraction=1.0).make(2)
-    rotations.reset()
     with pytest.raises(ValueError, match="task 0 cannot turn gradually into task 1"):
-        advance(rotations, 4)
+        rotations.reset()
     gravity = StreamConfig("cartpole-gravity", period=8, drift_fraction=1.0).make(2)
     gravity.reset()
     *_, info = advance(gravity, 5)[-1]

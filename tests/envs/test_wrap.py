@@ -144,7 +144,7 @@ def test_a_shipped_stream_stays_on_tensors_where_they_hold_the_wrapper(capsys):
 
 def test_wrapped_actions_do_on_tensors_what_they_do_in_the_package():
     fast, slow = (
-        make("seeded", "grid-layouts-small", engine=engine, audit=False) for engine in ("grid", "single")
+        make("seeded", "grid-layouts-small", engine=engine, audit="off") for engine in ("grid", "single")
     )
     tasks = [stream.make_task(1, 7) for stream in (fast, slow)]
     for action in range(7):

@@ -954,7 +954,7 @@ def arguments(folder, agent, methods, **changes):
         "probes": ProbeConfig(every=4, pictures=False, plasticity_every=0, full_every=0),
         "methods": methods,
     }
-    stream = StreamConfig("cartpole-rotations", period=150, audit=False)
+    stream = StreamConfig("cartpole-rotations", period=150, audit="off")
     return module.Args(stream=stream, **{**common, **flags, **changes})
 
 
@@ -1033,7 +1033,7 @@ OURS = "--methods.tests.method_sketches"
 )
 def test_what_cannot_be_is_a_sentence(agent, flags, sentence, tmp_path, monkeypatch, capsys):
     runs = tmp_path / "runs"
-    argv = ["agent.py", *flags.split(), "--runs-dir", str(runs), "--stream.no-audit"]
+    argv = ["agent.py", *flags.split(), "--runs-dir", str(runs), "--stream.audit", "off"]
     monkeypatch.setattr(sys, "argv", argv)
     with pytest.raises(SystemExit) as ended:
         launch(agent.main, agent.Args, agent.PRESETS)

@@ -114,7 +114,7 @@ def test_screens_are_those_of_gymnasium(name, frame_skip):
 
 
 def config(games=("Breakout", "SpaceInvaders"), period=90, **flags):
-    return StreamConfig("atari", period=period, games=games, audit=False, **flags)
+    return StreamConfig("atari", period=period, games=games, audit="off", **flags)
 
 
 def with_threads(stream, threads):
@@ -275,7 +275,7 @@ def test_a_mode_is_another_task_and_is_stepped_singly(capsys):
     stream.reset()
     infos = [stream.step(np.ones(2, int))[-1] for _ in range(12)]  # across the audit
     assert infos[10]["game"] == "Freeway/1/0"
-    spread = StreamConfig("atari", 20, games=("Pong", "Breakout"), drift_fraction=0.5, audit=False).make(1)
+    spread = StreamConfig("atari", 20, games=("Pong", "Breakout"), drift_fraction=0.5, audit="off").make(1)
     assert isinstance(spread.engine, SingleEngine)
 
 

@@ -43,7 +43,7 @@ def faults(folder, *names):
 def drift_stream(folder=None, workers=0):
     task = functools.partial(drifting, folder and str(folder))
     engines = [SingleConfig(workers=workers)]
-    return Stream(task, Schedule(period=120), engines, num_envs=3, seed=5, audit=False)
+    return Stream(task, Schedule(period=120), engines, num_envs=3, seed=5, audit="off")
 
 
 def alive(pid):
