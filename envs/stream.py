@@ -20,7 +20,7 @@ from gymnasium.vector.utils import batch_space
 from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from neoteny.envs.audit import Fingerprint, fingerprint, set_parameters
-from neoteny.envs.engine import Engine, EngineConfig, choose_engine
+from neoteny.envs.engine import Engine, EngineConfig, UncoveredError, choose_engine, first_tasks
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskEnv, TaskFunction, try_out
@@ -117,8 +117,11 @@ class Stream(VectorEnv):
         self.frame_stack = 1 if task_id == "onehot" else _frame_stack(first)
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
         allowed = [config for config in engines if engine in ("auto", config.name)]
+        started = time.perf_counter()
         chosen = choose_engine(allowed, task, self.schedule, first)
-        self.engine_name = chosen.name
+        self.audit_seconds += time.perf_counter() - started
+        self.engine_config, self.engine_name = chosen, chosen.name
+        self.covered = {(k, seed) for k in first_tasks(self.schedule)}
         self.remark = raw.check(try_out(first))
         """A warning about the observations, or an empty string."""
         first.close()
@@ -257,7 +260,22 @@ class Stream(VectorEnv):
     def _enter(self) -> None:
         """Switch the engine to the task of the current step."""
         self._look_ahead()
+        self._check_engine()
         self.engine.enter(self.schedule, self.steps)
+
+    def _check_engine(self) -> None:
+        """Check that the engine covers the task, once for each; a run keeps its engine, so it ends if not."""
+        started, task = time.perf_counter(), (self.task, self.seed)
+        if task not in self.covered:
+            try:
+                self.engine_config.covers(self.make_task, *task)
+            except UncoveredError as reason:
+                raise ValueError(
+                    f"--stream.engine {self.engine_name} cannot step task {self.task}, and a run keeps its "
+                    f"engine: {reason}; set --stream.engine single"
+                ) from reason
+            self.covered.add(task)
+            self.audit_seconds += time.perf_counter() - started
 
     def _look_ahead(self) -> None:
         """Set the current task and the end of its visit."""

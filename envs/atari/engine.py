@@ -49,9 +49,11 @@ class AtariConfig:
         """Whether it is an Atari game, in any wrappers."""
         return is_game(env)
 
-    def covers(self, env: gym.Env) -> None:
+    def covers(self, task: TaskFunction, k: int, seed: int) -> None:
         """Raise UncoveredError unless ale-py's vector environment can do the same."""
+        env = task(k, seed)
         vector_options(env)
+        env.close()
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """``None``: the space says all."""

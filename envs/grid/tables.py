@@ -47,25 +47,30 @@ def _key(thing: WorldObj | None) -> tuple[Any, ...]:
         return ()
     inside = () if thing.contains is None else _key(thing.contains)
     is_open, is_locked = getattr(thing, "is_open", None), getattr(thing, "is_locked", None)
-    return type(thing), thing.color, is_open, is_locked, inside
+    return type(thing), thing.type, thing.color, is_open, is_locked, inside
 
 
 OBJECTS = _objects()
 CODES = EMPTY + len(OBJECTS)
 AGENT = CODES  # and the next three: the agent in a fully observed grid, by its direction
 _CODE_OF = {_key(thing): code for code, thing in enumerate(OBJECTS, start=EMPTY)}
+_KINDS = {type(thing) for thing in OBJECTS}
+_METHODS = {name for kind in _KINDS for name in dir(kind) if callable(getattr(kind, name))}
 WALL, BALL = (_CODE_OF[_key(thing)] for thing in (Wall(), Ball()))
 
 
 def code_of(thing: WorldObj | None) -> int:
-    """The code of an object; UncoveredError if it has none."""
+    """The code of an object; UncoveredError if it has none, or does something of its own."""
     if thing is None:
         return EMPTY
+    if own := vars(thing).keys() & _METHODS:
+        raise UncoveredError(f"a {thing.color} {thing.type} has its own {', '.join(sorted(own))}")
     try:
         return _CODE_OF[_key(thing)]
-    except KeyError:
+    except (KeyError, TypeError):
+        kind = "" if type(thing) in _KINDS else f", a {type(thing).__name__}"
         held = "" if thing.contains is None else f" that holds a {thing.contains.type}"
-        raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{held}") from None
+        raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{kind}{held}") from None
 
 
 class _Room(MiniGridEnv):

@@ -38,8 +38,8 @@ class SingleConfig:
         """Any environment."""
         return True
 
-    def covers(self, env: gym.Env) -> None:
-        """Accept any environment."""
+    def covers(self, task: TaskFunction, k: int, seed: int) -> None:
+        """Accept any task."""
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """``None``: the observation space says all that is known."""
