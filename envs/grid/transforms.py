@@ -23,9 +23,6 @@ class _Unread:
     def __init__(self, place: int) -> None:
         self.place = place
 
-    def __getattr__(self, name: str) -> Any:
-        raise TypeError("the value of an observation is read")
-
     def __bool__(self) -> bool:
         raise TypeError("the value of an observation is read")
 
@@ -97,7 +94,9 @@ def _order_of_package(function: Callable[[Any], Any], order: np.ndarray) -> np.n
 
 def _order_of_users(layer: gym.ObservationWrapper, order: np.ndarray) -> np.ndarray:
     """The order after a wrapper of a user's, whose function gets entries that it cannot read."""
-    entries = np.array([_Unread(place) for place in order.ravel()], object).reshape(order.shape)
+    entries = np.empty(order.size, object)
+    entries[:] = [_Unread(place) for place in order.ravel().tolist()]
+    entries = entries.reshape(order.shape)
     try:
         with _Pure(layer):
             moved = [np.asarray(layer.observation(entries.copy())) for _ in range(2)]
