@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import TimeLimit, TransformAction, TransformObservation
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from minigrid.core.grid import Grid
 from minigrid.core.mission import MissionSpace
@@ -159,11 +159,15 @@ def rare_object(self):
 
 
 def object_with_its_own_method(self):
-    self.grid.get(4, 4).can_overlap = lambda: False
+    for thing in filter(None, self.grid.grid):
+        if thing.type == "goal":
+            thing.can_overlap = lambda: False
 
 
 def object_of_another_type(self):
-    self.grid.get(4, 4).type = "lava"
+    for thing in filter(None, self.grid.grid):
+        if thing.type == "goal":
+            thing.type = "lava"
 
 
 def pythons_generator(self):
@@ -617,8 +621,7 @@ def test_what_the_package_and_neoteny_made_is_not_tried():
         assert not GridTask(env).users
 
 
-ENDING = (direction_that_is_none, no_walls_around, step_of_the_layout)  # in the package too
-FEATURES = [each for each, _ in UNLIKE_LAYOUTS if each not in ENDING]
+FEATURES = [each for each, _ in UNLIKE_LAYOUTS]
 FEATURES += [furniture, key_in_hand, numbers_of_numpy, a_smaller_room, stale_attribute, on_the_goal]
 MEMBERS = [
     {},
@@ -654,6 +657,7 @@ def test_any_class_of_a_user_does_the_same_or_is_left_to_the_package(features, m
             feature(self)
 
     make = room(furnish, wrap, **members)
+    assume(is_playable(make))
     stream = stream_of(make, seed)
     if isinstance(stream.engine, GridEngine):
         assert_equal(stream.engine, make, 600)
@@ -661,6 +665,19 @@ def test_any_class_of_a_user_does_the_same_or_is_left_to_the_package(features, m
 
 def stream_of(make, seed=0):
     return Stream(lambda k, seed: make(), Schedule(), (LAYOUTS, SingleConfig()), 2, seed)
+
+
+def is_playable(make):
+    """Whether the package itself can step a class."""
+    env = make()
+    try:
+        for seed in range(64):
+            env.reset(seed=seed)
+            for action in (2, 2, 1, 2, 2, 2):
+                env.step(action % env.action_space.n)[4].clear()
+    except Exception:
+        return False
+    return True
 
 
 def assert_left_to_the_package(make, reason):
