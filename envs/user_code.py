@@ -31,6 +31,9 @@ CHANGING = ("random", "time", "datetime", "secrets", "uuid", "numpy.random", "to
 NAMING = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_CONST")
 """Instructions whose argument may be the name of an attribute; constants are those of ``getattr``."""
 
+MOST = 1_000
+"""Functions, classes and containers that are read."""
+
 LARGEST = 20_000
 """Values that a picture of a state looks at."""
 
@@ -79,7 +82,7 @@ class Reading:
         self._seen: set[int] = set()
         self._todo: deque[tuple[str, Callable[[], Any]]] = deque()
         self._todo.extend((name, functools.partial(_itself, value)) for name, value in roots.items())
-        while self._todo:
+        while self._todo and len(self._seen) < MOST:
             self._read(*self._todo.popleft())
         for kind in kinds:
             held = (name for name, value in vars(kind).items() if not _is_code(value) and "__" not in name)
@@ -88,6 +91,8 @@ class Reading:
 
     def changing(self) -> str | None:
         """The name of a random generator or a clock that is reached, if there is one."""
+        if self._todo:
+            return "more code than can be read"
         if found := self.names & {"urandom", "getrandom"}:
             return min(found)
         for name, get in self.values:
@@ -111,7 +116,7 @@ class Reading:
         is_code = _is_code(value)
         if not is_code or isinstance(function, type):
             self.values.append((name, get))
-        if id(function) in self._seen or not (is_code or is_users(type(function))):
+        if id(function) in self._seen or not _may_hold_code(value):
             return
         self._seen.add(id(function))
         found: Iterable[tuple[str, Any]] = ()
@@ -133,8 +138,13 @@ class Reading:
                     )
             case FunctionType() | type():
                 pass
+            case Mapping():
+                found = [(name, each) for each in function.values() if _may_hold_code(each)]
+            case list() | tuple() | Set():
+                found = [(name, each) for each in function if _may_hold_code(each)]
             case _:
-                found = [(type(function).__name__, type(function))]
+                held = getattr(function, "__dict__", {}).values()
+                found = [(name, each) for each in (type(function), *held) if _may_hold_code(each)]
         self._todo.extend((name, functools.partial(_itself, each)) for name, each in found)
 
     def _references(self, function: FunctionType) -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -226,6 +236,11 @@ def _function(value: Any) -> Any:
 
 def _is_code(value: Any) -> bool:
     return isinstance(_function(value), functools.partial | MethodType | property | FunctionType | type)
+
+
+def _may_hold_code(value: Any) -> bool:
+    """Whether it is code, an object of a user's class, or a container."""
+    return _is_code(value) or isinstance(value, Mapping | list | tuple | Set) or is_users(type(value))
 
 
 def _source(value: Any) -> str:

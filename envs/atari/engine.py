@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from neoteny.envs.action_log import ActionLog
 from neoteny.envs.atari.game import ale, emulator_seed, is_game, vector_options
+from neoteny.envs.atari.proof import is_shipped, play
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
@@ -50,9 +51,11 @@ class AtariConfig:
         return is_game(env)
 
     def covers(self, task: TaskFunction, k: int, seed: int) -> None:
-        """Raise UncoveredError unless ale-py's vector environment can do the same."""
+        """Raise UncoveredError unless ale-py's vector environment does the same; a user's game is played."""
         env = task(k, seed)
-        vector_options(env)
+        options = vector_options(env)
+        if not is_shipped(task):
+            play(env, options)
         env.close()
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:

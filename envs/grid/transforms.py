@@ -94,9 +94,9 @@ def _order_of_package(function: Callable[[Any], Any], order: np.ndarray) -> np.n
 
 def _order_of_users(layer: gym.ObservationWrapper, order: np.ndarray) -> np.ndarray:
     """The order after a wrapper of a user's, whose function gets entries that it cannot read."""
-    entries = np.empty(order.size, object)
-    entries[:] = [_Unread(place) for place in order.ravel().tolist()]
-    entries = entries.reshape(order.shape)
+    entries: np.ndarray = np.empty(order.shape, object)
+    for index, place in np.ndenumerate(order):
+        entries[index] = _Unread(int(place))
     try:
         with _Pure(layer):
             moved = [np.asarray(layer.observation(entries.copy())) for _ in range(2)]
