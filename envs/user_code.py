@@ -28,6 +28,9 @@ LIBRARIES = frozenset(
 CHANGING = ("random", "time", "datetime", "secrets", "uuid", "numpy.random", "torch")
 """Modules whose functions give something else at each call: generators and clocks."""
 
+MADE_BY_A_STATEMENT = 1 << 9
+"""Flag of a class that is no part of the interpreter (Py_TPFLAGS_HEAPTYPE)."""
+
 NAMING = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_CONST")
 """Instructions whose argument may be the name of an attribute; constants are those of ``getattr``."""
 
@@ -40,7 +43,14 @@ LARGEST = 20_000
 
 def is_users(thing: Any) -> bool:
     """Whether a function or class is not from a package whose code is known."""
-    return (getattr(thing, "__module__", None) or "").partition(".")[0] not in LIBRARIES
+    if isinstance(thing, FunctionType):  # functools.wraps gives it the __module__ of another
+        module = thing.__globals__.get("__name__")
+    else:
+        module = getattr(thing, "__module__", None)
+    root = (module or "").partition(".")[0]
+    if root == "builtins":  # which is also the module of what exec makes
+        return isinstance(thing, FunctionType) or bool(getattr(thing, "__flags__", 0) & MADE_BY_A_STATEMENT)
+    return root not in LIBRARIES
 
 
 def users_members(thing: Any) -> dict[str, Any]:
@@ -52,14 +62,23 @@ def users_members(thing: Any) -> dict[str, Any]:
     for kind in reversed(type(thing).__mro__):
         for name, value in vars(kind).items():
             if is_users(kind):
-                is_code = callable(value) or hasattr(type(value), "__get__")
+                is_own = callable(value) or hasattr(type(value), "__get__")
             else:
-                is_code = isinstance(function := _function(value), FunctionType) and is_users(function)
+                is_own = _is_put_in(_function(value))
                 found.pop(name, None)
-            if is_code and name not in ("__dict__", "__weakref__"):
+            if is_own and name not in ("__dict__", "__weakref__"):
                 found[name] = value
     methods = {name for name in getattr(thing, "__dict__", ()) if callable(getattr(type(thing), name, None))}
     return found | {name: vars(thing)[name] for name in methods}
+
+
+def _is_put_in(value: Any) -> bool:
+    """Whether a user has put this entry into the class of a package."""
+    if isinstance(value, property):
+        return value.fget is not None and _is_put_in(value.fget)
+    if isinstance(value, FunctionType):
+        return is_users(value)
+    return callable(value) and (isinstance(value, functools.partial) or is_users(type(value)))
 
 
 class Reading:

@@ -53,12 +53,18 @@ class GridConfig:
     def covers(self, task: TaskFunction, k: int, seed: int) -> None:
         """Raise UncoveredError unless tables and rules reproduce the task; what is a user's is tried."""
         env = task(k, seed)
-        definition = GridTask(env)
-        if definition.users:
-            self._prove(functools.partial(task, k, seed), definition, k, seed)
-        else:
-            definition.draw(0)
-        env.close()
+        try:
+            definition = GridTask(env)
+            if definition.users:
+                self._prove(functools.partial(task, k, seed), definition, k, seed)
+            else:
+                definition.draw(0)
+        except UncoveredError:
+            raise
+        except Exception as error:
+            raise UncoveredError(f"{type(error).__name__}: {error}") from error
+        finally:
+            env.close()
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """MiniGrid's codes, or what the package's wrappers turn them into."""
@@ -76,24 +82,19 @@ class GridConfig:
         return GridEngine(task, spaces, num_envs, device or "cpu", self.layouts)
 
     def _prove(self, make: Callable[[], gym.Env], task: GridTask, k: int, seed: int) -> None:
-        """Compare a user's task with the package's steps; any error counts as a difference."""
+        """Raise UncoveredError unless a user's task is found to do the same on tensors as in the package."""
         if task.layout is not None:
             seeds = [task.layout]
         else:
             seeds = [episode_seed(seed, k, slot, 0) for slot in range(self.layouts)]
-        try:
-            check_code(task.env)
-            with NoGlobalDraws():
-                check_layouts(make, seeds)
-                env = make()
-                spaces = env.observation_space, env.action_space
-                engine = GridEngine(lambda k, seed: env, spaces, 4, layouts=min(self.layouts, AGAIN))
-                engine.enter(Schedule(tasks=(k,), seed=seed), 0)
-                play(engine, make)
-        except UncoveredError:
-            raise
-        except Exception as error:
-            raise UncoveredError(f"{type(error).__name__}: {error}") from error
+        check_code(task.env)
+        with NoGlobalDraws():
+            check_layouts(make, seeds)
+            env = make()
+            spaces = env.observation_space, env.action_space
+            engine = GridEngine(lambda k, seed: env, spaces, 4, layouts=min(self.layouts, AGAIN))
+            engine.enter(Schedule(tasks=(k,), seed=seed), 0)
+            play(engine, make)
 
 
 class GridEngine:

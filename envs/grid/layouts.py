@@ -60,7 +60,9 @@ class LayoutPool:
         """The seed of layout ``number``, counted in the order of drawing."""
         if self.task.layout is not None:
             return self.task.layout
-        return self.redrawn.get(number) or self.seed(number % self.size, number // self.size)
+        if number in self.redrawn:
+            return self.redrawn[number]
+        return self.seed(number % self.size, number // self.size)
 
     def _draw(self, number: int) -> tuple[np.ndarray, list[int]]:
         for attempt in range(TRIES):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from minigrid.core.actions import Actions
 from minigrid.core.grid import Grid
-from minigrid.core.world_object import WorldObj
+from minigrid.core.world_object import Door, WorldObj
 from minigrid.minigrid_env import MiniGridEnv
 
 from neoteny.envs.engine import UncoveredError
@@ -71,7 +71,10 @@ def check_layouts(make: Callable[[], gym.Env], seeds: Sequence[int]) -> None:
     for seed in seeds:
         rows.append(drawn.draw(seed))
         state, own = reading.state(), _attributes(drawn.env)
+        grid, doors = drawn.env.grid, _doors(drawn.env)
         again = drawn.draw(seed)
+        if drawn.env.grid is grid or any(one is other for one in doors for other in _doors(drawn.env)):
+            raise UncoveredError("its grid or a door stays from episode to episode")
         if name := reading.changes(state) or _difference(own, _attributes(drawn.env)):
             raise UncoveredError(f"{name} changes from episode to episode")
         _check_same(rows[-1], again)
@@ -178,6 +181,10 @@ def _reading(env: MiniGridEnv) -> Reading:
     passed = (RULED - LAYOUT) | DRAWING | {"__init__", "tensor_rules"}
     roots = {name: value for name, value in users_members(env).items() if name not in passed}
     return Reading(roots | _own(env), filter(is_users, type(env).__mro__), env)
+
+
+def _doors(env: Any) -> list[Door]:
+    return [thing for thing in env.grid.grid if isinstance(thing, Door)]
 
 
 def _own(env: MiniGridEnv) -> dict[str, Any]:

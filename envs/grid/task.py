@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit, TransformAction
 from minigrid.core.actions import Actions
 from minigrid.core.grid import Grid
+from minigrid.core.world_object import Door
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import (
     FlatObsWrapper,
@@ -130,6 +131,9 @@ class GridTask:
             raise UncoveredError(f"its grid is {env.grid.width} by {env.grid.height} cells in some layouts")
         if own := vars(env).keys() & METHODS:
             raise UncoveredError(f"its layouts set {', '.join(sorted(own))}")
+        doors = [id(thing) for thing in env.grid.grid if type(thing) is Door]
+        if len(set(doors)) < len(doors):
+            raise UncoveredError("one door is in several cells")
         codes = np.array([code_of(thing) for thing in env.grid.grid], np.uint8)
         cells = codes.reshape(env.height, env.width).T.ravel()
         cell, direction = cell_of(env, env.agent_pos), int(env.agent_dir)

@@ -47,7 +47,7 @@ def meanings(layer: TransformAction, actions: Sequence[int]) -> list[int]:
 
     The action spaces are small: the wrapper's function is called for all.
     """
-    numbers = range(layer.action_space.n)  # type: ignore[attr-defined]
+    numbers = np.arange(layer.action_space.n)  # type: ignore[attr-defined]
     with _Pure(layer):
         chosen = [[int(layer.func(number)) for number in numbers] for _ in range(2)]
     if chosen[0] != chosen[1] or not all(0 <= number < len(actions) for number in chosen[0]):

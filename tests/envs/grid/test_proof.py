@@ -212,6 +212,18 @@ def grid_that_stays(self):
     self.grid = self.mine
 
 
+def door_that_stays(self):
+    if not hasattr(self, "door"):
+        self.door = Door("red")
+    self.grid.set(2, 1, self.door)
+
+
+def door_in_two_cells(self):
+    door = Door("red")
+    self.grid.set(2, 1, door)
+    self.grid.set(1, 2, door)
+
+
 def drawn_once(self):
     if not hasattr(self, "place"):
         self.place = int(self._rand_int(2, 5))
@@ -263,7 +275,9 @@ UNLIKE_LAYOUTS = [
     (a_clock, "depend on time"),
     (steps_of_the_episode_before, "depend on step_count"),
     (what_was_carried_before, "depend on carrying"),
-    (grid_that_stays, "changes from episode|not functions"),
+    (grid_that_stays, "its grid or a door stays"),
+    (door_that_stays, "its grid or a door stays"),
+    (door_in_two_cells, "one door is in several cells"),
     (drawn_once, "not functions of their seeds"),
     (not_where_it_was, "not functions of their seeds|place changes"),
     (own_grid, "makes objects of its own, Torus"),
@@ -291,6 +305,13 @@ def own_reset(self, *, seed=None, options=None):
     return self.gen_obs(), {}
 
 
+def executed(reward):
+    """A class from a text, which has no module."""
+    names = {"Room": Room}
+    exec(f"class Mine(Room):\n    _reward = {reward}", names)
+    return lambda: ImgObsWrapper(names["Mine"]())
+
+
 def patched(env, name, value):
     """An environment with an attribute that was set on it from outside."""
     setattr(env.unwrapped, name, value)
@@ -313,6 +334,7 @@ def patched(env, name, value):
         (room(carrying=property(lambda self: None, lambda self, value: None)), "overrides carrying"),
         (room(__init__=with_attribute("step", lambda env: lambda action: None)), "overrides step"),
         (lambda: patched(ImgObsWrapper(EmptyEnv()), "_reward", lambda: 1), "overrides _reward"),
+        (executed("lambda self: 1"), "overrides _reward"),
         (room(_gen_grid=lambda self, w, h: self.nothing), "AttributeError: 'Mine' object has no attribute"),
         (
             lambda: ImgObsWrapper(type("Mine", (DynamicObstaclesEnv,), {})(size=6)),
@@ -329,6 +351,10 @@ def test_what_a_class_overrides_is_left_to_the_package(make, reason):
 def test_methods_put_into_the_packages_classes_are_found(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(MiniGridEnv, "_reward", lambda self: 1)
+        assert_left_to_the_package(lambda: ImgObsWrapper(EmptyEnv()), "EmptyEnv overrides _reward")
+    with monkeypatch.context() as patch:
+        reward = functools.wraps(MiniGridEnv._reward)(lambda self: 1)
+        patch.setattr(MiniGridEnv, "_reward", reward)
         assert_left_to_the_package(lambda: ImgObsWrapper(EmptyEnv()), "EmptyEnv overrides _reward")
     monkeypatch.setattr(Door, "toggle", lambda self, env, pos: False)
     assert_left_to_the_package(room(), "Door has another toggle")
