@@ -23,7 +23,7 @@ from minigrid.wrappers import (
 
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.rules import Rules, cell_of, rules_of
-from neoteny.envs.grid.tables import WALL, code_of, which
+from neoteny.envs.grid.tables import EMPTY, WALL, code_of, which
 from neoteny.envs.grid.transforms import meanings, order_of, users_parts
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.user_code import is_users, users_members
@@ -38,6 +38,7 @@ LARGEST_VIEW = 9
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz ,")
 """Characters that FlatObsWrapper shows."""
 
+CONSTANTS = "width", "height", "max_steps", "see_through_walls", "agent_view_size", "actions", "action_space"
 METHODS = frozenset(name for name in dir(MiniGridEnv) if callable(getattr(MiniGridEnv, name)))
 IS_WALL = which(lambda thing: thing.type == "wall")
 
@@ -123,7 +124,7 @@ class GridTask:
         """
         env = self.env
         if (now := _constants(env)) != self.constants:
-            names = [name for name, value in now.items() if value != self.constants[name]]
+            names = [name for name, one, two in zip(CONSTANTS, now, self.constants) if one != two]
             raise UncoveredError(f"its layouts change {', '.join(names)}")
         if type(env.grid) is not Grid or vars(env.grid).keys() != {"width", "height", "grid"}:
             raise UncoveredError(f"its {type(env.grid).__name__} is not MiniGrid's own")
@@ -131,16 +132,17 @@ class GridTask:
             raise UncoveredError(f"its grid is {env.grid.width} by {env.grid.height} cells in some layouts")
         if own := vars(env).keys() & METHODS:
             raise UncoveredError(f"its layouts set {', '.join(sorted(own))}")
-        doors = [id(thing) for thing in env.grid.grid if type(thing) is Door]
-        if len(set(doors)) < len(doors):
-            raise UncoveredError("one door is in several cells")
-        codes = np.array([code_of(thing) for thing in env.grid.grid], np.uint8)
+        codes = np.array([code_of(each) if each else EMPTY for each in env.grid.grid], np.uint8)
         cells = codes.reshape(env.height, env.width).T.ravel()
         cell, direction = cell_of(env, env.agent_pos), int(env.agent_dir)
         if direction not in range(4) or direction != env.agent_dir:
             raise UncoveredError(f"the agent's direction is {env.agent_dir}")
-        if self.users and _leads_out(env, cells, cell):
-            raise UncoveredError("no walls enclose the agent")
+        if self.users:
+            doors = [id(thing) for thing in env.grid.grid if type(thing) is Door]
+            if len(set(doors)) < len(doors):
+                raise UncoveredError("one door is in several cells")
+            if _leads_out(env, cells, cell):
+                raise UncoveredError("no walls enclose the agent")
         row = np.concatenate((cells, np.array([WALL], np.uint8), self._mission()))
         return row, [4 * cell + direction, code_of(env.carrying), *self.rules.data(env)]
 
@@ -192,13 +194,10 @@ class GridTask:
             self.order = order_of(rearranged, inner)
 
 
-def _constants(env: Any) -> dict[str, Any]:
-    """What is the same in all layouts of a task."""
-    names = ("width", "height", "max_steps", "see_through_walls", "agent_view_size", "actions")
-    return {
-        **{name: getattr(env, name) for name in names},
-        "the number of actions": getattr(env.action_space, "n", None),
-    }
+def _constants(env: Any) -> tuple[Any, ...]:
+    """What is the same in all layouts of a task, by ``CONSTANTS``."""
+    size = env.width, env.height
+    return (*size, env.max_steps, env.see_through_walls, env.agent_view_size, env.actions, env.action_space)
 
 
 def _leads_out(env: Any, cells: np.ndarray, start: int) -> bool:
