@@ -79,7 +79,8 @@ def _code_of_odd(thing: WorldObj) -> int:
             delattr(plain, name)
         return code_of(plain)
     kind = "" if type(thing) in _ATTRIBUTES else f", a {type(thing).__name__}"
-    held = f" that holds a {thing.contains.type}" if getattr(thing, "contains", None) else ""
+    inside = getattr(thing, "contains", None)
+    held = f" that holds a {inside.type}" if inside else ""
     raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{kind}{held}")
 
 
