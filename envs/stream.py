@@ -50,7 +50,7 @@ class Stream(VectorEnv):
     The audit: at every switch a separate copy of the new task is rolled out with fixed seeds and actions, and
     the result, its fingerprint, must differ from the old task's. If tasks turn gradually into one another, a
     copy of the new task with the old one's parameters must behave exactly as the old one, so that the change
-    starts without a jump. ``audit_seconds`` is the time spent on audits so far.
+    starts without a jump. ``audit_seconds`` is the time spent on audits and on trying the engine so far.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
