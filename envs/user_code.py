@@ -25,7 +25,9 @@ LIBRARIES = frozenset(
 )
 """Packages whose code is known."""
 
-CHANGING = ("random", "time", "datetime", "secrets", "uuid", "numpy.random", "torch")
+CHANGING = (
+    *("random", "time", "datetime", "secrets", "uuid", "numpy.random", "gymnasium.utils.seeding", "torch"),
+)
 """Modules whose functions give something else at each call: generators and clocks."""
 
 MADE_BY_A_STATEMENT = 1 << 9

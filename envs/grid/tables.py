@@ -22,6 +22,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from neoteny.envs.engine import UncoveredError
+from neoteny.envs.user_code import users_members
 
 ACTIONS = 7
 STAY, LEFT, RIGHT, FORWARD = range(4)  # how the agent moves
@@ -54,7 +55,8 @@ OBJECTS = _objects()
 CODES = EMPTY + len(OBJECTS)
 AGENT = CODES  # and the next three: the agent in a fully observed grid, by its direction
 _CODE_OF = {_key(thing): code for code, thing in enumerate(OBJECTS, start=EMPTY)}
-_ATTRIBUTES = {type(thing): vars(thing).keys() for thing in OBJECTS if thing}
+_ONE_OF_EACH = {type(thing): thing for thing in OBJECTS if thing}.values()
+_ATTRIBUTES = {type(thing): vars(thing).keys() for thing in _ONE_OF_EACH}
 _METHODS = {name for kind in _ATTRIBUTES for name in dir(kind) if callable(getattr(kind, name))}
 WALL, BALL = (_CODE_OF[_key(thing)] for thing in (Wall(), Ball()))
 
@@ -82,6 +84,13 @@ def _code_of_odd(thing: WorldObj) -> int:
     inside = getattr(thing, "contains", None)
     held = f" that holds a {inside.type}" if inside else ""
     raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{kind}{held}")
+
+
+def check_package() -> None:
+    """Raise UncoveredError if a user has put methods into the package's objects or grid."""
+    for thing in (*_ONE_OF_EACH, Grid(3, 3)):
+        if changed := users_members(thing):
+            raise UncoveredError(f"{type(thing).__name__} has another {', '.join(sorted(changed))}")
 
 
 class _Room(MiniGridEnv):

@@ -23,7 +23,7 @@ from minigrid.wrappers import (
 
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.rules import Rules, cell_of, rules_of
-from neoteny.envs.grid.tables import EMPTY, WALL, code_of, which
+from neoteny.envs.grid.tables import EMPTY, WALL, check_package, code_of, which
 from neoteny.envs.grid.transforms import meanings, order_of, users_parts
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.user_code import is_users, users_members
@@ -76,6 +76,7 @@ class GridTask:
             raise UncoveredError(f"{type(env).__name__} is not a MiniGrid environment")
         if env.agent_view_size > LARGEST_VIEW:
             raise UncoveredError(f"its view is {env.agent_view_size} cells wide")
+        check_package()
         self.env: Any = env
         self.rules: Rules = rules_of(env)
         self.constants = _constants(env)
@@ -105,11 +106,13 @@ class GridTask:
         Raises:
             UncoveredError: the tables do not hold the layout.
         """
-        self.env.gen_obs = lambda: None  # not needed, and slower than most generators
+        self.env.gen_obs = _no_observation  # it is not needed, and slower than most generators
         try:
             self.env.reset(seed=seed)
         finally:
-            del self.env.gen_obs
+            was = vars(self.env).pop("gen_obs", None)
+        if was is not _no_observation:
+            raise UncoveredError("its layouts set gen_obs")
         return self.read()
 
     def read(self) -> tuple[np.ndarray, list[int]]:
@@ -192,6 +195,10 @@ class GridTask:
         if rearranged:
             assert inner is not None
             self.order = order_of(rearranged, inner)
+
+
+def _no_observation() -> None:
+    pass
 
 
 def _constants(env: Any) -> tuple[Any, ...]:

@@ -246,6 +246,16 @@ def step_of_the_layout(self):
     self.step = lambda action: None
 
 
+def view_of_a_rare_layout(self):
+    if self.is_rare():
+        self.gen_obs = lambda: {"image": np.zeros((7, 7, 3), np.uint8)}
+
+
+def generator_of_a_space(self):
+    if self.is_rare():
+        self.agent_dir = int(self.action_space.sample()) % 4
+
+
 def no_walls_around(self):
     self.grid = Grid(self.width, self.height)
 
@@ -282,6 +292,8 @@ UNLIKE_LAYOUTS = [
     (not_where_it_was, "not functions of their seeds|place changes"),
     (own_grid, "makes objects of its own, Torus"),
     (step_of_the_layout, "its layouts set step"),
+    (view_of_a_rare_layout, "its layouts set gen_obs"),
+    (generator_of_a_space, "depend on sample"),
     (no_walls_around, "no walls enclose the agent"),
     (direction_that_is_none, "direction is 4"),
 ]
@@ -357,7 +369,8 @@ def test_methods_put_into_the_packages_classes_are_found(monkeypatch):
         patch.setattr(MiniGridEnv, "_reward", reward)
         assert_left_to_the_package(lambda: ImgObsWrapper(EmptyEnv()), "EmptyEnv overrides _reward")
     monkeypatch.setattr(Door, "toggle", lambda self, env, pos: False)
-    assert_left_to_the_package(room(), "Door has another toggle")
+    for make in (room(), lambda: ImgObsWrapper(DoorKeyEnv())):
+        assert_left_to_the_package(make, "Door has another toggle")
 
 
 def test_environments_that_differ_from_one_another_are_left_to_the_package():
