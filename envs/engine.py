@@ -83,8 +83,11 @@ class EngineConfig(Protocol):
     def recognizes(self, env: gym.Env) -> bool:
         """Whether an environment comes from the package that the engine is made for."""
 
-    def covers(self, env: gym.Env) -> None:
-        """Raise UncoveredError unless the engine can reproduce this environment exactly."""
+    def covers(self, task: TaskFunction, k: int, seed: int) -> None:
+        """Raise UncoveredError unless the engine reproduces single environments of task ``k`` exactly.
+
+        What is not from the package that the engine is made for has to prove it, by reading and by playing.
+        """
 
     def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
         """Why the same seeds and actions may give other results after a restore; empty if they do not.
@@ -107,7 +110,7 @@ class EngineConfig(Protocol):
 def choose_engine(
     engines: Sequence[EngineConfig], task: TaskFunction, schedule: Schedule, first: gym.Env
 ) -> EngineConfig:
-    """Choose the first engine that covers every task; print why a preferred one cannot, one line each.
+    """Choose the first engine that covers the first tasks; print why a preferred one cannot, one line each.
 
     Args:
         engines: in order of preference.
@@ -116,7 +119,7 @@ def choose_engine(
         first: an environment of the first task.
 
     Raises:
-        ValueError: no engine covers every task.
+        ValueError: no engine covers the tasks.
     """
     reasons = []
     for engine in engines:
@@ -125,11 +128,8 @@ def choose_engine(
         try:
             if schedule.drift_fraction and not engine.gradual:
                 raise UncoveredError("it does not support tasks that turn gradually into one another")
-            engine.covers(first)
-            for k in sorted(set(schedule.cycle) - {schedule.task_at(0)}):
-                env = task(k, schedule.seed)
-                engine.covers(env)
-                env.close()
+            for k in first_tasks(schedule):
+                engine.covers(task, k, schedule.seed)
         except UncoveredError as reason:
             reasons.append(f"{engine.otherwise}: {reason}")
         else:
@@ -138,3 +138,10 @@ def choose_engine(
             return engine
     names = ", ".join(engine.name for engine in engines)
     raise ValueError("; ".join(reasons) or f"--stream.engine {names} cannot step {first}")
+
+
+def first_tasks(schedule: Schedule) -> list[int]:
+    """The tasks that are looked at before training: all that recur, else the first two."""
+    if schedule.period is None:
+        return [schedule.task_at(0)]
+    return sorted(set(schedule.cycle or range(2)))

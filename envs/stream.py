@@ -20,7 +20,7 @@ from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnv
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.auditor import AuditMode, Auditor
-from neoteny.envs.engine import Engine, EngineConfig, choose_engine
+from neoteny.envs.engine import Engine, EngineConfig, UncoveredError, choose_engine, first_tasks
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskEnv, TaskFunction, try_out
@@ -51,7 +51,8 @@ class Stream(VectorEnv):
     The audit: the first reset compares tasks that follow one another, and at every switch the fingerprint of
     the new task is compared with that of the old one (see :class:`neoteny.envs.auditor.Auditor`). If tasks
     turn gradually into one another, a copy of the new task with the old one's parameters must behave exactly
-    as the old one, so that the change starts without a jump. ``audit_seconds`` is the time spent on audits.
+    as the old one, so that the change starts without a jump. ``audit_seconds`` is the time spent on audits
+    and on trying the engine.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
@@ -118,8 +119,11 @@ class Stream(VectorEnv):
         self.frame_stack = _frame_stack(first) if is_raw else 1
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
         allowed = [config for config in engines if engine in ("auto", config.name)]
+        started = time.perf_counter()
         chosen = choose_engine(allowed, task, self.schedule, first)
-        self.engine_name = chosen.name
+        self.auditor.seconds += time.perf_counter() - started
+        self.engine_config, self.engine_name = chosen, chosen.name
+        self.covered = {(k, seed) for k in first_tasks(self.schedule)}
         self.remarks = [raw.check(try_out(first))]
         """Warnings about the observations and, after the first reset, the tasks; some may be empty."""
         first.close()
@@ -277,9 +281,13 @@ class Stream(VectorEnv):
         return self._to_agent(self.preprocessing(observations, self.task, learn))
 
     def misfit_before(self, step: int) -> str:
-        """Why the stream ends before ``step``, if it does: a task to come has other spaces than the first."""
+        """Why the stream ends before ``step``, if it does.
+
+        A task to come has other spaces than the first, or the engine cannot step it.
+        """
         visits = range(self.schedule.visit_at(self.steps) + 1, self.schedule.visit_at(step) + 1)
-        misfits = (self.auditor.misfit(self.schedule.task_of(visit), self.seed) for visit in visits)
+        tasks = map(self.schedule.task_of, visits)
+        misfits = (self.auditor.misfit(task, self.seed) or self._uncovered(task) for task in tasks)
         return next(filter(None, misfits), "")
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -289,7 +297,26 @@ class Stream(VectorEnv):
     def _enter(self) -> None:
         """Switch the engine to the task of the current step."""
         self._look_ahead()
+        if reason := self._uncovered(self.task):
+            raise ValueError(reason)
         self.engine.enter(self.schedule, self.steps)
+
+    def _uncovered(self, task: int) -> str:
+        """Why the engine cannot step a task, which is tried once; an empty string if it can."""
+        if (task, self.seed) in self.covered:
+            return ""
+        started = time.perf_counter()
+        try:
+            self.engine_config.covers(self.make_task, task, self.seed)
+        except UncoveredError as reason:
+            return (
+                f"--stream.engine {self.engine_name} cannot step task {task}, and a run keeps its engine: "
+                f"{reason}; start the run with --stream.engine single"
+            )
+        finally:
+            self.auditor.seconds += time.perf_counter() - started
+        self.covered.add((task, self.seed))
+        return ""
 
     def _look_ahead(self) -> None:
         """Set the current task and the end of its visit."""
@@ -321,6 +348,8 @@ class Stream(VectorEnv):
         self._enter()
         self.preprocessing.switch()
         self.auditor.switch(self.schedule, old, self.task)
+        if self.schedule.tasks is None:  # the old task never recurs
+            self.covered.discard((old, self.seed))
 
     def _checked(self, actions: Any) -> Any:
         """Actions, (N, ...), as an array or a tensor; ValueError for another shape."""

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from neoteny.envs.action_log import ActionLog
 from neoteny.envs.atari.game import ale, emulator_seed, is_game, vector_options
+from neoteny.envs.atari.proof import is_shipped, play
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
@@ -49,9 +50,13 @@ class AtariConfig:
         """Whether it is an Atari game, in any wrappers."""
         return is_game(env)
 
-    def covers(self, env: gym.Env) -> None:
-        """Raise UncoveredError unless ale-py's vector environment can do the same."""
-        vector_options(env)
+    def covers(self, task: TaskFunction, k: int, seed: int) -> None:
+        """Raise UncoveredError unless ale-py's vector environment does the same; a user's game is played."""
+        env = task(k, seed)
+        options = vector_options(env)
+        if not is_shipped(task):
+            play(env, options)
+        env.close()
 
     def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
         """Nothing: an emulator's state is a function of its seed and actions."""

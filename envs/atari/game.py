@@ -19,6 +19,7 @@ from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnv
 from numpy.typing import NDArray
 
 from neoteny.envs.engine import UncoveredError
+from neoteny.envs.user_code import users_members
 
 SIZE = 84
 """Height and width of observations, in pixels."""
@@ -157,16 +158,18 @@ def is_game(env: gym.Env) -> bool:
 
 def vector_options(env: gym.Env) -> dict[str, Any]:
     """Arguments with which ale-py's vector environment reproduces ``env``; UncoveredError if none do."""
-    match env:
-        case FrameStackObservation(env=Screen() as screen, padding_type="zero"):
-            pass
-        case _:
-            raise UncoveredError(f"{type(env).__name__} is not a frame stack of a Screen")
-    game = screen.env
-    while isinstance(game, OrderEnforcing | PassiveEnvChecker):
-        game = game.env
-    if not is_game(game) or isinstance(game, gym.Wrapper) or game.spec is None:
+    if type(env) is not FrameStackObservation or type(env.env) is not Screen or env.padding_type != "zero":
+        raise UncoveredError(f"{type(env).__name__} is not a frame stack of a Screen")
+    screen = env.env
+    layers: list[Any] = [env, screen, screen.env]
+    while type(layers[-1]) in (OrderEnforcing, PassiveEnvChecker):
+        layers.append(layers[-1].env)
+    game = layers[-1]
+    if not is_game(game) or type(game) is not sys.modules["ale_py"].AtariEnv or game.spec is None:
         raise UncoveredError(f"ale-py's vector environment has no {type(game).__name__}")
+    for layer in layers:
+        if changed := users_members(layer):
+            raise UncoveredError(f"{type(layer).__name__} has another {', '.join(sorted(changed))}")
     default = {"mode": None, "difficulty": None, "continuous": False, "obs_type": "rgb"}
     options = default | game.spec.kwargs
     if (options["mode"], options["difficulty"]) != (None, None):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -18,9 +19,10 @@ from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neoteny.envs.engine import StepResult
+from neoteny.envs.engine import StepResult, UncoveredError
 from neoteny.envs.grid.board import Board, View, mix
 from neoteny.envs.grid.layouts import LayoutPool, unrepeatable_layouts
+from neoteny.envs.grid.proof import AGAIN, NoGlobalDraws, check_code, check_layouts, play
 from neoteny.envs.grid.task import GridTask, observation_spec
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.repeatable import first_reason
@@ -49,9 +51,21 @@ class GridConfig:
         """Whether it is a MiniGrid environment."""
         return isinstance(env.unwrapped, MiniGridEnv)
 
-    def covers(self, env: gym.Env) -> None:
-        """Raise UncoveredError unless the tables and rules can reproduce the environment."""
-        GridTask(env).draw(0)
+    def covers(self, task: TaskFunction, k: int, seed: int) -> None:
+        """Raise UncoveredError unless tables and rules reproduce the task; what is a user's is tried."""
+        env = task(k, seed)
+        try:
+            definition = GridTask(env)
+            if definition.users:
+                self._prove(functools.partial(task, k, seed), definition, k, seed)
+            else:
+                definition.draw(0)
+        except UncoveredError:
+            raise
+        except Exception as error:
+            raise UncoveredError(f"{type(error).__name__}: {error}") from error
+        finally:
+            env.close()
 
     def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
         """Why layouts of the same seed may differ; empty if they do not."""
@@ -71,6 +85,21 @@ class GridConfig:
     ) -> GridEngine:
         """An engine for N sub-environments, on the agent's device."""
         return GridEngine(task, spaces, num_envs, device or "cpu", self.layouts)
+
+    def _prove(self, make: Callable[[], gym.Env], task: GridTask, k: int, seed: int) -> None:
+        """Raise UncoveredError unless a user's task is found to do the same on tensors as in the package."""
+        if task.layout is not None:
+            seeds = [task.layout]
+        else:
+            seeds = [episode_seed(seed, k, slot, 0) for slot in range(self.layouts)]
+        check_code(task.env)
+        with NoGlobalDraws():
+            check_layouts(make, seeds)
+            env = make()
+            spaces = env.observation_space, env.action_space
+            engine = GridEngine(lambda k, seed: env, spaces, 4, layouts=min(self.layouts, AGAIN))
+            engine.enter(Schedule(tasks=(k,), seed=seed), 0)
+            play(engine, make)
 
 
 class GridEngine:

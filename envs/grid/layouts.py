@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import torch
 
+from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.task import GridTask
 from neoteny.envs.repeatable import later, remembered, shared_state
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskFunction
 
-TRIES = 16
+REPEATED = 16
 """Layouts that are drawn to see whether the last of them is the same when drawn first."""
+
+TRIES = 100
+"""Seeds after which a task is given up of which the tables hold no layout."""
 
 
 class LayoutPool:
     """A pool of B layouts of a task, from which episodes start; renewed while the agent is on the task.
+
+    A layout that the tables do not hold is drawn again, from another seed.
 
     Args:
         task: the task.
@@ -31,6 +39,8 @@ class LayoutPool:
         self, task: GridTask, seed: Callable[[int, int], int], size: int, device: torch.device, ticks: int = 0
     ) -> None:
         self.task, self.seed, self.ticks = task, seed, ticks
+        self.redrawn: dict[int, int] = {}
+        """Seeds of the layouts that were drawn again, by number."""
         self.size = 1 if task.layout is not None else size
         # Slots are renewed in turn, so slot i holds the newest layout whose number is i modulo the size.
         drawn = [self._draw(ticks + number) for number in range(self.size)]
@@ -57,11 +67,34 @@ class LayoutPool:
         """The seed of layout ``number``, counted in the order of drawing."""
         if self.task.layout is not None:
             return self.task.layout
+        if number in self.redrawn:
+            return self.redrawn[number]
         return self.seed(number % self.size, number // self.size)
 
     def _draw(self, number: int) -> tuple[np.ndarray, list[int]]:
-        row, data = self.task.draw(self.seed_of(number))
+        for attempt in range(TRIES):
+            try:
+                row, data = self.task.draw(self.seed_of(number))
+            except UncoveredError as reason:
+                if self.task.layout is not None or attempt == TRIES - 1:
+                    raise
+                self._draw_again(number, attempt, reason)
+            else:
+                break
         return row, [number, 0, *data]
+
+    def _draw_again(self, number: int, attempt: int, reason: UncoveredError) -> None:
+        """Choose another seed for layout ``number``; the first time, say so."""
+        if not self.redrawn:
+            print(
+                f"layout {number} of {type(self.task.env).__name__} is drawn again, and so is each like it: "
+                f"{reason}; --stream.engine single steps all layouts",
+                file=sys.stderr,
+                flush=True,
+            )
+        first = self.seed(number % self.size, number // self.size)
+        seed = np.random.SeedSequence([first, attempt]).generate_state(1)[0]
+        self.redrawn[number] = int(seed >> 1)  # 31 bits
 
 
 def unrepeatable_layouts(make: TaskFunction, schedule: Schedule, visit: int) -> str:
@@ -71,12 +104,20 @@ def unrepeatable_layouts(make: TaskFunction, schedule: Schedule, visit: int) -> 
         old, fresh = make(k, schedule.seed), make(k, schedule.seed)
         watched = shared.watch(old)
         task = GridTask(old)
-        seeds = range(TRIES) if task.layout is None else (task.layout, task.layout)
-        drawn = [task.draw(seed) for seed in seeds]
-        with later():
-            row, data = GridTask(fresh).draw(seeds[-1])
+        seed, first, again = 0, None, None
+        for each in range(REPEATED) if task.layout is None else (task.layout, task.layout):
+            with contextlib.suppress(UncoveredError):  # a pool leaves it out
+                seed, first = each, task.draw(each)
+        if first is not None:
+            with later():
+                again = GridTask(fresh).draw(seed)
         reason = shared.changed() or watched() or remembered(old, fresh)
-        if not reason and not (np.array_equal(row, drawn[-1][0]) and data == drawn[-1][1]):
+        if (
+            not reason
+            and first
+            and again
+            and not (np.array_equal(first[0], again[0]) and first[1] == again[1])
+        ):
             reason = "a layout was another when it was drawn again"
         old.close()
         fresh.close()

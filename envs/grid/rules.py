@@ -20,6 +20,7 @@ from torch import Tensor
 
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.tables import BALL, EMPTY, code_of
+from neoteny.envs.user_code import users_members
 
 if TYPE_CHECKING:
     from neoteny.envs.grid.board import Board
@@ -227,18 +228,52 @@ RULES: dict[Callable[..., Any], type[Rules]] = {
 """Keyed by the ``step`` method, so that classes that inherit it are covered too."""
 
 
+LAYOUT = frozenset(
+    [
+        *("_gen_grid", "place_obj", "put_obj", "place_agent"),
+        *(name for name in vars(MiniGridEnv) if name.startswith("_rand")),
+    ]
+)
+"""Names of a MiniGrid environment that only make layouts."""
+
+DRAWING = frozenset(
+    ["render", "get_frame", "get_full_render", "get_pov_render", "pprint_grid", "hash", "close", "metadata"]
+)
+"""Names that nothing of a step depends on."""
+
+STATE = frozenset(
+    [
+        *("actions", "action_space", "agent_dir", "agent_pos", "agent_view_size", "carrying", "grid"),
+        *("height", "max_steps", "mission", "see_through_walls", "step_count", "width"),
+        *("__getattr__", "__getattribute__", "__setattr__", "__delattr__"),
+    ]
+)
+"""Names of attributes, which the rules read as they are, and of what would compute them."""
+
+RULED = STATE | {name for name in dir(MiniGridEnv) if not name.startswith("__")} - LAYOUT - DRAWING
+"""Names that a user's environment on tensors cannot override."""
+
+BY_RULES = frozenset(["step", "_reward", "gen_obs"])
+"""Names that a class with rules of its own, ``tensor_rules``, overrides."""
+
+
 def rules_of(env: MiniGridEnv) -> Rules:
-    """The rules of an environment; UncoveredError if it overrides steps, observations or rewards."""
+    """The rules of an environment; UncoveredError if it overrides more than its layout and its mission."""
+    kind = type(env)
+    ruled = users_members(env).keys() & RULED
     own = getattr(env, "tensor_rules", None)
     if own is not None:
-        return own(env)
-    kind = type(env)
-    if kind.step not in RULES:
-        raise UncoveredError(f"{kind.__name__} overrides step")
-    for name in ("reset", "gen_obs", "gen_obs_grid", "_reward", "get_view_exts", "front_pos", "dir_vec"):
-        if getattr(kind, name) is not getattr(MiniGridEnv, name):
-            raise UncoveredError(f"{kind.__name__} overrides {name}")
-    return RULES[kind.step](env)
+        place = next((i for i, each in enumerate(kind.__mro__) if "tensor_rules" in vars(each)), 0)
+        ruled -= BY_RULES - {name for each in kind.__mro__[:place] for name in vars(each)}
+    else:
+        unlike = ("reset", "gen_obs", "gen_obs_grid", "_reward", "get_view_exts", "front_pos", "dir_vec")
+        ruled |= {name for name in unlike if getattr(kind, name) is not getattr(MiniGridEnv, name)}
+        ruled |= {"step"} - {"step" for step in RULES if step is kind.step}
+        if kind.step is envs.DynamicObstaclesEnv.step:  # which places the balls again
+            ruled |= users_members(env).keys() & {"place_obj"}
+    if ruled:
+        raise UncoveredError(f"{kind.__name__} overrides {', '.join(sorted(ruled))}")
+    return RULES[kind.step](env) if own is None else own(env)
 
 
 def cell_of(env: MiniGridEnv, place: Any) -> int:

@@ -22,6 +22,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 
 from neoteny.envs.engine import UncoveredError
+from neoteny.envs.user_code import users_members
 
 ACTIONS = 7
 STAY, LEFT, RIGHT, FORWARD = range(4)  # how the agent moves
@@ -42,30 +43,54 @@ def _objects() -> list[WorldObj | None]:
 
 
 def _key(thing: WorldObj | None) -> tuple[Any, ...]:
-    """The attributes by which objects are distinguished, without their position."""
+    """The attributes by which objects are distinguished, without their position, and how many there are."""
     if thing is None:
         return ()
-    inside = () if thing.contains is None else _key(thing.contains)
-    is_open, is_locked = getattr(thing, "is_open", None), getattr(thing, "is_locked", None)
-    return type(thing), thing.color, is_open, is_locked, inside
+    own = thing.__dict__  # several times as fast as getattr
+    inside = _key(own["contains"]) if own["contains"] else ()
+    return type(thing), own["type"], own["color"], own.get("is_open"), own.get("is_locked"), inside, len(own)
 
 
 OBJECTS = _objects()
 CODES = EMPTY + len(OBJECTS)
 AGENT = CODES  # and the next three: the agent in a fully observed grid, by its direction
 _CODE_OF = {_key(thing): code for code, thing in enumerate(OBJECTS, start=EMPTY)}
+_ONE_OF_EACH = {type(thing): thing for thing in OBJECTS if thing}.values()
+_ATTRIBUTES = {type(thing): vars(thing).keys() for thing in _ONE_OF_EACH}
+_METHODS = {name for kind in _ATTRIBUTES for name in dir(kind) if callable(getattr(kind, name))}
 WALL, BALL = (_CODE_OF[_key(thing)] for thing in (Wall(), Ball()))
 
 
 def code_of(thing: WorldObj | None) -> int:
-    """The code of an object; UncoveredError if it has none."""
+    """The code of an object; UncoveredError if it has none, or does something of its own."""
     if thing is None:
         return EMPTY
     try:
         return _CODE_OF[_key(thing)]
-    except KeyError:
-        held = "" if thing.contains is None else f" that holds a {thing.contains.type}"
-        raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{held}") from None
+    except (KeyError, TypeError):
+        return _code_of_odd(thing)
+
+
+def _code_of_odd(thing: WorldObj) -> int:
+    """The code of an object with attributes of a user's, none of them a method; else UncoveredError."""
+    if own := vars(thing).keys() & _METHODS:
+        raise UncoveredError(f"a {thing.color} {thing.type} has its own {', '.join(sorted(own))}")
+    if own := vars(thing).keys() - _ATTRIBUTES.get(type(thing), vars(thing).keys()):
+        plain = copy.copy(thing)
+        for name in own:
+            delattr(plain, name)
+        return code_of(plain)
+    kind = "" if type(thing) in _ATTRIBUTES else f", a {type(thing).__name__}"
+    inside = getattr(thing, "contains", None)
+    held = f" that holds a {inside.type}" if inside else ""
+    raise UncoveredError(f"the tables do not hold a {thing.color} {thing.type}{kind}{held}")
+
+
+def check_package() -> None:
+    """Raise UncoveredError if a user has put methods into the package's objects or grid."""
+    for thing in (*_ONE_OF_EACH, Grid(3, 3)):
+        if changed := users_members(thing):
+            raise UncoveredError(f"{type(thing).__name__} has another {', '.join(sorted(changed))}")
 
 
 class _Room(MiniGridEnv):

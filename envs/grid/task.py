@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit, TransformAction
+from minigrid.core.actions import Actions
+from minigrid.core.grid import Grid
+from minigrid.core.world_object import Door
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import (
     FlatObsWrapper,
@@ -22,14 +23,24 @@ from minigrid.wrappers import (
 
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.rules import Rules, cell_of, rules_of
-from neoteny.envs.grid.tables import EMPTY, WALL, code_of
+from neoteny.envs.grid.tables import EMPTY, WALL, check_package, code_of, which
+from neoteny.envs.grid.transforms import meanings, order_of, users_parts
 from neoteny.envs.observations import ObservationSpec
+from neoteny.envs.user_code import is_users, users_members
 
 TEXT = 96
 """Largest length of a mission, in characters, as in the package's FlatObsWrapper."""
 
 LARGEST_VIEW = 9
 """Largest side of the view, in cells; the table of visible cells grows with four to the power of it."""
+
+
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz ,")
+"""Characters that FlatObsWrapper shows."""
+
+CONSTANTS = "width", "height", "max_steps", "see_through_walls", "agent_view_size", "actions", "action_space"
+METHODS = frozenset(name for name in dir(MiniGridEnv) if callable(getattr(MiniGridEnv, name)))
+IS_WALL = which(lambda thing: thing.type == "wall")
 
 
 class FixedLayout(gym.Wrapper):
@@ -65,18 +76,99 @@ class GridTask:
             raise UncoveredError(f"{type(env).__name__} is not a MiniGrid environment")
         if env.agent_view_size > LARGEST_VIEW:
             raise UncoveredError(f"its view is {env.agent_view_size} cells wide")
+        check_package()
         self.env: Any = env
         self.rules: Rules = rules_of(env)
+        self.constants = _constants(env)
+        if env.actions is not Actions:
+            raise UncoveredError(f"{type(env).__name__} has its own actions")
+        if not isinstance(env.action_space, Discrete) or env.action_space.start:
+            raise UncoveredError(f"its actions are {env.action_space}")
         self.limit = env.max_steps
         self.layout: int | None = None
         self.whole = self.onehot = self.text = False
-        self.actions = list(range(env.action_space.n))  # type: ignore[attr-defined]
+        self.actions = list(range(env.action_space.n))
         self.order: np.ndarray | None = None
+        self.users = is_users(type(env)) or bool(users_members(env))
+        """Whether a part of it is a user's."""
+        self._read(layers[::-1])
+        if not set(self.actions) <= set(map(int, Actions)):
+            raise UncoveredError(f"{type(env).__name__} has {env.action_space.n} actions")
+        assert space.shape is not None
+        self.shape = space.shape
+
+    def draw(self, seed: int) -> tuple[np.ndarray, list[int]]:
+        """Draw a layout from the package's generator.
+
+        Returns:
+            As :meth:`read`.
+
+        Raises:
+            UncoveredError: the tables do not hold the layout.
+        """
+        self.env.gen_obs = _no_observation  # it is not needed, and slower than most generators
+        try:
+            self.env.reset(seed=seed)
+        finally:
+            was = vars(self.env).pop("gen_obs", None)
+        if was is not _no_observation:
+            raise UncoveredError("its layouts set gen_obs")
+        return self.read()
+
+    def read(self) -> tuple[np.ndarray, list[int]]:
+        """Read the layout of the environment, just after its reset.
+
+        Returns:
+            Codes of the cells, a wall for everything outside the grid, and the mission's characters, uint8;
+            and the list of the agent's place, the carried code and the data of the rules.
+
+        Raises:
+            UncoveredError: the tables do not hold the layout.
+        """
+        env = self.env
+        if (now := _constants(env)) != self.constants:
+            names = [name for name, one, two in zip(CONSTANTS, now, self.constants) if one != two]
+            raise UncoveredError(f"its layouts change {', '.join(names)}")
+        if type(env.grid) is not Grid or vars(env.grid).keys() != {"width", "height", "grid"}:
+            raise UncoveredError(f"its {type(env.grid).__name__} is not MiniGrid's own")
+        if (env.grid.width, env.grid.height) != (env.width, env.height):
+            raise UncoveredError(f"its grid is {env.grid.width} by {env.grid.height} cells in some layouts")
+        if own := vars(env).keys() & METHODS:
+            raise UncoveredError(f"its layouts set {', '.join(sorted(own))}")
+        codes = np.array([code_of(each) if each else EMPTY for each in env.grid.grid], np.uint8)
+        cells = codes.reshape(env.height, env.width).T.ravel()
+        cell, direction = cell_of(env, env.agent_pos), int(env.agent_dir)
+        if direction not in range(4) or direction != env.agent_dir:
+            raise UncoveredError(f"the agent's direction is {env.agent_dir}")
+        if self.users:
+            doors = [id(thing) for thing in env.grid.grid if type(thing) is Door]
+            if len(set(doors)) < len(doors):
+                raise UncoveredError("one door is in several cells")
+            if _leads_out(env, cells, cell):
+                raise UncoveredError("no walls enclose the agent")
+        row = np.concatenate((cells, np.array([WALL], np.uint8), self._mission()))
+        return row, [4 * cell + direction, code_of(env.carrying), *self.rules.data(env)]
+
+    def _mission(self) -> np.ndarray:
+        """The characters of the mission, (TEXT,) uint8; cut where they are not shown."""
+        mission = str(self.env.mission).lower()
+        if self.text and self.users and not (len(mission) <= TEXT and LETTERS.issuperset(mission)):
+            raise UncoveredError(f"FlatObsWrapper cannot show the mission {mission!r}")
+        letters = mission.encode("ascii", "replace")[:TEXT]
+        return np.frombuffer(letters.ljust(TEXT, b"\0"), np.uint8)
+
+    def _read(self, layers: list[Any]) -> None:
+        """Read what wrappers do, from the innermost."""
         chosen = type(self.rules).observe is not Rules.observe
-        rearranged: list[Callable[[np.ndarray], np.ndarray]] = []
+        inner: gym.Space | None = None
+        rearranged: list[gym.ObservationWrapper] = []
         plain = gym.ObservationWrapper.reset, gym.ObservationWrapper.step
-        for layer in reversed(layers):
+        for layer in layers:
+            own = users_parts(layer)
+            self.users |= bool(own)
             match layer:
+                case _ if own.keys() - {"func", "observation"} or ("observation" in own and not inner):
+                    raise UncoveredError(f"{type(layer).__name__} cannot be expressed by tables")
                 case OrderEnforcing() | PassiveEnvChecker():
                     pass
                 case TimeLimit():
@@ -84,72 +176,53 @@ class GridTask:
                 case FixedLayout():
                     self.layout = layer.layout
                 case TransformAction():
-                    meanings = range(layer.action_space.n)  # type: ignore[attr-defined]
-                    self.actions = [self.actions[int(layer.func(action))] for action in meanings]
+                    self.actions = meanings(layer, self.actions)
                 case FullyObsWrapper():
-                    self.whole = True
+                    self.whole, self.onehot = True, False
                 case OneHotPartialObsWrapper() if not self.whole:
                     self.onehot = True
                 case ImgObsWrapper():
-                    chosen = True
+                    chosen, inner = True, layer.observation_space
                 case FlatObsWrapper() if layer.maxStrLen == TEXT:
                     self.text = chosen = True
-                case gym.ObservationWrapper() if chosen and (type(layer).reset, type(layer).step) == plain:
-                    rearranged.append(layer.observation)
+                    inner = layer.observation_space
+                case gym.ObservationWrapper() if inner and (type(layer).reset, type(layer).step) == plain:
+                    rearranged.append(layer)
                 case _:
                     raise UncoveredError(f"{type(layer).__name__} cannot be expressed by tables")
         if not chosen:
             raise UncoveredError("its observations are not an array")
-        assert space.shape is not None
-        self.shape = space.shape
         if rearranged:
-            inner = next(layer for layer in layers if isinstance(layer, ImgObsWrapper | FlatObsWrapper))
-            self.order = _order(rearranged, inner.observation_space)
-
-    def draw(self, seed: int) -> tuple[np.ndarray, list[int]]:
-        """Draw a layout from the package's generator.
-
-        Returns:
-            Codes of the cells, a wall for everything outside the grid, and the mission's characters, uint8;
-            and the list of the agent's place, the carried code and the data of the rules.
-        """
-        env = self.env
-        env.gen_obs = lambda: None  # not needed, and slower than most generators
-        env.reset(seed=seed)
-        del env.gen_obs
-        codes = [EMPTY if thing is None else code_of(thing) for thing in env.grid.grid]
-        cells = np.array(codes, np.uint8).reshape(env.height, env.width).T.ravel()
-        mission = env.mission.lower().encode("ascii", "replace")
-        if len(mission) > TEXT:
-            raise UncoveredError(f"a mission of {len(mission)} characters")
-        row = np.concatenate(
-            (cells, np.array([WALL], np.uint8), np.frombuffer(mission.ljust(TEXT, b"\0"), np.uint8))
-        )
-        place = 4 * cell_of(env, env.agent_pos) + int(env.agent_dir)
-        return row, [place, EMPTY, *self.rules.data(env)]
+            assert inner is not None
+            self.order = order_of(rearranged, inner)
 
 
-def _order(rearranged: list[Callable[[np.ndarray], np.ndarray]], space: gym.Space) -> np.ndarray:
-    """Index of the inner observation's entry for each outer entry; UncoveredError if values are changed."""
-    assert space.shape is not None
+def _no_observation() -> None:
+    pass
 
-    def outer(observation: np.ndarray) -> np.ndarray:
-        for function in rearranged:
-            observation = function(observation)
-        return observation
 
-    try:
-        # Pass each entry's own index through the wrappers, one byte at a time.
-        number = np.arange(math.prod(space.shape)).reshape(space.shape)
-        low, high = (outer((number >> shift).astype(np.uint8)).astype(int) for shift in (0, 8))
-        order = low + (high << 8)
-        trial = np.random.default_rng(0).integers(0, 256, space.shape, np.uint8)
-        fine = np.array_equal(outer(trial), trial.ravel()[order]) and outer(trial).dtype == np.uint8
-    except Exception as error:
-        raise UncoveredError(f"its observations cannot be expressed by tables: {error}") from error
-    if not fine:
-        raise UncoveredError("its observations are not only rearranged")
-    return order.ravel()
+def _constants(env: Any) -> tuple[Any, ...]:
+    """What is the same in all layouts of a task, by ``CONSTANTS``."""
+    size = env.width, env.height
+    return (*size, env.max_steps, env.see_through_walls, env.agent_view_size, env.actions, env.action_space)
+
+
+def _leads_out(env: Any, cells: np.ndarray, start: int) -> bool:
+    """Whether no walls lie between the agent and the edge of the grid, over which the package stumbles."""
+    is_wall = IS_WALL[cells].reshape(env.width, env.height)
+    edge = np.ones_like(is_wall)
+    edge[1:-1, 1:-1] = False
+    if is_wall[edge].all():
+        return False
+    reached, before = np.zeros_like(is_wall), 0
+    reached.flat[start] = True
+    while before < (before := int(reached.sum())):
+        reached[1:] |= reached[:-1]
+        reached[:-1] |= reached[1:]
+        reached[:, 1:] |= reached[:, :-1]
+        reached[:, :-1] |= reached[:, 1:]
+        reached &= ~is_wall
+    return bool((reached & edge).any())
 
 
 def observation_spec(env: gym.Env) -> ObservationSpec | None:

@@ -39,8 +39,8 @@ class SingleConfig:
         """Any environment."""
         return True
 
-    def covers(self, env: gym.Env) -> None:
-        """Accept any environment."""
+    def covers(self, task: TaskFunction, k: int, seed: int) -> None:
+        """Accept any task."""
 
     def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
         """Why episodes of the same seed and actions may differ; empty if they do not."""

@@ -1,0 +1,283 @@
+"""What a user's code overrides, reads and remembers, found by reading it.
+
+An engine that steps a user's environment by its own rules must know what else the environment does. Playing
+it finds what happens often; reading it finds what may happen after a thousand episodes.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+LIBRARIES = frozenset(
+    [
+        *("ale_py", "gymnasium", "minigrid", "neoteny", "numpy", "builtins", "abc", "collections", "copy"),
+        *("dataclasses", "enum", "functools", "itertools", "math", "operator", "typing"),
+    ]
+)
+"""Packages whose code is known."""
+
+CHANGING = (
+    *("random", "time", "datetime", "secrets", "uuid", "numpy.random", "gymnasium.utils.seeding", "torch"),
+)
+"""Modules whose functions give something else at each call: generators and clocks."""
+
+MADE_BY_A_STATEMENT = 1 << 9
+"""Flag of a class that is no part of the interpreter (Py_TPFLAGS_HEAPTYPE)."""
+
+NAMING = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER", "LOAD_GLOBAL", "LOAD_NAME", "LOAD_CONST")
+"""Instructions whose argument may be the name of an attribute; constants are those of ``getattr``."""
+
+MOST = 1_000
+"""Functions, classes and containers that are read."""
+
+LARGEST = 20_000
+"""Values that a picture of a state looks at."""
+
+
+def is_users(thing: Any) -> bool:
+    """Whether a function or class is not from a package whose code is known."""
+    if isinstance(thing, FunctionType):  # functools.wraps gives it the __module__ of another
+        module = thing.__globals__.get("__name__")
+    else:
+        module = getattr(thing, "__module__", None)
+    root = (module or "").partition(".")[0]
+    if root == "builtins":  # which is also the module of what exec makes
+        return isinstance(thing, FunctionType) or bool(getattr(thing, "__flags__", 0) & MADE_BY_A_STATEMENT)
+    return root not in LIBRARIES
+
+
+def users_members(thing: Any) -> dict[str, Any]:
+    """Methods and properties of an object that are a user's, by name.
+
+    They are those of the user's classes, those put into a package's class, and those set on the object.
+    """
+    found: dict[str, Any] = {}
+    for kind in reversed(type(thing).__mro__):
+        for name, value in vars(kind).items():
+            if is_users(kind):
+                is_own = callable(value) or hasattr(type(value), "__get__")
+            else:
+                is_own = _is_put_in(_function(value))
+                found.pop(name, None)
+            if is_own and name not in ("__dict__", "__weakref__"):
+                found[name] = value
+    methods = {name for name in getattr(thing, "__dict__", ()) if callable(getattr(type(thing), name, None))}
+    return found | {name: vars(thing)[name] for name in methods}
+
+
+def _is_put_in(value: Any) -> bool:
+    """Whether a user has put this entry into the class of a package."""
+    if isinstance(value, property):
+        return value.fget is not None and _is_put_in(value.fget)
+    if isinstance(value, FunctionType):
+        return is_users(value)
+    return callable(value) and (isinstance(value, functools.partial) or is_users(type(value)))
+
+
+class Reading:
+    """All that some functions of a user reach, without running them.
+
+    Args:
+        roots: functions, methods, classes or objects, by name.
+        kinds: classes of which only what they hold besides code is read.
+        skipped: an object that pictures of states leave out.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], kinds: Iterable[type] = (), skipped: Any = None) -> None:
+        self.skipped = skipped
+        self.names: set[str] = set()
+        """Names of all attributes and globals that are read, and all strings."""
+        self.values: list[tuple[str, Callable[[], Any]]] = []
+        """Names of globals, captured variables, defaults and attributes of classes, and what gets them."""
+        self.classes: list[type] = []
+        """The user's classes."""
+        self._seen: set[int] = set()
+        self._todo: deque[tuple[str, Callable[[], Any]]] = deque()
+        self._todo.extend((name, functools.partial(_itself, value)) for name, value in roots.items())
+        while self._todo and len(self._seen) < MOST:
+            self._read(*self._todo.popleft())
+        for kind in kinds:
+            held = (name for name, value in vars(kind).items() if not _is_code(value) and "__" not in name)
+            entries = ((f"{kind.__name__}.{name}", functools.partial(_entry, kind, name)) for name in held)
+            self.values.extend(entries)
+
+    def changing(self) -> str | None:
+        """The name of a random generator or a clock that is reached, if there is one."""
+        if self._todo:
+            return "more code than can be read"
+        if found := self.names & {"urandom", "getrandom"}:
+            return min(found)
+        for name, get in self.values:
+            source = _source(get())
+            if any(source == module or source.startswith(f"{module}.") for module in CHANGING):
+                return name
+        return None
+
+    def state(self) -> list[Any]:
+        """A picture of each value, equal to that of another time if nothing has changed."""
+        return [picture(get(), self.skipped) for _, get in self.values]
+
+    def changes(self, before: list[Any]) -> str | None:
+        """The name of a value that has changed since the picture ``before`` was taken, if there is one."""
+        pairs = zip(self.values, before, self.state(), strict=True)
+        return next((name for (name, _), old, new in pairs if old != new), None)
+
+    def _read(self, name: str, get: Callable[[], Any]) -> None:
+        value = get()
+        function = _function(value)
+        is_code = _is_code(value)
+        if not is_code or isinstance(function, type):
+            self.values.append((name, get))
+        if id(function) in self._seen or not _may_hold_code(value):
+            return
+        self._seen.add(id(function))
+        found: Iterable[tuple[str, Any]] = ()
+        match function:
+            case functools.partial():
+                parts = (function.func, *function.args, *function.keywords.values())
+                found = [(name, each) for each in parts]
+            case MethodType():
+                found = [(name, function.__func__), (name, function.__self__)]
+            case property():
+                found = [(name, each) for each in (function.fget, function.fset, function.fdel) if each]
+            case FunctionType() if is_users(function):
+                self._todo.extend(self._references(function))
+            case type() if is_users(function):
+                self.classes.append(function)
+                for key in [key for key in vars(function) if not key.startswith("__")]:
+                    self._todo.append(
+                        (f"{function.__name__}.{key}", functools.partial(_entry, function, key))
+                    )
+            case FunctionType() | type():
+                pass
+            case Mapping():
+                found = [(name, each) for each in function.values() if _may_hold_code(each)]
+            case list() | tuple() | Set():
+                found = [(name, each) for each in function if _may_hold_code(each)]
+            case _:
+                held = getattr(function, "__dict__", {}).values()
+                found = [(name, each) for each in (type(function), *held) if _may_hold_code(each)]
+        self._todo.extend((name, functools.partial(_itself, each)) for name, each in found)
+
+    def _references(self, function: FunctionType) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """What a function refers to outside of itself; adds the names it reads."""
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        for default in defaults:
+            yield f"a default of {function.__name__}", functools.partial(_itself, default)
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
+            if name != "__class__":  # that of super()
+                yield name, functools.partial(_content, cell)
+        for code in _codes(function.__code__):
+            module: ModuleType | None = None  # what the instruction before has put on the stack
+            for instruction in dis.get_instructions(code):
+                kind, name = instruction.opname, instruction.argval
+                if kind.startswith(NAMING) and isinstance(name, str):
+                    self.names.add(name)
+                get = None
+                if kind == "IMPORT_NAME":
+                    get = functools.partial(sys.modules.get, name)
+                elif kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+                    get = functools.partial(function.__globals__.get, name)
+                elif kind in ("LOAD_ATTR", "LOAD_METHOD") and module is not None:
+                    get = functools.partial(getattr, module, name, None)
+                value = get and get()
+                module = value if isinstance(value, ModuleType) else None
+                is_there = value is not None or name in function.__globals__
+                if get and is_there and (module is None or module.__name__ in CHANGING):
+                    yield name, get
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _entry(kind: type, name: str) -> Any:
+    return vars(kind).get(name)
+
+
+def _content(cell: CellType) -> Any:
+    """What a closure holds; ``None`` as long as it is empty."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def picture(value: Any, *skipped: Any) -> Any:
+    """A nested tuple that tells whether a value, without ``skipped`` objects in it, has changed.
+
+    It differs each time where that cannot be told, as with iterators.
+    """
+    return _picture(value, {id(each) for each in skipped}, [LARGEST])
+
+
+def _picture(value: Any, seen: set[int], left: list[int]) -> Any:
+    left[0] -= 1
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | range | np.generic):
+        return type(value).__name__, repr(value)
+    if id(value) in seen or left[0] < 0 or isinstance(value, ModuleType | gym.Space):
+        return ()
+    seen.add(id(value))
+    if isinstance(value, type | FunctionType | MethodType):
+        return id(value)
+    name = type(value).__name__
+    if isinstance(value, gym.Env) or hasattr(value, "__next__"):
+        return object()  # it may move on without showing it
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        return name, value.shape, value.tobytes()
+    parts: Any = ()
+    if isinstance(value, Mapping):
+        parts = tuple((_picture(key, seen, left), _picture(each, seen, left)) for key, each in value.items())
+    elif isinstance(value, Set):
+        parts = tuple(sorted(map(repr, value)))
+    elif isinstance(value, list | tuple | deque | np.ndarray):
+        parts = tuple(_picture(each, seen, left) for each in value)
+    elif isinstance(generator := getattr(value, "bit_generator", None), np.random.BitGenerator):
+        parts = repr(generator.state)
+    own = getattr(value, "__dict__", {})
+    attributes = tuple((key, _picture(each, seen, left)) for key, each in own.items())
+    return name, parts, attributes
+
+
+def _function(value: Any) -> Any:
+    """What a static method, class method or cached function wraps."""
+    while isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
+        value = value.__wrapped__
+    return value
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(_function(value), functools.partial | MethodType | property | FunctionType | type)
+
+
+def _may_hold_code(value: Any) -> bool:
+    """Whether it is code, an object of a user's class, or a container."""
+    return _is_code(value) or isinstance(value, Mapping | list | tuple | Set) or is_users(type(value))
+
+
+def _source(value: Any) -> str:
+    """The module that a value comes from."""
+    if isinstance(value, ModuleType):
+        return value.__name__
+    owner = getattr(value, "__self__", None)
+    if owner is not None and not isinstance(owner, ModuleType):
+        value = type(owner)
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return module if isinstance(module, str) else ""
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code and that of the functions within."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
