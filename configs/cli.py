@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -16,8 +17,9 @@ from neoteny.configs.flags import OPTIMIZERS, no_such, refuse_unknown, refuse_un
 from neoteny.configs.help_pages import show_help
 from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.configs.parsing import HELP, parse
+from neoteny.envs.checks import BrokenEnvironmentError
 from neoteny.envs.single.workers import WorkerError
-from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.exit_codes import ExitCode, Stop, bad_input, reason, stop
 
 Config = TypeVar("Config")
 
@@ -63,7 +65,10 @@ def cli(
                 raise ValueError(no_such("preset", name, presets, "--help"))
             default = override(default, presets[name])
         if any(word in HELP for word in words):
-            show_help(default, presets, words)
+            try:
+                show_help(default, presets, words)
+            except SystemExit as exit:  # tyro's
+                raise Stop(exit.code) from None
         args = _parse(default, words, presets)
         refuse_unused(args, words)
         return args
@@ -91,14 +96,20 @@ def launch(
 ) -> None:
     """Train an agent from the command line.
 
-    Exits with code 2 if agent, stream and machine do not fit together, 70 if a worker fails for good.
+    Exits with code 2 if agent, stream and machine do not fit together, 70 if an environment or a worker fails
+    for good. Errors that are not neoteny's own come with their traceback.
     """
     print_anything()
     args = cli(args_type, presets)
     try:
         main(args)
-    except WorkerError as error:
-        stop(ExitCode.BROKEN, str(error))
+    except Stop:
+        raise
+    except (Exception, SystemExit) as error:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        if not isinstance(error, WorkerError | BrokenEnvironmentError | SystemExit):
+            traceback.print_exc()
+        stop(ExitCode.BROKEN, f"{reason(error)}; the last checkpoint is intact")
 
 
 def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:
