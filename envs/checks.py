@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import gymnasium as gym
@@ -86,7 +85,7 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
         try:
             if ended:
                 write_observation(seen[step, ...], env.reset(seed=step)[0], env)
-                _check_finite(seen[step], env)
+                _check_finite(seen[step], "an observation", env)
             result = env.step(env.action_space.sample())
         except SystemExit as error:
             raise exited(env, error) from error
@@ -97,9 +96,8 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
         check_step(result, env)
         observation, reward, terminated, truncated, _ = result
         write_observation(seen[step, ...], observation, env)
-        _check_finite(seen[step], env)
-        if not math.isfinite(reward):
-            raise BrokenEnvironmentError(f"{env.unwrapped} returned the reward {reward}, which is not finite")
+        _check_finite(seen[step], "an observation", env)
+        _check_finite(reward, f"the reward {reward}", env)
         ended = bool(terminated or truncated)
     return seen
 
@@ -109,9 +107,11 @@ def exited(env: gym.Env, error: SystemExit) -> BrokenEnvironmentError:
     return BrokenEnvironmentError(f"{env.unwrapped} called sys.exit({error.code!r})")
 
 
-def _check_finite(observation: np.ndarray, env: gym.Env) -> None:
-    if observation.dtype.kind == "f" and not np.isfinite(observation).all():
-        raise BrokenEnvironmentError(f"{env.unwrapped} returned an observation that is not finite")
+def _check_finite(values: Any, what: str, env: gym.Env) -> None:
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.asarray(values).astype(np.float32)).all()  # networks compute in float32
+    if not finite:
+        raise BrokenEnvironmentError(f"{env.unwrapped} returned {what}, which is not finite in float32")
 
 
 def _outside(what: str, env: gym.Env) -> BrokenEnvironmentError:

@@ -7,6 +7,7 @@ python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -48,26 +49,39 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
             ExitCode.BAD_INPUT, f"there is no agent {sweep.agent!r} in agents/; there are {', '.join(agents)}"
         )
     module = importlib.import_module(f"neoteny.agents.{sweep.agent}")
-    commands, finished = [], 0
+    commands, summaries, finished = [], [], 0
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
         words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *flags]
         # Parsed here too, so that a bad flag is reported before the first run starts.
-        args = cli(module.Args, module.PRESETS, words)
-        if (run_folder(sweep.agent, args) / "summary.json").exists() and not args.overwrite:
+        with contextlib.chdir("."):  # a module of the user's may change the working directory
+            args = cli(module.Args, module.PRESETS, words)
+        summary = run_folder(sweep.agent, args) / "summary.json"
+        if summary.exists() and not args.overwrite:
             finished += 1
         else:
             commands.append([sys.executable, str(ROOT / "agents" / f"{sweep.agent}.py"), *words])
+            summaries.append((summary, _written(summary)))
     try:
         codes = run_all(commands, sweep.jobs)
     except KeyboardInterrupt:
         print("\n" * min(sweep.jobs, len(commands)) + "stopped; run the same command to resume")
         return int(ExitCode.PREEMPTED)
-    failed = [shlex.join(command) for command, code in zip(commands, codes) if code]
+    # An environment may end the process with code 0 in the middle of a run.
+    failed = [
+        shlex.join(command)
+        for command, code, (summary, before) in zip(commands, codes, summaries)
+        if code or _written(summary) == before
+    ]
     print("\n" * min(sweep.jobs, len(commands)), end="")
     print(f"{len(commands) - len(failed)} runs done, {finished} were finished before, {len(failed)} failed")
     for command in failed:
         print("failed:", command)
     return int(bool(failed))
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 if __name__ == "__main__":

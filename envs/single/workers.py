@@ -362,7 +362,7 @@ def _packed(arguments: Arguments) -> bytes:
     were typed on the command line are imported in the worker first.
     """
     try:
-        packed = pickle.dumps(arguments)
+        return pickle.dumps(((), pickle.dumps(arguments)))
     except Exception:
         try:
             packed = pickle.dumps(CloudpickleWrapper(lambda: arguments))
@@ -378,7 +378,8 @@ def _unpacked(packed: bytes) -> Arguments:
     """What :func:`_packed` has packed."""
     modules, inner = pickle.loads(packed)
     for module in modules:
-        import_typed(f"{module}:")
+        with contextlib.suppress(ValueError):  # it is not on the path any more
+            import_typed(f"{module}:")
     arguments = pickle.loads(inner)
     return arguments() if isinstance(arguments, CloudpickleWrapper) else arguments
 
