@@ -267,8 +267,11 @@ class ReplayMemory:
         All that these steps have added is among them, the observations after the last one too.
         """
         last = min(2 * steps + 1, self.places)  # a truncated episode takes two places for its last step
-        places = self.head[:, None] - torch.arange(last, device=self.device)
-        rows = self._rows(self.envs[:, None], places).flatten()
+        # At the head is the observation after the last step, unless an episode has ended there.
+        newest = self.head - (self.age == 0).long()
+        rows = self._rows(
+            self.envs[:, None], newest[:, None] - torch.arange(last, device=self.device)
+        ).flatten()
         kinds = {name: self.types[name] for name in ("frames", "rewards")}
         return {name: self._read(name, rows) for name, kind in kinds.items() if kind.is_floating_point}
 

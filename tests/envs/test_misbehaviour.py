@@ -382,3 +382,70 @@ def test_a_task_function_that_exits_at_a_switch_is_not_the_end(register, tmp_pat
     monkeypatch.setattr(StreamConfig, "make", make_stream)
     assert ending("ppo", register(Steps), tmp_path, monkeypatch) == 70
     assert "sys.exit(0) was called" in capfd.readouterr().err
+
+
+MOVES = """
+import os
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class Moves(CartPoleEnv):
+    def reset(self, **options):
+        os.chdir("/")
+        return super().reset(**options)
+
+    def step(self, action):
+        os.chdir("/")
+        return super().step(action)
+
+gym.register("Moves-v0", Moves, max_episode_steps=50)
+os.makedirs("elsewhere", exist_ok=True)
+os.chdir("elsewhere")
+"""
+
+
+@pytest.mark.parametrize("where", ["runs", "mine"])
+def test_an_environment_that_changes_the_working_directory_disturbs_nothing(where, tmp_path):
+    """When its module is imported, and at every reset and step."""
+    (tmp_path / "moves.py").write_text(MOVES)
+    words = f"{FLAGS} {OWN['dqn'][1]} --stream.id moves:Moves-v0 --memory disk --video-every 64"
+    command = [sys.executable, ROOT / "agents" / "dqn.py", *words.split()]
+    command += ["--runs-dir", where] if where != "runs" else []
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / where / "Moves-v0" / "dqn" / "adam" / "s1" / "summary.json").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        {"__pycache__", "elsewhere", "moves.py", where}
+    )
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+LEAVES = """
+import os
+import gymnasium as gym
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
+
+class Leaves(CartPoleEnv):
+    steps = 0
+
+    def step(self, action):
+        self.steps += 1
+        if self.steps == 40:
+            os._exit(0)
+        return super().step(action)
+
+gym.register("Leaves-v0", Leaves)
+"""
+
+
+def test_a_sweep_reports_runs_that_end_without_a_summary(tmp_path):
+    """os._exit(0) in the process of the run itself, which nothing can catch."""
+    (tmp_path / "leaves.py").write_text(LEAVES)
+    words = f"--preset cartpole-rotations --optims adam --seeds 1 --jobs 1 -- --stream.id leaves:Leaves-v0 {FLAGS}"
+    words = words.replace(" optim:adam", "").split()
+    command = [sys.executable, ROOT / "scripts" / "sweep.py", *words, "--num-steps", "16"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1, done.stderr
+    assert "0 runs done, 0 were finished before, 1 failed" in done.stdout
+    assert "failed: " in done.stdout
+    assert not list(tmp_path.glob("**/summary.json"))
