@@ -257,7 +257,8 @@ def rollout_step(
     next_observation, reward, terminated, truncated, info = stream.step(action)
     run.lap("env")
     final = info.get("final_obs", next_observation)
-    learned = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
+    # The sign of a NaN is 0, but of what is not finite nothing may be hidden.
+    learned = args.reward_scale * (reward.sign() + 0 * reward if args.clip_rewards else reward)
     memory.add(observation, action, learned, terminated, truncated, final, info["task"])
     run.record_episodes(info)
     run.lap("replay")
@@ -336,7 +337,8 @@ def main(args: Args) -> dict[str, Any]:
                 run.lap("learn")
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
-        finite = {"observations": observation.float(), "losses": losses, "weights": agent}
+        added = memory.newest(args.log_every // args.num_envs)
+        finite = {"observations": observation.float(), **added, "losses": losses, "weights": agent}
         with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}

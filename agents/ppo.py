@@ -174,6 +174,8 @@ class Rollout(NamedTuple):
         """An empty buffer for ``num_steps`` steps of a stream."""
         shape = (num_steps, stream.num_envs)
         observations = zeros(stream.single_observation_space, *shape).to(device)
+        if observations.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            observations = observations.float()  # PyTorch has few operations for these types
         actions = zeros(stream.single_action_space, *shape).to(device)
         log_probs, values, rewards, final_values = (torch.zeros(shape, device=device) for _ in range(4))
         done = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -280,11 +282,15 @@ def rollout_step(
         rollout.actions[t], rollout.log_probs[t], rollout.values[t] = agent.act(observation)
     run.lap("act")
     observation, reward, terminated, truncated, info = stream.step(rollout.actions[t])
-    rollout.rewards[t] = args.reward_scale * (reward.sign() if args.clip_rewards else reward)
+    # The sign of a NaN is 0, but of what is not finite nothing may be hidden.
+    rollout.rewards[t] = args.reward_scale * (reward.sign() + 0 * reward if args.clip_rewards else reward)
     rollout.done[t] = terminated | truncated
     if "final_obs" in info:
+        final = info["final_obs"]
         with torch.inference_mode():
-            rollout.final_values[t] = agent.value(info["final_obs"]) * (truncated & ~terminated)
+            rollout.final_values[t] = agent.value(final) * (truncated & ~terminated)
+        if final.is_floating_point():  # an activation may have hidden an infinity
+            rollout.final_values[t] += 0 * final.reshape(len(final), -1).abs().amax(1)
     run.record_episodes(info)
     run.lap("env")
     return observation
@@ -359,6 +365,7 @@ def main(args: Args) -> dict[str, Any]:
 
         losses = torch.stack(stats)
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
+        observed |= {"next_observations": observation, "final_values": rollout.final_values}
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
             metrics |= average(losses, rollout.values.flatten(), batch.returns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -15,9 +16,10 @@ from neoteny.configs.flags import OPTIMIZERS, no_such, refuse_unknown, refuse_un
 from neoteny.configs.help_pages import show_help
 from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.configs.parsing import HELP, parse
+from neoteny.envs.checks import BrokenEnvironmentError
 from neoteny.envs.single.workers import WorkerError
 from neoteny.envs.tasks import SpacesError
-from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.exit_codes import ExitCode, Stop, bad_input, reason, stop
 from neoteny.runners.disk.messages import protect_output
 
 Config = TypeVar("Config")
@@ -56,6 +58,7 @@ def cli(
             a help page.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    here = Path.cwd()
     with bad_input():
         default = args_type()
         if words and not words[0].startswith("-") and ":" not in words[0]:
@@ -64,10 +67,18 @@ def cli(
                 raise ValueError(no_such("preset", name, presets, "--help"))
             default = override(default, presets[name])
         if any(word in HELP for word in words):
-            show_help(default, presets, words)
+            try:
+                show_help(default, presets, words)
+            except SystemExit as exit:  # tyro's
+                raise Stop(exit.code) from None
         args = _parse(default, words, presets)
         refuse_unused(args, words)
-        return args
+        return _fix_folder(args, here)
+
+
+def _fix_folder(args: Any, here: Path) -> Any:
+    """The same arguments with an absolute ``runs_dir``: user code may change the working directory."""
+    return dataclasses.replace(args, runs_dir=here / args.runs_dir) if hasattr(args, "runs_dir") else args
 
 
 def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -> Config:
@@ -93,16 +104,22 @@ def launch(
     """Train an agent from the command line.
 
     Exits with code 2 if agent, stream and machine do not fit together, 65 if a later task does not fit the
-    stream, 70 if a worker fails for good.
+    stream, 70 if an environment or a worker fails for good. Errors that are not neoteny's own come with their
+    traceback.
     """
     protect_output()
     args = cli(args_type, presets)
     try:
         main(args)
-    except WorkerError as error:
-        stop(ExitCode.BROKEN, str(error))
+    except Stop:
+        raise
     except SpacesError as error:
         stop(ExitCode.MISFIT, f"{error}; the last checkpoint is intact")
+    except (Exception, SystemExit) as error:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        if not isinstance(error, WorkerError | BrokenEnvironmentError | SystemExit):
+            traceback.print_exc()
+        stop(ExitCode.BROKEN, f"{reason(error)}; the last checkpoint is intact")
 
 
 def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:

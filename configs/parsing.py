@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
+from neoteny.runners.disk.exit_codes import Stop
+
 Config = TypeVar("Config")
 
 HELP = ("-h", "--help")
@@ -39,7 +41,7 @@ def parse(kind: type[Config], words: Sequence[str], **settings: Any) -> tuple[Co
             config, others = tyro.cli(kind, args=words, return_unknown_args=True, registry=_READ, **settings)
     except SystemExit as exit:
         if not exit.code:
-            raise
+            raise Stop(0) from None
         raise ValueError(_sentence(errors.getvalue())) from None
     sys.stderr.write(errors.getvalue())  # warnings of an imported module
     return config, others

@@ -14,6 +14,9 @@ import numpy as np
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskFunction
 
+TYPED: list[str] = []
+"""Modules that :func:`import_typed` has imported; worker processes import them too."""
+
 
 def stream(
     id: str, *, period: int, tasks: int | None = None, drift_fraction: float = 0.0, names: Sequence[str] = ()
@@ -67,6 +70,10 @@ def import_typed(name: str) -> str:
             if not f"{module}.".startswith(f"{error.name}."):  # missing is a package that the module imports
                 raise
             raise ValueError(f"there is no {name!r}: {error}") from error
+        except SystemExit as error:
+            raise ValueError(f"the module {module} called sys.exit({error.code!r}) when imported") from error
+        if module not in TYPED:
+            TYPED.append(module)
     return name
 
 

@@ -8,6 +8,7 @@ current task and, at a *switch*, replaces all of them at the same step.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -20,10 +21,11 @@ from gymnasium.wrappers import FrameStackObservation, OrderEnforcing, PassiveEnv
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.auditor import AuditMode, Auditor
+from neoteny.envs.checks import try_out
 from neoteny.envs.engine import Engine, EngineConfig, UncoveredError, choose_engine, first_tasks
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import TaskEnv, TaskFunction, try_out
+from neoteny.envs.tasks import TaskEnv, TaskFunction, agent_actions
 
 
 class Stream(VectorEnv):
@@ -42,7 +44,10 @@ class Stream(VectorEnv):
     ``info["task"]`` is the number of the task in which the step was made. The first step of a visit has
     ``info["fingerprint"]`` of the task, if there is an audit, ``info["audit"]``, what was wrong with the
     switch, if anything was, and ``info["game"]``, the name of the task, if it has one.
-    The environments' own infos are in ``info["env_infos"]``, one dict per environment.
+    The environments' own infos are in ``info["env_infos"]``, one dict per environment, to be read before the
+    next step; those of worker processes are fetched when they are read.
+
+    Discrete actions are numbered from 0, whatever number the first action has in the environments.
 
     The stream owns every reset: the seed of episode ``j`` of sub-environment ``i`` in task ``k`` is a pure
     function of (run seed, k, i, j); in Atari games most episodes instead continue an emulator that was seeded
@@ -109,7 +114,7 @@ class Stream(VectorEnv):
         self.observation_spec = self.preprocessing.spec
         """The kind of the preprocessed observations."""
         self.single_observation_space = self.observation_spec.space
-        self.single_action_space = first.action_space
+        self.single_action_space = agent_actions(first.action_space)
         if self.single_action_space.shape is None:
             raise ValueError(f"actions of a stream must be arrays of numbers, not {first.action_space}")
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.spaces import Discrete, MultiDiscrete
 
 from neoteny.envs.audit import parameters, set_parameters
 from neoteny.envs.schedule import Schedule
@@ -25,12 +26,15 @@ class TaskEnv:
     An environment or wrapper that carries state from one episode to the next must expose it as
     ``lifelong_state``.
 
+    Discrete actions are numbered from 0, see :func:`agent_actions`.
+
     Args:
         stride: steps of the stream per step of this environment.
     """
 
     def __init__(self, task: TaskFunction, spaces: Spaces, stride: int) -> None:
         self.make_task, self.spaces, self.stride = task, spaces, stride
+        self.same_actions = agent_actions(spaces[1]) is spaces[1]
         self.env: Any = None
 
     def enter(self, schedule: Schedule, steps: int) -> None:
@@ -38,9 +42,9 @@ class TaskEnv:
         self.close()
         self.schedule, self.steps = schedule, steps
         self.visit = schedule.visit_at(steps)
-        task = schedule.task_of(self.visit)
-        self.env = self.make_task(task, schedule.seed)
-        check_spaces(self.env, self.spaces, task)
+        self.task = schedule.task_of(self.visit)
+        self.env = self.make_task(self.task, schedule.seed)
+        check_spaces(self.env, self.spaces, self.task)
         layers = [self.env]  # wrappers from the outermost, then the environment
         while isinstance(layers[-1], gym.Wrapper):
             layers.append(layers[-1].env)
@@ -71,12 +75,17 @@ class TaskEnv:
         """Step the task's environment."""
         self._move()
         self.steps += self.stride
-        return self.env.step(action)
+        return self.env.step(action if self.same_actions else self._own_action(action))
 
     def close(self) -> None:
         """Close the task's environment."""
         if self.env is not None:
             self.env.close()
+
+    def _own_action(self, action: Any) -> Any:
+        """An action as the environment numbers it, in the dtype of its space."""
+        space: Any = self.spaces[1]
+        return np.asarray(action + space.start).astype(space.dtype)[()]
 
     def _move(self) -> None:
         """Set the parameters of the current step, if tasks turn gradually into one another."""
@@ -107,51 +116,16 @@ def check_spaces(env: gym.Env, spaces: Spaces, task: int) -> None:
             raise SpacesError(" ".join(message.split()))
 
 
-def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
-    """Copy an observation into ``out``, with the checks of Gymnasium's SyncVectorEnv.
+def agent_actions(space: gym.Space) -> gym.Space:
+    """The action space that a stream offers for environments with ``space``.
 
-    Raises:
-        ValueError: its shape or dtype does not fit the environment's space.
+    It is the space itself, unless there are discrete actions that are not numbered from 0 in int64.
     """
-    array: np.ndarray = np.asarray(observation)
-    is_shape, is_kind = array.shape == out.shape, np.can_cast(array.dtype, out.dtype, "same_kind")
-    if not (is_shape and is_kind):
-        found = array.dtype if is_shape else f"shape {array.shape}"
-        raise ValueError(
-            f"{env.unwrapped} returned an observation of {found}, which is not in its {env.observation_space}"
-        )
-    out[...] = observation
-
-
-def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
-    """Reset and step an environment, used for nothing else, with random actions, and check its results.
-
-    Returns:
-        The observations of all steps, (steps, ...).
-
-    Raises:
-        ValueError: an observation does not fit the space, a reward is not a number, or a step does not
-            return five values.
-        Exception: any exception of the environment.
-    """
-    space = env.observation_space
-    assert space.shape is not None
-    seen = np.empty((steps, *space.shape), space.dtype)
-    env.action_space.seed(0)
-    ended = True
-    for step in range(steps):
-        if ended:
-            write_observation(seen[step, ...], env.reset(seed=step)[0], env)
-        result = env.step(env.action_space.sample())
-        if len(result) != 5:
-            raise ValueError(f"a step of {env.unwrapped} returned {len(result)} values, not Gymnasium's five")
-        observation, reward, terminated, truncated, _ = result
-        write_observation(seen[step, ...], observation, env)
-        number: np.ndarray = np.asarray(reward)
-        if number.ndim or number.dtype.kind not in "biuf":
-            raise ValueError(f"{env.unwrapped} returned the reward {reward!r}, which is not a number")
-        ended = bool(terminated or truncated)
-    return seen
+    if isinstance(space, Discrete) and (space.start or space.dtype != np.int64):
+        return Discrete(int(space.n))
+    if isinstance(space, MultiDiscrete) and (space.start.any() or space.dtype != np.int64):
+        return MultiDiscrete(space.nvec)
+    return space
 
 
 def episode_seed(run: int, task: int, env: int, episode: int) -> int:

@@ -14,6 +14,7 @@ from the checkpoint finds all of its data intact; newer places are overwritten.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -34,6 +35,10 @@ PROTECTED = 3  # checkpoint intervals that the slack covers
 
 GOES_ON, TERMINATED, CUT, NO_STEP = range(4)  # outcome of a step; NO_STEP: a final observation without one
 INDEX = "index"
+TASKS = "tasks"
+
+# PyTorch has few operations for these types, so their bits are stored as signed numbers.
+SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 class Batch(NamedTuple):
@@ -106,13 +111,15 @@ class ReplayMemory:
             "rewards": ((), np.dtype(np.float32)),
             "ends": ((), np.dtype(np.uint8)),
             "ages": ((), np.dtype(np.uint8)),
-            "tasks": ((), np.dtype(np.int32)),
+            TASKS: ((), np.dtype(np.int64)),
         }
         if folder:
             self.fields[INDEX] = (), np.dtype(np.int64)
         for name, (_, dtype) in self.fields.items():
             if dtype.kind not in "biuf" or dtype.itemsize > 8:
                 raise ValueError(f"{name} cannot be of {dtype}")
+        empty = {name: np.empty(0, dtype) for name, (_, dtype) in self.fields.items()}
+        self.types = {name: torch.from_numpy(array).dtype for name, array in empty.items()}
         # (N,): number of places ever filled per environment, and steps so far of the running episodes
         self.head = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
         self.age = torch.zeros_like(self.head)
@@ -142,15 +149,17 @@ class ReplayMemory:
         layout = {name: ((rows, *shape), dtype) for name, (shape, dtype) in self.fields.items()}
         if self.folder is None:
             self._tensors = {
-                name: torch.zeros(shape, dtype=torch.from_numpy(np.empty(0, dtype)).dtype, device=self.device)
-                for name, (shape, dtype) in layout.items()
+                name: torch.zeros(shape, dtype=_stored(self.types[name]), device=self.device)
+                for name, (shape, _) in layout.items()
             }
             return
         files = {self.folder / f"{name}.npy": entry for name, entry in layout.items()}
         if not (self.folder / f"{INDEX}.npy").exists():  # created last: without it, others may be missing
             _allocate(files)
+        _widen_tasks(self.folder / f"{TASKS}.npy", rows)
         self._files = [_open(path, *entry) for path, entry in files.items()]
-        self._tensors = dict(zip(layout, map(torch.from_numpy, self._files)))
+        tensors = map(torch.from_numpy, self._files)
+        self._tensors = {name: tensor.view(_stored(tensor.dtype)) for name, tensor in zip(layout, tensors)}
 
     def add(
         self,
@@ -190,7 +199,7 @@ class ReplayMemory:
         self._write("ends", at, ends)
         self._write("ends", after, torch.full_like(ends, NO_STEP))
         self._write("ages", at, self.age.clamp(max=self.frame_stack - 1))
-        self._write("tasks", at, torch.full_like(self.head, task))
+        self._write(TASKS, at, torch.full_like(self.head, task))
         self.age = (self.age + 1).masked_fill((terminated | truncated).to(self.device), 0)
         self.head += 1 + cut
         self.added += 1
@@ -238,7 +247,7 @@ class ReplayMemory:
         ages = self._read("ages", window[:, 0]).long()
         batch = Batch(
             self._observations(envs, places, ages),
-            self._read("actions", window[:, 0]),
+            self._read("actions", window[:, 0]).view(self.types["actions"]),
             returns,
             discounts,
             self._observations(envs, places + steps, ages + steps),
@@ -252,13 +261,27 @@ class ReplayMemory:
         places = (self.head[:, None] - 1 - torch.arange(last, device=self.device)).flatten()
         return self.gather(self.envs.repeat_interleave(last), places).observations
 
+    def newest(self, steps: int) -> dict[str, Tensor]:
+        """Stored frames and rewards of at least the latest ``steps`` steps, if they are not whole numbers.
+
+        All that these steps have added is among them, the observations after the last one too.
+        """
+        last = min(2 * steps + 1, self.places)  # a truncated episode takes two places for its last step
+        # At the head is the observation after the last step, unless an episode has ended there.
+        newest = self.head - (self.age == 0).long()
+        rows = self._rows(
+            self.envs[:, None], newest[:, None] - torch.arange(last, device=self.device)
+        ).flatten()
+        kinds = {name: self.types[name] for name in ("frames", "rewards")}
+        return {name: self._read(name, rows) for name, kind in kinds.items() if kind.is_floating_point}
+
     def tasks(self) -> dict[int, float]:
         """Share of each task among the steps that can be sampled."""
         oldest, end = self.bounds()
         places = oldest[:, None] + torch.arange(self.kept, device=self.device)
         rows = self._rows(self.envs[:, None], places)
         steps = (places < end[:, None]) & (self._read("ends", rows) != NO_STEP)
-        tasks, counts = self._read("tasks", rows)[steps].unique(return_counts=True)
+        tasks, counts = self._read(TASKS, rows)[steps].unique(return_counts=True)
         return dict(zip(tasks.tolist(), (counts / counts.sum()).tolist()))
 
     def flush(self) -> None:
@@ -298,7 +321,8 @@ class ReplayMemory:
         Raises:
             ValueError: the layout differs, or the files lack places of the checkpoint.
         """
-        if state["layout"] != self._layout():
+        fields = {**state["layout"]["fields"], TASKS: self._layout()["fields"][TASKS]}  # they had 32 bits
+        if {**state["layout"], "fields": fields} != self._layout():
             raise ValueError(f"its layout was {state['layout']} and is {self._layout()}")
         head = state["head"].to(self.device)
         if self.folder:
@@ -340,26 +364,32 @@ class ReplayMemory:
 
     def _write(self, name: str, rows: Tensor, values: Tensor) -> None:
         tensor = self._tensors[name]
-        tensor.index_copy_(0, rows, values.to(self.device, tensor.dtype))
+        tensor.index_copy_(0, rows, values.to(self.device, self.types[name]).view(tensor.dtype))
 
     def _read(self, name: str, rows: Tensor) -> Tensor:
-        """Entries of a field, (*rows.shape, ...)."""
+        """Entries of a field as they are stored, (*rows.shape, ...)."""
         tensor = self._tensors[name]
         return tensor.index_select(0, rows.flatten()).view(*rows.shape, *tensor.shape[1:])
 
     def _observations(self, envs: Tensor, places: Tensor, ages: Tensor) -> Tensor:
         """Observations, (B, ...), of places whose episodes are ``ages`` steps old, (B,)."""
+        kind = self.types["frames"]
         if self.frame_stack == 1:
-            return self._read("frames", self._rows(envs, places))
+            return self._read("frames", self._rows(envs, places)).view(kind)
         back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
         frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
         began = (back <= ages[:, None]).view(*frames.shape[:2], *(1,) * (frames.dim() - 2))
-        return frames.mul_(began)  # zeros before the episode's first frame
+        return frames.mul_(began).view(kind)  # zeros before the episode's first frame
 
     def _to_agent(self, tensor: Tensor) -> Tensor:
         if self.agent_device.type == "cuda" and self.device.type == "cpu":
             tensor = tensor.pin_memory()  # copied asynchronously
         return tensor.to(self.agent_device, non_blocking=True)
+
+
+def _stored(kind: torch.dtype) -> torch.dtype:
+    """The type in which numbers of a type are stored."""
+    return SIGNED.get(kind, kind)
 
 
 def _free_memory(device: torch.device) -> int | None:
@@ -395,6 +425,15 @@ def _allocate(files: Mapping[Path, tuple[tuple[int, ...], np.dtype]]) -> None:
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _widen_tasks(path: Path, rows: int) -> None:
+    """Give the numbers of tasks 64 bits in a file of 0.2, which has 32."""
+    with contextlib.suppress(ValueError, OSError):  # the file is newer, or damaged
+        tasks = _open(path, (rows,), np.dtype(np.int32)).astype(np.int64)
+        temporary = path.with_name(f".tmp_{path.name}")
+        np.save(temporary, tasks)
+        temporary.replace(path)
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:

@@ -7,6 +7,7 @@ python scripts/sweep.py --preset cartpole-rotations --optims adam adamo --seeds 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import itertools
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from neoteny.configs.cli import cli, script_args
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
-from neoteny.runners.disk.folder import is_finished, run_folder
+from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.disk.messages import protect_output
 from neoteny.runners.sweep import is_running, run_all, usable_cores
 
@@ -55,18 +56,19 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
     for seed, optim in itertools.product(sweep.seeds, sweep.optims):
         words = [sweep.preset, f"optim:{optim}", "--seed", str(seed), *flags]
         # Parsed here too, so that a bad flag is reported before the first run starts.
-        args = cli(module.Args, module.PRESETS, words)
+        with contextlib.chdir("."):  # a module of the user's may change the working directory
+            args = cli(module.Args, module.PRESETS, words)
         folder = run_folder(sweep.agent, args)
-        if is_finished(folder) and not args.overwrite:
+        if finished_at(folder) and not args.overwrite:
             finished += 1
         else:
             commands.append([sys.executable, str(ROOT / "agents" / f"{sweep.agent}.py"), *words])
             folders.append(folder)
-    done_before = list(map(is_finished, folders))
+    before = list(map(finished_at, folders))
 
     def instead(number: int) -> int | None:
         """The exit code of a run that another sweep has finished meanwhile, or is training."""
-        if is_finished(folders[number]) and not done_before[number]:
+        if finished_at(folders[number]) != before[number]:
             return 0
         return int(ExitCode.TAKEN) if is_running(commands[number], folders[number]) else None
 
@@ -76,12 +78,16 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
         print("\n" * min(sweep.jobs, len(commands)) + "stopped; run the same command to resume")
         return int(ExitCode.PREEMPTED)
     elsewhere = codes.count(int(ExitCode.TAKEN))
+    # An environment may end the process with code 0 in the middle of a run.
+    done = [code == 0 and finished_at(folder) != was for code, folder, was in zip(codes, folders, before)]
     failed = [
-        shlex.join(command) for command, code in zip(commands, codes) if code not in (0, ExitCode.TAKEN)
+        shlex.join(command)
+        for command, code, is_done in zip(commands, codes, done)
+        if not is_done and code != ExitCode.TAKEN
     ]
     print("\n" * min(sweep.jobs, len(commands)), end="")
     print(
-        f"{codes.count(0)} runs done, {finished} were finished before, {len(failed)} failed"
+        f"{sum(done)} runs done, {finished} were finished before, {len(failed)} failed"
         + (f", {elsewhere} are trained by another process" if elsewhere else "")
     )
     for command in failed:

@@ -19,7 +19,14 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs
 from neoteny.envs.single.workers import ProcessEnvs
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, episode_seed, make_task_env
+from neoteny.envs.tasks import (
+    Spaces,
+    TaskEnv,
+    TaskFunction,
+    agent_actions,
+    episode_seed,
+    make_task_env,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +91,7 @@ class SingleEngine:
         replay: bool = True,
     ) -> None:
         self.make_task, self.spaces, self.num_envs, self.replay = task, spaces, num_envs, replay
-        self.log = EpisodeLog(batch_space(spaces[1], num_envs))
+        self.log = EpisodeLog(batch_space(agent_actions(spaces[1]), num_envs))
         self.envs: SerialEnvs | ProcessEnvs = (
             ProcessEnvs(task, spaces, self.log, workers)
             if workers
@@ -122,11 +129,11 @@ class SingleEngine:
         """Step all environments and log the actions, (N, ...)."""
         array = actions.cpu().numpy() if isinstance(actions, Tensor) else actions
         array = array.astype(self.log.actions.dtype, casting="same_kind")
-        *results, infos = self.envs.step(array)
+        results = self.envs.step(array)
         self.log.append(array)
         self.now += self.num_envs
         rewards, terminated, truncated = map(torch.from_numpy, results)
-        return rewards, terminated, truncated, infos
+        return rewards, terminated, truncated, self.envs.infos
 
     def single_env(self, schedule: Schedule, step: int) -> TaskEnv:
         """One more environment, with the lifelong state with which environment 0 began its episode."""

@@ -27,8 +27,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.utils import CloudpickleWrapper
 from numpy.typing import NDArray
 
+from neoteny.envs.checks import BrokenEnvironmentError
+from neoteny.envs.registry import TYPED, import_typed
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs, Step
@@ -71,17 +74,21 @@ class Worker:
     Args:
         timeout: seconds without a heartbeat after which the worker counts as lost.
         arguments: for the constructor of :class:`SerialEnvs`.
+
+    Raises:
+        ValueError: the task cannot be pickled. No process was started.
     """
 
     def __init__(self, timeout: float, arguments: Arguments) -> None:
+        packed = _packed(arguments)
         self.timeout = timeout
         self.socket, theirs = socket.socketpair()
         # A forked process would inherit our locks and signal handlers, but not our threads.
         spawn = multiprocessing.get_context("spawn")
-        self.process = spawn.Process(target=serve, args=(theirs, timeout, arguments), daemon=True)
+        self.process = spawn.Process(target=serve, args=(theirs, timeout, packed), daemon=True)
         try:
             self.process.start()
-        except BaseException:  # the task cannot be pickled
+        except BaseException:
             self.socket.close()
             raise
         finally:
@@ -136,7 +143,7 @@ class ProcessEnvs:
     It has the interface of :class:`SerialEnvs`; each worker holds a ``SerialEnvs`` of its share.
 
     Args:
-        task: must be picklable, such as a function of a module.
+        task: must be picklable, by cloudpickle if need be.
         log: the running episodes of all sub-environments, up to date before each command.
         count: number of processes.
     """
@@ -146,6 +153,8 @@ class ProcessEnvs:
         bounds = [worker * log.num_envs // count for worker in range(count + 1)]
         self.shares = [range(*pair) for pair in itertools.pairwise(bounds)]
         self.restarts = 0
+        self.infos: Sequence[dict[str, Any]] = ()
+        """The environments' infos of the latest step."""
         self.workers: list[Worker] = []
         # Unlike weakref.finalize, this does nothing in a forked copy of this process, which does not own the
         # workers, and at exit it runs before multiprocessing joins its processes, which may be stopped.
@@ -166,9 +175,14 @@ class ProcessEnvs:
     def step(self, actions: np.ndarray) -> Step:
         """Step all environments, actions (N, ...)."""
         answers = self._ask("step", [(actions[envs.start : envs.stop],) for envs in self.shares])
-        *arrays, infos = zip(*answers)
-        rewards, terminated, truncated = (np.concatenate(parts) for parts in arrays)
-        return rewards, terminated, truncated, list(itertools.chain.from_iterable(infos))
+        self.infos = WorkerInfos(self)
+        rewards, terminated, truncated = map(np.concatenate, zip(*answers))
+        return rewards, terminated, truncated
+
+    def latest_infos(self) -> list[dict[str, Any]]:
+        """The environments' infos of the latest step, empty if their worker was lost since then."""
+        shares = self._ask("latest_infos", [()] * len(self.workers))
+        return list(itertools.chain.from_iterable(shares))
 
     def restore(self, episodes: Sequence[Episode | None]) -> NDArray[np.float64]:
         """Replay episodes in freshly made environments; returns as of :meth:`SerialEnvs.restore`, (N,)."""
@@ -276,12 +290,36 @@ class ProcessEnvs:
         return Worker(WORKER_SECONDS, (*self.make, len(envs), self.log.num_envs))
 
 
+class WorkerInfos(Sequence[dict[str, Any]]):
+    """The infos of one step, one per environment, which workers send only if somebody reads them.
+
+    Reading them first after the next step raises RuntimeError; reading an info that cannot be pickled raises
+    an exception.
+    """
+
+    def __init__(self, envs: ProcessEnvs) -> None:
+        self._envs = envs
+        self._infos: list[dict[str, Any]] | None = None
+
+    def __len__(self) -> int:
+        """Number of environments."""
+        return self._envs.log.num_envs
+
+    def __getitem__(self, index: Any) -> Any:
+        """The info of an environment, or a list of infos."""
+        if self._infos is None:
+            if self._envs.infos is not self:
+                raise RuntimeError("infos of workers must be read before the next step")
+            self._infos = self._envs.latest_infos()
+        return self._infos[index]
+
+
 def _kill(workers: list[Worker]) -> None:
     for worker in workers:
         worker.kill()
 
 
-def serve(pipe: socket.socket, timeout: float, arguments: Arguments) -> None:
+def serve(pipe: socket.socket, timeout: float, packed: bytes) -> None:
     """Main loop of a worker process: see :class:`Worker`."""
     _obey_the_parent()
     if "torch" in sys.modules:  # the parallelism is in the workers
@@ -294,8 +332,14 @@ def serve(pipe: socket.socket, timeout: float, arguments: Arguments) -> None:
             last_sign = time.monotonic()
             _send(pipe, None)
 
+    try:
+        envs = SerialEnvs(*_unpacked(packed), alive)
+    except Exception as error:
+        with contextlib.suppress(EOFError, OSError):
+            _receive(pipe)
+            _send(pipe, (None, None, _portable(error)))
+        return
     alive()
-    envs = SerialEnvs(*arguments, alive)
     while True:
         try:
             commands = _receive(pipe)
@@ -306,9 +350,40 @@ def serve(pipe: socket.socket, timeout: float, arguments: Arguments) -> None:
                 alive()
                 result = getattr(envs, name)(*args)
             _send(pipe, (envs.observations, result, None))
+        except SystemExit as error:
+            _send(pipe, (None, None, BrokenEnvironmentError(f"a task called sys.exit({error.code!r})")))
         except Exception as error:
             _send(pipe, (None, None, _portable(error)))
     envs.close()
+
+
+def _packed(arguments: Arguments) -> bytes:
+    """Pickle arguments, with cloudpickle what pickle cannot, such as a lambda; raises ValueError if it fails.
+
+    A function that is pickled as a whole may name environments that its module registers: the modules that
+    were typed on the command line are imported in the worker first.
+    """
+    try:
+        return pickle.dumps(((), pickle.dumps(arguments)))
+    except Exception:
+        try:
+            packed = pickle.dumps(CloudpickleWrapper(lambda: arguments))
+        except Exception as error:
+            raise ValueError(
+                f"--stream.single.workers cannot send the task to its processes: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return pickle.dumps((TYPED, packed))
+
+
+def _unpacked(packed: bytes) -> Arguments:
+    """What :func:`_packed` has packed."""
+    modules, inner = pickle.loads(packed)
+    for module in modules:
+        with contextlib.suppress(ValueError):  # it is not on the path any more
+            import_typed(f"{module}:")
+    arguments = pickle.loads(inner)
+    return arguments() if isinstance(arguments, CloudpickleWrapper) else arguments
 
 
 def _send(pipe: socket.socket, message: Any) -> None:

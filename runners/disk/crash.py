@@ -24,11 +24,14 @@ def named_tensors(values: Mapping[str, Tensor | nn.Module]) -> dict[str, Tensor]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity, with a single read from the device."""
+    """Names of the tensors that hold a NaN or an infinity, with a single read from the device.
+
+    Networks compute in float32, so what is infinite there counts too.
+    """
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floats:
         return []
-    finite = torch.stack([tensor.isfinite().all() for tensor in floats.values()]).tolist()
+    finite = torch.stack([tensor.float().isfinite().all() for tensor in floats.values()]).tolist()
     return [name for name, fine in zip(floats, finite) if not fine]
 
 

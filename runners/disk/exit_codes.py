@@ -18,17 +18,21 @@ class ExitCode(enum.IntEnum):
     BAD_INPUT = 2
     """Flags, environment or folder cannot be used; nothing was written."""
     MISFIT = 65
-    """A later task of the stream has other spaces than the first; the last checkpoint is intact. The same
-    command would end there again."""
+    """A later task of the stream has other spaces than the first, or the engine cannot step it; the last
+    checkpoint is intact. The same command would end there again."""
     BROKEN = 70
-    """A NaN or an infinity appeared (see the crash bundle in the run's folder), or a worker was lost
-    repeatedly. The same command would fail again."""
+    """A NaN or an infinity appeared (see the crash bundle in the run's folder), an environment failed, or a
+    worker was lost repeatedly. The same command would fail again."""
     TAKEN = 73
     """Another process has taken the run over."""
     IO = 74
     """Writing to disk failed; the last checkpoint is intact."""
     PREEMPTED = 75
     """Stopped by a signal after saving everything; the same command resumes the run."""
+
+
+class Stop(SystemExit):
+    """The end of a program by :func:`stop`, as opposed to an environment that calls ``sys.exit``."""
 
 
 # Importable name -> the extra of this project that installs it.
@@ -64,14 +68,19 @@ def check_numbers(
 
 @contextlib.contextmanager
 def bad_input() -> Iterator[None]:
-    """Turn any exception in this block into exit code 2 with a one-line message."""
+    """Turn any exception in this block into exit code 2 with a one-line message.
+
+    So is a ``sys.exit`` of the user's code, but not :func:`stop`.
+    """
     try:
         yield
-    except Exception as error:
+    except Stop:
+        raise
+    except (Exception, SystemExit) as error:
         stop(ExitCode.BAD_INPUT, reason(error))
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """Describe an error in one line.
 
     For errors whose text is meant for the user (ValueError, Gymnasium's, our own) that text; for a missing
@@ -92,6 +101,8 @@ def reason(error: Exception) -> str:
     if text and (ours or isinstance(error, ValueError | GymnasiumError)):
         return text
     message = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    if isinstance(error, SystemExit):
+        message = f"sys.exit({error.code!r}) was called"
     frames = traceback.extract_tb(error.__traceback__)
     if isinstance(error, SyntaxError) or not frames:  # a SyntaxError's text holds the location
         return message
@@ -102,4 +113,4 @@ def stop(code: ExitCode, reason: str) -> NoReturn:
     """Print why the run cannot start or continue, in one sentence, and exit."""
     prefix = "" if code == ExitCode.PREEMPTED else "error: "
     warn(f"{prefix}{reason}")
-    raise SystemExit(int(code))
+    raise Stop(int(code))

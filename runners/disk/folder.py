@@ -44,7 +44,15 @@ def run_folder(agent: str, args: Any, optimizer: Optimizer | None = None) -> Pat
 
 def is_finished(folder: Path) -> bool:
     """Whether the folder holds a finished run."""
-    return (folder / "summary.json").exists()
+    return finished_at(folder) is not None
+
+
+def finished_at(folder: Path) -> int | None:
+    """When the folder's run finished, in nanoseconds; ``None`` if it has not."""
+    try:
+        return (folder / "summary.json").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
