@@ -707,7 +707,7 @@ def test_resumable_arguments_are_those_that_change_nothing_that_is_learned():
         name for name in names & flatten(dataclasses.asdict(BASE)).keys() if name.startswith("stream.")
     }
     engines = {"stream.single.workers", "stream.single.replay", "stream.atari.replay"}
-    assert streams == {"stream.cycles", *engines}
+    assert streams == {"stream.cycles", "stream.audit", *engines}
 
 
 CHANGES = {
