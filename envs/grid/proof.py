@@ -185,7 +185,8 @@ def _doors(env: Any) -> list[Door]:
 
 def _own(env: MiniGridEnv) -> dict[str, Any]:
     """The attributes of an environment that the package does not know."""
-    return {name: value for name, value in vars(env).items() if name not in RULED}
+    made_anew = ("room_grid",)  # by the package, for each layout
+    return {name: value for name, value in vars(env).items() if name not in RULED and name not in made_anew}
 
 
 def _attributes(env: MiniGridEnv) -> dict[str, Any]:
