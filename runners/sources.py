@@ -54,7 +54,12 @@ class Sources:
 
 def agent_file(agent: str, args: Any) -> Path:
     """The file of an agent that is given by its file, or else by its name and arguments."""
-    return Path(agent if agent.endswith(".py") else inspect.getfile(type(args)))
+    if agent.endswith(".py"):
+        return Path(agent)
+    try:
+        return Path(inspect.getfile(type(args)))
+    except (OSError, TypeError):  # typed into an interpreter
+        return Path(agent)
 
 
 def installed_versions() -> dict[str, str]:

@@ -141,7 +141,7 @@ TABLE = {
 }  # fmt: skip
 
 APART = {
-    "device", "compile", "overwrite", "allow_device_change",  # a test each, below
+    "device", "compile", "overwrite", "allow_device_change", "allow_code_change",  # a test each, below
     "stream.single.workers", "stream.single.replay", "stream.atari.replay",  # below, and for resumed streams
 }  # fmt: skip
 
@@ -254,6 +254,22 @@ def test_allow_device_change_lets_a_run_go_on_elsewhere(agent, monkeypatch, caps
     assert "--allow-device-change moves it" in capsys.readouterr().err
     AGENTS[agent].main(parse(agent, "--checkpoint-every 64 --allow-device-change"))
     assert "resumes at step 128" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_allow_code_change_lets_a_run_go_on_with_an_edited_agent(agent, tmp_path, monkeypatch, capsys):
+    AGENTS[agent].main(parse(agent, "--checkpoint-every 64"))
+    (summary,) = Path().glob("**/summary.json")
+    summary.unlink()  # as if it had been stopped
+    edited = tmp_path / f"{agent}.py"
+    edited.write_text(Path(AGENTS[agent].__file__).read_text() + "# edited")
+    monkeypatch.setattr(AGENTS[agent], "__file__", str(edited))
+    with pytest.raises(SystemExit) as exit:
+        AGENTS[agent].main(parse(agent, "--checkpoint-every 64"))
+    assert exit.value.code == 2
+    assert "--allow-code-change continues this one" in capsys.readouterr().err
+    AGENTS[agent].main(parse(agent, "--checkpoint-every 64 --allow-code-change"))
+    assert f"resumes at step 128, but not bit for bit: the code of {agent}.py" in capsys.readouterr().out
 
 
 # Flags that do nothing beside the others of the line: each is refused.
