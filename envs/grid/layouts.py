@@ -15,14 +15,14 @@ class LayoutPool:
 
     Args:
         task: the task.
-        seed: (slot, generation) -> seed of a layout.
+        seed: number of a layout, counted in the order of drawing -> its seed.
         size: B, a power of two; 1 is used for a task with a fixed layout.
         device: device of the layouts.
         ticks: number of renewals so far.
     """
 
     def __init__(
-        self, task: GridTask, seed: Callable[[int, int], int], size: int, device: torch.device, ticks: int = 0
+        self, task: GridTask, seed: Callable[[int], int], size: int, device: torch.device, ticks: int = 0
     ) -> None:
         self.task, self.seed, self.ticks = task, seed, ticks
         self.size = 1 if task.layout is not None else size
@@ -51,7 +51,7 @@ class LayoutPool:
         """The seed of layout ``number``, counted in the order of drawing."""
         if self.task.layout is not None:
             return self.task.layout
-        return self.seed(number % self.size, number // self.size)
+        return self.seed(number)
 
     def _draw(self, number: int) -> tuple[np.ndarray, list[int]]:
         row, data = self.task.draw(self.seed_of(number))

@@ -15,6 +15,7 @@ from torch import Tensor
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
+from neoteny.envs.seeds import episode_seed
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs
 from neoteny.envs.single.workers import ProcessEnvs
@@ -23,7 +24,6 @@ from neoteny.envs.tasks import (
     TaskEnv,
     TaskFunction,
     agent_actions,
-    episode_seed,
     make_task_env,
 )
 
