@@ -12,6 +12,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from neoteny.envs.audit import parameters, set_parameters
 from neoteny.envs.schedule import Schedule
+from neoteny.envs.seeds import episode_seed as episode_seed
 
 TaskFunction = Callable[[int, int], gym.Env]
 """Makes task ``k`` from ``(k, seed)``."""
@@ -126,11 +127,6 @@ def agent_actions(space: gym.Space) -> gym.Space:
     if isinstance(space, MultiDiscrete) and (space.start.any() or space.dtype != np.int64):
         return MultiDiscrete(space.nvec)
     return space
-
-
-def episode_seed(run: int, task: int, env: int, episode: int) -> int:
-    """The 63-bit seed of one episode, hashed so that runs do not share seeds as with ``seed + env``."""
-    return int(np.random.SeedSequence([run, task, env, episode]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def _between(old: float, new: float, progress: float) -> float:

@@ -38,7 +38,7 @@ def record_video(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes
         Exception: any exception of the environment's renderer.
     """
     words = np.random.SeedSequence([stream.seed, stream.steps, *b"video"]).generate_state(2, np.uint64)
-    episode, policy = (words >> 1).tolist()
+    episode, policy = int(words[0] >> 33), int(words[1] >> 1)  # old environments take seeds of 31 bits only
     device = torch.device(stream.device or "cpu")
     devices = range(torch.cuda.device_count()) if device.type == "cuda" else []  # manual_seed seeds them all
     env = stream.make_eval_env()

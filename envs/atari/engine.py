@@ -28,7 +28,8 @@ from neoteny.envs.atari.proof import is_shipped, play
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed, make_task_env
+from neoteny.envs.seeds import episode_seed
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, make_task_env
 
 RESEED_AFTER = 5_000
 """Steps since an emulator's last seeding after which its next reset uses a new seed."""
@@ -197,7 +198,8 @@ class Emulators:
             if not unseeded and steps < RESEED_AFTER:
                 self.segments[env].resets.append(steps)
                 continue
-            # ale-py's vector environment takes seeds of 31 bits only; those with 32 are skipped.
+            # Of a seed, ale-py's single environment makes one of 32 bits for its emulator, but the vector
+            # environment takes 31 bits only: seeds whose emulator's has 32 are skipped.
             numbers = itertools.count(int(self.seedings[env]))
             number = next(i for i in numbers if emulator_seed(self.seed(env, i)) < 2**31)
             self.seedings[env] = number + 1

@@ -27,7 +27,8 @@ from neoteny.envs.grid.task import GridTask, observation_spec
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.repeatable import first_reason
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, episode_seed, make_task_env
+from neoteny.envs.seeds import episode_seed
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, make_task_env
 
 RENEW_EVERY = 16
 """Steps of all sub-environments after which one layout of a pool is replaced by a new one."""
@@ -91,7 +92,7 @@ class GridConfig:
         if task.layout is not None:
             seeds = [task.layout]
         else:
-            seeds = [episode_seed(seed, k, slot, 0) for slot in range(self.layouts)]
+            seeds = [episode_seed(seed, k, 0, number) for number in range(self.layouts)]
         check_code(task.env)
         with NoGlobalDraws():
             check_layouts(make, seeds)
@@ -232,7 +233,7 @@ class GridEngine:
         """The pool of the current task, after the renewals so far."""
         env = self.make_task(self.k, self.seed)
         check_spaces(env, self.spaces, self.k)
-        seed = functools.partial(episode_seed, self.seed, self.k)
+        seed = functools.partial(episode_seed, self.seed, self.k, 0)
         renewed = self.steps[self.k] // (self.renew_every * TOGETHER) * TOGETHER
         return LayoutPool(GridTask(env), seed, self.layouts, self.device, renewed)
 

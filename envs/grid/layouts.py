@@ -29,14 +29,14 @@ class LayoutPool:
 
     Args:
         task: the task.
-        seed: (slot, generation) -> seed of a layout.
+        seed: number of a layout, counted in the order of drawing -> its seed.
         size: B, a power of two; 1 is used for a task with a fixed layout.
         device: device of the layouts.
         ticks: number of renewals so far.
     """
 
     def __init__(
-        self, task: GridTask, seed: Callable[[int, int], int], size: int, device: torch.device, ticks: int = 0
+        self, task: GridTask, seed: Callable[[int], int], size: int, device: torch.device, ticks: int = 0
     ) -> None:
         self.task, self.seed, self.ticks = task, seed, ticks
         self.redrawn: dict[int, int] = {}
@@ -67,9 +67,7 @@ class LayoutPool:
         """The seed of layout ``number``, counted in the order of drawing."""
         if self.task.layout is not None:
             return self.task.layout
-        if number in self.redrawn:
-            return self.redrawn[number]
-        return self.seed(number % self.size, number // self.size)
+        return self.redrawn[number] if number in self.redrawn else self.seed(number)
 
     def _draw(self, number: int) -> tuple[np.ndarray, list[int]]:
         for attempt in range(TRIES):
@@ -92,8 +90,7 @@ class LayoutPool:
                 file=sys.stderr,
                 flush=True,
             )
-        first = self.seed(number % self.size, number // self.size)
-        seed = np.random.SeedSequence([first, attempt]).generate_state(1)[0]
+        seed = np.random.SeedSequence([self.seed(number), attempt]).generate_state(1)[0]
         self.redrawn[number] = int(seed >> 1)  # 31 bits
 
 
@@ -112,13 +109,8 @@ def unrepeatable_layouts(make: TaskFunction, schedule: Schedule, visit: int) -> 
             with later():
                 again = GridTask(fresh).draw(seed)
         reason = shared.changed() or watched() or remembered(old, fresh)
-        if (
-            not reason
-            and first
-            and again
-            and not (np.array_equal(first[0], again[0]) and first[1] == again[1])
-        ):
-            reason = "a layout was another when it was drawn again"
+        if first and again and not (np.array_equal(first[0], again[0]) and first[1] == again[1]):
+            reason = reason or "a layout was another when it was drawn again"
         old.close()
         fresh.close()
     return reason

@@ -16,6 +16,7 @@ from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.repeatable import first_reason, unrepeatable_episodes
 from neoteny.envs.schedule import Schedule
+from neoteny.envs.seeds import episode_seed
 from neoteny.envs.single.episodes import Episode, EpisodeLog
 from neoteny.envs.single.serial import SerialEnvs
 from neoteny.envs.single.workers import ProcessEnvs
@@ -24,7 +25,6 @@ from neoteny.envs.tasks import (
     TaskEnv,
     TaskFunction,
     agent_actions,
-    episode_seed,
     make_task_env,
 )
 

@@ -34,7 +34,6 @@ from neoteny.configs.cli import launch, override
 from neoteny.envs import Stream
 from neoteny.envs.single import workers
 from neoteny.envs.single.engine import SingleConfig
-from neoteny.envs.tasks import episode_seed
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.runners import identity, run
 from neoteny.runners.disk import checkpoint, events, opening
@@ -1016,17 +1015,6 @@ def test_noninterference_of_probes_and_checkpoints(probing, saving, tmp_path, un
 
 
 # Seeds
-
-
-def test_seeds_are_shared_by_no_two_episodes_of_a_thousand_runs():
-    seeds = [
-        episode_seed(run, task, env, episode)
-        for run in range(1000)
-        for env in range(64)
-        for task, episode in ((0, 0), (1, 1))
-    ]
-    assert len(set(seeds)) == len(seeds)
-    assert max(seeds) < 2**63
 
 
 # Values that are not finite

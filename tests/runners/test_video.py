@@ -14,8 +14,8 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig, stream
 from neoteny.envs.audit import parameters
+from neoteny.envs.seeds import episode_seed
 from neoteny.envs.single.engine import SingleConfig
-from neoteny.envs.tasks import episode_seed
 from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
 from neoteny.runners import run, video
