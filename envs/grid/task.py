@@ -65,6 +65,8 @@ class GridTask:
             raise UncoveredError(f"{type(env).__name__} is not a MiniGrid environment")
         if env.agent_view_size > LARGEST_VIEW:
             raise UncoveredError(f"its view is {env.agent_view_size} cells wide")
+        if any(np.any(getattr(layer.action_space, "start", 0)) for layer in (*layers, env)):
+            raise UncoveredError("its actions are not numbered from 0")
         self.env: Any = env
         self.rules: Rules = rules_of(env)
         self.limit = env.max_steps
