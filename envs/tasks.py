@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -79,9 +80,12 @@ class TaskEnv:
         return self.env.step(action if self.same_actions else self._own_action(action))
 
     def close(self) -> None:
-        """Close the task's environment."""
+        """Close the task's environment; what fails in that loses nothing, so it only prints a warning."""
         if self.env is not None:
-            self.env.close()
+            try:
+                self.env.close()
+            except (Exception, SystemExit) as error:
+                print(f"warning: {self.env.unwrapped} could not be closed: {error!r}", file=sys.stderr)
 
     def _own_action(self, action: Any) -> Any:
         """An action as the environment numbers it, in the dtype of its space."""

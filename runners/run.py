@@ -356,7 +356,7 @@ class Run:
         self._check_attempt()
         try:
             gif, summary = record_video(self.stream, act)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a renderer may call sys.exit
             tell(f"there will be no videos: {type(error).__name__}: {error}")
             self.video_every = 0
             return

@@ -76,13 +76,15 @@ class GridTask:
             raise UncoveredError(f"{type(env).__name__} is not a MiniGrid environment")
         if env.agent_view_size > LARGEST_VIEW:
             raise UncoveredError(f"its view is {env.agent_view_size} cells wide")
+        if any(np.any(getattr(layer.action_space, "start", 0)) for layer in (*layers, env)):
+            raise UncoveredError("its actions are not numbered from 0")
         check_package()
         self.env: Any = env
         self.rules: Rules = rules_of(env)
         self.constants = _constants(env)
         if env.actions is not Actions:
             raise UncoveredError(f"{type(env).__name__} has its own actions")
-        if not isinstance(env.action_space, Discrete) or env.action_space.start:
+        if not isinstance(env.action_space, Discrete):
             raise UncoveredError(f"its actions are {env.action_space}")
         self.limit = env.max_steps
         self.layout: int | None = None

@@ -273,7 +273,7 @@ def test_a_value_that_leaks_through_a_switch_is_found(monkeypatch, tmp_path, pay
 
 
 def test_identity_is_learnt(tmp_path):
-    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=12_288, gamma=0.0, lr=1e-3))
+    summary = ppo.main(small(tmp_path, "Identity-v0", total_steps=16_384, gamma=0.0, lr=1e-3))
     assert summary["visits"][-1]["return_at_end"] > 9.5
 
 

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.wrappers import TransformAction
+from minigrid.wrappers import ImgObsWrapper
 
 from neoteny.agents import dqn, ppo
 from neoteny.configs.cli import launch
@@ -382,6 +384,46 @@ def test_a_task_function_that_exits_at_a_switch_is_not_the_end(register, tmp_pat
     monkeypatch.setattr(StreamConfig, "make", make_stream)
     assert ending("ppo", register(Steps), tmp_path, monkeypatch) == 70
     assert "sys.exit(0) was called" in capfd.readouterr().err
+
+
+def test_an_environment_that_cannot_be_closed_loses_nothing(register, tmp_path, monkeypatch, capfd):
+    class Stays(Steps):
+        def close(self):
+            if self.count > LATE:
+                raise OSError("still open")
+
+    assert ending("ppo", register(Stays), tmp_path, monkeypatch) == 0
+    assert "warning: <Stays<Steps0-v0>> could not be closed: OSError('still open')" in capfd.readouterr().err
+    assert list(tmp_path.glob("**/summary.json"))
+
+
+def test_a_renderer_that_exits_costs_only_the_videos(register, tmp_path, monkeypatch, capfd):
+    class Leaves(Steps):
+        metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+
+        def render(self):
+            sys.exit(0)
+
+    assert ending("ppo", register(Leaves), tmp_path, monkeypatch, "--video-every", "64") == 0
+    assert "there will be no videos: SystemExit: 0" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("transformed", [False, True])
+def test_a_minigrid_whose_actions_do_not_begin_at_0_is_stepped_by_its_package(transformed, register, capsys):
+    def make():
+        env = gym.make("MiniGrid-Empty-5x5-v0")
+        if transformed:  # turn left, turn right, forward
+            return TransformAction(env, lambda action: action + 1, Discrete(3, start=-1))
+        env.unwrapped.action_space = Discrete(2, start=1)  # turn right, forward
+        return ImgObsWrapper(env)
+
+    stream = StreamConfig(register(make)).make(1)
+    assert stream.engine_name == "single"
+    assert "its actions are not numbered from 0" in capsys.readouterr().out
+    stream.reset()
+    env = stream.engine.envs.envs[0].env.unwrapped
+    stream.step(np.zeros(1, int))
+    assert env.agent_dir == (3 if transformed else 1)
 
 
 MOVES = """
