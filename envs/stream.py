@@ -56,8 +56,8 @@ class Stream(VectorEnv):
     The audit: the first reset compares tasks that follow one another, and at every switch the fingerprint of
     the new task is compared with that of the old one (see :class:`neoteny.envs.auditor.Auditor`). If tasks
     turn gradually into one another, a copy of the new task with the old one's parameters must behave exactly
-    as the old one, so that the change starts without a jump. ``audit_seconds`` is the time spent on audits
-    and on trying the engine.
+    as the old one, so that the change starts without a jump. ``audit_seconds`` is the time spent on audits,
+    on trying the engine and on trying whether episodes are repeatable.
 
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
@@ -126,14 +126,14 @@ class Stream(VectorEnv):
         allowed = [config for config in engines if engine in ("auto", config.name)]
         started = time.perf_counter()
         chosen = choose_engine(allowed, task, self.schedule, first)
+        self.unrepeatable = chosen.unrepeatable(task, self.raw_spaces, self.schedule)
+        """Why the stream cannot be restored exactly, or an empty string."""
         self.auditor.seconds += time.perf_counter() - started
         self.engine_config, self.engine_name = chosen, chosen.name
         self.covered = {(k, seed) for k in first_tasks(self.schedule)}
         self.remarks = [raw.check(try_out(first))]
         """Warnings about the observations and, after the first reset, the tasks; some may be empty."""
         first.close()
-        self.unrepeatable = chosen.unrepeatable(task, self.raw_spaces, self.schedule)
-        """Why the stream cannot be restored exactly, or an empty string."""
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
         self.returns = torch.zeros(num_envs, dtype=torch.float64, device=self.engine.device)

@@ -379,7 +379,7 @@ def test_a_task_function_that_exits_at_a_switch_is_not_the_end(register, tmp_pat
         return Steps()
 
     def make_stream(config, num_envs, seed, device):
-        return Stream(task, Schedule(64), [SingleConfig()], num_envs, seed, device, audit=False)
+        return Stream(task, Schedule(64), [SingleConfig()], num_envs, seed, device, audit="off")
 
     monkeypatch.setattr(StreamConfig, "make", make_stream)
     assert ending("ppo", register(Steps), tmp_path, monkeypatch) == 70

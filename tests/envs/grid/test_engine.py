@@ -13,6 +13,7 @@ from minigrid.core.actions import Actions
 from minigrid.core.grid import Grid
 from minigrid.core.mission import MissionSpace
 from minigrid.core.world_object import Ball, Box, Door
+from minigrid.envs import RedBlueDoorEnv
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import (
     FlatObsWrapper,
@@ -263,6 +264,19 @@ def test_what_wrappers_show(wrap):
             observation, _ = reference.reset(seed=layout_seeds(envs)[0])
             np.testing.assert_array_equal(envs.seen[0], observation)
             bot.forget()
+
+
+class OpenDoors(RedBlueDoorEnv):
+    """Closing the blue door, too, ends an episode without a reward."""
+
+    def _gen_grid(self, width, height):
+        super()._gen_grid(width, height)
+        self.red_door.is_open = self.blue_door.is_open = True
+
+
+def test_red_and_blue_doors_that_are_open_at_first():
+    seen, _ = compare(lambda: OpenDoors(size=5), 4000, layouts=8)
+    assert seen["failure"] > 5
 
 
 class Strange(MiniGridEnv):
