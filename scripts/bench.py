@@ -60,12 +60,13 @@ class Bench:
     """Benchmark a part of neoteny on this machine."""
 
     name: tyro.conf.Positional[
-        Literal["optim", "orthogonal", "probes", "streams", "checkpoint", "grid", "train"]
+        Literal["optim", "orthogonal", "probes", "streams", "checks", "checkpoint", "grid", "train"]
     ]
     """optim: AdamO against fused AdamW, 6 minutes. orthogonal: orthogonal layers, by Björck's iteration and
     by PyTorch's parametrizations, against unconstrained ones, 2 minutes. probes: the probes' share of the
     time of PPO, 8 minutes. streams: the share of task switches, audit included, and memory growth over 1,000
-    switches, 3 minutes. checkpoint: the share of checkpoints, and the cost of a replay memory on disk, 3
+    switches, 3 minutes. checks: what every shipped stream costs to check before training and at a switch, 3
+    minutes. checkpoint: the share of checkpoints, and the cost of a replay memory on disk, 3
     minutes. grid: MiniGrid on tensors against the minigrid package and, if installed, EnvPool, 12 minutes.
     train: PPO on MiniGrid, 8 minutes, or PPO and DQN on Atari, 15 minutes, against a plain loop and, if
     installed, Stable-Baselines3."""
@@ -598,6 +599,49 @@ def memory_of_switches(few: int, many: int) -> float:
     return peaks[1] - peaks[0]
 
 
+# Seconds before training, and percent of a task's time at its switch.
+START_TARGET, AUDIT_TARGET = 5.0, 1.0
+
+
+def checks(bench: Bench, effort: Effort) -> str:
+    """The cost of the checks of every shipped stream: engine, repeatability and audit."""
+    rows, starts, shares = [], [], []
+    effort = dataclasses.replace(effort, updates=max(2, effort.updates // 10))
+    for preset in tqdm(switching_presets(), desc="checks", leave=False):
+        args = preset_args(preset, 0, bench)
+        period = args.stream.schedule().period
+        assert period is not None
+        stream = args.stream.make(args.num_envs, args.seed, args.device)
+        stream.reset()
+        starts.append(stream.audit_seconds)
+        stream.close()
+        few = dataclasses.replace(effort, updates=2) if preset.startswith("atari") else effort
+        _, audit, training = switch_and_period(preset, 0, period, bench, few)
+        shares.append(100 * audit / training)
+        rows.append([preset, f"{period:,}", f"{starts[-1]:.2f}", f"{1e3 * audit:.0f}", f"{shares[-1]:.2f}"])
+    header = ["stream", "period", "before training, s", "at a switch, ms", "share of the task, %"]
+    return "\n".join(
+        [
+            "Wall time of all checks of a stream: whether the engine can step it, whether it can be resumed",
+            "exactly, and the audit. The share is of the time in which PPO trains on the task.",
+            "",
+            table(header, rows),
+            "",
+            verdict("checks before training", max(starts), START_TARGET, "s"),
+            verdict("checks at a switch", max(shares), AUDIT_TARGET),
+        ]
+    )
+
+
+def switching_presets() -> list[str]:
+    """Presets of PPO on shipped streams that switch, as far as their packages are installed."""
+    needs = {"atari": "ale_py", "lunarlander": "Box2D"}
+    lacking = tuple(name for name, package in needs.items() if not importlib.util.find_spec(package))
+    presets = {name: override(ppo.Args(), values).stream for name, values in PRESETS.items()}
+    usable = {name: stream for name, stream in presets.items() if not name.startswith(lacking)}
+    return [name for name, stream in usable.items() if stream.schedule().period is not None]
+
+
 SAVED_PRESETS = ("cartpole-rotations", "grid-layouts-small")
 # Percent of the time of a PPO run.
 CHECKPOINT_TARGET = 1.0
@@ -912,6 +956,7 @@ BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
     "orthogonal": orthogonal,
     "probes": probes,
     "streams": streams,
+    "checks": checks,
     "checkpoint": checkpoint,
     "grid": grid,
     "train": train_beside_peers,

@@ -228,6 +228,15 @@ def test_probes_smoke(few, capsys):
         assert re.search(rf"(holds |MISSED)  probes in {preset}: ", printed)
 
 
+def test_checks_smoke(capsys, monkeypatch):
+    monkeypatch.setattr(bench, "switching_presets", lambda: ["cartpole-gravity"])
+    printed, (header, row) = smoke("checks", capsys)
+    assert (row[0], row[1], len(row)) == ("cartpole-gravity", "16,384", len(header))
+    assert all(float(cell) >= 0 for cell in row[2:])
+    for what in ("checks before training", "checks at a switch"):
+        assert re.search(rf"(holds |MISSED)  {what}: ", printed)
+
+
 def test_checkpoint_smoke(few, capsys):
     printed, rows = smoke("checkpoint", capsys)
     assert [row[0] for row in rows[:2]] == ["preset", "cartpole-rotations"]
