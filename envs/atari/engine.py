@@ -24,12 +24,12 @@ from tqdm import tqdm
 
 from neoteny.envs.action_log import ActionLog
 from neoteny.envs.atari.game import ale, emulator_seed, is_game, vector_options
-from neoteny.envs.atari.proof import is_shipped, play
+from neoteny.envs.atari.proof import play
 from neoteny.envs.engine import StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.seeds import episode_seed
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, make_task_env
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, check_spaces, is_shipped, make_task_env
 
 RESEED_AFTER = 5_000
 """Steps since an emulator's last seeding after which its next reset uses a new seed."""

@@ -6,26 +6,16 @@ side by side. The shipped games are compared by the project's own tests.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from neoteny.envs.atari import streams
 from neoteny.envs.atari.game import ale, emulator_seed
 from neoteny.envs.engine import UncoveredError
-from neoteny.envs.tasks import TaskFunction
 
 STEPS = 200
 """Steps for which a game is played by both."""
-
-
-def is_shipped(task: TaskFunction) -> bool:
-    """Whether a task function is one of the shipped Atari streams', without a user's wrapper."""
-    while isinstance(task, functools.partial):  # with --stream.games
-        task = task.func
-    return getattr(task, "__module__", None) == streams.__name__
 
 
 def play(single: gym.Env, options: dict[str, Any]) -> None:

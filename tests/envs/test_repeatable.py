@@ -299,8 +299,9 @@ SMALL = [id for id in registered_streams() if not id.startswith(("lunarlander", 
 
 @pytest.mark.parametrize("id", SMALL)
 def test_shipped_streams_are_repeatable(id):
+    stream = StreamConfig(id).make(2, seed=1)  # which does not try it, since it is shipped
     began = time.perf_counter()
-    assert StreamConfig(id).make(2, seed=1).unrepeatable == ""
+    assert stream.engine_config.unrepeatable(stream.make_task, stream.raw_spaces, stream.schedule) == ""
     assert time.perf_counter() - began < 10  # the check itself takes less than a second
 
 

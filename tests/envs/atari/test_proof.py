@@ -12,10 +12,10 @@ from gymnasium.wrappers import FrameStackObservation
 from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.atari.engine import AtariConfig, AtariEngine
 from neoteny.envs.atari.game import Screen, ale, make_game
-from neoteny.envs.atari.proof import is_shipped
 from neoteny.envs.config import ENGINES, WrappedTask
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.single.engine import SingleEngine
+from neoteny.envs.tasks import is_shipped
 
 pytestmark = pytest.mark.slow
 
