@@ -92,6 +92,8 @@ def try_out(env: gym.Env, steps: int = 16) -> np.ndarray:
         except BrokenEnvironmentError:
             raise
         except ValueError as error:
+            if not str(error):
+                raise
             raise BrokenEnvironmentError(f"{env.unwrapped} raised {error!r}") from error
         check_step(result, env)
         observation, reward, terminated, truncated, _ = result
