@@ -58,7 +58,6 @@ def cli(
             a help page.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    here = Path.cwd()
     with bad_input():
         default = args_type()
         if words and not words[0].startswith("-") and ":" not in words[0]:
@@ -73,12 +72,7 @@ def cli(
                 raise Stop(exit.code) from None
         args = _parse(default, words, presets)
         refuse_unused(args, words)
-        return _fix_folder(args, here)
-
-
-def _fix_folder(args: Any, here: Path) -> Any:
-    """The same arguments with an absolute ``runs_dir``: user code may change the working directory."""
-    return dataclasses.replace(args, runs_dir=here / args.runs_dir) if hasattr(args, "runs_dir") else args
+        return args
 
 
 def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -> Config:
@@ -108,7 +102,9 @@ def launch(
     traceback.
     """
     protect_output()
-    args = cli(args_type, presets)
+    here = Path.cwd()
+    args: Any = cli(args_type, presets)
+    args = dataclasses.replace(args, runs_dir=here / args.runs_dir)  # the user's code may leave this folder
     try:
         main(args)
     except Stop:

@@ -129,7 +129,7 @@ TABLE = {
         "buffer_size": Acts("--buffer-size 32"),
         "memory": Acts("--memory disk", "--checkpoint-every 64", "sizes"),
         "n_step": Acts("--n-step 3"),
-        "double": Acts("--no-double", "--lr 0.1"),
+        "double": Acts("--no-double", "--total-steps 512"),  # two networks choose alike at first
         "dueling": Acts("--dueling"),
         "target_every": Acts("--target-every 2"),
         "tau": Acts("--tau 0.5"),

@@ -636,7 +636,9 @@ def test_a_new_task_that_tensors_cannot_step_ends_the_run_with_the_remedy():
     stream.reset()
     for _ in range(19):
         stream.step(stream.action_space.sample())
-    with pytest.raises(ValueError, match=r"cannot step task 2.* _reward; set --stream\.engine single"):
+    assert stream.misfit_before(40) == ""
+    assert "cannot step task 2" in stream.misfit_before(42)
+    with pytest.raises(ValueError, match=r"cannot step task 2.* _reward; .* --stream\.engine single"):
         stream.step(stream.action_space.sample())
     for schedule in (Schedule(period=20, tasks=3), Schedule(period=20, tasks=(0, 2))):
         assert isinstance(Stream(tasks, schedule, ENGINES, 2).engine, SingleEngine)
