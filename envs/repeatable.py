@@ -29,7 +29,7 @@ from gymnasium.wrappers import PassiveEnvChecker, RecordEpisodeStatistics, Recor
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode
 from neoteny.envs.single.serial import replay
-from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction
+from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, agent_actions
 
 SECONDS = 0.5
 """Time for a check; what is not done by then is left out."""
@@ -133,8 +133,9 @@ def _play(envs: list[TaskEnv]) -> tuple[list[list[Played]], bool]:
     played: list[list[Played]] = [[] for _ in envs]
     steps = [0] * len(envs)
     seeds = itertools.count(1)
-    for env in envs:
-        env.env.action_space.seed(0)
+    spaces = [agent_actions(env.env.action_space) for env in envs]
+    for space in spaces:
+        space.seed(0)
     try:
         while not budget.is_spent() and min(steps) < 2 * (LONG + SHORT):
             for i, env in enumerate(envs):
@@ -144,7 +145,7 @@ def _play(envs: list[TaskEnv]) -> tuple[list[list[Played]], bool]:
                     episode = Played(next(seeds), env.lifelong)
                     episode.add(env.reset(episode.seed))
                     episodes.append(episode)
-                action = env.env.action_space.sample()
+                action = spaces[i].sample()
                 kept = np.array(action)
                 observation, reward, terminated, truncated, _ = env.step(action)
                 episodes[-1].actions.append(kept)

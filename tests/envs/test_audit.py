@@ -209,9 +209,8 @@ def test_tasks_with_other_spaces_are_refused_before_training_whatever_the_audit(
     def mixed(k, seed):
         return gym.make(("CartPole-v1", "Acrobot-v1", "CartPole-v1")[k])
 
-    one = Stream(mixed, Schedule(8, tasks), ENGINES, num_envs=2, audit=audit)
     with pytest.raises(SpacesError, match=r"share their spaces.*observation_space of task 1") as error:
-        one.reset()
+        Stream(mixed, Schedule(8, tasks), ENGINES, num_envs=2, audit=audit).reset()
     assert "\n" not in str(error.value)
 
 

@@ -1,11 +1,21 @@
 """The sweep's summary: what another process trains is no failure."""
 
+import importlib
+import sys
 from pathlib import Path
 
 import pytest
 
 from neoteny.runners.disk.exit_codes import ExitCode
-from neoteny.scripts import sweep
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+sweep = importlib.import_module("sweep")
+
+
+def finish(optim):
+    folder = Path("runs/cartpole-rotations/ppo") / optim / "s1"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "summary.json").touch()
 
 
 @pytest.fixture
@@ -16,6 +26,8 @@ def runs(tmp_path, monkeypatch):
 
     def run_all(commands, jobs, instead):
         ended = [instead(number) for number in range(len(commands))]
+        if "finished" in codes:
+            finish(codes["finished"])
         return [codes["each"][number] if code is None else code for number, code in enumerate(ended)]
 
     monkeypatch.setattr(sweep, "run_all", run_all)
@@ -23,22 +35,23 @@ def runs(tmp_path, monkeypatch):
 
 
 def test_what_another_process_trains_is_no_failure(runs, capsys):
-    runs["each"] = [0, int(ExitCode.TAKEN)]
+    runs |= {"each": [0, int(ExitCode.TAKEN)], "finished": "adam"}
     assert sweep.main(sweep.Sweep(seeds=(1,))) == 0
     assert (
         "1 runs done, 0 were finished before, 0 failed, 1 are trained by another" in capsys.readouterr().out
     )
-    runs["each"] = [0, 70]
+
+
+def test_a_run_without_a_summary_has_failed_whatever_its_code(runs, capsys):
+    runs |= {"each": [0, 0], "finished": "adam"}
     assert sweep.main(sweep.Sweep(seeds=(1,))) == 1
     assert "1 runs done, 0 were finished before, 1 failed\nfailed: " in capsys.readouterr().out
 
 
 def test_a_run_that_another_sweep_finished_meanwhile_is_done(runs, monkeypatch, capsys):
     def finished_by_another(commands, jobs, instead):
-        for name in ("adam", "adamo"):
-            folder = Path("runs/cartpole-rotations/ppo") / name / "s1"
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "summary.json").touch()
+        for optim in ("adam", "adamo"):
+            finish(optim)
         return [instead(number) for number in range(len(commands))]
 
     monkeypatch.setattr(sweep, "run_all", finished_by_another)
