@@ -264,7 +264,7 @@ def test_eval_env_has_the_progress_of_the_stream():
     ours._move()  # which the next step would do first
     one, two = ({**parameters(env.env), "steps_beyond_terminated": 0} for env in (eval_env, ours))
     assert one == two
-    assert one["gravity"] != parameters(lived._make_task_env())["gravity"]
+    assert one["gravity"] != parameters(lived.make_task(lived.task, lived.seed))["gravity"]
     eval_env.close()
 
 

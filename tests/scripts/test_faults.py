@@ -19,13 +19,11 @@ def python(*words, **options):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
-    streams = ("cartpole-rotations", "FaultyWrappers-v0", "mountaincar-drift", "grid-layouts")
-    done = python(
-        ROOT / "scripts" / "faults.py", "--kills", 16, "--jobs", 1, "--streams", *streams, cwd=tmp_path
-    )
+    words = ("--kills", 7, "--jobs", 1, "--streams", "FaultyWrappers-v0", "grid-layouts")
+    done = python(ROOT / "scripts" / "faults.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout
-    assert "4 streams" in done.stdout
+    assert "2 streams" in done.stdout
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
