@@ -346,3 +346,14 @@ def test_the_audit_may_change_when_a_run_goes_on(train, tmp_path, capsys):
     assert train("Same-v0", "--stream.audit off") == 0
     assert ", exactly" in capsys.readouterr().out
     assert json.loads(summary.with_name("args.json").read_text())["stream"]["audit"] == "off"
+
+
+def test_a_fingerprint_holds_rewards():
+    one, same, other = (
+        fingerprint(
+            gym.wrappers.TransformReward(gym.make("CartPole-v1"), lambda reward, scale=scale: scale * reward)
+        )
+        for scale in (1.0, 1.0, 2.0)
+    )
+    assert one.same_as(same)
+    assert not one.same_as(other)
