@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
+from neoteny.agents.rewards import learned_rewards
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -257,8 +258,7 @@ def rollout_step(
     next_observation, reward, terminated, truncated, info = stream.step(action)
     run.lap("env")
     final = info.get("final_obs", next_observation)
-    # The sign of a NaN is 0, but of what is not finite nothing may be hidden.
-    learned = args.reward_scale * (reward.sign() + 0 * reward if args.clip_rewards else reward)
+    learned = learned_rewards(reward, args.reward_scale, args.clip_rewards)
     memory.add(observation, action, learned, terminated, truncated, final, info["task"])
     run.record_episodes(info)
     run.lap("replay")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
+from neoteny.agents.rewards import learned_rewards
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -282,8 +283,7 @@ def rollout_step(
         rollout.actions[t], rollout.log_probs[t], rollout.values[t] = agent.act(observation)
     run.lap("act")
     observation, reward, terminated, truncated, info = stream.step(rollout.actions[t])
-    # The sign of a NaN is 0, but of what is not finite nothing may be hidden.
-    rollout.rewards[t] = args.reward_scale * (reward.sign() + 0 * reward if args.clip_rewards else reward)
+    rollout.rewards[t] = learned_rewards(reward, args.reward_scale, args.clip_rewards)
     rollout.done[t] = terminated | truncated
     if "final_obs" in info:
         final = info["final_obs"]

@@ -15,7 +15,6 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from neoteny.envs.audit import parameters, set_parameters
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.seeds import episode_seed as episode_seed
 
 TaskFunction = Callable[[int, int], gym.Env]
 """Makes task ``k`` from ``(k, seed)``."""

@@ -105,7 +105,7 @@ class Run:
         self.episodes = Episodes()
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
-        self._video_lost = self._audit_told = False
+        self._video_lost = self._audit_warned = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
@@ -312,7 +312,7 @@ class Run:
         reasons = [*self.identity.changed_code(), *getattr(self.stream, "inexact", ())]
         if new := [reason for reason in reasons if reason not in self.inexact]:
             self.inexact += new
-            print(f"{self.folder} goes on, but not bit for bit: {'; '.join(new)}", flush=True)
+            tell(f"{self.folder} continues, but not bit for bit: {'; '.join(new)}")
             self._write_meta()
 
     def _check_finite(self, values: Mapping[str, Tensor | nn.Module]) -> None:
@@ -463,9 +463,9 @@ class Run:
     def _warn_of_switch(self, warning: str, step: int) -> None:
         """Log what the audit found wrong with a switch; print it if it is the first."""
         self.writer.add(text("stream/audit", warning), step)
-        if not self._audit_told:
+        if not self._audit_warned:
             warn(f"warning: step {step:,}: {warning} (later ones are on TensorBoard)")
-        self._audit_told = True
+        self._audit_warned = True
 
     def _draw(self) -> None:
         """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""

@@ -1,5 +1,6 @@
 import signal
 
+import gymnasium as gym
 import pytest
 import torch
 
@@ -28,3 +29,18 @@ def signals():
         signal.signal(number, handler)
     owners = [getattr(handler, "__self__", None) for handler in after.values()]
     assert not any(isinstance(owner, Preemption) for owner in owners), "a run was left open"
+
+
+@pytest.fixture
+def register():
+    """Registers an environment under a name until the test is over."""
+    ids = []
+
+    def add(entry_point, **kwargs):
+        ids.append(f"Mine{len(ids)}-v0")
+        gym.register(ids[-1], entry_point, kwargs=kwargs, disable_env_checker=True)
+        return ids[-1]
+
+    yield add
+    for id in ids:
+        del gym.registry[id]

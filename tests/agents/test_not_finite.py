@@ -1,9 +1,7 @@
 """What is not finite ends a run in the update in which it comes, and no checkpoint ever holds it."""
 
-import gc
 import itertools
 import json
-import sys
 
 import gymnasium as gym
 import numpy as np
@@ -13,8 +11,8 @@ from gymnasium.spaces import Box, Discrete
 from safetensors.torch import load_file
 
 from neoteny.agents import dqn, ppo
-from neoteny.configs.cli import launch
 from neoteny.runners.replay import ReplayMemory
+from tests import command_line
 
 FLAGS = "optim:adam --network.hidden 8 --probes.every 0 --num-envs 2 --checkpoint-every 32 --total-steps 160"
 OWN = {
@@ -58,17 +56,9 @@ class Spoiled(gym.Env):
 
 
 def ending(agent, id, folder, monkeypatch, *words):
-    """The exit code of a run from the command line; 0 if it finished."""
     module, own = OWN[agent]
-    command = f"{agent} {FLAGS} {own} --stream.id {id} --runs-dir {folder}"
-    monkeypatch.setattr(sys, "argv", ["agent.py", *command.removeprefix(agent).split(), *words])
-    code = 0
-    try:
-        launch(module.main, module.Args, module.PRESETS)
-    except SystemExit as exit:
-        code = exit.code
-    gc.collect()  # closes the run
-    return code
+    command = f"{FLAGS} {own} --stream.id {id} --runs-dir {folder}"
+    return command_line.ending(module, [*command.split(), *words], monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -207,22 +197,19 @@ def test_agents_learn_from_every_unsigned_type(dtype, shape, agent, tmp_path, mo
     assert ending(agent, "Spoiled-v0", tmp_path, monkeypatch) == 0
 
 
+def add_steps(memory, tasks):
+    """A step in each of these tasks."""
+    observation, reward, no = torch.zeros(1, 2), torch.zeros(1), torch.zeros(1, dtype=torch.bool)
+    for task in tasks:
+        memory.add(observation, torch.zeros(1, dtype=torch.int64), reward, no, no, observation, task)
+
+
 @pytest.mark.parametrize("where", ["memory", "disk"])
 def test_numbers_of_tasks_beyond_32_bits_are_kept(where, tmp_path):
     folder = tmp_path / "f" if where == "disk" else None
     memory = ReplayMemory(20, 1, Spoiled.observation_space, Discrete(2), folder=folder)
     memory.open()
-    no = torch.zeros(1, dtype=torch.bool)
-    for task in (3, 2**31, 2**40, 2**40):
-        memory.add(
-            torch.zeros(1, 2),
-            torch.zeros(1, dtype=torch.int64),
-            torch.zeros(1),
-            no,
-            no,
-            torch.zeros(1, 2),
-            task,
-        )
+    add_steps(memory, (3, 2**31, 2**40, 2**40))
     assert memory.tasks() == {3: 0.25, 2**31: 0.25, 2**40: 0.5}
 
 
@@ -230,17 +217,7 @@ def test_a_memory_on_disk_of_the_version_before_is_read(tmp_path):
     """Its numbers of tasks had 32 bits."""
     memory = ReplayMemory(20, 1, Spoiled.observation_space, Discrete(2), folder=tmp_path)
     memory.open()
-    no = torch.zeros(1, dtype=torch.bool)
-    for task in (3, 3, 7, 7):
-        memory.add(
-            torch.zeros(1, 2),
-            torch.zeros(1, dtype=torch.int64),
-            torch.zeros(1),
-            no,
-            no,
-            torch.zeros(1, 2),
-            task,
-        )
+    add_steps(memory, (3, 3, 7, 7))
     memory.flush()
     state = memory.state_dict()
     state["layout"]["fields"]["tasks"] = "<i4 ()"

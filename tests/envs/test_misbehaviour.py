@@ -1,6 +1,5 @@
 """Environments that misbehave: none ends a run in silence, falsifies it, or leaves a bare traceback."""
 
-import gc
 import multiprocessing
 import os
 import subprocess
@@ -17,10 +16,10 @@ from gymnasium.wrappers import TransformAction
 from minigrid.wrappers import ImgObsWrapper
 
 from neoteny.agents import dqn, ppo
-from neoteny.configs.cli import launch
 from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.checks import BrokenEnvironmentError
 from neoteny.envs.single.engine import SingleConfig
+from tests import command_line
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "optim:adam --network.hidden 8 --probes.every 0 --num-envs 2 --checkpoint-every 32 --total-steps 128"
@@ -57,33 +56,10 @@ class Steps(gym.Env):
         return change(*result) if change else result
 
 
-@pytest.fixture
-def register():
-    """Registers an environment under a name until the test is over."""
-    ids = []
-
-    def add(entry_point, **kwargs):
-        ids.append(f"Steps{len(ids)}-v0")
-        gym.register(ids[-1], entry_point, kwargs=kwargs, disable_env_checker=True)
-        return ids[-1]
-
-    yield add
-    for id in ids:
-        del gym.registry[id]
-
-
 def ending(agent, id, folder, monkeypatch, *words):
-    """The exit code of a run from the command line; 0 if it finished."""
     module, own = OWN[agent]
-    command = f"{agent}.py {FLAGS} {own} --stream.id {id} --runs-dir {folder}"
-    monkeypatch.setattr(sys, "argv", [*command.split(), *words])
-    code = 0
-    try:
-        launch(module.main, module.Args, module.PRESETS)
-    except SystemExit as exit:
-        code = exit.code
-    gc.collect()  # closes the run
-    return code
+    command = f"{FLAGS} {own} --stream.id {id} --runs-dir {folder}"
+    return command_line.ending(module, [*command.split(), *words], monkeypatch)
 
 
 def saved_steps(folder):
@@ -125,7 +101,7 @@ def test_a_wrong_step_in_the_middle_of_a_run_is_one_sentence(
     assert code == 70
     (sentence,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert sentence.startswith("error: ")
-    assert "<Steps<Steps0-v0>>" in sentence
+    assert "<Steps<Mine0-v0>>" in sentence
     assert message in sentence
     assert sentence.endswith("in task 0 at step 92); the last checkpoint is intact")
     assert saved_steps(tmp_path)[-1] == 64
@@ -137,7 +113,7 @@ def test_an_error_of_the_environments_own_comes_with_its_traceback(register, tmp
     assert ending("ppo", id, tmp_path, monkeypatch) == 70
     output = capfd.readouterr().err
     assert "Traceback" in output
-    assert "raised by <Steps<Steps0-v0>> in task 0 at step 92" in output
+    assert "raised by <Steps<Mine0-v0>> in task 0 at step 92" in output
     (last,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert last.startswith("error: KeyError: 1.0 (")
     assert last.endswith("; the last checkpoint is intact")
@@ -393,7 +369,7 @@ def test_an_environment_that_cannot_be_closed_loses_nothing(register, tmp_path, 
                 raise OSError("still open")
 
     assert ending("ppo", register(Stays), tmp_path, monkeypatch) == 0
-    assert "warning: <Stays<Steps0-v0>> could not be closed: OSError('still open')" in capfd.readouterr().err
+    assert "warning: <Stays<Mine0-v0>> could not be closed: OSError('still open')" in capfd.readouterr().err
     assert list(tmp_path.glob("**/summary.json"))
 
 

@@ -87,21 +87,6 @@ def run(agent, stream, folder, **changes):
     return agent.main(agent.Args(stream=stream, runs_dir=folder / "runs", **flags))
 
 
-@pytest.fixture
-def register():
-    """Registers an environment under a name until the test is over."""
-    ids = []
-
-    def add(entry_point, **kwargs):
-        ids.append(f"Mine{len(ids)}-v0")
-        gym.register(ids[-1], entry_point, kwargs=kwargs, disable_env_checker=True)
-        return ids[-1]
-
-    yield add
-    for id in ids:
-        del gym.registry[id]
-
-
 @pytest.mark.parametrize("agent", [ppo, dqn])
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_cannot_be_read_is_refused(kind, agent, register, tmp_path, capsys):
