@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
-from neoteny.agents.rewards import learned_rewards
+from neoteny.agents.rewards import RewardNormalization, RewardNormalizer, learned_rewards
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -87,6 +87,8 @@ class Args(RunArgs):
     """Multiply rewards by this factor for training (logged returns are unscaled)."""
     clip_rewards: bool = False
     """Train on the sign of each reward (logged returns are unclipped)."""
+    reward_normalizer: RewardNormalization = "keep"
+    """Divide rewards for training by the running size of returns, which a switch keeps or resets."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
     # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
@@ -123,6 +125,10 @@ class Args(RunArgs):
         if self.gamma == 0:
             unused = ("double", "target_every", "tau")
             found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
+        if self.reward_normalizer != "none":
+            found["reward_scale"] = (
+                f"--reward-normalizer {self.reward_normalizer} divides rewards by their scale"
+            )
         schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
         if schedule.switched_at(self.total_steps - self.num_envs) == 0:
             found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
@@ -246,6 +252,7 @@ def rollout_step(
     agent: QNetwork,
     stream: Stream,
     observation: Tensor,
+    normalizer: RewardNormalizer,
     memory: ReplayMemory,
     epsilon: float,
     args: Args,
@@ -259,6 +266,7 @@ def rollout_step(
     run.lap("env")
     final = info.get("final_obs", next_observation)
     learned = learned_rewards(reward, args.reward_scale, args.clip_rewards)
+    normalizer.observe(learned, terminated | truncated, info["task"])
     memory.add(observation, action, learned, terminated, truncated, final, info["task"])
     run.record_episodes(info)
     run.lap("replay")
@@ -297,6 +305,7 @@ def main(args: Args) -> dict[str, Any]:
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
+        normalizer = RewardNormalizer(args.reward_normalizer, args.num_envs, args.gamma, device)
         memory = ReplayMemory(
             args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
             stream.frame_stack, device,
@@ -314,7 +323,7 @@ def main(args: Args) -> dict[str, Any]:
     remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
     run = Run(
         __file__, args, stream, updates * args.log_every, remarks,
-        methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory,
+        methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=normalizer,
     )  # fmt: skip
     observation = stream.observation
     if not stream.exact:
@@ -326,9 +335,10 @@ def main(args: Args) -> dict[str, Any]:
         for _ in range(args.log_every // args.train_every):
             for _ in range(args.train_every // args.num_envs):
                 epsilon = epsilon_now(stream, args)
-                observation = rollout_step(agent, stream, observation, memory, epsilon, args, run)
+                observation = rollout_step(agent, stream, observation, normalizer, memory, epsilon, args, run)
             for step in gradient_steps(stream.steps, args):
                 batch = memory.sample(args.batch_size, args.n_step, args.gamma)
+                batch = batch._replace(returns=normalizer(batch.returns))
                 run.lap("replay")
                 stats.append(update(agent, target, optimizer, methods, batch, args))
                 methods.between_steps(batch)
@@ -342,6 +352,7 @@ def main(args: Args) -> dict[str, Any]:
         with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
+            metrics |= normalizer.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(memory.latest(args.probes.samples))

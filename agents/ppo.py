@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
-from neoteny.agents.rewards import learned_rewards
+from neoteny.agents.rewards import RewardNormalization, RewardNormalizer, learned_rewards
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -66,6 +66,8 @@ class Args(RunArgs):
     """Multiply rewards by this factor for training (logged returns are unscaled)."""
     clip_rewards: bool = False
     """Train on the sign of each reward (logged returns are unclipped)."""
+    reward_normalizer: RewardNormalization = "keep"
+    """Divide rewards for training by the running size of returns, which a switch keeps or resets."""
     shared_torso: bool = False
     """Share one torso between policy and value function instead of one each."""
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
@@ -98,6 +100,10 @@ class Args(RunArgs):
             found["clip"] = "with one gradient step per update the probability ratio is always 1"
         if self.num_steps == 1 or self.gamma == 0:
             found["gae_lambda"] = "with --num-steps 1 or --gamma 0 later advantages are not used"
+        if self.reward_normalizer != "none":
+            found["reward_scale"] = (
+                f"--reward-normalizer {self.reward_normalizer} divides rewards by their scale"
+            )
         return found
 
 
@@ -275,7 +281,14 @@ def update(agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Ba
 
 
 def rollout_step(
-    agent: ActorCritic, stream: Stream, observation: Tensor, rollout: Rollout, t: int, args: Args, run: Run
+    agent: ActorCritic,
+    stream: Stream,
+    observation: Tensor,
+    normalizer: RewardNormalizer,
+    rollout: Rollout,
+    t: int,
+    args: Args,
+    run: Run,
 ) -> Tensor:
     """Act in every sub-environment and store step ``t`` of the rollout; returns the next observation."""
     rollout.observations[t] = observation
@@ -285,6 +298,7 @@ def rollout_step(
     observation, reward, terminated, truncated, info = stream.step(rollout.actions[t])
     rollout.rewards[t] = learned_rewards(reward, args.reward_scale, args.clip_rewards)
     rollout.done[t] = terminated | truncated
+    normalizer.observe(rollout.rewards[t], rollout.done[t], info["task"])
     if "final_obs" in info:
         final = info["final_obs"]
         with torch.inference_mode():
@@ -297,10 +311,13 @@ def rollout_step(
 
 
 @torch.no_grad()
-def make_batch(agent: ActorCritic, rollout: Rollout, observation: Tensor, args: Args) -> Batch:
+def make_batch(
+    agent: ActorCritic, rollout: Rollout, observation: Tensor, normalizer: RewardNormalizer, args: Args
+) -> Batch:
     """Flatten a rollout, followed by ``observation``, into a batch of T * N with advantages and returns."""
     observations, actions, log_probs, values, rewards, done, final_values = rollout
     next_value = agent.value(observation)
+    rewards = normalizer(rewards)
     advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
     fields = (observations, actions, log_probs, advantages, advantages + values)
     return Batch(*(field.flatten(0, 1) for field in fields))
@@ -330,6 +347,7 @@ def main(args: Args) -> dict[str, Any]:
         agent = new_agent()
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
+        normalizer = RewardNormalizer(args.reward_normalizer, args.num_envs, args.gamma, device)
         stream.reset()
     if args.compile:
         agent.compile()
@@ -339,8 +357,9 @@ def main(args: Args) -> dict[str, Any]:
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
     run = Run(
-        __file__, args, stream, updates * size, remarks, methods=methods, agent=agent, optimizer=optimizer
-    )
+        __file__, args, stream, updates * size, remarks,
+        methods=methods, agent=agent, optimizer=optimizer, rewards=normalizer,
+    )  # fmt: skip
     observation = stream.observation
     rollout = Rollout.zeros(args.num_steps, stream, device)
 
@@ -350,8 +369,8 @@ def main(args: Args) -> dict[str, Any]:
                 group["lr"] = args.lr * (1 - (iteration - 1) / updates)
         rollout.final_values.zero_()
         for t in range(args.num_steps):
-            observation = rollout_step(agent, stream, observation, rollout, t, args, run)
-        batch = make_batch(agent, rollout, observation, args)
+            observation = rollout_step(agent, stream, observation, normalizer, rollout, t, args, run)
+        batch = make_batch(agent, rollout, observation, normalizer, args)
 
         probes.begin(iteration)
         stats = []
@@ -370,6 +389,7 @@ def main(args: Args) -> dict[str, Any]:
         with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
             metrics |= average(losses, rollout.values.flatten(), batch.returns)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics |= normalizer.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(batch.observations)

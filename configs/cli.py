@@ -20,7 +20,7 @@ from neoteny.envs.checks import BrokenEnvironmentError
 from neoteny.envs.single.workers import WorkerError
 from neoteny.envs.tasks import SpacesError
 from neoteny.runners.disk.exit_codes import ExitCode, Stop, bad_input, reason, stop
-from neoteny.runners.disk.messages import protect_output
+from neoteny.runners.disk.messages import protect_output, tell
 
 Config = TypeVar("Config")
 
@@ -44,20 +44,28 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def cli(
-    args_type: type[Config], presets: Mapping[str, Mapping[str, Any]], argv: Sequence[str] | None = None
+    args_type: type[Config],
+    presets: Mapping[str, Mapping[str, Any]],
+    argv: Sequence[str] | None = None,
+    report: Callable[[str], object] = lambda sentence: None,
 ) -> Config:
     """Parse ``[preset] [optim:NAME] [--methods.NAME] [--flags]``.
+
+    Without a preset, a stream given by its id takes the preset that is named after the kind of its
+    observations, if there is one. Flags take precedence over the preset, and the preset over the defaults.
 
     Args:
         args_type: the agent's frozen dataclass.
         presets: name -> changes to its defaults.
         argv: the words of the command line, without the program's name; by default those of ``sys.argv``.
+        report: is given a sentence on the preset that the stream takes.
 
     Raises:
         SystemExit: code 2 and one sentence for bad input, which includes flags without effect; code 0 after
             a help page.
     """
     words = list(sys.argv[1:] if argv is None else argv)
+    asks_for_help = any(word in HELP for word in words)
     with bad_input():
         default = args_type()
         if words and not words[0].startswith("-") and ":" not in words[0]:
@@ -65,7 +73,10 @@ def cli(
             if name not in presets:
                 raise ValueError(no_such("preset", name, presets, "--help"))
             default = override(default, presets[name])
-        if any(word in HELP for word in words):
+        elif not asks_for_help and (kind := kind_of_stream(default, words)) in presets:
+            default = override(default, presets[kind])
+            report(f"preset {kind}, the kind of the stream's observations")
+        if asks_for_help:
             try:
                 show_help(default, presets, words)
             except SystemExit as exit:  # tyro's
@@ -73,6 +84,21 @@ def cli(
         args = _parse(default, words, presets)
         refuse_unused(args, words)
         return args
+
+
+def kind_of_stream(default: Any, words: Sequence[str]) -> str:
+    """The kind of observations of the stream whose id is among the words of a command line.
+
+    Empty if there is no id. Also if the stream cannot be made: the error is reported when the agent makes it.
+    """
+    if not any(word.partition("=")[0] == "--stream.id" for word in words):
+        return ""
+    page = dataclasses.make_dataclass("Page", [("stream", type(default.stream))])
+    try:
+        parsed: Any = parse(page, split_words(words)[0], default=page(default.stream))[0]
+        return parsed.stream.observation_spec().kind
+    except (Exception, SystemExit):
+        return ""
 
 
 def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -> Config:
@@ -103,7 +129,7 @@ def launch(
     """
     protect_output()
     here = Path.cwd()
-    args: Any = cli(args_type, presets)
+    args: Any = cli(args_type, presets, report=tell)
     args = dataclasses.replace(args, runs_dir=here / args.runs_dir)  # the user's code may leave this folder
     try:
         main(args)

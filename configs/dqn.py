@@ -18,8 +18,8 @@ GRID: dict[str, Any] = {
     "network": {"hidden": (128,)},
 }
 
-# Atari: the network of Mnih et al. (2015) and their replay ratio, one minibatch of 32 every 4 steps.
-ATARI: dict[str, Any] = {
+# Pictures: the network of Mnih et al. (2015) and their replay ratio, one minibatch of 32 every 4 steps.
+PICTURES: dict[str, Any] = {
     "num_envs": 8,
     "log_every": 256,
     "probes": {"every": 80},
@@ -32,15 +32,22 @@ ATARI: dict[str, Any] = {
     "target_every": 1000,
     "eps_end": 0.01,
     "eps_steps": 250_000,
-    "clip_rewards": True,
     "network": {"hidden": (512,)},
 }
+
+# Atari: as in that paper, scores are not normalized but replaced by their signs.
+ATARI = {**PICTURES, "clip_rewards": True, "reward_normalizer": "none"}
 
 # A tenth of the memory and a shorter warm-up.
 SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}
 
 
 PRESETS: dict[str, dict] = {
+    # By kind of observation, for any stream: a stream without a preset of its own takes one of these.
+    "vectors": {},
+    "codes": GRID,
+    "planes": GRID,
+    "pictures": PICTURES,
     # CartPole behind a new rotation of its observations and a new order of its actions every 16k steps.
     "cartpole-rotations": {},
     # CartPole on planets of other gravity.

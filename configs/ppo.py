@@ -8,24 +8,31 @@ from neoteny.configs.cli import preset
 # MiniGrid: sparse rewards. At twice the learning rate a policy that has just solved its task can collapse.
 GRID = {"num_steps": 128, "epochs": 4, "lr": 5e-4, "network": {"hidden": (128,)}}
 
-# Atari: the network of Mnih et al. (2015) and the batch sizes of Schulman et al. (2017).
-ATARI = {
+# Pictures: the network of Mnih et al. (2015) and the batch sizes of Schulman et al. (2017).
+PICTURES = {
     "num_envs": 8,
     "num_steps": 128,
     "epochs": 4,
     "lr": 2.5e-4,
     "clip": 0.1,
-    "clip_rewards": True,
     "shared_torso": True,
     "probes": {"every": 40},
     "network": {"hidden": (512,)},
 }
+
+# Atari: as in both papers, scores are not normalized but replaced by their signs.
+ATARI = {**PICTURES, "clip_rewards": True, "reward_normalizer": "none"}
 
 # Four times as many updates: learns faster where rewards are easy to find, but exploration ends sooner.
 QUICK_GRID = {**GRID, "num_steps": 32}
 
 
 PRESETS: dict[str, dict] = {
+    # By kind of observation, for any stream: a stream without a preset of its own takes one of these.
+    "vectors": {},
+    "codes": GRID,
+    "planes": GRID,
+    "pictures": PICTURES,
     # CartPole behind a new rotation of its observations and a new order of its actions every 16k steps.
     "cartpole-rotations": {},
     # The same CartPole on planets of other gravity.

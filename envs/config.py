@@ -24,10 +24,11 @@ from neoteny.envs.control import streams as _control  # noqa: F401
 from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
 from neoteny.envs.grid.engine import GridConfig
+from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.registry import import_typed, imported
 from neoteny.envs.schedule import Order, Schedule
 from neoteny.envs.single.engine import SingleConfig
-from neoteny.envs.stream import Stream, recurring_tasks
+from neoteny.envs.stream import Stream, observation_spec, recurring_tasks
 from neoteny.envs.tasks import TaskFunction
 
 ENGINES: tuple[EngineConfig, ...] = (GridConfig(), AtariConfig(), SingleConfig())
@@ -153,6 +154,17 @@ class StreamConfig:
         check_games(self.games or ())
         if self.task_id == "onehot":
             recurring_tasks(self.schedule())
+
+    def observation_spec(self) -> ObservationSpec:
+        """The kind of the first task's observations, without normalizer and task id.
+
+        Raises:
+            ValueError: the stream cannot be made, or its observations cannot be read.
+        """
+        env = self._task()(self.schedule().task_at(0), 0)
+        spec = observation_spec(env, self._engines(), self.observations, self.channels)
+        env.close()
+        return spec
 
     def make(self, num_envs: int, seed: int = 0, device: torch.device | str | None = None) -> Stream:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task.

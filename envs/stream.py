@@ -108,7 +108,7 @@ class Stream(VectorEnv):
         first = self.make_task(self.task, self.seed)
         self.raw_spaces = first.observation_space, first.action_space
         self.auditor = Auditor(task, self.raw_spaces, "off" if schedule.period is None else audit)
-        raw = _observation_spec(first, engines, observations, channels)
+        raw = observation_spec(first, engines, observations, channels)
         onehot_tasks = recurring_tasks(schedule) if task_id == "onehot" else []
         self.preprocessing = Preprocessing(raw, normalizer, onehot_tasks, device)
         self.observation_spec = self.preprocessing.spec
@@ -376,7 +376,7 @@ def recurring_tasks(schedule: Schedule) -> list[int]:
     return sorted(set(schedule.cycle))
 
 
-def _observation_spec(
+def observation_spec(
     env: gym.Env,
     engines: Sequence[EngineConfig],
     kind: Kind | Literal["auto"],

@@ -20,6 +20,9 @@ PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
 RENAMED = {"stream.span": "stream.drift_fraction"}
 """Arguments that were renamed, old name -> new name, so that earlier checkpoints can still be resumed."""
 
+ADDED = {"reward_normalizer": "none"}
+"""Arguments whose default is not what runs did before they were added, with the value for what they did."""
+
 
 class Identity:
     """The arguments, the code and the machine of a run, for comparison with those of its checkpoint.
@@ -98,10 +101,10 @@ def changed_arguments(
 ) -> dict[str, str]:
     """Arguments that differ from those of a checkpoint: name -> ``with lr 0.1, not 0.2``.
 
-    An argument that the checkpoint lacks, because a later version added it, differs unless it has its default
-    value, which keeps the earlier behaviour.
+    An argument that the checkpoint lacks, because a later version added it, differs unless it has the value
+    that keeps the earlier behaviour: the default, or that of `ADDED`.
     """
-    old, new, default = (flatten(to_json(config)) for config in (before, now, defaults))
+    old, new, default = (flatten(to_json(config)) for config in (before, now, {**defaults, **ADDED}))
     old = {RENAMED.get(name, name): value for name, value in old.items()}
     changed = {}
     for name in {**old, **new}:

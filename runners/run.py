@@ -289,10 +289,11 @@ class Run:
         try:
             if isinstance(part, OnDisk):
                 part.open()
-            if states and isinstance(part, Optimizer):
-                load_optimizer(part, states[name])
-            elif states:
-                part.load_state_dict(states[name])
+            state = states.get(name, {}) if states else None  # checkpoints may lack a part without a state
+            if state is not None and isinstance(part, Optimizer):
+                load_optimizer(part, state)
+            elif state is not None:
+                part.load_state_dict(state)
         except (KeyError, RuntimeError, ValueError) as error:
             stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {error}")
         except OSError as error:

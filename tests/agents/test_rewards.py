@@ -1,8 +1,17 @@
 import math
 
+import gymnasium as gym
+import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from neoteny.agents.rewards import learned_rewards
+from neoteny.agents import dqn, ppo
+from neoteny.agents.networks import NetworkConfig
+from neoteny.agents.rewards import RewardNormalizer, learned_rewards
+from neoteny.envs import StreamConfig
+from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.probes import ProbeConfig
 
 
 def test_rewards_are_scaled_or_clipped_by_hand():
@@ -14,3 +23,96 @@ def test_rewards_are_scaled_or_clipped_by_hand():
 def test_what_is_not_finite_is_not_hidden_by_clipping():
     clipped = learned_rewards(torch.tensor([math.nan, math.inf, -math.inf, 4.0]), 1.0, clip=True)
     assert clipped.isfinite().tolist() == [False, False, False, True]
+
+
+def observed(normalizer, rewards, done, tasks=None):
+    for t, (reward, ended) in enumerate(zip(rewards, done)):
+        normalizer.observe(torch.tensor(reward), torch.tensor(ended), tasks[t] if tasks else 0)
+
+
+def test_rewards_are_divided_by_the_root_mean_square_of_returns_by_hand():
+    normalizer = RewardNormalizer("keep", num_envs=2, gamma=0.5)
+    assert normalizer(torch.tensor([3.0])).tolist() == [3.0]  # nothing is known of returns yet
+    observed(
+        normalizer, [[1.0, 0.0], [1.0, 4.0], [2.0, 1.0]], [[False, False], [True, False], [False, False]]
+    )
+    # Discounted returns: 1, 1.5 and, after the end of the episode, 2; 0, 4 and 3.
+    expected = math.sqrt((1 + 0 + 1.5**2 + 4**2 + 2**2 + 3**2) / 6)
+    assert normalizer.scale.item() == pytest.approx(expected)
+    assert normalizer(torch.tensor([[3.0], [-1.0]])).flatten().tolist() == pytest.approx(
+        [3 / expected, -1 / expected]
+    )
+
+
+def test_equal_returns_have_a_size():
+    normalizer = RewardNormalizer("keep", num_envs=1, gamma=0.0)
+    observed(normalizer, [[5.0]] * 4, [[False]] * 4)  # their standard deviation is 0
+    assert normalizer(torch.tensor([5.0])).item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"), [("keep", math.sqrt((1 + 1 + 100 + 100) / 4)), ("reset", 10.0)]
+)
+def test_a_switch_keeps_or_resets_the_statistics(mode, expected):
+    normalizer = RewardNormalizer(mode, num_envs=1, gamma=0.0)
+    observed(normalizer, [[1.0], [1.0], [10.0], [10.0]], [[False], [True], [False], [False]], [3, 3, 1, 1])
+    assert normalizer.scale.item() == pytest.approx(expected)
+
+
+def test_rewards_may_stay_as_they_are():
+    normalizer = RewardNormalizer("none", num_envs=1, gamma=0.9)
+    observed(normalizer, [[5.0]], [[False]])
+    rewards = torch.tensor([7.0])
+    assert normalizer(rewards) is rewards
+    assert normalizer.state_dict() == normalizer.metrics() == {}
+    normalizer.load_state_dict({})  # that of a checkpoint from before rewards were normalized
+
+
+@given(st.floats(1e-3, 1e3), st.lists(st.tuples(st.floats(-10, 10, width=32), st.booleans()), min_size=1))
+def test_normalized_rewards_do_not_depend_on_their_unit(factor, steps):
+    plain, scaled = (RewardNormalizer("keep", num_envs=1, gamma=0.9) for _ in range(2))
+    rewards = torch.tensor([[reward] for reward, _ in steps])
+    done = [[ended] for _, ended in steps]
+    observed(plain, rewards.tolist(), done)
+    observed(scaled, (factor * rewards).tolist(), done)
+    assert torch.allclose(plain(rewards), scaled(factor * rewards), rtol=1e-3, atol=1e-6)
+
+
+def test_statistics_go_on_where_they_were_saved():
+    whole, first, second = (RewardNormalizer("reset", num_envs=2, gamma=0.9) for _ in range(3))
+    rewards, done = torch.randn(20, 2).tolist(), (torch.rand(20, 2) < 0.2).tolist()
+    tasks = [0] * 13 + [1] * 7
+    observed(whole, rewards, done, tasks)
+    observed(first, rewards[:10], done[:10], tasks[:10])
+    second.load_state_dict(first.state_dict())
+    observed(second, rewards[10:], done[10:], tasks[10:])
+    assert second.scale.item() == whole.scale.item()
+    with pytest.raises(KeyError):
+        second.load_state_dict({})
+
+
+@pytest.mark.parametrize("agent", [ppo, dqn])
+def test_the_unit_of_rewards_changes_what_is_logged_and_not_what_is_learnt(agent, tmp_path):
+    """Rewards times a power of 2, so that no rounding differs."""
+    common = {
+        "stream": StreamConfig("CartPole-v1"), "num_envs": 2, "network": NetworkConfig(hidden=(8,)),
+        "probes": ProbeConfig(every=0), "runs_dir": tmp_path,
+    }  # fmt: skip
+    own = {"num_steps": 32, "total_steps": 512} if agent is ppo else {"total_steps": 2048, "log_every": 256}
+    weights, returns = [], []
+    for wrap in ("unchanged", "times_64"):
+        stream = StreamConfig("CartPole-v1", wrap=f"tests.agents.test_rewards:{wrap}")
+        args = agent.Args(**{**common, "stream": stream}, **own, note=wrap)
+        returns.append(agent.main(args)["score/return_auc"])
+        name = agent.__name__.rpartition(".")[2]
+        weights.append((run_folder(name, args) / "checkpoint" / "weights.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    assert returns[1] == pytest.approx(64 * returns[0])
+
+
+def unchanged(env):
+    return env
+
+
+def times_64(env):
+    return gym.wrappers.TransformReward(env, lambda reward: 64 * reward)

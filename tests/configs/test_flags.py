@@ -56,7 +56,8 @@ FOR_BOTH = {
     "lr": Acts("--lr 0.01"),
     "gamma": Acts("--gamma 0.5"),
     "max_grad_norm": Acts("--max-grad-norm 0.01"),
-    "reward_scale": Acts("--reward-scale 2"),
+    "reward_scale": Acts("--reward-scale 2", "--reward-normalizer none"),
+    "reward_normalizer": Acts("--reward-normalizer none"),
     "clip_rewards": Acts("--clip-rewards", "--stream.id mountaincar-jumps"),  # which pays -8
     "seed": Acts("--seed 2"),
     "amp": Acts("--amp bf16"),
