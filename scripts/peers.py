@@ -21,8 +21,9 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import SyncVectorEnv
 from minigrid.wrappers import ImgObsWrapper
+from plain_loops import PlainPPO, ppo_loop
 from torch import nn
 
 from neoteny.agents import dqn, ppo
@@ -152,66 +153,19 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
 
 
 def plain(training: Training, updates: int) -> np.ndarray:
-    """A loop like CleanRL's ppo.py, which treats truncated episodes as terminated ones."""
-    envs = SyncVectorEnv([training.make] * training.num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    agent = ppo.ActorCritic(envs, training.network, training.shared)
+    """A loop like CleanRL's ppo.py with neoteny's networks."""
+    env = training.make()
+    agent = ppo.ActorCritic(SyncVectorEnv([lambda: env]), training.network, training.shared)
     nn.utils.convert_conv2d_weight_memory_format(agent, torch.contiguous_format)
-    optimizer = torch.optim.Adam(agent.parameters(), lr=training.lr, eps=1e-5)
-    shape = training.num_steps, training.num_envs
-    obs = torch.zeros(*shape, *envs.single_observation_space.shape)  # type: ignore[misc]
-    actions, logprobs, rewards, dones, values = (torch.zeros(shape) for _ in range(5))
-    next_obs = torch.Tensor(envs.reset(seed=1)[0])
-    next_done = torch.zeros(training.num_envs)
-    times = []
-
-    def act(x: torch.Tensor, action: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        logits, value = agent(x.to(torch.uint8))
-        policy = torch.distributions.Categorical(logits=logits)
-        action = policy.sample() if action is None else action
-        return action, policy.log_prob(action), policy.entropy(), value
-
-    for _ in range(updates + 1):
-        for step in range(training.num_steps):
-            obs[step], dones[step] = next_obs, next_done
-            with torch.no_grad():
-                action, logprob, _, value = act(next_obs)
-            values[step], actions[step], logprobs[step] = value, action, logprob
-            new, reward, terminated, truncated, _ = envs.step(action.numpy())
-            rewards[step] = torch.tensor(reward)
-            next_obs, next_done = torch.Tensor(new), torch.Tensor(terminated | truncated)
-        with torch.no_grad():
-            next_value = agent.value(next_obs.to(torch.uint8))
-            advantages, lastgaelam = torch.zeros_like(rewards), torch.zeros(training.num_envs)
-            for t in reversed(range(training.num_steps)):
-                last = t == training.num_steps - 1
-                nonterminal = 1.0 - (next_done if last else dones[t + 1])
-                nextvalues = next_value if last else values[t + 1]
-                delta = rewards[t] + 0.99 * nextvalues * nonterminal - values[t]
-                advantages[t] = lastgaelam = delta + 0.99 * 0.95 * nonterminal * lastgaelam
-            returns = advantages + values
-        b_obs = obs.reshape(-1, *envs.single_observation_space.shape)  # type: ignore[misc]
-        b_logprobs, b_actions = logprobs.reshape(-1), actions.reshape(-1)
-        b_advantages, b_returns = advantages.reshape(-1), returns.reshape(-1)
-        indices, clipfracs = np.arange(training.batch), []
-        for _ in range(training.epochs):
-            np.random.default_rng().shuffle(indices)
-            for mb in np.split(indices, training.minibatches):
-                _, newlogprob, entropy, newvalue = act(b_obs[mb], b_actions.long()[mb])
-                logratio = newlogprob - b_logprobs[mb]
-                ratio = logratio.exp()
-                with torch.no_grad():
-                    clipfracs.append(((ratio - 1.0).abs() > 0.2).float().mean().item())
-                mb_advantages = b_advantages[mb]
-                mb_advantages = (mb_advantages - mb_advantages.mean()) / (mb_advantages.std() + 1e-8)
-                pg_loss1, pg_loss2 = -mb_advantages * ratio, -mb_advantages * ratio.clamp(0.8, 1.2)
-                v_loss = 0.5 * ((newvalue - b_returns[mb]) ** 2).mean()
-                loss = torch.max(pg_loss1, pg_loss2).mean() - 0.01 * entropy.mean() + 0.5 * v_loss
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
-                optimizer.step()
-        times.append(now())
-    envs.close()
+    settings = PlainPPO(
+        training.num_envs, training.num_steps, training.epochs, training.minibatches, training.lr,
+        anneal_lr=False, clip_values=False,
+    )  # fmt: skip
+    times: list[tuple[float, float]] = []
+    ppo_loop(
+        training.make, lambda x: agent(x.to(torch.uint8)), list(agent.parameters()), settings, updates + 1,
+        on_update=lambda: times.append(now()),
+    )  # fmt: skip
     return np.diff(times, axis=0)
 
 
