@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import sys
 import traceback
@@ -51,14 +52,14 @@ def cli(
 ) -> Config:
     """Parse ``[preset] [optim:NAME] [--methods.NAME] [--flags]``.
 
-    Without a preset, a stream given by its id takes the preset that is named after the kind of its
-    observations, if there is one. Flags take precedence over the preset, and the preset over the defaults.
+    Without a preset, a stream given by its id takes those of :func:`presets_of_stream`. Flags take precedence
+    over presets, and presets over the defaults.
 
     Args:
         args_type: the agent's frozen dataclass.
         presets: name -> changes to its defaults.
         argv: the words of the command line, without the program's name; by default those of ``sys.argv``.
-        report: is given a sentence on the preset that the stream takes.
+        report: is given a sentence on the presets that the stream takes.
 
     Raises:
         SystemExit: code 2 and one sentence for bad input, which includes flags without effect; code 0 after
@@ -73,9 +74,11 @@ def cli(
             if name not in presets:
                 raise ValueError(no_such("preset", name, presets, "--help"))
             default = override(default, presets[name])
-        elif not asks_for_help and (kind := kind_of_stream(default, words)) in presets:
-            default = override(default, presets[kind])
-            report(f"preset {kind}, the kind of the stream's observations")
+        elif not asks_for_help:
+            names = [name for name in presets_of_stream(default, words) if name in presets]
+            default = functools.reduce(override, map(presets.__getitem__, names), default)
+            if names:
+                report(f"presets for this stream: {', '.join(names)}")
         if asks_for_help:
             try:
                 show_help(default, presets, words)
@@ -86,19 +89,22 @@ def cli(
         return args
 
 
-def kind_of_stream(default: Any, words: Sequence[str]) -> str:
-    """The kind of observations of the stream whose id is among the words of a command line.
+def presets_of_stream(default: Any, words: Sequence[str]) -> tuple[str, ...]:
+    """The presets for the stream whose id is among the words of a command line.
 
-    Empty if there is no id. Also if the stream cannot be made: the error is reported when the agent makes it.
+    They are the kind of its observations and, if it never switches, ``one-task``. Empty if there is no id, or
+    if the stream cannot be made: the error is reported when the agent makes it.
     """
     if not any(word.partition("=")[0] == "--stream.id" for word in words):
-        return ""
+        return ()
     page = dataclasses.make_dataclass("Page", [("stream", type(default.stream))])
     try:
         parsed: Any = parse(page, split_words(words)[0], default=page(default.stream))[0]
-        return parsed.stream.observation_spec().kind
+        stream = parsed.stream
+        kind = stream.observation_spec().kind
+        return (kind,) if stream.schedule().period else (kind, "one-task")
     except (Exception, SystemExit):
-        return ""
+        return ()
 
 
 def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -> Config:
