@@ -21,7 +21,7 @@ from neoteny.envs.registry import stream, task_rng
 from neoteny.envs.wrappers import permute_actions, permute_observations
 
 LAYOUTS = ("Empty-8x8", "SimpleCrossingS9N1", "LavaCrossingS9N1", "DoorKey-5x5", "FourRooms")
-LAYOUTS_SMALL = ("Empty-8x8", "DoorKey-5x5", "LavaCrossingS9N1")
+LAYOUTS_SMALL = ("Empty-8x8", "DoorKey-5x5", "SimpleCrossingS9N1")
 DOORKEY_SIZES = ("DoorKey-5x5", "DoorKey-6x6", "DoorKey-8x8")
 MOVES = (Actions.left, Actions.right, Actions.forward)
 ALL_BUT_DROP = tuple(action for action in Actions if action != Actions.drop)
