@@ -97,10 +97,17 @@ class Reading:
         roots: functions, methods, classes or objects, by name.
         kinds: classes of which only what they hold besides code is watched.
         skipped: an object that pictures of states leave out.
+        is_read: whether the code of a function or class is read; by default all that is a user's.
     """
 
-    def __init__(self, roots: Mapping[str, Any], kinds: Iterable[type] = (), skipped: Any = None) -> None:
-        self.skipped = skipped
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        kinds: Iterable[type] = (),
+        skipped: Any = None,
+        is_read: Callable[[Any], bool] = is_users,
+    ) -> None:
+        self.skipped, self._is_read = skipped, is_read
         self.names: set[str] = set()
         """Names of all attributes and globals that are read, and all strings."""
         self.classes: list[type] = []
@@ -164,11 +171,11 @@ class Reading:
                 found = [(name, function.__func__), (name, function.__self__)]
             case property():
                 found = [(name, each) for each in (function.fget, function.fset, function.fdel) if each]
-            case FunctionType() if is_users(function):
+            case FunctionType() if self._is_read(function):
                 self._todo.extend(self._references(function))
                 self._values.append((name, functools.partial(vars, function)))
                 found = [(name, each) for each in vars(function).values() if _may_hold_code(each)]
-            case type() if is_users(function):
+            case type() if self._is_read(function):
                 self.classes.append(function)
                 self._kinds.append(function)
                 entries = [(key, each) for key, each in vars(function).items() if _may_hold_code(each)]
@@ -191,7 +198,7 @@ class Reading:
             yield f"a default of {function.__name__}", functools.partial(_itself, default)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             if name != "__class__":  # that of super()
-                yield name, functools.partial(_content, cell)
+                yield name, functools.partial(content, cell)
         local: dict[str, ModuleType] = {}  # which the function imports
         for code in _codes(function.__code__):
             yield from self._named(code, function.__globals__, local)
@@ -233,8 +240,8 @@ def _itself(value: Any) -> Any:
     return value
 
 
-def _content(cell: CellType) -> Any:
-    """What a closure holds; ``None`` as long as it is empty."""
+def content(cell: CellType) -> Any:
+    """What a cell of a closure holds; ``None`` as long as it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
