@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,15 +65,18 @@ def agent_file(agent: str, args: Any) -> Path:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the installed packages of which a module is imported, by package."""
-    found = {}
-    for name in sorted({module.partition(".")[0] for module in list(sys.modules)}):
+    packages: set[str] = set()
+    for name in {module.partition(".")[0] for module in list(sys.modules)}:
         file = _file(sys.modules.get(name))
         if file is not None and PACKAGE_FOLDERS.intersection(file.parts):
-            try:
-                found[name.replace("_", "-")] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:  # the module's name is not the package's
-                continue
-    return found
+            packages.update(_packages().get(name, ()))
+    return {name.replace("_", "-"): importlib.metadata.version(name) for name in sorted(packages)}
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    """Installed packages by the name of a module, which may be another: ``cv2`` is from opencv-python."""
+    return importlib.metadata.packages_distributions()
 
 
 def _own_files() -> Iterator[Path]:
@@ -89,7 +93,7 @@ def _file(module: ModuleType | None) -> Path | None:
 
 def _is_installed(file: Path) -> bool:
     """Whether a file belongs to Python or to an installed package."""
-    return str(file).startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(file.parts))
+    return any(map(file.is_relative_to, INSTALLED)) or bool(PACKAGE_FOLDERS.intersection(file.parts))
 
 
 def _digest(*files: Path) -> str:
