@@ -114,3 +114,21 @@ def test_the_audit_itself_refuses_other_spaces(mode):
     auditor = Auditor(task, (first.observation_space, first.action_space), mode)
     with pytest.raises(SpacesError, match="observation_space of task 1"):
         auditor.begin(Schedule(8, 3))
+
+
+@pytest.mark.parametrize(("gradual", "steps"), [(0.0, [256]), (0.5, [128, 128])])
+def test_rollouts_at_a_switch_make_256_steps_together(gradual, steps, monkeypatch):
+    """Also where the change is gradual, and a copy of the new task with the old parameters is tried."""
+    made = []
+
+    def count(env, steps):
+        made.append(steps)
+        return fingerprint(env, steps)
+
+    monkeypatch.setattr("neoteny.envs.auditor.fingerprint", count)
+    stream = Stream(lambda k, seed: Walk(1.0 + k), Schedule(20, 2, drift_fraction=gradual), ENGINES, 2)
+    stream.reset()
+    made.clear()
+    for _ in range(10):
+        stream.step(np.zeros(2, int))
+    assert made == steps
