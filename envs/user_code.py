@@ -186,7 +186,7 @@ class Reading:
                 found = [(name, each) for each in function.values() if _may_hold_code(each)]
             case list() | tuple() | Set():
                 found = [(name, each) for each in function if _may_hold_code(each)]
-            case _:
+            case _ if self._is_read(type(function)):
                 held = attributes(function).values()
                 found = [(name, each) for each in (type(function), *held) if _may_hold_code(each)]
         self._todo.extend((name, functools.partial(_itself, each)) for name, each in found)

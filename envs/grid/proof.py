@@ -68,7 +68,7 @@ def check_layouts(make: Callable[[], gym.Env], seeds: Sequence[int]) -> None:
         rows.append(drawn.draw(seed))
         state, own = reading.state(), _attributes(drawn.env)
         grid, doors = drawn.env.grid, _doors(drawn.env)
-        _play_havoc(drawn.env)
+        _disturb(drawn.env)
         again = drawn.draw(seed)
         if drawn.env.grid is grid or any(one is other for one in doors for other in _doors(drawn.env)):
             raise UncoveredError("its grid or a door stays from episode to episode")
@@ -180,8 +180,8 @@ def _reading(env: MiniGridEnv) -> Reading:
     return Reading(roots | _own(env), filter(is_users, type(env).__mro__), env)
 
 
-def _play_havoc(env: Any) -> None:
-    """Leave an environment as an episode might: all that can be carried is gone, and every door has moved."""
+def _disturb(env: Any) -> None:
+    """Leave an environment as an episode might: what can be carried is gone, and every door has moved."""
     for door in _doors(env):
         door.is_open, door.is_locked = not door.is_open, False
     things = env.grid.grid
