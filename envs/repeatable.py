@@ -18,7 +18,8 @@ import itertools
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Set
+from pathlib import Path
 from types import FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
@@ -31,7 +32,15 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode
 from neoteny.envs.single.serial import replay
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, agent_actions
-from neoteny.envs.user_code import Reading, attributes, content, is_users, module_of, users_members
+from neoteny.envs.user_code import (
+    Reading,
+    attributes,
+    content,
+    is_installed,
+    is_users,
+    module_of,
+    users_members,
+)
 
 SECONDS = 0.5
 """Time for a check; what is not done by then is left out."""
@@ -48,11 +57,8 @@ CLOCKS, NANOSECONDS = ("time", "monotonic", "perf_counter"), 10**9
 RECORDERS = PassiveEnvChecker, RecordEpisodeStatistics, RecordVideo
 """Wrappers that remember earlier episodes without an effect on later ones."""
 
-PACKAGES = sys.stdlib_module_names | {"torch"}
-"""Packages, besides those of :mod:`neoteny.envs.user_code`, that hold no state of episodes."""
-
-DEPTH = 4
-"""Levels of nested attributes that are compared."""
+DEPTH, LARGEST = 4, 20_000
+"""Levels and number of nested values that are compared."""
 
 OPAQUE = object()
 """Stands for what cannot be looked into."""
@@ -223,8 +229,9 @@ class shared_state(contextlib.AbstractContextManager["shared_state"]):
         kinds: set[type] = set()
         for layer in _layers(env):
             roots |= {f"{type(layer).__name__}.{name}": each for name, each in users_members(layer).items()}
-            kinds |= set(filter(_may_hold_state, type(layer).__mro__))
-        reading = Reading(roots, kinds, is_read=_may_hold_state)
+            kinds |= {kind for kind in type(layer).__mro__ if is_users(kind)}
+        packages = {_package(kind) for kind in kinds}
+        reading = Reading(roots, kinds, is_read=lambda thing: is_users(thing) and _is_of(thing, packages))
         before = {key: _plain(value) for key, value in reading.values().items()}
 
         def changed() -> str:
@@ -262,9 +269,16 @@ def _layers(env: gym.Env) -> Iterator[gym.Env]:
     yield env
 
 
-def _may_hold_state(thing: Any) -> bool:
-    """Whether a function or class may keep something from one episode to another."""
-    return is_users(thing) and module_of(thing).partition(".")[0] not in PACKAGES
+def _package(thing: Any) -> str:
+    """The package, or the module outside of packages, in which a function or class was made."""
+    return module_of(thing).partition(".")[0]
+
+
+def _is_of(thing: Any, packages: Container[str]) -> bool:
+    """Whether a function or class is from one of ``packages``, or from no installed package at all."""
+    package = _package(thing)
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return package in packages or (file is not None and not is_installed(Path(file)))
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
@@ -273,9 +287,21 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     return next((name for name in both if not _same(_plain(one[name]), _plain(other[name]))), "")
 
 
-def _plain(value: Any, depth: int = DEPTH) -> Any:
-    """A copy of a value, made of numbers, texts, arrays, lists and dicts; OPAQUE for anything else."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+def _plain(value: Any, depth: int = DEPTH, left: list[int] | None = None) -> Any:
+    """A copy of a value, made of numbers, texts, arrays, lists and dicts; OPAQUE for anything else.
+
+    Args:
+        value: to copy.
+        depth: levels that are copied.
+        left: number of nested values that are copied, counted down.
+    """
+    left = left or [LARGEST]
+    left[0] -= 1
+    if (
+        value is None
+        or value is OPAQUE
+        or isinstance(value, bool | int | float | complex | str | bytes | np.generic)
+    ):
         return value
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -283,23 +309,31 @@ def _plain(value: Any, depth: int = DEPTH) -> Any:
         return OPAQUE if value.dtype.hasobject else value.copy()
     if (state := _state_of_generator(value)) is not None:
         return _plain(state)
-    if depth == 0 or isinstance(value, gym.Env | gym.Space | type | ModuleType | MethodType):
+    if depth == 0 or left[0] < 0 or isinstance(value, gym.Env | gym.Space | type | ModuleType | MethodType):
+        return OPAQUE
+    if isinstance(value, Mapping | list | tuple | collections.deque | Set) and len(value) > left[0]:
         return OPAQUE
     if isinstance(value, Mapping):
-        return {key: _plain(each, depth - 1) for key, each in value.items()}
+        return {key: _plain(each, depth - 1, left) for key, each in value.items()}
     if isinstance(value, list | tuple | collections.deque):
-        return [_plain(each, depth - 1) for each in value]
-    if isinstance(value, set | frozenset):
+        return [_plain(each, depth - 1, left) for each in value]
+    if isinstance(value, Set):
         return frozenset(value)
+    return _plain(_held(value), depth, left)
+
+
+def _held(value: Any) -> Any:
+    """What an object of another kind holds, as a list or a dict; OPAQUE if that cannot be told."""
     if isinstance(value, FunctionType):
-        captured = map(content, value.__closure__ or ())
-        return _plain([*captured, vars(value)], depth)
+        return [*map(content, value.__closure__ or ()), vars(value)]
     if isinstance(value, GeneratorType):
-        frame = value.gi_frame  # none after its end
-        return None if frame is None else _plain([frame.f_lasti, frame.f_locals], depth)
+        return [value.gi_frame.f_lasti, value.gi_frame.f_locals] if value.gi_frame else None
     if own := _numbers_of_class(value) | attributes(value):
-        return _plain(own, depth)
-    return _plain(_position(value), depth) if isinstance(value, Iterator) else OPAQUE
+        return own
+    if isinstance(value, Iterator):
+        with contextlib.suppress(TypeError):  # of a file
+            return list(value.__reduce__()[1:])
+    return OPAQUE
 
 
 def _numbers_of_class(value: Any) -> dict[str, Any]:
@@ -315,14 +349,6 @@ def _state_of_generator(value: Any) -> Any:
     if isinstance(value, np.random.RandomState | torch.Generator):
         return value.get_state()
     return value.getstate() if isinstance(value, random.Random) else None
-
-
-def _position(iterator: Iterator[Any]) -> Any:
-    """How far an iterator of Python's own is."""
-    try:
-        return list(iterator.__reduce__()[1:])
-    except TypeError:  # such as a file
-        return OPAQUE
 
 
 def _same(one: Any, other: Any) -> bool:

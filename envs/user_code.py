@@ -10,8 +10,10 @@ import array
 import dis
 import functools
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from pathlib import Path
 from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -30,6 +32,9 @@ CHANGING = (
     *("random", "time", "datetime", "secrets", "uuid", "numpy.random", "gymnasium.utils.seeding", "torch"),
 )
 """Modules whose functions give something else at each call: generators and clocks."""
+
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 
 MADE_BY_A_STATEMENT = 1 << 9
 """Flag of a class that is no part of the interpreter (Py_TPFLAGS_HEAPTYPE)."""
@@ -60,6 +65,11 @@ def is_users(thing: Any) -> bool:
     if root == "builtins":  # which is also the module of what exec makes
         return isinstance(thing, FunctionType) or bool(getattr(thing, "__flags__", 0) & MADE_BY_A_STATEMENT)
     return root not in LIBRARIES
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return any(map(file.is_relative_to, INSTALLED)) or bool(PACKAGE_FOLDERS.intersection(file.parts))
 
 
 def users_members(thing: Any) -> dict[str, Any]:

@@ -7,18 +7,16 @@ import hashlib
 import importlib.metadata
 import inspect
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import neoteny.runners
+from neoteny.envs.user_code import PACKAGE_FOLDERS, is_installed
 
 ROOT = Path(neoteny.runners.__file__).parents[1]
 PARTS = ("agents", "configs", "envs", "optim", "runners")
-INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 
 
 class Sources:
@@ -43,7 +41,7 @@ class Sources:
         for name in sys.modules.keys() - self._seen:
             self._seen.add(name)
             file = _file(sys.modules.get(name))
-            if file is None or _is_installed(file) or name.startswith("neoteny."):
+            if file is None or is_installed(file) or name.startswith("neoteny."):
                 continue
             if file.resolve() != self.agent_file:
                 self.modules[file.stem if name == "__main__" else name] = _digest(file)
@@ -89,11 +87,6 @@ def _file(module: ModuleType | None) -> Path | None:
     """The file of a module, if it has one."""
     file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
     return Path(file) if isinstance(file, str) else None
-
-
-def _is_installed(file: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
-    return any(map(file.is_relative_to, INSTALLED)) or bool(PACKAGE_FOLDERS.intersection(file.parts))
 
 
 def _digest(*files: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from neoteny.agents import ppo
-from neoteny.runners import sources
+from neoteny.envs.user_code import is_installed
 from neoteny.runners.identity import Identity
 from neoteny.runners.run import Run
 from neoteny.runners.sources import installed_versions
@@ -55,5 +55,5 @@ def test_versions_of_packages_whose_modules_have_other_names_are_known():
 
 def test_a_folder_beside_pythons_own_is_a_users():
     library = sysconfig.get_path("stdlib")
-    assert sources._is_installed(Path(library) / "json" / "__init__.py")
-    assert not sources._is_installed(Path(f"{library}-mine") / "environment.py")
+    assert is_installed(Path(library) / "json" / "__init__.py")
+    assert not is_installed(Path(f"{library}-mine") / "environment.py")
