@@ -11,6 +11,7 @@ difference may have an effect much later. Nothing else in the process is affecte
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import dataclasses
@@ -297,11 +298,7 @@ def _plain(value: Any, depth: int = DEPTH, left: list[int] | None = None) -> Any
     """
     left = left or [LARGEST]
     left[0] -= 1
-    if (
-        value is None
-        or value is OPAQUE
-        or isinstance(value, bool | int | float | complex | str | bytes | np.generic)
-    ):
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
         return value
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu().numpy()
@@ -309,6 +306,8 @@ def _plain(value: Any, depth: int = DEPTH, left: list[int] | None = None) -> Any
         return OPAQUE if value.dtype.hasobject else value.copy()
     if (state := _state_of_generator(value)) is not None:
         return _plain(state)
+    if isinstance(value, bytearray | array.array):
+        return bytes(value)
     if depth == 0 or left[0] < 0 or isinstance(value, gym.Env | gym.Space | type | ModuleType | MethodType):
         return OPAQUE
     if isinstance(value, Mapping | list | tuple | collections.deque | Set) and len(value) > left[0]:
@@ -319,7 +318,8 @@ def _plain(value: Any, depth: int = DEPTH, left: list[int] | None = None) -> Any
         return [_plain(each, depth - 1, left) for each in value]
     if isinstance(value, Set):
         return frozenset(value)
-    return _plain(_held(value), depth, left)
+    held = _held(value)
+    return OPAQUE if held is OPAQUE else _plain(held, depth, left)
 
 
 def _held(value: Any) -> Any:

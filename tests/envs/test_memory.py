@@ -1,8 +1,11 @@
 """What environments remember where it is hard to see, with an effect long after the check, is found."""
 
+import array
 import dataclasses
 import itertools
+import logging
 import random
+import re
 import time
 
 import gymnasium as gym
@@ -98,6 +101,8 @@ class Held(Walk):
     def begin(self):
         if isinstance(self.held, Slotted):
             self.held.episodes += 1
+        elif isinstance(self.held, array.array):
+            self.held[0] += 1
         else:
             self.held() if callable(self.held) else next(self.held)
 
@@ -120,6 +125,7 @@ class Nanoseconds(Walk):
         (lambda: Held(itertools.count()), "Held keeps held"),
         (lambda: Held(counting()), "Held keeps held"),
         (lambda: Held(counter()), "Held keeps held"),
+        (lambda: Held(array.array("i", [0])), "Held keeps held"),
         (Nanoseconds, "the reward of step"),
     ],
 )
@@ -138,6 +144,20 @@ class Tidy(Walk):
     def reward(self):
         self.path.append(next(self.left, 0))
         return 0.0 * self.squares.setdefault(int(self.np_random.integers(100)), 1)
+
+
+class Logs(Walk):
+    """Uses packages of Python's, which hold much."""
+
+    def reward(self):
+        logging.getLogger("walk").debug("step %s", self.t)
+        return float(re.match("a+", "aa").end())
+
+
+def test_packages_of_others_cost_no_time():
+    began = time.process_time()
+    assert check(Logs) == ""
+    assert time.process_time() - began < 1
 
 
 def test_what_begins_anew_with_each_episode_is_no_memory():
