@@ -115,7 +115,7 @@ def compare(one: gym.Env, two: gym.Env, steps: int, seconds: float = math.inf) -
 def rollout(env: gym.Env, steps: int) -> Iterator[Moment]:
     """The resets and ``steps`` steps of an environment under fixed seeds and actions.
 
-    Observations have the dtype of their space, as in training.
+    Observations are copies, in the dtype of their space, as in training.
     """
     dtype, repeats = env.observation_space.dtype, np.random.default_rng(0)
     env.action_space.seed(0)
@@ -123,7 +123,7 @@ def rollout(env: gym.Env, steps: int) -> Iterator[Moment]:
     for episode in itertools.count():
         stickiness, action, ends = STICKINESS[episode % len(STICKINESS)], None, (False, False)
         observation = env.reset(seed=episode)[0]
-        yield Moment(np.asarray(observation, dtype), np.float32(0), ends, made)
+        yield Moment(np.array(observation, dtype), np.float32(0), ends, made)
         while not any(ends):
             if made == steps:
                 return
@@ -134,17 +134,18 @@ def rollout(env: gym.Env, steps: int) -> Iterator[Moment]:
             ends = bool(terminated), bool(truncated)
             with np.errstate(over="ignore"):  # to an infinity, as for an agent
                 paid = np.float32(reward)
-            yield Moment(np.asarray(observation, dtype), paid, ends, made)
+            yield Moment(np.array(observation, dtype), paid, ends, made)
 
 
 def parameters(env: gym.Env) -> dict[str, float]:
     """The parameters of a simulator: public numeric attributes of ``env.unwrapped`` and of its class."""
     owners = [*reversed(type(env.unwrapped).__mro__), env.unwrapped]
-    attributes = {name: value for owner in owners for name, value in vars(owner).items()}
+    public = {name: value for owner in owners for name, value in vars(owner).items() if name[0] != "_"}
+    values = {name: value.item() if isinstance(value, np.number) else value for name, value in public.items()}
     return {
-        name: value.item() if isinstance(value, np.number) else value
-        for name, value in sorted(attributes.items())
-        if isinstance(value, (int, float, np.number)) and type(value) is not bool and name[0] != "_"
+        name: value
+        for name, value in sorted(values.items())
+        if isinstance(value, int | float) and type(value) is not bool
     }
 
 

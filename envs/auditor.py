@@ -21,6 +21,7 @@ BEGINNING = 16  # steps of each task that are compared first
 STEPS = 4096  # in which two tasks that differ should differ
 SECONDS = 3.0  # for all comparisons before training
 JUMP_STEPS = 256  # in which a gradual change that starts with a jump should be seen
+SWITCH_STEPS = 256  # of all rollouts at a switch, so that they take at most 1 % of a task's time
 LET_THROUGH = "--stream.audit warn lets it through"
 
 
@@ -75,7 +76,7 @@ class Auditor:
             self._warnings = list(self._among_tasks(schedule))
             self._begun = schedule
         if self.mode != "off":
-            self._known(schedule.task_at(0), schedule.seed)
+            self._known(schedule.task_at(0), schedule)
         self.seconds += time.perf_counter() - started
         return self._warnings
 
@@ -136,22 +137,23 @@ class Auditor:
             if schedule.drift_fraction and left > 0:
                 yield from self._jump(old, new, schedule.seed)
 
-    def _known(self, k: int, seed: int) -> Fingerprint:
+    def _known(self, k: int, schedule: Schedule) -> Fingerprint:
         """The fingerprint of a task, taken now if it was not before."""
         if k not in self.fingerprints:
-            self.fingerprints[k] = fingerprint(self.make_task(k, seed))
+            self.fingerprints[k] = fingerprint(self.make_task(k, schedule.seed), rollout_steps(schedule))
         return self.fingerprints[k]
 
     def _at_switch(self, schedule: Schedule, old: int, new: int) -> Iterator[str]:
         """What is wrong with a switch."""
-        before, now = self._known(old, schedule.seed), fingerprint(self.make_task(new, schedule.seed))
+        steps = rollout_steps(schedule)
+        before, now = self._known(old, schedule), fingerprint(self.make_task(new, schedule.seed), steps)
         if not self.fingerprints.setdefault(new, now).same_as(now):
             yield f"task {new} has changed since its last visit: it must be a function of (k, seed) alone"
         if now.same_as(before) and frozenset((old, new)) not in self._differing:
             yield f"the switch changed nothing: in a short rollout task {new} behaves exactly as task {old}"
         if schedule.drift_fraction:
             changed = self._with_parameters(new, schedule.seed, before.parameters)
-            if not fingerprint(changed).same_as(before):
+            if not fingerprint(changed, steps).same_as(before):
                 yield _jumps(old, new)
 
     def _compare(self, old: int, new: int, seed: int, seconds: float) -> Iterator[str]:
@@ -182,6 +184,11 @@ class Auditor:
         env = self.make_task(k, seed)
         set_parameters(env, values)
         return env
+
+
+def rollout_steps(schedule: Schedule) -> int:
+    """Steps of each rollout at a switch: of one if the change is abrupt, of two if it is gradual."""
+    return SWITCH_STEPS // 2 if schedule.drift_fraction else SWITCH_STEPS
 
 
 def neighbours(schedule: Schedule) -> list[tuple[int, int]]:

@@ -51,7 +51,7 @@ def check_step(result: Any, env: gym.Env) -> None:
     _, reward, *ends, _ = result
     check_reward(reward, env)
     for name, end in zip(("terminated", "truncated"), ends):
-        if np.ndim(end):
+        if np.ndim(end) or isinstance(end, str):  # "False" is true
             raise BrokenEnvironmentError(f"{env.unwrapped} returned {name} {end!r}, which is not one value")
 
 

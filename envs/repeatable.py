@@ -11,6 +11,7 @@ difference may have an effect much later. Nothing else in the process is affecte
 
 from __future__ import annotations
 
+import array
 import collections
 import contextlib
 import dataclasses
@@ -18,7 +19,9 @@ import itertools
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping, Set
+from pathlib import Path
+from types import FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +33,15 @@ from neoteny.envs.schedule import Schedule
 from neoteny.envs.single.episodes import Episode
 from neoteny.envs.single.serial import replay
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, agent_actions
+from neoteny.envs.user_code import (
+    Reading,
+    attributes,
+    content,
+    is_installed,
+    is_users,
+    module_of,
+    users_members,
+)
 
 SECONDS = 0.5
 """Time for a check; what is not done by then is left out."""
@@ -41,14 +53,16 @@ SHIFT = 100_003
 """Seconds by which the clock is ahead in replays of the first environment, and twice that in those of the
 second: more than a day and odd, so that what depends on days, hours or seconds differs."""
 
+CLOCKS, NANOSECONDS = ("time", "monotonic", "perf_counter"), 10**9
+
 RECORDERS = PassiveEnvChecker, RecordEpisodeStatistics, RecordVideo
 """Wrappers that remember earlier episodes without an effect on later ones."""
 
-PACKAGES = ("gymnasium", "minigrid", "ale_py", "neoteny", "builtins", "numpy", "torch")
-"""Packages whose classes and modules hold no state of episodes."""
+DEPTH, LARGEST = 4, 20_000
+"""Levels and number of nested values that are compared."""
 
-DEPTH = 4
-"""Levels of nested attributes that are compared."""
+OPAQUE = object()
+"""Stands for what cannot be looked into."""
 
 
 class Budget:
@@ -106,9 +120,9 @@ def unrepeatable_episodes(task: TaskFunction, spaces: Spaces, schedule: Schedule
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(shared_state())
         envs = [stack.enter_context(contextlib.closing(make())) for _ in range(2)]
-        seen = [shared.watch(env.env) for env in envs]
+        watched = shared.watch(envs[0].env)
         played, whole = _play(envs)
-        if reason := next(filter(None, (shared.changed(), *(watched() for watched in seen))), ""):
+        if reason := shared.changed() or watched():
             return reason
         for place, (env, episodes) in enumerate(zip(envs, played), start=1):
             last = len(episodes) - 1
@@ -176,7 +190,9 @@ def _replay(env: TaskEnv, episode: Played, start: int) -> str:
 def remembered(old: gym.Env, fresh: gym.Env) -> str:
     """What an environment or a wrapper keeps from earlier episodes, unlike a fresh one; empty if nothing."""
     for one, other in zip(_layers(old), _layers(fresh)):
-        if not isinstance(one, RECORDERS) and (name := _difference(vars(one), vars(other))):
+        if isinstance(one, RECORDERS):
+            continue
+        if name := _difference(attributes(one), attributes(other)):
             return (
                 f"{type(one).__name__} keeps {name} from one episode to the next; a lifelong_state would "
                 "carry it (docs/extending.md)"
@@ -201,24 +217,28 @@ class shared_state(contextlib.AbstractContextManager["shared_state"]):
     def changed(self) -> str:
         """Why the use of a global random generator makes results unrepeatable; empty if none was used."""
         for name, state in self._generators().items():
-            if not _same(state, self.before[name]):
+            if not _same(_plain(state), _plain(self.before[name])):
                 return f"it uses the global random generator of {name}, not one of its own"
         return ""
 
     def watch(self, env: gym.Env) -> Callable[[], str]:
-        """Note the class attributes and global variables of an environment; returns a check of changes."""
-        owners: dict[str, Mapping[str, Any]] = {}
-        for kind in itertools.chain.from_iterable(type(layer).__mro__ for layer in _layers(env)):
-            if kind.__module__.partition(".")[0] not in PACKAGES:
-                owners[kind.__name__] = vars(kind)
-                owners[kind.__module__] = vars(sys.modules[kind.__module__])
-        before = {name: _numbers(variables) for name, variables in owners.items()}
+        """Note what the environment's code reads besides the environment; returns a check of changes.
+
+        That is class attributes, global variables, captured variables and attributes of functions.
+        """
+        roots: dict[str, Any] = {}
+        kinds: set[type] = set()
+        for layer in _layers(env):
+            roots |= {f"{type(layer).__name__}.{name}": each for name, each in users_members(layer).items()}
+            kinds |= {kind for kind in type(layer).__mro__ if is_users(kind)}
+        packages = {_package(kind) for kind in kinds}
+        reading = Reading(roots, kinds, is_read=lambda thing: is_users(thing) and _is_of(thing, packages))
+        before = {key: _plain(value) for key, value in reading.values().items()}
 
         def changed() -> str:
-            for owner, variables in owners.items():
-                if name := _difference(before[owner], _numbers(variables)):
-                    return f"{owner}.{name}, which all environments share, changes"
-            return ""
+            now = reading.values()
+            changes = (key[0] for key in before if key in now and not _same(_plain(now[key]), before[key]))
+            return next((f"{name}, which all environments share, changes" for name in changes), "")
 
         return changed
 
@@ -230,10 +250,12 @@ class shared_state(contextlib.AbstractContextManager["shared_state"]):
 @contextlib.contextmanager
 def later(times: int = 1) -> Iterator[None]:
     """Set the clocks ahead, so that what depends on the time differs, whatever unit it is measured in."""
-    clocks = {name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")}
+    units = {f"{name}{unit}": scale for name in CLOCKS for unit, scale in (("", 1), ("_ns", NANOSECONDS))}
+    clocks = {name: getattr(time, name) for name in units}
     try:
         for name, clock in clocks.items():
-            setattr(time, name, lambda clock=clock: clock() + times * SHIFT)
+            ahead = times * SHIFT * units[name]
+            setattr(time, name, lambda clock=clock, ahead=ahead: clock() + ahead)
         yield
     finally:
         for name, clock in clocks.items():
@@ -248,47 +270,97 @@ def _layers(env: gym.Env) -> Iterator[gym.Env]:
     yield env
 
 
-def _numbers(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Copies of the variables that are numbers, arrays or lists; others are mostly caches."""
-    kinds = (bool, int, float, np.ndarray, np.number, list)
-    return {
-        name: value.copy() if isinstance(value, np.ndarray | list) else value
-        for name, value in variables.items()
-        if isinstance(value, kinds)
-    }
+def _package(thing: Any) -> str:
+    """The package, or the module outside of packages, in which a function or class was made."""
+    return module_of(thing).partition(".")[0]
+
+
+def _is_of(thing: Any, packages: Container[str]) -> bool:
+    """Whether a function or class is from one of ``packages``, or from no installed package at all."""
+    package = _package(thing)
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return package in packages or (file is not None and not is_installed(Path(file)))
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
     """The first attribute that differs; empty if none does."""
-    return next((name for name in one if name in other and not _same(one[name], other[name])), "")
+    both = (name for name in one if name in other)
+    return next((name for name in both if not _same(_plain(one[name]), _plain(other[name]))), "")
 
 
-def _same(one: Any, other: Any, depth: int = DEPTH) -> bool:
-    """Whether two values are equal; objects that cannot be looked into count as equal."""
-    if type(one) is type(other):
-        if isinstance(one, np.random.Generator):
-            one, other = one.bit_generator.state, other.bit_generator.state
-        elif isinstance(one, np.random.RandomState | torch.Generator):
-            one, other = one.get_state(), other.get_state()
-        elif isinstance(one, random.Random):
-            one, other = one.getstate(), other.getstate()
-    if isinstance(one, torch.Tensor | np.ndarray | np.number | bool | int | float | str | bytes):
-        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-            return torch.equal(one, other)
+def _plain(value: Any, depth: int = DEPTH, left: list[int] | None = None) -> Any:
+    """A copy of a value, made of numbers, texts, arrays, lists and dicts; OPAQUE for anything else.
+
+    Args:
+        value: to copy.
+        depth: levels that are copied.
+        left: number of nested values that are copied, counted down.
+    """
+    left = left or [LARGEST]
+    left[0] -= 1
+    if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+        return value
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu().numpy()
+    if isinstance(value, np.ndarray):
+        return OPAQUE if value.dtype.hasobject else value.copy()
+    if (state := _state_of_generator(value)) is not None:
+        return _plain(state)
+    if isinstance(value, bytearray | array.array):
+        return bytes(value)
+    if depth == 0 or left[0] < 0 or isinstance(value, gym.Env | gym.Space | type | ModuleType | MethodType):
+        return OPAQUE
+    if isinstance(value, Mapping | list | tuple | collections.deque | Set) and len(value) > left[0]:
+        return OPAQUE
+    if isinstance(value, Mapping):
+        return {key: _plain(each, depth - 1, left) for key, each in value.items()}
+    if isinstance(value, list | tuple | collections.deque):
+        return [_plain(each, depth - 1, left) for each in value]
+    if isinstance(value, Set):
+        return frozenset(value)
+    held = _held(value)
+    return OPAQUE if held is OPAQUE else _plain(held, depth, left)
+
+
+def _held(value: Any) -> Any:
+    """What an object of another kind holds, as a list or a dict; OPAQUE if that cannot be told."""
+    if isinstance(value, FunctionType):
+        return [*map(content, value.__closure__ or ()), vars(value)]
+    if isinstance(value, GeneratorType):
+        return [value.gi_frame.f_lasti, value.gi_frame.f_locals] if value.gi_frame else None
+    if own := _numbers_of_class(value) | attributes(value):
+        return own
+    if isinstance(value, Iterator):
+        with contextlib.suppress(TypeError):  # of a file
+            return list(value.__reduce__()[1:])
+    return OPAQUE
+
+
+def _numbers_of_class(value: Any) -> dict[str, Any]:
+    """Numbers that a class holds, which an object of it may replace by its own later."""
+    entries = (entry for kind in reversed(type(value).__mro__) for entry in vars(kind).items())
+    return {name: each for name, each in entries if isinstance(each, bool | int | float)}
+
+
+def _state_of_generator(value: Any) -> Any:
+    """The state of a random generator; ``None`` if it is none."""
+    if isinstance(value, np.random.Generator):
+        return value.bit_generator.state
+    if isinstance(value, np.random.RandomState | torch.Generator):
+        return value.get_state()
+    return value.getstate() if isinstance(value, random.Random) else None
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, as made by :func:`_plain`."""
+    number = np.ndarray | np.generic | bool | int | float | complex | str | bytes
+    if isinstance(one, number) and isinstance(other, number):
         a, b = np.asarray(one), np.asarray(other)
-        if a.dtype.hasobject or b.dtype.hasobject:
-            return True
         return np.array_equal(a, b, equal_nan=a.dtype.kind == b.dtype.kind == "f")
     if type(one) is not type(other):
         return one is not None and other is not None  # of which one is not there yet
-    if depth == 0 or isinstance(one, gym.Env | gym.Space | type) or callable(one):
-        return True
     if isinstance(one, dict):  # a cache may have more entries
-        return all(_same(one[key], other[key], depth - 1) for key in one if key in other)
-    if isinstance(one, list | tuple | collections.deque):
-        return len(one) == len(other) and all(_same(*pair, depth - 1) for pair in zip(one, other))
-    if isinstance(one, set | frozenset):
-        return one == other
-    if isinstance(getattr(one, "__dict__", None), dict):
-        return _same(vars(one), vars(other), depth - 1)
-    return True
+        return all(_same(one[key], other[key]) for key in one if key in other)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)

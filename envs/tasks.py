@@ -15,6 +15,7 @@ from gymnasium.spaces import Discrete, MultiDiscrete
 
 from neoteny.envs.audit import parameters, set_parameters
 from neoteny.envs.schedule import Schedule
+from neoteny.envs.user_code import module_of
 
 TaskFunction = Callable[[int, int], gym.Env]
 """Makes task ``k`` from ``(k, seed)``."""
@@ -57,7 +58,9 @@ class TaskEnv:
             before = self.make_task(schedule.task_of(self.visit - 1), schedule.seed)
             old, new = parameters(before), parameters(self.env)
             before.close()
-            self.path = {name: (old[name], new[name]) for name in new if name in old}
+            # Only what differs, since an environment may count its steps in a number of its own.
+            both = {name: (old[name], new[name]) for name in new if name in old}
+            self.path = {name: (was, now) for name, (was, now) in both.items() if was != now}
 
     @property
     def lifelong(self) -> list[Any]:
@@ -104,7 +107,7 @@ def is_shipped(task: TaskFunction) -> bool:
     """Whether a task function is a shipped stream's, which the project's tests check, without a wrapper."""
     while isinstance(task, functools.partial):  # with --stream.games
         task = task.func
-    return re.fullmatch(r"neoteny\.envs\.\w+\.streams", getattr(task, "__module__", None) or "") is not None
+    return re.fullmatch(r"neoteny\.envs\.\w+\.streams", module_of(task)) is not None
 
 
 def make_task_env(task: TaskFunction, spaces: Spaces, schedule: Schedule, step: int) -> TaskEnv:

@@ -6,12 +6,15 @@ it finds what happens often; reading it finds what may happen after a thousand e
 
 from __future__ import annotations
 
+import array
 import dis
 import functools
 import sys
+import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from types import CellType, CodeType, FunctionType, MethodType, ModuleType
+from pathlib import Path
+from types import CellType, CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -30,6 +33,9 @@ CHANGING = (
 )
 """Modules whose functions give something else at each call: generators and clocks."""
 
+INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+
 MADE_BY_A_STATEMENT = 1 << 9
 """Flag of a class that is no part of the interpreter (Py_TPFLAGS_HEAPTYPE)."""
 
@@ -39,20 +45,31 @@ NAMING = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER", "LOAD_GLOBAL", "LOAD_NAME", 
 MOST = 1_000
 """Functions, classes and containers that are read."""
 
+PLAIN = bool | int | float | complex | str | bytes | bytearray | range | array.array | np.generic
+"""Types of values whose ``repr`` tells all."""
+
 LARGEST = 20_000
 """Values that a picture of a state looks at."""
 
 
+def module_of(thing: Any) -> str:
+    """The name of the module in which a function or class was made; empty if there is none."""
+    if isinstance(thing, FunctionType):  # functools.wraps gives it the __module__ of another
+        return thing.__globals__.get("__name__") or ""
+    return getattr(thing, "__module__", None) or ""
+
+
 def is_users(thing: Any) -> bool:
     """Whether a function or class is not from a package whose code is known."""
-    if isinstance(thing, FunctionType):  # functools.wraps gives it the __module__ of another
-        module = thing.__globals__.get("__name__")
-    else:
-        module = getattr(thing, "__module__", None)
-    root = (module or "").partition(".")[0]
+    root = module_of(thing).partition(".")[0]
     if root == "builtins":  # which is also the module of what exec makes
         return isinstance(thing, FunctionType) or bool(getattr(thing, "__flags__", 0) & MADE_BY_A_STATEMENT)
     return root not in LIBRARIES
+
+
+def is_installed(file: Path) -> bool:
+    """Whether a file belongs to Python or to an installed package."""
+    return any(map(file.is_relative_to, INSTALLED)) or bool(PACKAGE_FOLDERS.intersection(file.parts))
 
 
 def users_members(thing: Any) -> dict[str, Any]:
@@ -88,56 +105,71 @@ class Reading:
 
     Args:
         roots: functions, methods, classes or objects, by name.
-        kinds: classes of which only what they hold besides code is read.
+        kinds: classes of which only what they hold besides code is watched.
         skipped: an object that pictures of states leave out.
+        is_read: whether the code of a function or class is read; by default all that is a user's.
     """
 
-    def __init__(self, roots: Mapping[str, Any], kinds: Iterable[type] = (), skipped: Any = None) -> None:
-        self.skipped = skipped
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        kinds: Iterable[type] = (),
+        skipped: Any = None,
+        is_read: Callable[[Any], bool] = is_users,
+    ) -> None:
+        self.skipped, self._is_read = skipped, is_read
         self.names: set[str] = set()
         """Names of all attributes and globals that are read, and all strings."""
-        self.values: list[tuple[str, Callable[[], Any]]] = []
-        """Names of globals, captured variables, defaults and attributes of classes, and what gets them."""
         self.classes: list[type] = []
         """The user's classes."""
+        self._values: list[tuple[str, Callable[[], Any]]] = []
+        self._kinds = list(kinds)
         self._seen: set[int] = set()
         self._todo: deque[tuple[str, Callable[[], Any]]] = deque()
         self._todo.extend((name, functools.partial(_itself, value)) for name, value in roots.items())
         while self._todo and len(self._seen) < MOST:
             self._read(*self._todo.popleft())
-        for kind in kinds:
-            held = (name for name, value in vars(kind).items() if not _is_code(value) and "__" not in name)
-            entries = ((f"{kind.__name__}.{name}", functools.partial(_entry, kind, name)) for name in held)
-            self.values.extend(entries)
+
+    def values(self) -> dict[tuple[str, int], Any]:
+        """Globals, captured variables, defaults and attributes of functions and classes, as they are now.
+
+        Keys begin with the name.
+        """
+        found = {(name, number): get() for number, (name, get) in enumerate(self._values)}
+        for kind in self._kinds:  # which may have got attributes since they were read
+            for key, value in vars(kind).items():
+                if not _is_code(value) and "__" not in key:
+                    found[f"{kind.__name__}.{key}", id(kind)] = value
+        return found
 
     def changing(self) -> str | None:
-        """The name of a random generator or a clock that is reached, if there is one."""
+        """The name of a random generator or a clock that is reached, or of what cannot be watched, if any."""
         if self._todo:
             return "more code than can be read"
         if found := self.names & {"urandom", "getrandom"}:
             return min(found)
-        for name, get in self.values:
-            source = _source(get())
-            if any(source == module or source.startswith(f"{module}.") for module in CHANGING):
+        for (name, _), value in self.values().items():
+            if _is_changing(value):
                 return name
+            if is_large(value, self.skipped):
+                return f"{name}, which is too large to compare"
         return None
 
-    def state(self) -> list[Any]:
+    def state(self) -> dict[tuple[str, int], Any]:
         """A picture of each value, equal to that of another time if nothing has changed."""
-        return [picture(get(), self.skipped) for _, get in self.values]
+        return {key: picture(value, self.skipped) for key, value in self.values().items()}
 
-    def changes(self, before: list[Any]) -> str | None:
+    def changes(self, before: dict[tuple[str, int], Any]) -> str | None:
         """The name of a value that has changed since the picture ``before`` was taken, if there is one."""
-        pairs = zip(self.values, before, self.state(), strict=True)
-        return next((name for (name, _), old, new in pairs if old != new), None)
+        now = self.state()
+        return next((key[0] for key in now if key not in before or before[key] != now[key]), None)
 
     def _read(self, name: str, get: Callable[[], Any]) -> None:
         value = get()
-        function = _function(value)
-        is_code = _is_code(value)
-        if not is_code or isinstance(function, type):
-            self.values.append((name, get))
-        if id(function) in self._seen or not _may_hold_code(value):
+        function, is_end = _function(value), _is_changing(value)
+        if not _is_code(value) or isinstance(function, type) or is_end:
+            self._values.append((name, get))
+        if id(function) in self._seen or is_end or not _may_hold_code(value):
             return
         self._seen.add(id(function))
         found: Iterable[tuple[str, Any]] = ()
@@ -149,22 +181,23 @@ class Reading:
                 found = [(name, function.__func__), (name, function.__self__)]
             case property():
                 found = [(name, each) for each in (function.fget, function.fset, function.fdel) if each]
-            case FunctionType() if is_users(function):
+            case FunctionType() if self._is_read(function):
                 self._todo.extend(self._references(function))
-            case type() if is_users(function):
+                self._values.append((name, functools.partial(vars, function)))
+                found = [(name, each) for each in vars(function).values() if _may_hold_code(each)]
+            case type() if self._is_read(function):
                 self.classes.append(function)
-                for key in [key for key in vars(function) if not key.startswith("__")]:
-                    self._todo.append(
-                        (f"{function.__name__}.{key}", functools.partial(_entry, function, key))
-                    )
+                self._kinds.append(function)
+                entries = [(key, each) for key, each in vars(function).items() if _may_hold_code(each)]
+                found = [(f"{function.__name__}.{key}", each) for key, each in entries]
             case FunctionType() | type():
                 pass
             case Mapping():
                 found = [(name, each) for each in function.values() if _may_hold_code(each)]
             case list() | tuple() | Set():
                 found = [(name, each) for each in function if _may_hold_code(each)]
-            case _:
-                held = getattr(function, "__dict__", {}).values()
+            case _ if self._is_read(type(function)):
+                held = attributes(function).values()
                 found = [(name, each) for each in (type(function), *held) if _may_hold_code(each)]
         self._todo.extend((name, functools.partial(_itself, each)) for name, each in found)
 
@@ -175,41 +208,74 @@ class Reading:
             yield f"a default of {function.__name__}", functools.partial(_itself, default)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or ()):
             if name != "__class__":  # that of super()
-                yield name, functools.partial(_content, cell)
+                yield name, functools.partial(content, cell)
+        local: dict[str, ModuleType] = {}  # which the function imports
         for code in _codes(function.__code__):
-            module: ModuleType | None = None  # what the instruction before has put on the stack
-            for instruction in dis.get_instructions(code):
-                kind, name = instruction.opname, instruction.argval
-                if kind.startswith(NAMING) and isinstance(name, str):
-                    self.names.add(name)
-                get = None
-                if kind == "IMPORT_NAME":
-                    get = functools.partial(sys.modules.get, name)
-                elif kind in ("LOAD_GLOBAL", "LOAD_NAME"):
-                    get = functools.partial(function.__globals__.get, name)
-                elif kind in ("LOAD_ATTR", "LOAD_METHOD") and module is not None:
-                    get = functools.partial(getattr, module, name, None)
-                value = get and get()
-                module = value if isinstance(value, ModuleType) else None
-                is_there = value is not None or name in function.__globals__
-                if get and is_there and (module is None or module.__name__ in CHANGING):
-                    yield name, get
+            yield from self._named(code, function.__globals__, local)
+
+    def _named(
+        self, code: CodeType, names: dict[str, Any], local: dict[str, ModuleType]
+    ) -> Iterator[tuple[str, Callable[[], Any]]]:
+        """What code refers to by the names of globals and of what modules hold; adds the names it reads."""
+        module: ModuleType | None = None  # what the instruction before has put on the stack
+        origin: Any = None  # from which something is imported
+        for instruction in dis.get_instructions(code):
+            kind, name = instruction.opname, instruction.argval
+            if kind in ("COPY", "SWAP", "POP_TOP", "PUSH_NULL"):
+                continue
+            if kind.startswith(NAMING) and isinstance(name, str):
+                self.names.add(name)
+            get = None
+            if kind == "IMPORT_NAME":
+                get = functools.partial(sys.modules.get, name)
+                origin = get()
+            elif kind == "IMPORT_FROM":
+                get = functools.partial(getattr, origin, name, origin)  # itself for `import a.b as c`
+            elif kind in ("LOAD_GLOBAL", "LOAD_NAME"):
+                get = functools.partial(names.get, name)
+            elif kind in ("LOAD_ATTR", "LOAD_METHOD") and module is not None:
+                get = functools.partial(getattr, module, name, None)
+            elif kind.startswith("STORE_") and module is not None:
+                local[name] = sys.modules[name] if module.__name__.startswith(f"{name}.") else module
+            elif kind.startswith(("LOAD_FAST", "LOAD_DEREF")) and name in local:
+                get = functools.partial(local.get, name)
+            value = get and get()
+            module = value if isinstance(value, ModuleType) else None
+            is_there = value is not None or name in names
+            if get and is_there and (module is None or module.__name__ in CHANGING):
+                yield name, get
 
 
 def _itself(value: Any) -> Any:
     return value
 
 
-def _entry(kind: type, name: str) -> Any:
-    return vars(kind).get(name)
-
-
-def _content(cell: CellType) -> Any:
-    """What a closure holds; ``None`` as long as it is empty."""
+def content(cell: CellType) -> Any:
+    """What a cell of a closure holds; ``None`` as long as it is empty."""
     try:
         return cell.cell_contents
     except ValueError:
         return None
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """The attributes that an object itself holds, in its ``__dict__`` or in slots, by name."""
+    kind: Any = type(value)
+    slots = {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+    return slots | getattr(value, "__dict__", {})
+
+
+@functools.lru_cache
+def _slots(kind: type) -> tuple[str, ...]:
+    entries = (entry for base in kind.__mro__ for entry in vars(base).items())
+    return tuple(name for name, entry in entries if isinstance(entry, MemberDescriptorType))
+
+
+def is_large(value: Any, *skipped: Any) -> bool:
+    """Whether a value has so many parts that a picture of it leaves some out."""
+    left = [LARGEST]
+    _picture(value, {id(each) for each in skipped}, left)
+    return left[0] < 0
 
 
 def picture(value: Any, *skipped: Any) -> Any:
@@ -222,7 +288,7 @@ def picture(value: Any, *skipped: Any) -> Any:
 
 def _picture(value: Any, seen: set[int], left: list[int]) -> Any:
     left[0] -= 1
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes | range | np.generic):
+    if value is None or isinstance(value, PLAIN):
         return type(value).__name__, repr(value)
     if id(value) in seen or left[0] < 0 or isinstance(value, ModuleType | gym.Space):
         return ()
@@ -243,16 +309,18 @@ def _picture(value: Any, seen: set[int], left: list[int]) -> Any:
         parts = tuple(_picture(each, seen, left) for each in value)
     elif isinstance(generator := getattr(value, "bit_generator", None), np.random.BitGenerator):
         parts = repr(generator.state)
-    own = getattr(value, "__dict__", {})
-    attributes = tuple((key, _picture(each, seen, left)) for key, each in own.items())
-    return name, parts, attributes
+    return name, parts, tuple((key, _picture(each, seen, left)) for key, each in attributes(value).items())
 
 
 def _function(value: Any) -> Any:
-    """What a static method, class method or cached function wraps."""
-    while isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
-        value = value.__wrapped__
-    return value
+    """What a static, class or partial method, a cached function or a cached property wraps."""
+    while True:
+        if isinstance(value, staticmethod | classmethod | functools._lru_cache_wrapper):
+            value = value.__wrapped__
+        elif isinstance(value, functools.partialmethod | functools.cached_property):
+            value = value.func
+        else:
+            return value
 
 
 def _is_code(value: Any) -> bool:
@@ -260,8 +328,15 @@ def _is_code(value: Any) -> bool:
 
 
 def _may_hold_code(value: Any) -> bool:
-    """Whether it is code, an object of a user's class, or a container."""
-    return _is_code(value) or isinstance(value, Mapping | list | tuple | Set) or is_users(type(value))
+    """Whether it is code, an object of a user's class, a container, a generator or a clock."""
+    is_container = isinstance(value, Mapping | list | tuple | Set)
+    return _is_code(value) or is_container or is_users(type(value)) or _is_changing(value)
+
+
+def _is_changing(value: Any) -> bool:
+    """Whether it is a random generator, a clock, or from a module of these."""
+    source = _source(value)
+    return any(source == module or source.startswith(f"{module}.") for module in CHANGING)
 
 
 def _source(value: Any) -> str:

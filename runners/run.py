@@ -226,6 +226,8 @@ class Run:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
         """
         self._check_attempt()
+        self._report_inexact()
+        self._write_meta()  # with what was imported since the last checkpoint
         self.episodes.collect()
         # Once more, since the disk may have been full at a switch.
         self._write("stream.json", self.episodes.tasks())

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import inspect
 import sys
-import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import neoteny.runners
+from neoteny.envs.user_code import PACKAGE_FOLDERS, is_installed
 
 ROOT = Path(neoteny.runners.__file__).parents[1]
 PARTS = ("agents", "configs", "envs", "optim", "runners")
-INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 
 
 class Sources:
@@ -42,7 +41,7 @@ class Sources:
         for name in sys.modules.keys() - self._seen:
             self._seen.add(name)
             file = _file(sys.modules.get(name))
-            if file is None or _is_installed(file) or name.startswith("neoteny."):
+            if file is None or is_installed(file) or name.startswith("neoteny."):
                 continue
             if file.resolve() != self.agent_file:
                 self.modules[file.stem if name == "__main__" else name] = _digest(file)
@@ -64,15 +63,18 @@ def agent_file(agent: str, args: Any) -> Path:
 
 def installed_versions() -> dict[str, str]:
     """Versions of the installed packages of which a module is imported, by package."""
-    found = {}
-    for name in sorted({module.partition(".")[0] for module in list(sys.modules)}):
+    packages: set[str] = set()
+    for name in {module.partition(".")[0] for module in list(sys.modules)}:
         file = _file(sys.modules.get(name))
         if file is not None and PACKAGE_FOLDERS.intersection(file.parts):
-            try:
-                found[name.replace("_", "-")] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:  # the module's name is not the package's
-                continue
-    return found
+            packages.update(_packages().get(name, ()))
+    return {name.replace("_", "-"): importlib.metadata.version(name) for name in sorted(packages)}
+
+
+@functools.cache
+def _packages() -> Mapping[str, list[str]]:
+    """Installed packages by the name of a module, which may be another: ``cv2`` is from opencv-python."""
+    return importlib.metadata.packages_distributions()
 
 
 def _own_files() -> Iterator[Path]:
@@ -85,11 +87,6 @@ def _file(module: ModuleType | None) -> Path | None:
     """The file of a module, if it has one."""
     file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
     return Path(file) if isinstance(file, str) else None
-
-
-def _is_installed(file: Path) -> bool:
-    """Whether a file belongs to Python or to an installed package."""
-    return str(file).startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(file.parts))
 
 
 def _digest(*files: Path) -> str:

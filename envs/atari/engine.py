@@ -6,6 +6,7 @@ the same, bit for bit: see :func:`neoteny.envs.atari.game.vector_options`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -54,10 +55,10 @@ class AtariConfig:
     def covers(self, task: TaskFunction, k: int, seed: int) -> None:
         """Raise UncoveredError unless ale-py's vector environment does the same; a user's game is played."""
         env = task(k, seed)
-        options = vector_options(env)
-        if not is_shipped(task):
-            play(env, options)
-        env.close()
+        with contextlib.closing(env):
+            options = vector_options(env)
+            if not is_shipped(task):
+                play(env, options)
 
     def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
         """Nothing: an emulator's state is a function of its seed and actions."""

@@ -253,6 +253,14 @@ STATE = frozenset(
 RULED = STATE | {name for name in dir(MiniGridEnv) if not name.startswith("__")} - LAYOUT - DRAWING
 """Names that a user's environment on tensors cannot override."""
 
+IN_STEPS = frozenset(
+    [
+        *("obj", "target_pos", "targetType", "targetColor", "move_type", "moveColor", "success_pos"),
+        *("failure_pos", "door", "red_door", "blue_door", "obstacles"),
+    ]
+)
+"""Names of attributes that steps of the package read at any time, and rules when an episode begins."""
+
 BY_RULES = frozenset(["step", "_reward", "gen_obs"])
 """Names that a class with rules of its own, ``tensor_rules``, overrides."""
 
@@ -269,6 +277,8 @@ def rules_of(env: MiniGridEnv) -> Rules:
         unlike = ("reset", "gen_obs", "gen_obs_grid", "_reward", "get_view_exts", "front_pos", "dir_vec")
         ruled |= {name for name in unlike if getattr(kind, name) is not getattr(MiniGridEnv, name)}
         ruled |= {"step"} - {"step" for step in RULES if step is kind.step}
+        if kind.step is not MiniGridEnv.step:
+            ruled |= users_members(env).keys() & IN_STEPS
         if kind.step is envs.DynamicObstaclesEnv.step:  # which places the balls again
             ruled |= users_members(env).keys() & {"place_obj"}
     if ruled:

@@ -99,6 +99,20 @@ class GridTask:
         assert space.shape is not None
         self.shape = space.shape
 
+    def unlike(self, other: GridTask) -> str:
+        """What differs from another environment of the same task; empty if nothing does."""
+        one, two = (
+            {
+                **dict(zip(CONSTANTS, task.constants)),
+                "the limit of steps": task.limit,
+                "the fixed layout": task.layout,
+                "the meaning of actions": task.actions,
+                "the order of observations": None if task.order is None else task.order.tolist(),
+            }
+            for task in (self, other)
+        )
+        return next((name for name in one if one[name] != two[name]), "")
+
     def draw(self, seed: int) -> tuple[np.ndarray, list[int]]:
         """Draw a layout from the package's generator.
 

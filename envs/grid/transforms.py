@@ -121,7 +121,7 @@ class _Pure:
         self._uncovered(self.reading.changing())
         if self.reading.names & OF_THE_ENVIRONMENT:
             self._uncovered("the environment")
-        if any(isinstance(get(), gym.Env) for _, get in self.reading.values):
+        if any(isinstance(value, gym.Env) for value in self.reading.values().values()):
             self._uncovered("the environment")
         self.before, self.own = self.reading.state(), self._attributes()
 

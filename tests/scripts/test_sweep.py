@@ -64,3 +64,11 @@ def test_a_run_that_another_sweep_finished_meanwhile_is_done(runs, monkeypatch, 
 def test_at_least_one_job():
     with pytest.raises(ValueError, match="--jobs must be at least 1"):
         sweep.Sweep(jobs=0)
+
+
+def test_a_run_that_another_sweep_is_training_is_not_started(runs, monkeypatch, capsys):
+    """Two sweeps on one folder."""
+    runs |= {"each": [0, 0], "finished": "adam"}
+    monkeypatch.setattr(sweep, "is_running", lambda command, folder: "adamo" in folder.parts)
+    assert sweep.main(sweep.Sweep(seeds=(1,))) == 0
+    assert "1 runs done, 0 were finished before, 0 failed, 1 are trained" in capsys.readouterr().out
