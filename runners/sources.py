@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import inspect
@@ -44,8 +46,9 @@ class Sources:
             file = _file(sys.modules.get(name))
             if file is None or _is_installed(file) or name.startswith("neoteny."):
                 continue
-            if file.resolve() != self.agent_file:
-                self.modules[file.stem if name == "__main__" else name] = _digest(file)
+            path = Path(file)
+            if path.resolve() != self.agent_file:
+                self.modules[path.stem if name == "__main__" else name] = _digest(path)
 
     def as_dict(self) -> dict[str, Any]:
         """All hashes, for ``meta.json`` and checkpoints."""
@@ -67,12 +70,19 @@ def installed_versions() -> dict[str, str]:
     found = {}
     for name in sorted({module.partition(".")[0] for module in list(sys.modules)}):
         file = _file(sys.modules.get(name))
-        if file is not None and PACKAGE_FOLDERS.intersection(file.parts):
-            try:
-                found[name.replace("_", "-")] = importlib.metadata.version(name)
-            except importlib.metadata.PackageNotFoundError:  # the module's name is not the package's
-                continue
+        if file is not None and PACKAGE_FOLDERS.intersection(Path(file).parts):
+            known = version(name)
+            if known is not None:  # else the module's name is not the package's
+                found[name.replace("_", "-")] = known
     return found
+
+
+@functools.cache
+def version(package: str) -> str | None:
+    """The version of an installed package; None if no package has this name."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
 
 
 def _own_files() -> Iterator[Path]:
@@ -81,15 +91,15 @@ def _own_files() -> Iterator[Path]:
         yield from sorted((ROOT / part).rglob("*.py"))
 
 
-def _file(module: ModuleType | None) -> Path | None:
+def _file(module: ModuleType | None) -> str | None:
     """The file of a module, if it has one."""
     file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-    return Path(file) if isinstance(file, str) else None
+    return file if isinstance(file, str) else None
 
 
-def _is_installed(file: Path) -> bool:
+def _is_installed(file: str) -> bool:
     """Whether a file belongs to Python or to an installed package."""
-    return str(file).startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(file.parts))
+    return file.startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(Path(file).parts))
 
 
 def _digest(*files: Path) -> str:
