@@ -190,7 +190,7 @@ def assert_equals_the_reference(config, num_envs):
             assert (terminated | truncated).all()
 
 
-@pytest.mark.parametrize("id", STREAMS)
+@pytest.mark.parametrize("id", [id for id in IDS if id != "atari"])  # whose seeds are tested with its threads
 def test_same_seed_same_stream_other_seed_other_stream(id):
     a, b, c = (rollout(id, 2, seed)[2] for seed in (1, 1, 2))
     for step_a, step_b in zip(a, b):
@@ -427,7 +427,8 @@ def assert_same_steps(one, two):
 @pytest.mark.parametrize(("id", "flags"), WITH_FLAGS)
 def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
     config, seed = configured(id, **flags), 4
-    stream, restored = config.make(3, seed), config.make(3, seed + 7)
+    num_envs = 2 if id == "atari" else 3  # an emulator takes long to start
+    stream, restored = config.make(num_envs, seed), config.make(num_envs, seed + 7)
     stream.reset()
     for steps in (1, 16, 10):
         last = advance(stream, steps, seed=steps)[-1][0]
