@@ -216,7 +216,7 @@ def test_no_value_leaks_through_a_switch(monkeypatch, tmp_path, pay_and_toil, n_
     "changes", [{}, {"dueling": True, "double": False}, {"tau": 0.05, "target_every": 1}]
 )
 def test_identity_is_learnt(tmp_path, changes):
-    args = small(tmp_path, "Identity-v0", total_steps=6144, gamma=0.0, lr=3e-3, eps_end=0.0, **changes)
+    args = small(tmp_path, "Identity-v0", gamma=0.0, lr=3e-3, eps_end=0.0, **changes)
     assert dqn.main(args)["visits"][-1]["return_at_end"] > 9.5
 
 
@@ -296,6 +296,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
         pytest.importorskip("ale_py")
         stream = dataclasses.replace(GAMES, period=300)
         changes |= {"total_steps": 512, "log_every": 64, "learning_starts": 128, "checkpoint_every": 128}
+        changes |= {"probes": ProbeConfig(every=3, full_every=0, samples=32)}
         changes |= {"buffer_size": 240, "network": NetworkConfig(hidden=(16,)), "train_every": 32}
     outcomes = []
     for name, steps in (("calm", ()), ("killed", (300, 420) if id == "atari" else (300, 1300, 1304, 1900))):

@@ -92,7 +92,7 @@ def final_weights(folder):
 CASES = [
     (agent, where, value, clip)
     for agent, where, value in itertools.product(OWN, PLACES, (np.nan, -np.inf))
-    if agent != "dqn on disk" or value != value
+    if value != value or (where == "reward" and agent != "dqn on disk")
     for clip in ([False, True] if where == "reward" else [False])
 ]
 

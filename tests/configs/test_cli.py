@@ -269,7 +269,7 @@ def refused(parse_it, folder, capsys):
     return code == 2
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_malformed_args_json_is_refused(data, good, tmp_path_factory, capsys):
     config, path = copy.deepcopy(good), tmp_path_factory.mktemp("args") / "args.json"
@@ -289,7 +289,7 @@ def test_a_malformed_args_json_is_refused(data, good, tmp_path_factory, capsys):
     assert was_refused or kind in ("field", "new")
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.sampled_from([f"--{name.replace('_', '-')}" for name in FIELDS + NESTED])
