@@ -187,6 +187,7 @@ def trained_values(monkeypatch, tmp_path, id, observations, **changes):
 
 # The observation does not say how many of five steps are left, so value v is the mean of what they lead to:
 # with one step (4 (1 + 0.9 v) + 1) / 5; with three (2 (2.71 + 0.729 v) + 2.71 + 1.9 + 1) / 5.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id", "n_step", "value"),
     [("Constant-v0", 1, 10.0), ("Constant-v0", 3, 10.0), ("Ending-v0", 1, 3.571), ("Ending-v0", 3, 3.114)],
@@ -206,6 +207,7 @@ def pay_and_toil():
     del gym.registry["PayAndToil-v0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_no_value_leaks_through_a_switch(monkeypatch, tmp_path, pay_and_toil, n_step):
     values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2), n_step=n_step)
@@ -318,7 +320,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
 
 def test_probes_do_not_disturb_training(tmp_path):
     weights = []
-    for probes in (ProbeConfig(every=0), ProbeConfig(every=2, full_every=1, plasticity_every=1)):
+    often = ProbeConfig(every=2, full_every=1, ntk_samples=8, plasticity_every=1, plasticity_steps=10)
+    for probes in (ProbeConfig(every=0), often):
         folder = tmp_path / str(probes.every)
         dqn.main(small(folder, "cartpole-rotations", total_steps=1024, dueling=True, probes=probes))
         weights.append(next(folder.glob("**/weights.safetensors")).read_bytes())
@@ -343,6 +346,7 @@ def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch,
 GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["disk", "device"])
 def test_sampled_stacks_are_the_streams_own(memory, tmp_path):
     pytest.importorskip("ale_py")

@@ -97,6 +97,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "where", "value", "clip"), CASES)
 def test_the_update_in_which_it_comes_ends_the_run_and_the_mended_one_goes_on(
     agent, where, value, clip, tmp_path, monkeypatch, undisturbed, capfd
@@ -187,6 +188,7 @@ def test_a_memory_holds_every_unsigned_type(dtype, stack, where, tmp_path):
     assert other.observations.numpy().tolist() == batch.observations.numpy().tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 @pytest.mark.parametrize("shape", [(), (3,), (4, 4)])
 @pytest.mark.parametrize("dtype", [np.uint16, np.uint32, np.uint64])

@@ -88,6 +88,7 @@ LATE_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("fault", LATE_FAULTS)
 def test_a_wrong_step_in_the_middle_of_a_run_is_one_sentence(
@@ -229,6 +230,7 @@ def test_infos_never_meet_the_keys_of_the_stream(kind, register):
     assert info["episode_return"].tolist() == info["episode_length"].tolist() == [10, 10]
 
 
+@pytest.mark.slow
 def test_workers_send_infos_only_to_those_who_read_them(register):
     id = register(Steps, info=lambda t: {"t": t, "lock": threading.Lock() if t == 3 else None})
     stream = StreamConfig(id, single=SingleConfig(workers=1)).make(2)
@@ -318,6 +320,7 @@ def test_a_lambda_and_a_closure_run_in_workers(register, tmp_path):
     stream.close()
 
 
+@pytest.mark.slow
 def test_a_lambda_that_names_environments_of_its_module_runs_in_workers(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import gymnasium as gym\n"
@@ -330,6 +333,7 @@ def test_a_lambda_that_names_environments_of_its_module_runs_in_workers(tmp_path
     assert list(tmp_path.glob("runs/Outer-v0/ppo/adam/s1/summary.json"))
 
 
+@pytest.mark.slow
 def test_os_exit_in_a_worker_is_not_the_end_of_a_run(register, tmp_path, monkeypatch, capfd):
     """Code 0 of a worker is no success."""
 
@@ -453,6 +457,7 @@ gym.register("Leaves-v0", Leaves)
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_reports_runs_that_end_without_a_summary(tmp_path):
     """os._exit(0) in the process of the run itself, which nothing can catch."""
     (tmp_path / "leaves.py").write_text(LEAVES)

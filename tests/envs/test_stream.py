@@ -648,6 +648,7 @@ def test_a_gradual_change_is_audited_at_its_ends():
     assert gravity.audit_seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [{}, {"drift_fraction": 1.0}, {"normalizer": "keep"}])
 def test_spawned_workers_give_the_same_bits(flags):
     config = StreamConfig("cartpole-gravity", period=40, **flags)

@@ -164,6 +164,7 @@ WRAPPERS = {  # all of the package, as people put them around an environment
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*A seed has been passed to `ReseedWrapper.reset`")
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_a_registered_minigrid_in_any_wrapper_runs(kind, register, tmp_path):
@@ -171,6 +172,7 @@ def test_a_registered_minigrid_in_any_wrapper_runs(kind, register, tmp_path):
     assert run(ppo, StreamConfig(id), tmp_path)["visits"][0]["end"] == 32
 
 
+@pytest.mark.slow
 def test_an_atari_game_runs_by_its_own_id(tmp_path):
     pytest.importorskip("ale_py")
     words = "--stream.id ALE/Pong-v5 --num-envs 2 --num-steps 16 --minibatches 1 --epochs 1 --total-steps 32"
