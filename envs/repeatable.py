@@ -20,7 +20,6 @@ import random
 import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Set
-from pathlib import Path
 from types import FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
@@ -279,7 +278,7 @@ def _is_of(thing: Any, packages: Container[str]) -> bool:
     """Whether a function or class is from one of ``packages``, or from no installed package at all."""
     package = _package(thing)
     file = getattr(sys.modules.get(package), "__file__", None)
-    return package in packages or (file is not None and not is_installed(Path(file)))
+    return package in packages or (file is not None and not is_installed(file))
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import array
 import dis
 import functools
+import os
 import sys
 import sysconfig
 from collections import deque
@@ -33,7 +34,9 @@ CHANGING = (
 )
 """Modules whose functions give something else at each call: generators and clocks."""
 
-INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+INSTALLED = tuple(
+    {sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+)
 PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
 
 MADE_BY_A_STATEMENT = 1 << 9
@@ -67,9 +70,9 @@ def is_users(thing: Any) -> bool:
     return root not in LIBRARIES
 
 
-def is_installed(file: Path) -> bool:
+def is_installed(file: str) -> bool:
     """Whether a file belongs to Python or to an installed package."""
-    return any(map(file.is_relative_to, INSTALLED)) or bool(PACKAGE_FOLDERS.intersection(file.parts))
+    return file.startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(Path(file).parts))
 
 
 def users_members(thing: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from neoteny.optim import methods_as_dict
 from neoteny.runners.disk.files import flatten, to_json
 from neoteny.runners.disk.folder import agent_name
-from neoteny.runners.sources import Sources, agent_file, installed_versions
+from neoteny.runners.sources import Sources, agent_file, installed_versions, version
 
 PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
 
@@ -151,20 +150,12 @@ def resumable(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What exact results depend on, besides the arguments."""
+    """What exact results depend on, besides the arguments; a copied source tree has no known version."""
     return {
         "device": torch.device(device).type,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": installed_versions() | {name: _version(name) for name in PACKAGES},
+        "versions": installed_versions() | {name: version(name) or "unknown" for name in PACKAGES},
     }
-
-
-def _version(package: str) -> str:
-    """The version of a package; ``unknown`` for a copied source tree without metadata."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -43,8 +44,9 @@ class Sources:
             file = _file(sys.modules.get(name))
             if file is None or is_installed(file) or name.startswith("neoteny."):
                 continue
-            if file.resolve() != self.agent_file:
-                self.modules[file.stem if name == "__main__" else name] = _digest(file)
+            path = Path(file)
+            if path.resolve() != self.agent_file:
+                self.modules[path.stem if name == "__main__" else name] = _digest(path)
 
     def as_dict(self) -> dict[str, Any]:
         """All hashes, for ``meta.json`` and checkpoints."""
@@ -66,9 +68,10 @@ def installed_versions() -> dict[str, str]:
     packages: set[str] = set()
     for name in {module.partition(".")[0] for module in list(sys.modules)}:
         file = _file(sys.modules.get(name))
-        if file is not None and PACKAGE_FOLDERS.intersection(file.parts):
+        if file is not None and PACKAGE_FOLDERS.intersection(Path(file).parts):
             packages.update(_packages().get(name, ()))
-    return {name.replace("_", "-"): importlib.metadata.version(name) for name in sorted(packages)}
+    versions = {name.replace("_", "-"): version(name) for name in sorted(packages)}
+    return {name: known for name, known in versions.items() if known is not None}
 
 
 @functools.cache
@@ -77,16 +80,24 @@ def _packages() -> Mapping[str, list[str]]:
     return importlib.metadata.packages_distributions()
 
 
+@functools.cache
+def version(package: str) -> str | None:
+    """The version of an installed package; None if no package has this name."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(package)
+    return None
+
+
 def _own_files() -> Iterator[Path]:
     """All source files of neoteny, in a fixed order."""
     for part in PARTS:
         yield from sorted((ROOT / part).rglob("*.py"))
 
 
-def _file(module: ModuleType | None) -> Path | None:
+def _file(module: ModuleType | None) -> str | None:
     """The file of a module, if it has one."""
     file = vars(module).get("__file__") if isinstance(module, ModuleType) else None
-    return Path(file) if isinstance(file, str) else None
+    return file if isinstance(file, str) else None
 
 
 def _digest(*files: Path) -> str:

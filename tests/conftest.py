@@ -1,3 +1,4 @@
+import os
 import signal
 
 import gymnasium as gym
@@ -17,6 +18,11 @@ def pytest_addoption(parser):
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_a_disk(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture(autouse=True)

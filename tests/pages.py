@@ -2,10 +2,10 @@
 
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
+
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,9 +43,7 @@ def run(command, folder):
     """Run a command of a page in a folder; the script is that of the checkout, if it is not in the folder."""
     words = shlex.split(command)
     script = words[1] if (folder / words[1]).exists() else ROOT / words[1]
-    done = subprocess.run(
-        [sys.executable, script, *words[2:]], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    done = python(script, *words[2:], cwd=folder)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

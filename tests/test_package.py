@@ -25,6 +25,7 @@ def test_the_package_list_equals_the_folders():
     assert all((ROOT / part / "py.typed").exists() for part in PARTS)
 
 
+@pytest.mark.slow
 def test_an_installation_brings_neoteny_and_nothing_else(tmp_path):
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
     # A copy of the sources, since setuptools leaves its build folder in them.

@@ -90,6 +90,7 @@ def test_the_ten_line_stream(tmp_path):
     assert '"task": 2' in summary.read_text()
 
 
+@pytest.mark.slow
 def test_sweep_compare_and_isometry_table(tmp_path):
     sweep, compare, table = (
         next(line for line in COMMANDS if line.startswith(f"python scripts/{name}.py"))

@@ -180,13 +180,14 @@ def trained_values(monkeypatch, tmp_path, id, observations, **changes):
     """The mean value of observations, gamma = 0.9, after training."""
     networks = []
     monkeypatch.setattr(dqn.Run, "finish", lambda self, agent: networks.append(agent))
-    changes = {"total_steps": 6144, "gamma": 0.9, "lr": 3e-3, "target_every": 20, "train_every": 4} | changes
+    changes = {"total_steps": 3072, "gamma": 0.9, "lr": 3e-3, "target_every": 20, "train_every": 4} | changes
     dqn.main(small(tmp_path, id, **changes))
     return networks[0](observations).mean(1).tolist()
 
 
 # The observation does not say how many of five steps are left, so value v is the mean of what they lead to:
 # with one step (4 (1 + 0.9 v) + 1) / 5; with three (2 (2.71 + 0.729 v) + 2.71 + 1.9 + 1) / 5.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id", "n_step", "value"),
     [("Constant-v0", 1, 10.0), ("Constant-v0", 3, 10.0), ("Ending-v0", 1, 3.571), ("Ending-v0", 3, 3.114)],
@@ -206,6 +207,7 @@ def pay_and_toil():
     del gym.registry["PayAndToil-v0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_no_value_leaks_through_a_switch(monkeypatch, tmp_path, pay_and_toil, n_step):
     values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2), n_step=n_step)
@@ -216,7 +218,7 @@ def test_no_value_leaks_through_a_switch(monkeypatch, tmp_path, pay_and_toil, n_
     "changes", [{}, {"dueling": True, "double": False}, {"tau": 0.05, "target_every": 1}]
 )
 def test_identity_is_learnt(tmp_path, changes):
-    args = small(tmp_path, "Identity-v0", total_steps=6144, gamma=0.0, lr=3e-3, eps_end=0.0, **changes)
+    args = small(tmp_path, "Identity-v0", gamma=0.0, lr=3e-3, eps_end=0.0, **changes)
     assert dqn.main(args)["visits"][-1]["return_at_end"] > 9.5
 
 
@@ -296,6 +298,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
         pytest.importorskip("ale_py")
         stream = dataclasses.replace(GAMES, period=300)
         changes |= {"total_steps": 512, "log_every": 64, "learning_starts": 128, "checkpoint_every": 128}
+        changes |= {"probes": ProbeConfig(every=3, full_every=0, samples=32)}
         changes |= {"buffer_size": 240, "network": NetworkConfig(hidden=(16,)), "train_every": 32}
     outcomes = []
     for name, steps in (("calm", ()), ("killed", (300, 420) if id == "atari" else (300, 1300, 1304, 1900))):
@@ -317,7 +320,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, m
 
 def test_probes_do_not_disturb_training(tmp_path):
     weights = []
-    for probes in (ProbeConfig(every=0), ProbeConfig(every=2, full_every=1, plasticity_every=1)):
+    often = ProbeConfig(every=2, full_every=1, ntk_samples=8, plasticity_every=1, plasticity_steps=10)
+    for probes in (ProbeConfig(every=0), often):
         folder = tmp_path / str(probes.every)
         dqn.main(small(folder, "cartpole-rotations", total_steps=1024, dueling=True, probes=probes))
         weights.append(next(folder.glob("**/weights.safetensors")).read_bytes())
@@ -342,6 +346,7 @@ def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch,
 GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit="off")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["disk", "device"])
 def test_sampled_stacks_are_the_streams_own(memory, tmp_path):
     pytest.importorskip("ale_py")
@@ -407,7 +412,8 @@ def test_every_preset_runs(tmp_path, preset):
     few = max(args.batch_size, args.n_step * args.num_envs)
     few_steps = dict.fromkeys(("total_steps", "log_every"), args.train_every)
     short = {**few_steps, "learning_starts": few, "buffer_size": few}
-    args = dataclasses.replace(args, **short, runs_dir=tmp_path, probes=ProbeConfig(every=0))
+    stream = dataclasses.replace(args.stream, audit="off")  # audits have their own tests
+    args = dataclasses.replace(args, **short, stream=stream, runs_dir=tmp_path, probes=ProbeConfig(every=0))
     assert dqn.main(args)["visits"]
 
 

@@ -184,6 +184,7 @@ def test_bad_input_is_refused_and_nothing_is_written(line, tmp_path, monkeypatch
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_script_itself_exits_with_code_2(tmp_path):
     command = [sys.executable, ROOT / "agents" / "ppo.py", "--stream.period", "0"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -269,7 +270,8 @@ def refused(parse_it, folder, capsys):
     return code == 2
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_malformed_args_json_is_refused(data, good, tmp_path_factory, capsys):
     config, path = copy.deepcopy(good), tmp_path_factory.mktemp("args") / "args.json"
@@ -289,7 +291,8 @@ def test_a_malformed_args_json_is_refused(data, good, tmp_path_factory, capsys):
     assert was_refused or kind in ("field", "new")
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.slow
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(
         st.sampled_from([f"--{name.replace('_', '-')}" for name in FIELDS + NESTED])

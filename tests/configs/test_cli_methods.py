@@ -357,6 +357,7 @@ WORDS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=4).map("--methods.{}".format), max_size=5))
 def test_malformed_words_are_refused(capsys, words):

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import shutil
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -148,10 +147,9 @@ APART = {
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path, monkeypatch):
-    """Runs in a folder of their own, with PyTorch's threads as they were, and without waiting for a disk."""
+def own_folder(tmp_path, monkeypatch):
+    """Runs in a folder of their own, with PyTorch's threads as they were."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(os, "fsync", lambda file: None)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

@@ -181,6 +181,7 @@ def in_ascii(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, **signs})
 
 
+@pytest.mark.slow
 def test_help_is_printed_whatever_the_encoding(tmp_path):
     done = in_ascii(tmp_path, "agents/ppo.py", "--network", "--help")
     assert done.returncode == 0
@@ -188,6 +189,7 @@ def test_help_is_printed_whatever_the_encoding(tmp_path):
     assert not done.stderr
 
 
+@pytest.mark.slow
 def test_refusals_are_printed_whatever_the_encoding(tmp_path):
     done = in_ascii(tmp_path, "agents/ppo.py", "--runs-dir", "ü", "--note", "1/2 ü")
     assert done.returncode == 2

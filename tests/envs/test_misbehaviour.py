@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +19,7 @@ from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.checks import BrokenEnvironmentError
 from neoteny.envs.single.engine import SingleConfig
 from tests import command_line
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 FLAGS = "optim:adam --network.hidden 8 --probes.every 0 --num-envs 2 --checkpoint-every 32 --total-steps 128"
@@ -88,6 +88,7 @@ LATE_FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("fault", LATE_FAULTS)
 def test_a_wrong_step_in_the_middle_of_a_run_is_one_sentence(
@@ -229,6 +230,7 @@ def test_infos_never_meet_the_keys_of_the_stream(kind, register):
     assert info["episode_return"].tolist() == info["episode_length"].tolist() == [10, 10]
 
 
+@pytest.mark.slow
 def test_workers_send_infos_only_to_those_who_read_them(register):
     id = register(Steps, info=lambda t: {"t": t, "lock": threading.Lock() if t == 3 else None})
     stream = StreamConfig(id, single=SingleConfig(workers=1)).make(2)
@@ -318,6 +320,7 @@ def test_a_lambda_and_a_closure_run_in_workers(register, tmp_path):
     stream.close()
 
 
+@pytest.mark.slow
 def test_a_lambda_that_names_environments_of_its_module_runs_in_workers(tmp_path):
     (tmp_path / "mine.py").write_text(
         "import gymnasium as gym\n"
@@ -325,12 +328,12 @@ def test_a_lambda_that_names_environments_of_its_module_runs_in_workers(tmp_path
         "gym.register('Outer-v0', lambda **options: gym.make('Inner-v0', **options), max_episode_steps=50)\n"
     )
     words = f"{FLAGS} {OWN['ppo'][1]} --stream.id mine:Outer-v0 --stream.single.workers 2"
-    command = [sys.executable, ROOT / "agents" / "ppo.py", *words.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = python(ROOT / "agents" / "ppo.py", *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("runs/Outer-v0/ppo/adam/s1/summary.json"))
 
 
+@pytest.mark.slow
 def test_os_exit_in_a_worker_is_not_the_end_of_a_run(register, tmp_path, monkeypatch, capfd):
     """Code 0 of a worker is no success."""
 
@@ -427,9 +430,8 @@ def test_an_environment_that_changes_the_working_directory_disturbs_nothing(wher
     """When its module is imported, and at every reset and step."""
     (tmp_path / "moves.py").write_text(MOVES)
     words = f"{FLAGS} {OWN['dqn'][1]} --stream.id moves:Moves-v0 --memory disk --video-every 64"
-    command = [sys.executable, ROOT / "agents" / "dqn.py", *words.split()]
-    command += ["--runs-dir", where] if where != "runs" else []
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    elsewhere = ["--runs-dir", where] if where != "runs" else []
+    done = python(ROOT / "agents" / "dqn.py", *words.split(), *elsewhere, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / where / "Moves-v0" / "dqn" / "adam" / "s1" / "summary.json").exists()
     made = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
@@ -455,13 +457,13 @@ gym.register("Leaves-v0", Leaves)
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_reports_runs_that_end_without_a_summary(tmp_path):
     """os._exit(0) in the process of the run itself, which nothing can catch."""
     (tmp_path / "leaves.py").write_text(LEAVES)
     words = "--preset cartpole-rotations --optims adam --seeds 1 --jobs 1 -- --stream.id leaves:Leaves-v0"
     flags = [*FLAGS.removeprefix("optim:adam").split(), "--num-steps", "16"]
-    command = [sys.executable, ROOT / "scripts" / "sweep.py", *words.split(), *flags]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = python(ROOT / "scripts" / "sweep.py", *words.split(), *flags, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert "0 runs done, 0 were finished before, 1 failed" in done.stdout
     assert "failed: " in done.stdout

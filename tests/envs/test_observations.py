@@ -242,7 +242,7 @@ def test_a_spec_may_say_another_highest_value():
     assert encoded(spec, np.ones((5, 5, 2), np.uint8)).unique().tolist() == [1.0]
 
 
-SMALL = {"num_envs": 8, "optim": AdamConfig(), "probes": ProbeConfig(every=0), "total_steps": 8192, "seed": 3}
+SMALL = {"num_envs": 8, "optim": AdamConfig(), "probes": ProbeConfig(every=0), "total_steps": 4096, "seed": 3}
 
 
 @pytest.mark.slow
@@ -259,7 +259,8 @@ def test_a_cue_is_learnt_wherever_it_is(where, first, dtype, tmp_path):
     cue = {"dtype": dtype, "where": where, "channels_first": first}
     gym.register("Cue-v0", Cue, kwargs=cue)
     network = NetworkConfig(hidden=(64,))
-    args = ppo.Args(stream=StreamConfig("Cue-v0"), network=network, runs_dir=tmp_path, **SMALL)
+    settings = SMALL | {"gamma": 0.0, "num_steps": 64}
+    args = ppo.Args(stream=StreamConfig("Cue-v0"), network=network, runs_dir=tmp_path, **settings)
     summary = ppo.main(args)
     del gym.registry["Cue-v0"]
     assert summary["visits"][0]["return_at_end"] > 14
@@ -270,7 +271,7 @@ def test_dqn_learns_a_cue_too(tmp_path):
     gym.register("Cue-v0", Cue, kwargs={"dtype": bool, "where": "last plane"})
     args = dqn.Args(
         stream=StreamConfig("Cue-v0"), network=NetworkConfig(hidden=(64,)), runs_dir=tmp_path,
-        gamma=0.5, eps_steps=2000, target_every=50, **SMALL,
+        gamma=0.5, learning_starts=512, eps_steps=1000, target_every=50, **SMALL,
     )  # fmt: skip
     summary = dqn.main(args)
     del gym.registry["Cue-v0"]

@@ -2,8 +2,6 @@
 
 import importlib.util
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -18,6 +16,7 @@ from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamConfig
 from neoteny.runners.probes import ProbeConfig
+from tests.forked import python
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = {
@@ -165,6 +164,7 @@ WRAPPERS = {  # all of the package, as people put them around an environment
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*A seed has been passed to `ReseedWrapper.reset`")
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_a_registered_minigrid_in_any_wrapper_runs(kind, register, tmp_path):
@@ -172,12 +172,12 @@ def test_a_registered_minigrid_in_any_wrapper_runs(kind, register, tmp_path):
     assert run(ppo, StreamConfig(id), tmp_path)["visits"][0]["end"] == 32
 
 
+@pytest.mark.slow
 def test_an_atari_game_runs_by_its_own_id(tmp_path):
     pytest.importorskip("ale_py")
     words = "--stream.id ALE/Pong-v5 --num-envs 2 --num-steps 16 --minibatches 1 --epochs 1 --total-steps 32"
     more = "--network.hidden 8 --probes.every 0 optim:adam"
-    command = [sys.executable, ROOT / "agents" / "ppo.py", *words.split(), *more.split()]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = python(ROOT / "agents" / "ppo.py", *words.split(), *more.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "pictures, 210 x 160 x 3, channels last, stepped by the engine single" in done.stdout
     assert "the games of this stream are stepped one by one" in done.stdout

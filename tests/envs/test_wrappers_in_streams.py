@@ -29,6 +29,7 @@ def test_all_wrappers_are_tried():
     assert set(wrappers.__all__) - NO_WRAPPERS - RULES == set(CHANGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize(
     ("base", "name"), [case for case in itertools.product(BASES, CHANGES) if case != ("Acrobot-v1", "drift")]

@@ -958,6 +958,7 @@ def arguments(folder, agent, methods, **changes):
     return module.Args(stream=stream, **{**common, **flags, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("names", RUNS)
 def test_a_killed_run_comes_to_the_same_end(names, agent, tmp_path, monkeypatch):

@@ -178,6 +178,7 @@ class TestLayers:
             assert torch.equal(layer.weight, weight)
             assert layer(torch.randn(2, 32, device=device)).dtype == torch.bfloat16
 
+    @pytest.mark.slow
     @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
     def test_compiled_layers_compute_the_same_without_a_break(self):
         network = nn.Sequential(orthogonalize(nn.Linear(6, 8)), MaxMin(), orthogonalize(nn.Linear(8, 8)))

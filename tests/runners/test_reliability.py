@@ -140,6 +140,7 @@ def test_preemption_while_a_checkpoint_is_written(tmp_path, monkeypatch, undistu
     assert outcome(args) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
 def test_preemption_of_the_true_command(tmp_path):
     killed, calm = (small(tmp_path / name, total_steps=512) for name in ("killed", "calm"))
@@ -180,6 +181,7 @@ ppo.main(cli(ppo.Args, {}, sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
 def test_preemption_by_a_second_signal_is_at_once(tmp_path, undisturbed):
     command = [sys.executable, "-c", SIGNALLED_TWICE, "--runs-dir", tmp_path, *FLAGS.split()]
@@ -444,6 +446,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_replaced(tmp_path,
 # Workers of the environments
 
 
+@pytest.mark.slow
 def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capfd):
     monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
     args = small(tmp_path, stream=dataclasses.replace(BASE.stream, single=SingleConfig(workers=2)))
@@ -624,6 +627,7 @@ def value_of(args, name):
     return list(value) if isinstance(value, tuple) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optim", "name"), CASES)
 def test_mismatched_arguments(optim, name, tmp_path, capsys):
     stream = dataclasses.replace(BASE.stream, tasks=(0, 1, 2))

@@ -377,6 +377,7 @@ def _state(state):
     return state | {name: torch.tensor(state[name]) for name in ("head", "age")}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_process_loses_nothing_with_slack(tmp_path):
     frames, actions = gym.spaces.Box(0, 255, (84, 84), np.uint8), gym.spaces.Discrete(9)

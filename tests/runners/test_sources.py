@@ -55,5 +55,5 @@ def test_versions_of_packages_whose_modules_have_other_names_are_known():
 
 def test_a_folder_beside_pythons_own_is_a_users():
     library = sysconfig.get_path("stdlib")
-    assert is_installed(Path(library) / "json" / "__init__.py")
-    assert not is_installed(Path(f"{library}-mine") / "environment.py")
+    assert is_installed(str(Path(library) / "json" / "__init__.py"))
+    assert not is_installed(str(Path(f"{library}-mine") / "environment.py"))

@@ -62,6 +62,7 @@ def ends(process, folder, name):
     assert not (folder / "three").exists()
 
 
+@pytest.mark.slow
 @posix
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"SIGINT"}))
 def test_a_signal_to_a_sweep_is_passed_on_and_waits_for_the_runs_to_save(name, parent, tmp_path):

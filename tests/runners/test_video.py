@@ -78,6 +78,7 @@ def outcome(folder):
     return points, {path.relative_to(folder): path.read_bytes() for path in files}, texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("agent", "id"), [(ppo, "cartpole-drift-small"), (dqn, "grid-layouts")])
 def test_videos_do_not_disturb_training(agent, id, tmp_path):
     outcomes = []
@@ -93,6 +94,7 @@ def test_videos_do_not_disturb_training(agent, id, tmp_path):
     assert len(outcomes[0][1]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [ppo, dqn])
 def test_a_killed_run_goes_on_to_the_same_videos(agent, tmp_path, monkeypatch):
     calm, killed = (small(agent, tmp_path / name, "cartpole-rotations") for name in ("calm", "killed"))

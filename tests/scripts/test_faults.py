@@ -1,25 +1,21 @@
 """Runs that are killed come out as if they had been left in peace: a small part of scripts/faults.py."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forked import python
 
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def python(*words, **options):
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
-    words = ("--kills", 7, "--jobs", 1, "--streams", "FaultyWrappers-v0", "grid-layouts")
+    words = ("--kills", 6, "--jobs", 1, "--streams", "FaultyWrappers-v0", "grid-layouts")
     done = python(ROOT / "scripts" / "faults.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout
@@ -58,7 +54,7 @@ def test_a_crash_is_reproduced(tmp_path):
 def test_what_is_no_crash_bundle_is_refused(bundle, tmp_path):
     for name, text in bundle.items():
         (tmp_path / name).write_text(text)
-    done = python(ROOT / "scripts" / "replay_crash.py", tmp_path)
+    done = python(ROOT / "scripts" / "replay_crash.py", tmp_path, cwd=tmp_path)
     assert done.returncode == 2
     assert "is no crash bundle" in done.stderr
     assert "Traceback" not in done.stderr

@@ -287,6 +287,7 @@ def test_nothing_lives_on_after_an_interruption(repository, monkeypatch):
     assert worktrees(repository) == 1
 
 
+@pytest.mark.slow
 def test_renamed_flags_of_an_older_tree(tmp_path, monkeypatch):
     tree = neutral.Tree(ROOT, tmp_path / "path")
     renamed = {"--old-period 500": "--stream.period 500", "--stream.jitter 0.5": "--stream.not-there 0.5"}

@@ -164,6 +164,7 @@ class Drawn(MiniGridEnv):
         self.mission = "look"
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.sampled_from([None, None, None, *OBJECTS]), min_size=25, max_size=25),
@@ -274,6 +275,7 @@ class OpenDoors(RedBlueDoorEnv):
         self.red_door.is_open = self.blue_door.is_open = True
 
 
+@pytest.mark.slow
 def test_red_and_blue_doors_that_are_open_at_first():
     seen, _ = compare(lambda: OpenDoors(size=5), 4000, layouts=8)
     assert seen["failure"] > 5

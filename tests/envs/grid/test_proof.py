@@ -530,6 +530,7 @@ def on_the_goal(self):
     self.agent_pos = (4, 4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

@@ -102,6 +102,7 @@ def test_layouts_stay_through_a_task_and_differ_from_the_one_before(id):
         before = layout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("id", "even", "odd"), [("grid-goals", 65, 60), ("grid-goals-small", 25, 20)])
 def test_goals_differ_and_can_be_reached(id, even, odd):
     seen = []

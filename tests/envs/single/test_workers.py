@@ -61,6 +61,7 @@ def no_orphans():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(workers, "CLOSE_SECONDS", 1.0)
     monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
@@ -100,6 +101,7 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
         there.step(np.zeros(3, int))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
     assert workers.MOST_RESTARTS == 3
     monkeypatch.setattr(workers, "MOST_RESTARTS", 1)  # to save time
@@ -169,6 +171,7 @@ def test_a_task_that_cannot_be_pickled_starts_no_worker():
         Stream(local, Schedule(), [SingleConfig(workers=1)], 1)
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_read_its_commands_is_lost():
     worker = workers.Worker(10.0, (drifting, (gym.spaces.Discrete(1),) * 2, 1, 1))
     assert worker.receive() is None  # it has begun

@@ -127,6 +127,7 @@ def test_a_dead_network_has_no_plasticity_and_a_fresh_one_has():
         assert values[f"fresh/{part}"] > 0.5
 
 
+@pytest.mark.slow
 def test_a_fresh_network_has_lost_nothing():
     lost = []
     for seed in range(20):
