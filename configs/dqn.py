@@ -18,6 +18,16 @@ GRID: dict[str, Any] = {
     "network": {"hidden": (128,)},
 }
 
+# Vectors: a gradient step per environment step, and a slowly moving target network. With a quarter of the
+# steps and a target that is copied, CartPole-v1 ends anywhere between 170 and 350.
+VECTORS: dict[str, Any] = {
+    "gradient_steps": 8,
+    "batch_size": 128,
+    "target_every": 2,
+    "tau": 0.01,
+    "buffer_size": 50_000,
+}
+
 # Pictures: the network of Mnih et al. (2015) and their replay ratio, one minibatch of 32 every 4 steps.
 PICTURES: dict[str, Any] = {
     "num_envs": 8,
@@ -41,13 +51,13 @@ ATARI = {**PICTURES, "clip_rewards": True, "reward_normalizer": "none"}
 # A tenth of the memory and a shorter warm-up.
 SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}
 
-# Where the task never changes, a weaker pull: PPO with 0.1 keeps failing now and then on CartPole-v1.
+# Where the task never changes, a weaker pull.
 ONE_TASK = {"optim": {"iso": 0.02}}
 
 
 PRESETS: dict[str, dict] = {
     # For any stream that is given by its id: by the kind of its observations, and where nothing changes.
-    "vectors": {},
+    "vectors": VECTORS,
     "codes": GRID,
     "planes": GRID,
     "pictures": PICTURES,
@@ -56,16 +66,8 @@ PRESETS: dict[str, dict] = {
     "cartpole-rotations": {},
     # CartPole on planets of other gravity.
     "cartpole-gravity": {"stream": {"id": "cartpole-gravity"}},
-    # Plain CartPole, without switches. A slowly moving target network prevents collapse after learning.
-    "cartpole": {
-        "stream": {"id": "CartPole-v1"},
-        "total_steps": 50_176,
-        "gradient_steps": 8,
-        "batch_size": 128,
-        "target_every": 2,
-        "tau": 0.01,
-        "buffer_size": 50_000,
-    },
+    # Plain CartPole, without switches.
+    "cartpole": {**VECTORS, "stream": {"id": "CartPole-v1"}, "total_steps": 50_176},
     # An empty MiniGrid room, without switches: the fastest example of learning from images.
     "grid-empty": preset(GRID, "MiniGrid-Empty-8x8-v0", 40_960, iso=0.05),
     # Three MiniGrid families in two cycles.

@@ -181,6 +181,7 @@ def trained_values(monkeypatch, tmp_path, id, observations, **changes):
     networks = []
     monkeypatch.setattr(dqn.Run, "finish", lambda self, agent: networks.append(agent))
     changes = {"total_steps": 3072, "gamma": 0.9, "lr": 3e-3, "target_every": 20, "train_every": 4} | changes
+    changes |= {"reward_normalizer": "none"}
     dqn.main(small(tmp_path, id, **changes))
     return networks[0](observations).mean(1).tolist()
 
@@ -271,7 +272,16 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
     monkeypatch.setattr(
         dqn.ReplayMemory, "add", lambda self, *step: (kept.append(step[2]), add(self, *step))[1]
     )
-    summary = dqn.main(small(tmp_path, "Acrobot-v1", clip_rewards=True, reward_scale=3.0, total_steps=2048))
+    summary = dqn.main(
+        small(
+            tmp_path,
+            "Acrobot-v1",
+            clip_rewards=True,
+            reward_normalizer="none",
+            reward_scale=3.0,
+            total_steps=2048,
+        )
+    )
     assert set(torch.cat(kept).tolist()) <= {-3.0, 0.0}
     assert summary["visits"][0]["return_at_end"] >= -500
 

@@ -543,16 +543,17 @@ def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monk
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir() if path.name > "0.1.0"))
 def test_checkpoints_of_earlier_versions_are_loaded(version, tmp_path):
     """What tests/make_golden.py made."""
-    args = small(tmp_path)
+    args = small(tmp_path, reward_normalizer="none")  # which they did not have
     folder = run_folder("ppo", args)
     shutil.copytree(GOLDEN / version, folder / "checkpoint")
     shutil.move(folder / "checkpoint" / "args.json", folder)
     assert saved(args)["step"] == TOTAL // 2
+    assert ending(small(tmp_path)) == 2
     assert ending(args) == 0
     begun = json.loads((folder / "summary.json").read_text())["visits"]
     assert [visit["start"] for visit in begun] == [0, 100, 200]
     assert saved(args)["update"] == TOTAL // BATCH
-    assert saved(args)["parts"].keys() == {"methods", "agent", "optimizer", "stream"}
+    assert saved(args)["parts"].keys() == {"methods", "agent", "optimizer", "rewards", "stream"}
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -908,7 +909,7 @@ def other_methods(state):
     [
         (foreign_agent, "holds an unfinished run with agent dqn, not ppo"),
         (foreign_network, "cannot be resumed: agent: Error(s) in loading state_dict for ActorCritic"),
-        (no_optimizer, "cannot be resumed: optimizer: 'optimizer'"),
+        (no_optimizer, "cannot be resumed: optimizer: 'state'"),
         (other_groups, "cannot be resumed: optimizer: loaded state dict has a different number of"),
         (foreign_moments, "cannot be resumed: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
         (no_moments, "cannot be resumed: optimizer: exp_avg_sq has shape () instead of (16, 16)"),
