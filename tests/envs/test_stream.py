@@ -118,7 +118,7 @@ class Reference:
 
 
 def configured(id, **flags):
-    """The config of a stream with many switches; of Atari's, two games, without an audit, which takes long."""
+    """The config of a stream with many switches; of Atari's, two games and no audit, which takes long."""
     if id == "atari":
         flags = {"games": ("Breakout", "Pong"), "audit": "off"} | flags
     return StreamConfig(id, PERIOD, **flags)
