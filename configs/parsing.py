@@ -34,8 +34,11 @@ def parse(kind: type[Config], words: Sequence[str], **settings: Any) -> tuple[Co
         ValueError: one sentence on a word that cannot be parsed or on values that contradict each other.
         SystemExit: code 0, after a help page.
     """
-    errors = io.StringIO()
-    box = contextlib.nullcontext() if set(words) & set(HELP) else _wide_terminal()
+    errors, is_help = io.StringIO(), bool(set(words) & set(HELP))
+    box = contextlib.nullcontext() if is_help else _wide_terminal()
+    if not is_help:
+        # What the flags mean is read from the source, which takes as long as all the rest.
+        settings["config"] = (*settings.get("config", ()), tyro.conf.HelptextFromCommentsOff)
     try:
         with contextlib.redirect_stderr(errors), box:
             config, others = tyro.cli(kind, args=words, return_unknown_args=True, registry=_READ, **settings)
