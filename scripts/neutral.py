@@ -43,9 +43,10 @@ RENAMED_WORDS: dict[str, str] = {
     "--stream.engine package": "--stream.engine single",
     "--network.flat": "--stream.observations vectors",
     "--stream.span 0.5": "--stream.drift-fraction 0.5",
+    "": "--reward-normalizer none",
 }
-"""Renamed flags, old -> new. The commands below use the new ones; a tree that cannot parse these gets the old
-ones."""
+"""Renamed flags, old -> new, or new ones whose value stands for what was before. The commands below use the new
+ones; a tree that cannot parse these gets the old ones."""
 
 RENAMED_NAMES: dict[str, str] = {}
 """Renamed tags, weights and keys of summary.json: regular expression of the whole old name -> new name, as
@@ -92,7 +93,7 @@ COMMANDS = {
     "ppo-bf16": f"{PPO} {STREAM} grid-permuted-actions --stream.observations vectors --amp bf16 optim:adamo",
     "ppo-atari": f"ppo {ATARI} {TWO_GAMES} --num-steps 32 --epochs 2 --minibatches 2 optim:adamo",
     "ppo-atari-mode": f"ppo {ATARI} --stream.games Breakout/4/0 --num-steps 32 --epochs 2 --minibatches 2 "
-    "--reward-scale 0.5 optim:adam",
+    "--reward-normalizer none --reward-scale 0.5 optim:adam",
     "ppo-resumed": f"{PPO} {STREAM} cartpole-drift --stream.normalizer keep --checkpoint-every 256 "
     "--anneal-lr optim:adamo --optim.iso-every 7",
     "ppo-grid-resumed": f"{PPO} {STREAM} grid-goals --network.linear orthogonal --checkpoint-every 256 "

@@ -17,9 +17,12 @@ class Pictures(gym.Env):
     action_space = gym.spaces.Discrete(2)
 
 
-@stream("PresetPictures-v0", period=1000)
-def pictures(k, seed):
-    return Pictures()
+@pytest.fixture
+def ids():
+    stream("PresetPictures-v0", period=1000)(lambda k, seed: Pictures())
+    gym.register("PresetCue-v0", Cue)
+    yield
+    del gym.registry["PresetPictures-v0"], gym.registry["PresetCue-v0"]
 
 
 @pytest.mark.parametrize(
@@ -42,13 +45,10 @@ def pictures(k, seed):
         ("--seed 3", ()),
     ],
 )
+@pytest.mark.usefixtures("ids")
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_stream_takes_presets_by_its_observations(agent, flags, expected):
-    gym.register("PresetCue-v0", Cue)
-    try:
-        assert presets_of_stream(AGENTS[agent].Args(), flags.split()) == expected
-    finally:
-        del gym.registry["PresetCue-v0"]
+    assert presets_of_stream(AGENTS[agent].Args(), flags.split()) == expected
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -391,7 +391,8 @@ def test_ppo_learns_from_signs_and_logs_scores(tmp_path, monkeypatch):
     args = Args(
         stream=StreamConfig("atari", 1024, games=("Asterix", "Breakout"), cycles=1, audit="off"),
         num_envs=2, num_steps=64, epochs=1, network=NetworkConfig(hidden=(16,)), shared_torso=True,
-        clip_rewards=True, probes=ProbeConfig(every=0), optim=AdamConfig(), runs_dir=tmp_path,
+        clip_rewards=True, reward_normalizer="none", probes=ProbeConfig(every=0), optim=AdamConfig(),
+        runs_dir=tmp_path,
     )  # fmt: skip
     summary = ppo.main(args)
     assert set(torch.cat(learned).unique().tolist()) == {0.0, 1.0}

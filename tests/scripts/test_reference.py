@@ -1,0 +1,114 @@
+import json
+import math
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from neoteny.agents import ppo
+from neoteny.configs.cli import cli
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
+
+import reference
+from plain_loops import PlainDQN, PlainPPO, TanhActorCritic, dqn_loop, ppo_loop
+from reference import Reference, Row, chosen, iqm, iqm_interval, over_time, random_returns
+
+
+def test_the_interquartile_mean_by_hand():
+    assert iqm(np.array([9.0, 1.0, 2.0, -50.0])) == 1.5
+    # Of five values, the middle half is 2.5: the third, and three quarters of its neighbours.
+    assert iqm(np.array([0.0, 1.0, 2.0, 4.0, 100.0])) == pytest.approx((0.75 * 1 + 2 + 0.75 * 4) / 2.5)
+    assert iqm(np.array([7.0])) == 7.0
+
+
+def test_the_interval_of_equal_values_is_a_point_and_holds_the_mean_of_others():
+    assert iqm_interval(np.full(10, 3.0)) == (3.0, 3.0, 3.0)
+    middle, low, high = iqm_interval(np.arange(10.0))
+    assert low < middle == 4.5 < high
+
+
+def test_returns_over_time_by_hand():
+    points = [(1, 1.0), (50, 3.0), (51, 5.0), (1000, 7.0)]  # the first twentieth of 1,000 steps ends at 50
+    means = over_time(points, 1000)
+    assert means.tolist() == [2.0, 5.0, *[5.0] * 17, 7.0]
+    assert math.isnan(over_time([(1000, 7.0)], 1000)[0])  # no episode had ended
+
+
+def test_rows_are_chosen_by_parts_of_their_names():
+    assert chosen("ppo CartPole-v1", (), True)
+    assert not chosen("ppo CartPole-v1", (), False)
+    assert chosen("ppo CartPole-v1", ("Acro", "Cart"), False)
+    assert not chosen("ppo CartPole-v1", ("Acro",), True)
+    assert chosen("ppo CartPole-v1", ("all",), False)
+
+
+class Pays(gym.Env):
+    """Ten steps, of which those with action 1 pay 1."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left = 10
+        return np.ones(2, np.float32), {}
+
+    def step(self, action):
+        self.left -= 1
+        return np.ones(2, np.float32), float(action == 1), self.left == 0, False, {}
+
+
+def test_the_plain_loops_learn_and_see_the_end_of_each_episode():
+    episodes = []
+    network, settings = TanhActorCritic(2, 2), PlainPPO(num_envs=2, num_steps=20, lr=1e-2)
+    ppo_loop(
+        Pays, network, list(network.parameters()), settings, 25,
+        on_episode=lambda step, episode_return: episodes.append((step, episode_return)),
+    )  # fmt: skip
+    assert [step for step, _ in episodes] == [20 * (i // 2 + 1) for i in range(100)]
+    assert np.mean([episode_return for _, episode_return in episodes[-10:]]) > 9
+    episodes.clear()
+    few = PlainDQN(lr=1e-2, learning_starts=100, train_every=1, target_every=50, batch_size=16)
+    dqn_loop(Pays, 1000, 1, lambda step, episode_return: episodes.append((step, episode_return)), few)
+    assert [step for step, _ in episodes] == list(range(10, 1001, 10))
+    assert np.mean([episode_return for _, episode_return in episodes[-20:]]) > 8
+
+
+def test_a_random_policy_is_played_in_ten_tasks(monkeypatch):
+    args = cli(ppo.Args, ppo.PRESETS, ["cartpole-rotations", "--num-envs", "4"])
+    returns = random_returns(args, steps=4000)
+    assert 10 < returns.mean() < 40
+    assert len(returns) > 50
+
+
+@pytest.mark.slow
+def test_a_row_is_trained_once_and_compared(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(reference, "ROWS", (Row("ppo", "CartPole-v1", 2048, ("cleanrl",)),))
+    monkeypatch.setattr(reference.importlib.util, "find_spec", lambda name: object())
+    args = Reference(seeds=1, runs_dir=tmp_path, jobs=2)
+    assert reference.main(args) == 0
+    output = capsys.readouterr().out
+    assert "0 of 3 runs are done" in output
+    assert "PPO on CartPole-v1, 2,048 steps, 1 seeds" in output
+    assert [line.split()[1] for line in output.splitlines() if line.startswith("|")][2:] == [
+        "adamo",
+        "adam",
+        "cleanrl",
+    ]
+    episodes = json.loads((tmp_path / "CartPole-v1" / "ppo" / "cleanrl" / "s1.json").read_text())
+    assert 0 < episodes[0][0] <= episodes[-1][0] <= 2048
+    reference.main(args)
+    again = capsys.readouterr().out
+    assert "3 of 3 runs are done" in again
+    assert again.split("runs are done")[1] == output.split("runs are done")[1]
+
+
+def test_references_that_are_not_installed_are_refused(monkeypatch, capsys):
+    monkeypatch.setattr(reference.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as exit:
+        reference.main(Reference(seeds=1))
+    assert exit.value.code == 2
+    assert "--no-references" in capsys.readouterr().err
