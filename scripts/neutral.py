@@ -45,8 +45,8 @@ RENAMED_WORDS: dict[str, str] = {
     "--stream.span 0.5": "--stream.drift-fraction 0.5",
     "": "--reward-normalizer none",
 }
-"""Renamed flags, old -> new, or new ones whose value stands for what was before. The commands below use the new
-ones; a tree that cannot parse these gets the old ones."""
+"""Renamed flags, old -> new, or new ones whose value stands for what was before. The commands below use the
+new ones; a tree that cannot parse these gets the old ones."""
 
 RENAMED_NAMES: dict[str, str] = {}
 """Renamed tags, weights and keys of summary.json: regular expression of the whole old name -> new name, as
