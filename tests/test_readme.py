@@ -161,6 +161,7 @@ loss = model(torch.ones(2, 3)).sum()
     exec(setup + snippet + "loss.backward()\noptimizer.step()", {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", ["none", "keep"])
 @pytest.mark.parametrize("agent", ["ppo", "dqn"])
 def test_the_weights_of_a_finished_run_play(agent, normalizer, tmp_path, monkeypatch, capsys):

@@ -215,6 +215,7 @@ def test_no_value_leaks_through_a_switch(monkeypatch, tmp_path, pay_and_toil, n_
     assert values == pytest.approx([10.0, 0.0], abs=0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{}, {"dueling": True, "double": False}, {"tau": 0.05, "target_every": 1}]
 )
@@ -226,6 +227,7 @@ def test_identity_is_learnt(tmp_path, changes):
 OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
 def test_every_optimizer_runs_and_is_measured(tmp_path, optim):
     dqn.main(
@@ -255,6 +257,7 @@ def test_the_target_network_is_updated_at_intervals(tmp_path, monkeypatch):
     assert at == [1, 51, 101, 151]
 
 
+@pytest.mark.slow
 def test_epsilon_restarts_only_with_its_flag(tmp_path):
     for restart in (False, True):
         args = small(tmp_path / str(restart), "cartpole-rotations", eps_restart=restart, eps_steps=256)

@@ -244,11 +244,13 @@ def pay_and_toil():
     del gym.registry["PayAndToil-v0"]
 
 
+@pytest.mark.slow
 def test_values_of_two_tasks_do_not_leak_through_their_boundary(monkeypatch, tmp_path, pay_and_toil):
     values = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2))
     assert values == pytest.approx([10.0, 0.0], abs=0.4)
 
 
+@pytest.mark.slow
 def test_values_at_a_boundary_are_missed_if_the_switch_is_taken_for_termination(
     monkeypatch, tmp_path, pay_and_toil
 ):
@@ -257,6 +259,7 @@ def test_values_at_a_boundary_are_missed_if_the_switch_is_taken_for_termination(
     assert values == pytest.approx([FIVE_STEPS, 0.0], abs=0.4)
 
 
+@pytest.mark.slow
 def test_a_value_that_leaks_through_a_switch_is_found(monkeypatch, tmp_path, pay_and_toil):
     def step(self, actions, step=Stream.step):
         observation, *rest, info = step(self, actions)

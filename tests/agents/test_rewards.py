@@ -91,6 +91,7 @@ def test_statistics_go_on_where_they_were_saved():
         second.load_state_dict({})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", [ppo, dqn])
 def test_the_unit_of_rewards_changes_what_is_logged_and_not_what_is_learnt(agent, tmp_path):
     """Rewards times a power of 2, so that no rounding differs."""

@@ -224,6 +224,7 @@ def written(folder, line):
     return run.folder / "args.json"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", ["adam", "adamw", "adamo", "muon"])
 @pytest.mark.parametrize(
     "preset",

@@ -346,6 +346,7 @@ def test_a_flag_of_another_engine_is_refused(line, typed, message, capsys):
     assert not list(Path().iterdir())
 
 
+@pytest.mark.slow
 def test_workers_are_processes_and_change_nothing(monkeypatch):
     started = []
     start = SpawnProcess.start

@@ -25,6 +25,7 @@ def ids():
     del gym.registry["PresetPictures-v0"], gym.registry["PresetCue-v0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [

@@ -150,6 +150,7 @@ def test_whole_numbers_of_another_type_that_fit_are_taken_as_they_are(register):
     assert stream.step(np.zeros(1, int))[0] == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", OWN)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("where", ["observation", "reward"])
@@ -288,6 +289,7 @@ class Mover(Steps):
         return np.full(2, self.x, np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", OWN)
 @pytest.mark.parametrize("space", [Discrete(3, start=-1), Discrete(2, start=5), Discrete(2, dtype=np.uint8)])
 def test_agents_learn_with_actions_of_any_first_number_and_type(
@@ -312,6 +314,7 @@ def test_several_discrete_actions_are_numbered_from_0_each(register):
     assert stream.step(np.array([[0, 1]]))[0].tolist() == [[4, 4]]  # -1 + 5
 
 
+@pytest.mark.slow
 def test_a_lambda_and_a_closure_run_in_workers(register, tmp_path):
     id = register(lambda: Steps())
     stream = StreamConfig(id, single=SingleConfig(workers=2)).make(2)

@@ -297,6 +297,7 @@ def test_layouts_of_own_minigrids_on_tensors_and_of_the_package(room, reason, en
 SMALL = [id for id in registered_streams() if not id.startswith(("lunarlander", "atari"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", SMALL)
 def test_shipped_streams_are_repeatable(id):
     stream = StreamConfig(id).make(2, seed=1)  # which does not try it, since it is shipped

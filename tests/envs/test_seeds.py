@@ -51,6 +51,7 @@ def test_one_environment_never_repeats_a_seed_in_a_task(run, task, env, episodes
     assert len({episode_seed(run, task, env, episode) for episode in episodes}) == len(episodes)
 
 
+@pytest.mark.slow
 def test_runs_share_seeds_no_more_often_than_by_chance():
     """Of 128,000 seeds of 1,000 runs, 128,000**2 / 2**32 = 3.8 pairs are equal by chance; 15 are too many."""
     seeds = [

@@ -155,6 +155,7 @@ def test_stream_of_one_environment_equals_the_reference(id):
     assert_equals_the_reference(configured(id), num_envs=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", [id for id in IDS if id.startswith("grid-")])
 def test_stream_by_the_package_equals_the_reference(id):
     assert_equals_the_reference(configured(id, engine="single"), num_envs=2)
@@ -210,6 +211,7 @@ def test_spaces_are_equal_in_every_task(id):
     assert len(spaces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", STREAMS)
 def test_tensors_hold_what_the_arrays_hold(id):
     arrays, tensors = rollout(id, 2, seed=1)[2], rollout(id, 2, seed=1, device="cpu")[2]
@@ -369,6 +371,7 @@ def test_unknown_streams_are_refused_in_one_sentence(id):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", STREAMS)
 def test_fingerprints_tell_tasks_apart_and_are_reproducible(id):
     stream = StreamConfig(id).make(1, seed=5)

@@ -283,6 +283,7 @@ def collapsed(rows: Tensor) -> Tensor:
     return 3.0 * rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [0.0, -1.0])
 def test_the_pull_revives_collapsed_units(bias: float) -> None:
     """Paper, section 4.3: the rows of dead units are pulled apart though their task gradient is zero."""
@@ -290,6 +291,7 @@ def test_the_pull_revives_collapsed_units(bias: float) -> None:
     assert count_dead(collapsed, bias, iso=1.0) == 0
 
 
+@pytest.mark.slow
 def test_the_pull_cannot_revive_units_without_weight_or_below_their_bias() -> None:
     """A zero row gets no pull, and no row of norm 1 outweighs a bias below -max |x|."""
     assert count_dead(torch.zeros_like, -1.0, iso=1.0) == 24

@@ -209,6 +209,7 @@ class TestLayers:
         assert_orthogonal(layer.weight)
         assert loss.item() < 0.2 * start
 
+    @pytest.mark.slow
     def test_hidden_layers_stay_orthogonal_through_a_thousand_steps(self):
         network = regression_net()
         assert train(network, AdamConfig().build(network, 3e-3, "4"), 1000)[-1] < 0.1

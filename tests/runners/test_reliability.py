@@ -339,6 +339,7 @@ def test_disk_full_for_events_at_the_end_leaves_the_run_unfinished(
 # Two processes in one folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("step", "every", "last"), [(40, 64, 64), (40, 128, 102), (150, 64, 192), (250, 64, 256), (210, 0, 256)]
 )
@@ -465,6 +466,7 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
     assert outcome(args) == undisturbed
 
 
+@pytest.mark.slow
 def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(workers, "MOST_RESTARTS", 0)
     at(
@@ -943,6 +945,7 @@ CLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clock", CLOCKS)
 def test_clock_noise_changes_nothing(clock, tmp_path, monkeypatch, undisturbed):
     args, _ = stopped(tmp_path, monkeypatch)
@@ -989,6 +992,7 @@ def shown(address, run_name, tag):
         return []
 
 
+@pytest.mark.slow
 def test_clock_noise_is_not_seen_in_tensorboard(tmp_path, monkeypatch, undisturbed):
     server = pytest.importorskip("tensorboard_data_server", reason="TensorBoard has no Rust loader here")
     if server.server_binary() is None:
@@ -1010,6 +1014,7 @@ def test_clock_noise_is_not_seen_in_tensorboard(tmp_path, monkeypatch, undisturb
 # Non-interference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saving", [0, BATCH, 7 * BATCH])
 @pytest.mark.parametrize("probing", [0, 1, 7])
 def test_noninterference_of_probes_and_checkpoints(probing, saving, tmp_path, undisturbed):

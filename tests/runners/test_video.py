@@ -118,6 +118,7 @@ def test_videos_may_begin_when_a_run_goes_on(tmp_path, monkeypatch):
     assert gifs(folder_of(ppo, args)).keys() == {"step_000000896.gif"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("id", "size", "duration"),
     [
@@ -281,6 +282,7 @@ def drifts():
     del gym.registry["Drifting-v0"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_eval_env_has_the_lifelong_state_of_the_running_episode(drifts, workers):
     lived = StreamConfig(drifts, single=SingleConfig(workers=workers)).make(2, device="cpu")

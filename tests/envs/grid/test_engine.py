@@ -124,6 +124,7 @@ def doors(env):
     return sum(isinstance(thing, Door) and thing.is_locked for thing in env.grid.grid)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", [id for id in IDS if id not in MOVING])
 def test_the_package_does_the_same(id, request):
     steps = request.config.getoption("--grid-steps")
@@ -185,6 +186,7 @@ def test_every_object_has_a_code_of_its_own():
         code_of(Box("red", Door("blue")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", MOVING)
 def test_obstacles_move_as_often_everywhere_as_in_the_package(id):
     """Where a ball goes from one cell, and whether it stays, against counts of the package."""

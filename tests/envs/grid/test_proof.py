@@ -684,6 +684,7 @@ WRAPPERS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.sampled_from(FEATURES), max_size=2),

@@ -89,6 +89,7 @@ def goal_of(env):
     return place % grid.width, place // grid.width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", [id for id in GRIDS if "resampled" in id])
 def test_layouts_stay_through_a_task_and_differ_from_the_one_before(id):
     before = None

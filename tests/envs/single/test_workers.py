@@ -118,6 +118,7 @@ def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
     stream.close()
 
 
+@pytest.mark.slow
 def test_what_an_environment_raises_is_raised_here(tmp_path):
     faults(tmp_path, "step 2,complain")
     here, there = drift_stream(), drift_stream(tmp_path, workers=1)
@@ -133,6 +134,7 @@ def test_what_an_environment_raises_is_raised_here(tmp_path):
     gc.collect()  # which ends the worker of a stream that nobody closed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs PR_SET_PDEATHSIG")
 def test_workers_do_not_outlive_a_parent_that_is_killed(tmp_path):
     script = tmp_path / "script.py"
