@@ -24,8 +24,8 @@ PICTURES = {
 # Atari: as in both papers, scores are not normalized but replaced by their signs.
 ATARI = {**PICTURES, "clip_rewards": True, "reward_normalizer": "none"}
 
-# Where the task never changes there is no plasticity to keep: a weaker pull, and a learning rate that falls to
-# 0. Otherwise a policy that has solved CartPole-v1 still fails now and then.
+# Where the task never changes there is no plasticity to keep: a weaker pull, and a learning rate that falls
+# to 0. Otherwise a policy that has solved CartPole-v1 still fails now and then.
 ONE_TASK = {"anneal_lr": True, "optim": {"iso": 0.03}}
 
 
