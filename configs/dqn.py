@@ -71,7 +71,7 @@ PRESETS: dict[str, dict] = {
     # An empty MiniGrid room, without switches: the fastest example of learning from images.
     "grid-empty": preset(GRID, "MiniGrid-Empty-8x8-v0", 40_960, iso=0.05),
     # Three MiniGrid families in two cycles.
-    "grid-layouts-small": preset(GRID, "grid-layouts-small", 240_640, iso=0.05),
+    "grid-layouts-small": preset(GRID, "grid-layouts-small", 360_448, iso=0.05),
     # Atari games in three cycles, CORA's in five; and two games for 300,000 steps, half an hour on a laptop.
     "atari": preset(ATARI, "atari", 2_250_000, iso=0.015),
     "atari-two-games": preset(

@@ -43,7 +43,7 @@ PRESETS: dict[str, dict] = {
     # Five MiniGrid families in two cycles, a new layout each episode.
     "grid-layouts": preset(GRID, "grid-layouts", 1_000_000, iso=0.05),
     # Three of them in two cycles, in a few minutes on a laptop.
-    "grid-layouts-small": preset(GRID, "grid-layouts-small", 240_000, iso=0.13),
+    "grid-layouts-small": preset(GRID, "grid-layouts-small", 360_000, iso=0.09),
     # DoorKey rooms of three sizes in four cycles.
     "grid-doorkey": preset(GRID, "grid-doorkey", 1_200_000, iso=0.05),
     # Kessler et al.: DoorKey, lava and walls once, and in two cycles with a smaller DoorKey.

@@ -39,7 +39,7 @@ def grid_layouts(k: int, seed: int) -> gym.Env:
     return make_grid(LAYOUTS[k])
 
 
-@stream("grid-layouts-small", period=40_000, tasks=len(LAYOUTS_SMALL))
+@stream("grid-layouts-small", period=60_000, tasks=len(LAYOUTS_SMALL))
 def grid_layouts_small(k: int, seed: int) -> gym.Env:
     """Three of the families in shorter cycles, for a laptop."""
     return make_grid(LAYOUTS_SMALL[k])
