@@ -36,10 +36,9 @@ class RewardNormalizer:
     def __init__(
         self, mode: RewardNormalization, num_envs: int, gamma: float, device: torch.device | str = "cpu"
     ) -> None:
-        self.mode, self.gamma, self.task = mode, gamma, 0
+        self.mode, self.gamma, self.task, self.count = mode, gamma, 0, 0
         self.returns = torch.zeros(num_envs, device=device)
         self.mean_square = torch.zeros((), dtype=torch.float64, device=device)
-        self.count = torch.zeros((), dtype=torch.float64, device=device)
 
     @property
     def scale(self) -> Tensor:
@@ -52,7 +51,7 @@ class RewardNormalizer:
             return
         if self.mode == "reset" and task != self.task:
             self.mean_square.zero_()
-            self.count.zero_()
+            self.count = 0
         self.task = task
         torch.add(rewards, self.returns, alpha=self.gamma, out=self.returns)
         self.count += 1
@@ -77,7 +76,7 @@ class RewardNormalizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the statistics."""
         for name in self.state_dict():
-            if name == "task":
-                self.task = state[name]
-            else:
+            if isinstance(state[name], Tensor):
                 getattr(self, name).copy_(state[name])
+            else:
+                setattr(self, name, state[name])
