@@ -41,6 +41,7 @@ def test_the_readme_is_short():
     assert len(README.encode()) < 9_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", RUN)
 def test_agent_commands_run(command, tmp_path):
     assert command in commands(ROOT / "README.md")
@@ -80,6 +81,7 @@ def test_commands_with_a_module_of_the_readers_name_one_that_a_page_makes():
     assert named == set(OWN_MODULES)
 
 
+@pytest.mark.slow
 def test_the_ten_line_stream(tmp_path):
     assert len(USER_STREAM.strip().splitlines()) <= 10
     (tmp_path / "my_streams.py").write_text(USER_STREAM)

@@ -269,6 +269,7 @@ def test_epsilon_restarts_only_with_its_flag(tmp_path):
     assert min(two[::2]) > 0.05
 
 
+@pytest.mark.slow
 def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
     kept = []
     add = dqn.ReplayMemory.add

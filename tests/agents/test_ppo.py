@@ -284,6 +284,7 @@ def test_identity_is_learnt(tmp_path):
 OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
 def test_every_optimizer_runs_and_anneals_every_group(tmp_path, optim):
     changes = {"optim": optim, "probes": ProbeConfig(every=2), "anneal_lr": True, "total_steps": 512}
@@ -331,6 +332,7 @@ def test_the_learning_rate_in_each_update(tmp_path, monkeypatch):
     assert annealed == [{1e-2 * (1 - done / 4)} for done in (0, 0, 1, 1, 2, 2, 3, 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
 def test_torsos_are_separate_or_shared(tmp_path, shared):
     ppo.main(

@@ -254,6 +254,7 @@ def test_workers_send_infos_only_to_those_who_read_them(register):
     stream.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_actions_are_numbered_from_the_first_of_the_environment(workers, register):
     """Discrete(3, start=-1): indices 0, 1, 2 are the actions -1, 0, 1."""

@@ -339,6 +339,7 @@ def test_bad_schedules_are_refused(bad):
         Schedule(**bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_envs", [1, 3, 8])
 def test_a_stream_follows_jitter_and_random_order(num_envs):
     config = StreamConfig("grid-layouts", period=40, order="random", jitter=0.6)

@@ -199,6 +199,7 @@ STEPS = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.integers(2, 12), st.integers(1, 8), STEPS, st.sampled_from([1, 3]), st.randoms())
 def test_what_a_killed_run_finds_is_what_its_checkpoint_counted_on(capacity, interval, steps, stack, rng):

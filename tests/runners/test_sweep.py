@@ -70,6 +70,7 @@ def test_a_signal_to_a_sweep_is_passed_on_and_waits_for_the_runs_to_save(name, p
     ends(parent, tmp_path, name)
 
 
+@pytest.mark.slow
 @posix
 def test_a_signal_to_all_processes_of_a_sweep_counts_once(parent, tmp_path):
     for child in [int((tmp_path / name).read_text()) for name in ("one", "two")]:

@@ -193,6 +193,7 @@ def test_old_names_are_read_as_new_ones(tmp_path, monkeypatch):
     assert neutral.verdict(*sides) == neutral.verdict(*reversed(sides)) == "equal"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", neutral.COMMANDS)
 def test_commands_are_written_in_the_newest_words(name):
     agent, *flags = neutral.COMMANDS[name].split()
@@ -259,6 +260,7 @@ def test_a_commit_and_the_working_tree(repository, tmp_path, capsys):
     assert worktrees(repository) == 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_done_is_reported_in_a_sentence(repository, tmp_path, capsys):
     for flags, reason in (
         ({"before": "nothing"}, "nothing is neither a git revision nor the folder of a tree"),

@@ -630,6 +630,7 @@ class OwnReward(Room):
         return 1
 
 
+@pytest.mark.slow
 def test_a_new_task_that_tensors_cannot_step_ends_the_run_with_the_remedy():
     """An engine never changes within a run; tasks that recur are all tried before it starts."""
     stream = Stream(tasks, Schedule(period=20), (LAYOUTS, SingleConfig()), 2)
