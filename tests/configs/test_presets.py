@@ -83,3 +83,11 @@ def test_one_task_weakens_the_pull_and_leaves_the_optimizer(agent):
     assert 0 < once.iso < again.iso
     words = ["--stream.id", "CartPole-v1", "optim:adam"]
     assert cli(module.Args, module.PRESETS, words).optim.name == "adam"
+
+
+@pytest.mark.slow
+def test_acrobot_is_learnt_with_its_preset(tmp_path):
+    """With its observations normalized every episode lasted to the limit, -500."""
+    words = f"acrobot-jumps-small optim:adam --total-steps 40960 --probes.every 0 --runs-dir {tmp_path}"
+    summary = ppo.main(cli(ppo.Args, ppo.PRESETS, words.split()))
+    assert summary["score/return_at_end"] > -200
