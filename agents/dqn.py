@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
-from neoteny.agents.rewards import RewardNormalization, RewardNormalizer, learned_rewards
+from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -83,12 +83,7 @@ class Args(RunArgs):
     """Restart the epsilon schedule at every task switch; this reveals switches to the agent."""
     max_grad_norm: float = 10.0
     """Clip the gradient to this norm."""
-    reward_scale: float = 1.0
-    """Multiply rewards by this factor for training (logged returns are unscaled)."""
-    clip_rewards: bool = False
-    """Train on the sign of each reward (logged returns are unclipped)."""
-    reward_normalizer: RewardNormalization = "keep"
-    """Divide rewards for training by the running size of returns, which a switch keeps or resets."""
+    rewards: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=lambda: NetworkConfig(hidden=(128, 128)))
     # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
@@ -102,7 +97,6 @@ class Args(RunArgs):
         )  # fmt: skip
         check_numbers(self, positive, above=0)
         check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
-        check_numbers(self, ("reward_scale",))
         for name, factor in (("train_every", "num_envs"), ("log_every", "train_every")):
             value, divisor = getattr(self, name), getattr(self, factor)
             if value % divisor:
@@ -125,10 +119,6 @@ class Args(RunArgs):
         if self.gamma == 0:
             unused = ("double", "target_every", "tau")
             found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
-        if self.reward_normalizer != "none":
-            found["reward_scale"] = (
-                f"--reward-normalizer {self.reward_normalizer} divides rewards by their scale"
-            )
         schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
         if schedule.switched_at(self.total_steps - self.num_envs) == 0:
             found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
@@ -252,7 +242,7 @@ def rollout_step(
     agent: QNetwork,
     stream: Stream,
     observation: Tensor,
-    normalizer: RewardNormalizer,
+    transform: RewardTransform,
     memory: ReplayMemory,
     epsilon: float,
     args: Args,
@@ -265,8 +255,7 @@ def rollout_step(
     next_observation, reward, terminated, truncated, info = stream.step(action)
     run.lap("env")
     final = info.get("final_obs", next_observation)
-    learned = learned_rewards(reward, args.reward_scale, args.clip_rewards)
-    normalizer.observe(learned, terminated | truncated, info["task"])
+    learned = transform.observe(reward, terminated | truncated, info["task"])
     memory.add(observation, action, learned, terminated, truncated, final, info["task"])
     run.record_episodes(info)
     run.lap("replay")
@@ -305,7 +294,7 @@ def main(args: Args) -> dict[str, Any]:
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
-        normalizer = RewardNormalizer(args.reward_normalizer, args.num_envs, args.gamma, device)
+        transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         memory = ReplayMemory(
             args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
             stream.frame_stack, device,
@@ -323,11 +312,12 @@ def main(args: Args) -> dict[str, Any]:
     remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
     run = Run(
         __file__, args, stream, updates * args.log_every, remarks,
-        methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=normalizer,
+        methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=transform,
     )  # fmt: skip
     observation = stream.observation
     if not stream.exact:
         memory.cut()
+        transform.begin_episodes()
 
     for iteration in range(run.updates_made + 1, updates + 1):
         probes.begin(iteration)
@@ -335,10 +325,10 @@ def main(args: Args) -> dict[str, Any]:
         for _ in range(args.log_every // args.train_every):
             for _ in range(args.train_every // args.num_envs):
                 epsilon = epsilon_now(stream, args)
-                observation = rollout_step(agent, stream, observation, normalizer, memory, epsilon, args, run)
+                observation = rollout_step(agent, stream, observation, transform, memory, epsilon, args, run)
             for step in gradient_steps(stream.steps, args):
                 batch = memory.sample(args.batch_size, args.n_step, args.gamma)
-                batch = batch._replace(returns=normalizer(batch.returns))
+                batch = batch._replace(returns=transform.normalize(batch.returns))
                 run.lap("replay")
                 stats.append(update(agent, target, optimizer, methods, batch, args))
                 methods.between_steps(batch)
@@ -352,7 +342,7 @@ def main(args: Args) -> dict[str, Any]:
         with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
-            metrics |= normalizer.metrics()
+            metrics |= transform.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(memory.latest(args.probes.samples))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
-from neoteny.agents.rewards import RewardNormalization, RewardNormalizer, learned_rewards
+from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig
@@ -62,14 +62,9 @@ class Args(RunArgs):
     """Coefficient of the value loss."""
     max_grad_norm: float = 0.5
     """Clip the gradient to this norm."""
-    reward_scale: float = 1.0
-    """Multiply rewards by this factor for training (logged returns are unscaled)."""
-    clip_rewards: bool = False
-    """Train on the sign of each reward (logged returns are unclipped)."""
-    reward_normalizer: RewardNormalization = "keep"
-    """Divide rewards for training by the running size of returns, which a switch keeps or resets."""
     shared_torso: bool = False
     """Share one torso between policy and value function instead of one each."""
+    rewards: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     stream: StreamConfig = dataclasses.field(default_factory=StreamConfig)
     network: NetworkConfig = dataclasses.field(default_factory=NetworkConfig)
     # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
@@ -81,7 +76,6 @@ class Args(RunArgs):
         check_numbers(self, (*sizes, "lr", "clip", "max_grad_norm"), above=0)
         check_numbers(self, ("ent_coef", "vf_coef"), at_least=0)
         check_numbers(self, ("gamma", "gae_lambda"), at_least=0, at_most=1)
-        check_numbers(self, ("reward_scale",))
         size = self.num_envs * self.num_steps
         if size % self.minibatches:
             raise ValueError(f"--minibatches {self.minibatches} must divide num_envs * num_steps, {size}")
@@ -100,10 +94,6 @@ class Args(RunArgs):
             found["clip"] = "with one gradient step per update the probability ratio is always 1"
         if self.num_steps == 1 or self.gamma == 0:
             found["gae_lambda"] = "with --num-steps 1 or --gamma 0 later advantages are not used"
-        if self.reward_normalizer != "none":
-            found["reward_scale"] = (
-                f"--reward-normalizer {self.reward_normalizer} divides rewards by their scale"
-            )
         return found
 
 
@@ -284,7 +274,7 @@ def rollout_step(
     agent: ActorCritic,
     stream: Stream,
     observation: Tensor,
-    normalizer: RewardNormalizer,
+    transform: RewardTransform,
     rollout: Rollout,
     t: int,
     args: Args,
@@ -296,9 +286,8 @@ def rollout_step(
         rollout.actions[t], rollout.log_probs[t], rollout.values[t] = agent.act(observation)
     run.lap("act")
     observation, reward, terminated, truncated, info = stream.step(rollout.actions[t])
-    rollout.rewards[t] = learned_rewards(reward, args.reward_scale, args.clip_rewards)
-    rollout.done[t] = terminated | truncated
-    normalizer.observe(rollout.rewards[t], rollout.done[t], info["task"])
+    rollout.done[t] = done = terminated | truncated
+    rollout.rewards[t] = transform.observe(reward, done, info["task"])
     if "final_obs" in info:
         final = info["final_obs"]
         with torch.inference_mode():
@@ -312,12 +301,12 @@ def rollout_step(
 
 @torch.no_grad()
 def make_batch(
-    agent: ActorCritic, rollout: Rollout, observation: Tensor, normalizer: RewardNormalizer, args: Args
+    agent: ActorCritic, rollout: Rollout, observation: Tensor, transform: RewardTransform, args: Args
 ) -> Batch:
     """Flatten a rollout, followed by ``observation``, into a batch of T * N with advantages and returns."""
     observations, actions, log_probs, values, rewards, done, final_values = rollout
     next_value = agent.value(observation)
-    rewards = normalizer(rewards)
+    rewards = transform.normalize(rewards)
     advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
     fields = (observations, actions, log_probs, advantages, advantages + values)
     return Batch(*(field.flatten(0, 1) for field in fields))
@@ -347,7 +336,7 @@ def main(args: Args) -> dict[str, Any]:
         agent = new_agent()
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
-        normalizer = RewardNormalizer(args.reward_normalizer, args.num_envs, args.gamma, device)
+        transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         stream.reset()
     if args.compile:
         agent.compile()
@@ -358,9 +347,11 @@ def main(args: Args) -> dict[str, Any]:
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
     run = Run(
         __file__, args, stream, updates * size, remarks,
-        methods=methods, agent=agent, optimizer=optimizer, rewards=normalizer,
+        methods=methods, agent=agent, optimizer=optimizer, rewards=transform,
     )  # fmt: skip
     observation = stream.observation
+    if not stream.exact:
+        transform.begin_episodes()
     rollout = Rollout.zeros(args.num_steps, stream, device)
 
     for iteration in range(run.updates_made + 1, updates + 1):
@@ -369,8 +360,8 @@ def main(args: Args) -> dict[str, Any]:
                 group["lr"] = args.lr * (1 - (iteration - 1) / updates)
         rollout.final_values.zero_()
         for t in range(args.num_steps):
-            observation = rollout_step(agent, stream, observation, normalizer, rollout, t, args, run)
-        batch = make_batch(agent, rollout, observation, normalizer, args)
+            observation = rollout_step(agent, stream, observation, transform, rollout, t, args, run)
+        batch = make_batch(agent, rollout, observation, transform, args)
 
         probes.begin(iteration)
         stats = []
@@ -389,7 +380,7 @@ def main(args: Args) -> dict[str, Any]:
         with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
             metrics |= average(losses, rollout.values.flatten(), batch.returns)
             metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
-            metrics |= normalizer.metrics()
+            metrics |= transform.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(batch.observations)

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-RewardNormalization = Literal["none", "keep", "reset"]
+from neoteny.runners.disk.exit_codes import check_numbers
 
 
-def learned_rewards(rewards: Tensor, scale: float, clip: bool) -> Tensor:
-    """Rewards (N,), or their signs with ``clip``, times ``scale``. A NaN stays a NaN, which ends the run."""
-    if clip:
-        rewards = rewards.sign().where(rewards.isfinite(), rewards * 0)  # sign makes 0 of a NaN
-    return scale * rewards
+@dataclasses.dataclass(frozen=True)
+class RewardConfig:
+    """How rewards are changed for training; logged returns are those of the environments."""
+
+    normalizer: Literal["none", "keep", "reset"] = "keep"
+    """Divide rewards by the running size of returns, which a switch keeps or resets."""
+    clip: bool = False
+    """Train on the sign of each reward."""
+    scale: float = 1.0
+    """Multiply rewards by this factor."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, ("scale",), prefix="rewards.")
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others: name -> reason."""
+        if self.normalizer == "none":
+            return {}
+        return {"scale": f"--rewards.normalizer {self.normalizer} divides rewards by their scale"}
 
 
-class RewardNormalizer:
-    """Divides rewards by the size of the returns so far, so that values are of the order of 1.
+class RewardTransform:
+    """Rewards as an agent learns from them.
 
-    The size is the root mean square of the discounted returns G <- reward + gamma * G since the start of each
+    The normalizer divides them by the size of the returns so far, so that values are of the order of 1. The
+    size is the root mean square of the discounted returns G <- reward + gamma * G since the start of each
     episode, over all steps so far and all sub-environments. Gymnasium's ``NormalizeReward`` (Engstrom et al.,
     2020) divides by their standard deviation instead, which is close to 0 where all returns are equal, as in
     an endless task with a constant reward.
 
     Args:
-        mode: ``none`` leaves rewards as they are, ``keep`` keeps the statistics across a switch of the task,
-            ``reset`` starts them anew with each task.
+        config: flags.
         num_envs: N, the number of sub-environments.
         gamma: discount factor.
         device: of the statistics.
     """
 
     def __init__(
-        self, mode: RewardNormalization, num_envs: int, gamma: float, device: torch.device | str = "cpu"
+        self, config: RewardConfig, num_envs: int, gamma: float, device: torch.device | str = "cpu"
     ) -> None:
-        self.mode, self.gamma, self.task, self.count = mode, gamma, 0, 0
+        self.config, self.gamma, self.task, self.count = config, gamma, 0, 0
+        self.is_normalized = config.normalizer != "none"
         self.returns = torch.zeros(num_envs, device=device)
         self.mean_square = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -45,30 +61,46 @@ class RewardNormalizer:
         """The number that rewards are divided by, (); 1 until a reward differs from 0."""
         return self.mean_square.sqrt().where(self.mean_square > 0, 1.0)
 
-    def observe(self, rewards: Tensor, done: Tensor, task: int) -> None:
-        """Update the statistics with one step: rewards (N,), whether it ended the episodes (N,), its task."""
-        if self.mode == "none":
-            return
-        if self.mode == "reset" and task != self.task:
-            self.mean_square.zero_()
-            self.count = 0
-        self.task = task
-        torch.add(rewards, self.returns, alpha=self.gamma, out=self.returns)
-        self.count += 1
-        self.mean_square.lerp_(self.returns.square().mean(dtype=torch.float64), 1 / self.count)
-        self.returns.masked_fill_(done, 0.0)
+    def observe(self, rewards: Tensor, done: Tensor, task: int) -> Tensor:
+        """Clip and scale the rewards of a step, (N,), and update the statistics with them.
 
-    def __call__(self, rewards: Tensor) -> Tensor:
-        """Rewards, or discounted sums of rewards, of any shape, divided by :attr:`scale`."""
-        return rewards if self.mode == "none" else rewards / self.scale.float()
+        Args:
+            rewards: (N,), of the environments. A NaN stays a NaN, which ends the run.
+            done: whether the step ended the episodes, (N,).
+            task: the number of the step's task.
+
+        Returns:
+            The rewards to store, (N,): to be normalized when they are learned from.
+        """
+        if self.config.clip:
+            rewards = rewards.sign().where(rewards.isfinite(), rewards * 0)  # sign makes 0 of a NaN
+        rewards = self.config.scale * rewards
+        if self.is_normalized:
+            if self.config.normalizer == "reset" and task != self.task:
+                self.mean_square.zero_()
+                self.count = 0
+            self.task = task
+            torch.add(rewards, self.returns, alpha=self.gamma, out=self.returns)
+            self.count += 1
+            self.mean_square.lerp_(self.returns.square().mean(dtype=torch.float64), 1 / self.count)
+            self.returns.masked_fill_(done, 0.0)
+        return rewards
+
+    def normalize(self, rewards: Tensor) -> Tensor:
+        """Divide rewards, or discounted sums of rewards, of any shape, by :attr:`scale`."""
+        return rewards / self.scale.float() if self.is_normalized else rewards
+
+    def begin_episodes(self) -> None:
+        """Begin new episodes in all sub-environments, where the running ones could not be resumed."""
+        self.returns.zero_()
 
     def metrics(self) -> dict[str, float]:
         """The scale, for TensorBoard; empty if nothing is normalized."""
-        return {} if self.mode == "none" else {"charts/reward_scale": float(self.scale)}
+        return {"charts/reward_scale": float(self.scale)} if self.is_normalized else {}
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics and the returns of the running episodes; empty if nothing is normalized."""
-        if self.mode == "none":
+        if not self.is_normalized:
             return {}
         names = ("task", "returns", "mean_square", "count")
         return {name: getattr(self, name) for name in names}

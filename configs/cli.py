@@ -7,6 +7,7 @@ import functools
 import json
 import sys
 import traceback
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -18,6 +19,7 @@ from neoteny.configs.help_pages import show_help
 from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.configs.parsing import HELP, parse
 from neoteny.envs.checks import BrokenEnvironmentError
+from neoteny.envs.observations import Kind
 from neoteny.envs.single.workers import WorkerError
 from neoteny.envs.tasks import SpacesError
 from neoteny.runners.disk.exit_codes import ExitCode, Stop, bad_input, reason, stop
@@ -89,6 +91,10 @@ def cli(
         return args
 
 
+FOR_IDS = (*typing.get_args(Kind), "one-task")
+"""Presets for streams that are given by their id."""
+
+
 def presets_of_stream(default: Any, words: Sequence[str]) -> tuple[str, ...]:
     """The presets for the stream whose id is among the words of a command line.
 
@@ -102,7 +108,7 @@ def presets_of_stream(default: Any, words: Sequence[str]) -> tuple[str, ...]:
         parsed: Any = parse(page, split_words(words)[0], default=page(default.stream))[0]
         stream = parsed.stream
         kind = stream.observation_spec().kind
-        return (kind,) if stream.schedule().period else (kind, "one-task")
+        return (kind,) if stream.schedule().period else (kind, FOR_IDS[-1])
     except (Exception, SystemExit):
         return ()
 

@@ -46,7 +46,7 @@ PICTURES: dict[str, Any] = {
 }
 
 # Atari: as in that paper, scores are not normalized but replaced by their signs.
-ATARI = {**PICTURES, "clip_rewards": True, "reward_normalizer": "none"}
+ATARI = {**PICTURES, "rewards": {"normalizer": "none", "clip": True}}
 
 # A tenth of the memory and a shorter warm-up.
 SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}

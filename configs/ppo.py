@@ -22,7 +22,7 @@ PICTURES = {
 }
 
 # Atari: as in both papers, scores are not normalized but replaced by their signs.
-ATARI = {**PICTURES, "clip_rewards": True, "reward_normalizer": "none"}
+ATARI = {**PICTURES, "rewards": {"normalizer": "none", "clip": True}}
 
 # Where the task never changes there is no plasticity to keep: a weaker pull, and a learning rate that falls
 # to 0. Otherwise a policy that has solved CartPole-v1 still fails now and then.

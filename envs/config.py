@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -161,10 +162,8 @@ class StreamConfig:
         Raises:
             ValueError: the stream cannot be made, or its observations cannot be read.
         """
-        env = self._task()(self.schedule().task_at(0), 0)
-        spec = observation_spec(env, self._engines(), self.observations, self.channels)
-        env.close()
-        return spec
+        with contextlib.closing(self._task()(self.schedule().task_at(0), 0)) as env:
+            return observation_spec(env, self._engines(), self.observations, self.channels)
 
     def make(self, num_envs: int, seed: int = 0, device: torch.device | str | None = None) -> Stream:
         """Make the stream; an ordinary Gymnasium id becomes a stream of one task.

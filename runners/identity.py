@@ -16,10 +16,14 @@ from neoteny.runners.sources import Sources, agent_file, installed_versions, ver
 
 PACKAGES = ("neoteny", "torch", "numpy", "gymnasium", "minigrid")
 
-RENAMED = {"stream.span": "stream.drift_fraction"}
+RENAMED = {
+    "stream.span": "stream.drift_fraction",
+    "reward_scale": "rewards.scale",
+    "clip_rewards": "rewards.clip",
+}
 """Arguments that were renamed, old name -> new name, so that earlier checkpoints can still be resumed."""
 
-ADDED = {"reward_normalizer": "none"}
+ADDED = {"rewards.normalizer": "none"}
 """Arguments whose default is not what runs did before they were added, with the value for what they did."""
 
 
@@ -103,7 +107,8 @@ def changed_arguments(
     An argument that the checkpoint lacks, because a later version added it, differs unless it has the value
     that keeps the earlier behaviour: the default, or that of `ADDED`.
     """
-    old, new, default = (flatten(to_json(config)) for config in (before, now, {**defaults, **ADDED}))
+    old, new, default = (flatten(to_json(config)) for config in (before, now, defaults))
+    default = {**default, **ADDED}
     old = {RENAMED.get(name, name): value for name, value in old.items()}
     changed = {}
     for name in {**old, **new}:

@@ -43,7 +43,9 @@ RENAMED_WORDS: dict[str, str] = {
     "--stream.engine package": "--stream.engine single",
     "--network.flat": "--stream.observations vectors",
     "--stream.span 0.5": "--stream.drift-fraction 0.5",
-    "": "--reward-normalizer none",
+    "": "--rewards.normalizer none",
+    "--reward-scale 0.5": "--rewards.scale 0.5",
+    "--clip-rewards": "--rewards.clip",
 }
 """Renamed flags, old -> new, or new ones whose value stands for what was before. The commands below use the
 new ones; a tree that cannot parse these gets the old ones."""
@@ -67,7 +69,7 @@ STREAM = "--stream.period 600 --stream.id"
 SMALL_ROOM = "--stream.id MiniGrid-Empty-5x5-v0"  # where untrained agents find rewards
 # Fewer steps, and no full probes, which are slow for networks of this size.
 ATARI = (
-    "--num-envs 4 --total-steps 1024 --clip-rewards --network.hidden 32 --probes.every 4 "
+    "--num-envs 4 --total-steps 1024 --rewards.clip --network.hidden 32 --probes.every 4 "
     "--probes.full-every 0 --stream.id atari"
 )
 TWO_GAMES = "--stream.period 800 --stream.games Breakout Pong"
@@ -93,7 +95,7 @@ COMMANDS = {
     "ppo-bf16": f"{PPO} {STREAM} grid-permuted-actions --stream.observations vectors --amp bf16 optim:adamo",
     "ppo-atari": f"ppo {ATARI} {TWO_GAMES} --num-steps 32 --epochs 2 --minibatches 2 optim:adamo",
     "ppo-atari-mode": f"ppo {ATARI} --stream.games Breakout/4/0 --num-steps 32 --epochs 2 --minibatches 2 "
-    "--reward-normalizer none --reward-scale 0.5 optim:adam",
+    "--rewards.normalizer none --rewards.scale 0.5 optim:adam",
     "ppo-resumed": f"{PPO} {STREAM} cartpole-drift --stream.normalizer keep --checkpoint-every 256 "
     "--anneal-lr optim:adamo --optim.iso-every 7",
     "ppo-grid-resumed": f"{PPO} {STREAM} grid-goals --network.linear orthogonal --checkpoint-every 256 "

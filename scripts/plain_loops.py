@@ -48,11 +48,6 @@ class PlainDQN:
     """Share of the run in which epsilon falls from 1 to 0.05."""
 
 
-def environments(make: Callable[[], gym.Env], num_envs: int) -> gym.vector.VectorEnv:
-    """Environments one by one, which count the returns of their episodes."""
-    return RecordEpisodeStatistics(SyncVectorEnv([make] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP))
-
-
 def layer(inputs: int, outputs: int, gain: float) -> nn.Linear:
     """A linear layer with an orthogonal weight times ``gain``."""
     linear = nn.Linear(inputs, outputs)
@@ -90,7 +85,7 @@ def ppo_loop(
     updates: int,
     seed: int = 1,
     on_update: Callable[[], None] = lambda: None,
-    on_episode: OnEpisode = lambda step, episode_return: None,
+    on_episode: OnEpisode | None = None,
 ) -> None:
     """Train PPO.
 
@@ -104,7 +99,11 @@ def ppo_loop(
         on_update: called after each update.
         on_episode: see `OnEpisode`.
     """
-    envs = environments(make, settings.num_envs)
+    envs: gym.vector.VectorEnv = SyncVectorEnv(
+        [make] * settings.num_envs, autoreset_mode=AutoresetMode.SAME_STEP
+    )
+    if on_episode:
+        envs = RecordEpisodeStatistics(envs)
     space = envs.single_observation_space
     optimizer = torch.optim.Adam(parameters, lr=settings.lr, eps=1e-5)
     shape = settings.num_steps, settings.num_envs
@@ -134,7 +133,7 @@ def ppo_loop(
             steps += settings.num_envs
             rewards[step] = torch.tensor(reward)
             next_obs, next_done = torch.Tensor(new), torch.Tensor(terminated | truncated)
-            if "episode" in infos:
+            if on_episode and "episode" in infos:
                 for episode_return in infos["episode"]["r"][infos["_episode"]]:
                     on_episode(steps, float(episode_return))
         with torch.no_grad():

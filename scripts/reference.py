@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from compare import markdown, mean_interval
 
-from neoteny.configs.cli import cli, launch_script, override
+from neoteny.configs.cli import FOR_IDS, cli, launch_script, override
 from neoteny.runners.disk.events import read_points
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.disk.folder import finished_at, run_folder
@@ -228,10 +228,9 @@ def table_of_presets(args: Reference) -> Iterator[str]:
     found: dict[tuple[str, str], tuple[Any, list[Training]]] = {}
     for agent in ("ppo", "dqn"):
         module = importlib.import_module(f"neoteny.agents.{agent}")
-        kinds = ("vectors", "codes", "planes", "pictures")
         for name, changes in module.PRESETS.items():
             short = override(module.Args(), changes).total_steps <= 500_000
-            if name in kinds or not chosen(f"{agent} {name}", args.rows, short):
+            if name in FOR_IDS or not chosen(f"{agent} {name}", args.rows, short):
                 continue
             both = [
                 neoteny(agent, [name, "optim:adam", "--seed", str(seed)], args.runs_dir)

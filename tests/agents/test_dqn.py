@@ -10,6 +10,7 @@ from torch import nn
 from neoteny.agents import dqn
 from neoteny.agents.dqn import Args, QNetwork, dqn_loss, epsilon_at, gradient_steps, td_targets, update_target
 from neoteny.agents.networks import NetworkConfig
+from neoteny.agents.rewards import RewardConfig
 from neoteny.configs.cli import launch, override
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import StreamConfig, stream
@@ -181,7 +182,7 @@ def trained_values(monkeypatch, tmp_path, id, observations, **changes):
     networks = []
     monkeypatch.setattr(dqn.Run, "finish", lambda self, agent: networks.append(agent))
     changes = {"total_steps": 3072, "gamma": 0.9, "lr": 3e-3, "target_every": 20, "train_every": 4} | changes
-    changes |= {"reward_normalizer": "none"}
+    changes = {"rewards": RewardConfig("none")} | changes
     dqn.main(small(tmp_path, id, **changes))
     return networks[0](observations).mean(1).tolist()
 
@@ -195,7 +196,7 @@ def trained_values(monkeypatch, tmp_path, id, observations, **changes):
 )
 def test_the_value_of_an_endless_and_of_an_ending_task(id, n_step, value, monkeypatch, tmp_path):
     # Small rewards, for errors on which the loss is quadratic and so its minimum the mean.
-    changes = {"n_step": n_step, "reward_scale": 0.1}
+    changes = {"n_step": n_step, "rewards": RewardConfig("none", scale=0.1)}
     (found,) = trained_values(monkeypatch, tmp_path, id, torch.ones(1, 2), **changes)
     assert found == pytest.approx(0.1 * value, abs=0.05)
 
@@ -280,9 +281,7 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
         small(
             tmp_path,
             "Acrobot-v1",
-            clip_rewards=True,
-            reward_normalizer="none",
-            reward_scale=3.0,
+            rewards=RewardConfig("none", clip=True, scale=3.0),
             total_steps=2048,
         )
     )

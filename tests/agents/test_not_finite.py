@@ -103,7 +103,7 @@ def test_the_update_in_which_it_comes_ends_the_run_and_the_mended_one_goes_on(
     agent, where, value, clip, tmp_path, monkeypatch, undisturbed, capfd
 ):
     """In rewards, clipped ones too, and in every observation that is learned from."""
-    words = ["--clip-rewards"] if clip else []
+    words = ["--rewards.clip"] if clip else []
     gym.registry["Spoiled-v0"].kwargs = {"where": where, "value": value}
     assert ending(agent, "Spoiled-v0", tmp_path, monkeypatch, *words) == 70
     output = capfd.readouterr().err

@@ -12,6 +12,7 @@ from torch import nn
 from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.ppo import ActorCritic, Args, Batch, gae, ppo_loss
+from neoteny.agents.rewards import RewardConfig
 from neoteny.configs.cli import override
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Stream, StreamConfig, stream
@@ -208,8 +209,8 @@ def trained_values(monkeypatch, tmp_path, id, observations):
     critics = []
     monkeypatch.setattr(ppo.Run, "finish", lambda self, agent: critics.append(agent))
     # rollouts of 40 steps hold each of the five, of each of two tasks, equally often
-    args = small(tmp_path, id, total_steps=3200, num_steps=40, gamma=0.9, lr=5e-3, reward_normalizer="none")
-    ppo.main(args)
+    raw = RewardConfig("none")
+    ppo.main(small(tmp_path, id, total_steps=3200, num_steps=40, gamma=0.9, lr=5e-3, rewards=raw))
     return critics[0].value(observations).tolist()
 
 

@@ -8,78 +8,85 @@ from hypothesis import strategies as st
 
 from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
-from neoteny.agents.rewards import RewardNormalizer, learned_rewards
+from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.envs import StreamConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 
 
+def learned(rewards, **flags):
+    """Rewards as they are stored, of one step."""
+    transform = RewardTransform(RewardConfig("none", **flags), num_envs=len(rewards), gamma=0.9)
+    return transform.observe(torch.tensor(rewards), torch.zeros(len(rewards), dtype=torch.bool), 0)
+
+
+def normalizer(mode, num_envs, gamma):
+    return RewardTransform(RewardConfig(mode), num_envs, gamma)
+
+
 def test_rewards_are_scaled_or_clipped_by_hand():
-    rewards = torch.tensor([-3.0, 0.0, 0.5])
-    assert learned_rewards(rewards, 2.0, clip=False).tolist() == [-6.0, 0.0, 1.0]
-    assert learned_rewards(rewards, 2.0, clip=True).tolist() == [-2.0, 0.0, 2.0]
+    assert learned([-3.0, 0.0, 0.5], scale=2.0).tolist() == [-6.0, 0.0, 1.0]
+    assert learned([-3.0, 0.0, 0.5], scale=2.0, clip=True).tolist() == [-2.0, 0.0, 2.0]
 
 
 def test_what_is_not_finite_is_not_hidden_by_clipping():
-    clipped = learned_rewards(torch.tensor([math.nan, math.inf, -math.inf, 4.0]), 1.0, clip=True)
+    clipped = learned([math.nan, math.inf, -math.inf, 4.0], clip=True)
     assert clipped.isfinite().tolist() == [False, False, False, True]
 
 
-def observed(normalizer, rewards, done, tasks=None):
+def observed(transform, rewards, done, tasks=None):
     for t, (reward, ended) in enumerate(zip(rewards, done)):
-        normalizer.observe(torch.tensor(reward), torch.tensor(ended), tasks[t] if tasks else 0)
+        transform.observe(torch.tensor(reward), torch.tensor(ended), tasks[t] if tasks else 0)
 
 
 def test_rewards_are_divided_by_the_root_mean_square_of_returns_by_hand():
-    normalizer = RewardNormalizer("keep", num_envs=2, gamma=0.5)
-    assert normalizer(torch.tensor([3.0])).tolist() == [3.0]  # nothing is known of returns yet
-    observed(
-        normalizer, [[1.0, 0.0], [1.0, 4.0], [2.0, 1.0]], [[False, False], [True, False], [False, False]]
-    )
+    transform = normalizer("keep", num_envs=2, gamma=0.5)
+    assert transform.normalize(torch.tensor([3.0])).tolist() == [3.0]  # nothing is known of returns yet
+    observed(transform, [[1.0, 0.0], [1.0, 4.0], [2.0, 1.0]], [[False, False], [True, False], [False, False]])
     # Discounted returns: 1, 1.5 and, after the end of the episode, 2; 0, 4 and 3.
     expected = math.sqrt((1 + 0 + 1.5**2 + 4**2 + 2**2 + 3**2) / 6)
-    assert normalizer.scale.item() == pytest.approx(expected)
-    assert normalizer(torch.tensor([[3.0], [-1.0]])).flatten().tolist() == pytest.approx(
+    assert transform.scale.item() == pytest.approx(expected)
+    assert transform.normalize(torch.tensor([[3.0], [-1.0]])).flatten().tolist() == pytest.approx(
         [3 / expected, -1 / expected]
     )
 
 
 def test_equal_returns_have_a_size():
-    normalizer = RewardNormalizer("keep", num_envs=1, gamma=0.0)
-    observed(normalizer, [[5.0]] * 4, [[False]] * 4)  # their standard deviation is 0
-    assert normalizer(torch.tensor([5.0])).item() == 1.0
+    transform = normalizer("keep", num_envs=1, gamma=0.0)
+    observed(transform, [[5.0]] * 4, [[False]] * 4)  # their standard deviation is 0
+    assert transform.normalize(torch.tensor([5.0])).item() == 1.0
 
 
 @pytest.mark.parametrize(
     ("mode", "expected"), [("keep", math.sqrt((1 + 1 + 100 + 100) / 4)), ("reset", 10.0)]
 )
 def test_a_switch_keeps_or_resets_the_statistics(mode, expected):
-    normalizer = RewardNormalizer(mode, num_envs=1, gamma=0.0)
-    observed(normalizer, [[1.0], [1.0], [10.0], [10.0]], [[False], [True], [False], [False]], [3, 3, 1, 1])
-    assert normalizer.scale.item() == pytest.approx(expected)
+    transform = normalizer(mode, num_envs=1, gamma=0.0)
+    observed(transform, [[1.0], [1.0], [10.0], [10.0]], [[False], [True], [False], [False]], [3, 3, 1, 1])
+    assert transform.scale.item() == pytest.approx(expected)
 
 
 def test_rewards_may_stay_as_they_are():
-    normalizer = RewardNormalizer("none", num_envs=1, gamma=0.9)
-    observed(normalizer, [[5.0]], [[False]])
+    transform = normalizer("none", num_envs=1, gamma=0.9)
+    observed(transform, [[5.0]], [[False]])
     rewards = torch.tensor([7.0])
-    assert normalizer(rewards) is rewards
-    assert normalizer.state_dict() == normalizer.metrics() == {}
-    normalizer.load_state_dict({})  # that of a checkpoint from before rewards were normalized
+    assert transform.normalize(rewards) is rewards
+    assert transform.state_dict() == transform.metrics() == {}
+    transform.load_state_dict({})  # that of a checkpoint from before rewards were normalized
 
 
 @given(st.floats(1e-3, 1e3), st.lists(st.tuples(st.floats(-10, 10, width=32), st.booleans()), min_size=1))
 def test_normalized_rewards_do_not_depend_on_their_unit(factor, steps):
-    plain, scaled = (RewardNormalizer("keep", num_envs=1, gamma=0.9) for _ in range(2))
+    plain, scaled = (normalizer("keep", num_envs=1, gamma=0.9) for _ in range(2))
     rewards = torch.tensor([[reward] for reward, _ in steps])
     done = [[ended] for _, ended in steps]
     observed(plain, rewards.tolist(), done)
     observed(scaled, (factor * rewards).tolist(), done)
-    assert torch.allclose(plain(rewards), scaled(factor * rewards), rtol=1e-3, atol=1e-6)
+    assert torch.allclose(plain.normalize(rewards), scaled.normalize(factor * rewards), rtol=1e-3, atol=1e-6)
 
 
 def test_statistics_go_on_where_they_were_saved():
-    whole, first, second = (RewardNormalizer("reset", num_envs=2, gamma=0.9) for _ in range(3))
+    whole, first, second = (normalizer("reset", num_envs=2, gamma=0.9) for _ in range(3))
     rewards, done = torch.randn(20, 2).tolist(), (torch.rand(20, 2) < 0.2).tolist()
     tasks = [0] * 13 + [1] * 7
     observed(whole, rewards, done, tasks)
@@ -89,6 +96,14 @@ def test_statistics_go_on_where_they_were_saved():
     assert second.scale.item() == whole.scale.item()
     with pytest.raises(KeyError):
         second.load_state_dict({})
+
+
+def test_episodes_that_could_not_be_resumed_count_nothing():
+    transform = normalizer("keep", num_envs=1, gamma=1.0)
+    observed(transform, [[3.0]], [[False]])
+    transform.begin_episodes()
+    observed(transform, [[4.0]], [[False]])
+    assert transform.scale.item() == pytest.approx(math.sqrt((3**2 + 4**2) / 2))
 
 
 @pytest.mark.slow

@@ -86,7 +86,7 @@ NEAR = {
         "env": "--stream.id", "clip-range": "--clip", "grad-clip": "--max-grad-norm", "gae": "--gae-lambda",
         "log-dir": "--runs-dir", "save-freq": "--checkpoint-every", "record-video": "--video-every",
         "optimizer": "optim:adam", "iso": "--optim.iso", "activation": "--network.activation",
-        "normalize-obs": "--stream.normalizer", "reward-clip": "--clip-rewards", "n-epochs": "--epochs",
+        "normalize-obs": "--stream.normalizer", "reward-clip": "--rewards.clip", "n-epochs": "--epochs",
     },
     "dqn": {
         "buffer-capacity": "--buffer-size", "batch": "--batch-size", "epsilon-start": "--eps-start",
@@ -140,7 +140,7 @@ BAD = {
     "--seed -1": "--seed must be at least 0",
     "--gamma 1.5": "--gamma must be at least 0 and at most 1, not 1.5",
     "--ent-coef inf": "--ent-coef must be at least 0",
-    "--reward-scale nan": "--reward-scale must be finite",
+    "--rewards.scale nan": "--rewards.scale must be finite",
     "--probes.every -1": "--probes.every",
     "--note a/b": "--note",
     "--lr 0": "--lr must be above 0, not 0.0",

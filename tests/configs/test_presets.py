@@ -91,3 +91,12 @@ def test_acrobot_is_learnt_with_its_preset(tmp_path):
     words = f"acrobot-jumps-small optim:adam --total-steps 40960 --probes.every 0 --runs-dir {tmp_path}"
     summary = ppo.main(cli(ppo.Args, ppo.PRESETS, words.split()))
     assert summary["score/return_at_end"] > -200
+
+
+@pytest.mark.slow
+def test_cartpole_is_solved_with_default_flags(tmp_path):
+    """With raw rewards and the pull of a stream that switches, AdamO's critic did not reach the values."""
+    words = f"--stream.id CartPole-v1 --total-steps 100352 --probes.every 0 --runs-dir {tmp_path}"
+    args = cli(ppo.Args, ppo.PRESETS, words.split())
+    assert args.optim.name == "adamo"
+    assert ppo.main(args)["score/return_at_end"] > 450

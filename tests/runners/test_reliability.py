@@ -30,6 +30,7 @@ from torch import nn
 
 from neoteny.agents import ppo
 from neoteny.agents.ppo import Args
+from neoteny.agents.rewards import RewardConfig
 from neoteny.configs.cli import launch, override
 from neoteny.envs import Stream
 from neoteny.envs.single import workers
@@ -545,7 +546,7 @@ def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monk
 @pytest.mark.parametrize("version", sorted(path.name for path in GOLDEN.iterdir() if path.name > "0.1.0"))
 def test_checkpoints_of_earlier_versions_are_loaded(version, tmp_path):
     """What tests/make_golden.py made."""
-    args = small(tmp_path, reward_normalizer="none")  # which they did not have
+    args = small(tmp_path, rewards=RewardConfig("none"))  # which they did not have
     folder = run_folder("ppo", args)
     shutil.copytree(GOLDEN / version, folder / "checkpoint")
     shutil.move(folder / "checkpoint" / "args.json", folder)
@@ -740,7 +741,7 @@ def test_changed_arguments(before, now, defaults, changed):
 
 OF_A_LATER_VERSION = {
     # changes of what the checkpoint holds, and the sentence that refuses it, if any
-    "flag": (lambda config: config.pop("reward_scale"), None),
+    "flag": (lambda config: config.pop("ent_coef"), None),
     "flag that acts": (lambda config: config.pop("num_steps"), "without num_steps, which now is 8"),
     "flag of the optimizer": (lambda config: config["optim"].pop("eps"), None),
     "flag of a method": (lambda config: config["methods"]["isometry"].pop("on"), None),

@@ -13,6 +13,7 @@ from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation, TimeLi
 from neoteny.agents import ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.ppo import Args
+from neoteny.agents.rewards import RewardConfig
 from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.atari import engine as arcade_engine
 from neoteny.envs.atari.engine import AtariConfig, AtariEngine
@@ -391,7 +392,7 @@ def test_ppo_learns_from_signs_and_logs_scores(tmp_path, monkeypatch):
     args = Args(
         stream=StreamConfig("atari", 1024, games=("Asterix", "Breakout"), cycles=1, audit="off"),
         num_envs=2, num_steps=64, epochs=1, network=NetworkConfig(hidden=(16,)), shared_torso=True,
-        clip_rewards=True, reward_normalizer="none", probes=ProbeConfig(every=0), optim=AdamConfig(),
+        rewards=RewardConfig("none", clip=True), probes=ProbeConfig(every=0), optim=AdamConfig(),
         runs_dir=tmp_path,
     )  # fmt: skip
     summary = ppo.main(args)
