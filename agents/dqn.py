@@ -252,14 +252,15 @@ def rollout_step(
     with torch.inference_mode():
         action = agent.act(observation, epsilon)
     run.lap("act")
-    next_observation, reward, terminated, truncated, info = stream.step(action)
+    transform.enter(stream.task)
+    task, step = stream.task, stream.step_tensors(action)
     run.lap("env")
-    final = info.get("final_obs", next_observation)
-    learned = transform.observe(reward, terminated | truncated, info["task"])
-    memory.add(observation, action, learned, terminated, truncated, final, info["task"])
-    run.record_episodes(info)
+    final = step.observations if step.final_observations is None else step.final_observations
+    rewards = transform.observe(step.rewards, step.terminated | step.truncated)
+    memory.add(observation, action, rewards, step.terminated, step.truncated, final, task)
+    run.record_episodes(stream.about_step, step.episodes)
     run.lap("replay")
-    return next_observation
+    return step.observations
 
 
 def epsilon_now(stream: Stream, args: Args) -> float:

@@ -24,9 +24,10 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, observation_sp
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
-from neoteny.envs import Stream, StreamConfig
-from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
+from neoteny.envs import Step, Stream, StreamConfig
+from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads, set_learning_rate
 from neoteny.runners.args import RESUMABLE, RunArgs
+from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.probes import Probes
 from neoteny.runners.run import Run
@@ -155,30 +156,6 @@ class ActorCritic(nn.Module):
         return {name: nn.Sequential(OrderedDict([*shared, *layers])) for name, layers in own.items()}
 
 
-class Rollout(NamedTuple):
-    """T steps of N sub-environments, (T, N, ...)."""
-
-    observations: Tensor  # before the action
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor  # of the observations
-    rewards: Tensor
-    done: Tensor  # whether the step ended its episode, by termination or truncation
-    final_values: Tensor  # value of the final observation where an episode was truncated, else 0
-
-    @classmethod
-    def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
-        """An empty buffer for ``num_steps`` steps of a stream."""
-        shape = (num_steps, stream.num_envs)
-        observations = zeros(stream.single_observation_space, *shape).to(device)
-        if observations.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            observations = observations.float()  # PyTorch has few operations for these types
-        actions = zeros(stream.single_action_space, *shape).to(device)
-        log_probs, values, rewards, final_values = (torch.zeros(shape, device=device) for _ in range(4))
-        done = torch.zeros(shape, dtype=torch.bool, device=device)
-        return cls(observations, actions, log_probs, values, rewards, done, final_values)
-
-
 class Batch(NamedTuple):
     """Transitions to train on, (B, ...)."""
 
@@ -187,6 +164,56 @@ class Batch(NamedTuple):
     log_probs: Tensor  # under the policy that collected the rollout
     advantages: Tensor
     returns: Tensor  # regression targets of the value function
+
+
+class Rollout(NamedTuple):
+    """T steps of N sub-environments, (T, N, ...)."""
+
+    t: Tensor  # (1,), number of steps so far
+    observations: Tensor  # (T + 1, N, ...): before each step and after the last one
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor  # of the observations before each step
+    rewards: Tensor
+    done: Tensor  # whether the step ended its episode, by termination or truncation
+    final_values: Tensor  # value of the final observation where an episode was truncated, else 0
+    advantages: Tensor
+    returns: Tensor  # advantages + values
+
+    @classmethod
+    def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
+        """An empty buffer for ``num_steps`` steps of a stream."""
+        shape = (num_steps, stream.num_envs)
+        observations = zeros(stream.single_observation_space, num_steps + 1, stream.num_envs).to(device)
+        if observations.dtype in (torch.uint16, torch.uint32, torch.uint64):
+            observations = observations.float()  # PyTorch has few operations for these types
+        actions = zeros(stream.single_action_space, *shape).to(device)
+        log_probs, values, rewards, *later = (torch.zeros(shape, device=device) for _ in range(6))
+        done = torch.zeros(shape, dtype=torch.bool, device=device)
+        t = torch.full((1,), num_steps, device=device)
+        return cls(t, observations, actions, log_probs, values, rewards, done, *later)
+
+    def begin(self) -> None:
+        """Begin anew with the observations after the last step."""
+        self.observations[0] = self.observations[-1]
+        self.t.zero_()
+
+    @property
+    def observation(self) -> Tensor:
+        """The observations before the current step, (N, ...)."""
+        return self.observations.index_select(0, self.t)[0]
+
+    def add(self, observation: Tensor, **fields: Tensor) -> None:
+        """Store the current step, (N, ...), and the observations after it."""
+        for name, value in fields.items():
+            getattr(self, name).index_copy_(0, self.t, value[None].to(getattr(self, name).dtype))
+        self.t.add_(1)
+        self.observations.index_copy_(0, self.t, observation[None].to(self.observations.dtype))
+
+    def flat(self) -> Batch:
+        """All transitions as a batch of T * N, in the memory of the rollout."""
+        fields = (self.observations[:-1], self.actions, self.log_probs, self.advantages, self.returns)
+        return Batch(*(field.flatten(0, 1) for field in fields))
 
 
 def gae(
@@ -270,46 +297,50 @@ def update(agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Ba
     return torch.cat((stats, grad_norm[None]))
 
 
+def gradient_step(
+    agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Batch, chosen: Tensor, args: Args
+) -> tuple[Tensor, Batch]:
+    """Update on the chosen transitions, (B,), of a batch; returns statistics, (6,), and the minibatch."""
+    # index_select is ten times as fast as indexing.
+    minibatch = Batch(*(field.index_select(0, chosen) for field in batch))
+    return update(agent, optimizer, methods, minibatch, args), minibatch
+
+
 def rollout_step(
-    agent: ActorCritic,
-    stream: Stream,
-    observation: Tensor,
-    transform: RewardTransform,
-    rollout: Rollout,
-    t: int,
-    args: Args,
-    run: Run,
-) -> Tensor:
-    """Act in every sub-environment and store step ``t`` of the rollout; returns the next observation."""
-    rollout.observations[t] = observation
+    agent: ActorCritic, stream: Stream, transform: RewardTransform, rollout: Rollout, run: Run
+) -> Step:
+    """Act in every sub-environment and add the step to the rollout."""
     with torch.inference_mode():
-        rollout.actions[t], rollout.log_probs[t], rollout.values[t] = agent.act(observation)
+        actions, log_probs, values = agent.act(rollout.observation)
     run.lap("act")
-    observation, reward, terminated, truncated, info = stream.step(rollout.actions[t])
-    rollout.done[t] = done = terminated | truncated
-    rollout.rewards[t] = transform.observe(reward, done, info["task"])
-    if "final_obs" in info:
-        final = info["final_obs"]
-        with torch.inference_mode():
-            rollout.final_values[t] = agent.value(final) * (truncated & ~terminated)
-        if final.is_floating_point():  # an activation may have hidden an infinity
-            rollout.final_values[t] += 0 * final.reshape(len(final), -1).abs().amax(1)
-    run.record_episodes(info)
-    run.lap("env")
-    return observation
+    step = stream.step_tensors(actions)
+    done = step.terminated | step.truncated
+    rollout.add(
+        step.observations, actions=actions, log_probs=log_probs, values=values, done=done,
+        rewards=transform.observe(step.rewards, done), final_values=final_values(agent, step),
+    )  # fmt: skip
+    return step
+
+
+@torch.inference_mode()
+def final_values(agent: ActorCritic, step: Step) -> Tensor:
+    """Values of the final observations of episodes that a step truncated, (N,), else 0."""
+    final = step.final_observations
+    if final is None:
+        return torch.zeros_like(step.rewards)
+    values = agent.value(final) * (step.truncated & ~step.terminated)
+    if final.is_floating_point():  # an activation may have hidden an infinity
+        values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
+    return values
 
 
 @torch.no_grad()
-def make_batch(
-    agent: ActorCritic, rollout: Rollout, observation: Tensor, transform: RewardTransform, args: Args
-) -> Batch:
-    """Flatten a rollout, followed by ``observation``, into a batch of T * N with advantages and returns."""
-    observations, actions, log_probs, values, rewards, done, final_values = rollout
-    next_value = agent.value(observation)
-    rewards = transform.normalize(rewards)
-    advantages = gae(rewards, values, done, final_values, next_value, args.gamma, args.gae_lambda)
-    fields = (observations, actions, log_probs, advantages, advantages + values)
-    return Batch(*(field.flatten(0, 1) for field in fields))
+def estimate_advantages(agent: ActorCritic, rollout: Rollout, transform: RewardTransform, args: Args) -> None:
+    """Compute the advantages and returns of a complete rollout."""
+    next_value = agent.value(rollout.observations[-1])
+    steps = (transform.normalize(rollout.rewards), rollout.values, rollout.done, rollout.final_values)
+    rollout.advantages.copy_(gae(*steps, next_value, args.gamma, args.gae_lambda))
+    torch.add(rollout.advantages, rollout.values, out=rollout.returns)
 
 
 def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, float]:
@@ -338,8 +369,12 @@ def main(args: Args) -> dict[str, Any]:
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         stream.reset()
-    if args.compile:
-        agent.compile()
+    capture = Capture(device, args.graphs, args.compile)
+    if not stream.capturable:
+        agent.act, agent.value = capture(agent.act), capture(agent.value)
+    step = capture(rollout_step, stream) if stream.capturable else rollout_step
+    estimate = capture(estimate_advantages)
+    train = capture(gradient_step, optimizer, methods)
     probes = Probes(args.probes, methods, new_optimizer)
     size = args.num_steps * args.num_envs
     updates = args.total_steps // size
@@ -349,37 +384,39 @@ def main(args: Args) -> dict[str, Any]:
         __file__, args, stream, updates * size, remarks,
         methods=methods, agent=agent, optimizer=optimizer, rewards=transform,
     )  # fmt: skip
-    observation = stream.observation
     if not stream.exact:
         transform.begin_episodes()
     rollout = Rollout.zeros(args.num_steps, stream, device)
+    rollout.observations[-1] = stream.observation
+    batch = rollout.flat()
 
     for iteration in range(run.updates_made + 1, updates + 1):
         if args.anneal_lr:
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * (1 - (iteration - 1) / updates)
-        rollout.final_values.zero_()
-        for t in range(args.num_steps):
-            observation = rollout_step(agent, stream, observation, transform, rollout, t, args, run)
-        batch = make_batch(agent, rollout, observation, transform, args)
+            set_learning_rate(optimizer, args.lr * (1 - (iteration - 1) / updates))
+        rollout.begin()
+        for _ in range(args.num_steps):
+            transform.enter(stream.task)
+            made = step(agent, stream, transform, rollout, run)
+            run.record_episodes(stream.about_step, made.episodes)
+            run.lap("env")
+        estimate(agent, rollout, transform, args)
 
         probes.begin(iteration)
         stats = []
         for _ in range(args.epochs):
-            for mb in torch.randperm(size, device=device).chunk(args.minibatches):
-                # index_select is ten times as fast as indexing.
-                minibatch = Batch(*(field.index_select(0, mb) for field in batch))
-                stats.append(update(agent, optimizer, methods, minibatch, args))
+            for chosen in torch.randperm(size, device=device).chunk(args.minibatches):
+                losses, minibatch = train(agent, optimizer, methods, batch, chosen, args)
+                stats.append(losses.clone())
                 methods.between_steps(minibatch)
         run.lap("learn")
 
         losses = torch.stack(stats)
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
-        observed |= {"next_observations": observation, "final_values": rollout.final_values}
+        observed |= {"final_values": rollout.final_values}
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
             metrics |= average(losses, rollout.values.flatten(), batch.returns)
-            metrics |= {"charts/learning_rate": optimizer.param_groups[0]["lr"]}
+            metrics |= {"charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
             metrics |= transform.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:

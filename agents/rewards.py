@@ -51,23 +51,30 @@ class RewardTransform:
     def __init__(
         self, config: RewardConfig, num_envs: int, gamma: float, device: torch.device | str = "cpu"
     ) -> None:
-        self.config, self.gamma, self.task, self.count = config, gamma, 0, 0
+        self.config, self.gamma, self.task = config, gamma, 0
         self.is_normalized = config.normalizer != "none"
         self.returns = torch.zeros(num_envs, device=device)
         self.mean_square = torch.zeros((), dtype=torch.float64, device=device)
+        self.count = torch.zeros_like(self.mean_square)  # of steps in it
 
     @property
     def scale(self) -> Tensor:
         """The number that rewards are divided by, (); 1 until a reward differs from 0."""
         return self.mean_square.sqrt().where(self.mean_square > 0, 1.0)
 
-    def observe(self, rewards: Tensor, done: Tensor, task: int) -> Tensor:
+    def enter(self, task: int) -> None:
+        """Enter the task of the next step: if it is another one, statistics may be reset."""
+        if self.config.normalizer == "reset" and task != self.task:
+            self.mean_square.zero_()
+            self.count.zero_()
+        self.task = task
+
+    def observe(self, rewards: Tensor, done: Tensor) -> Tensor:
         """Clip and scale the rewards of a step, (N,), and update the statistics with them.
 
         Args:
             rewards: (N,), of the environments. A NaN stays a NaN, which ends the run.
             done: whether the step ended the episodes, (N,).
-            task: the number of the step's task.
 
         Returns:
             The rewards to store, (N,): to be normalized when they are learned from.
@@ -76,13 +83,10 @@ class RewardTransform:
             rewards = rewards.sign().where(rewards.isfinite(), rewards * 0)  # sign makes 0 of a NaN
         rewards = self.config.scale * rewards
         if self.is_normalized:
-            if self.config.normalizer == "reset" and task != self.task:
-                self.mean_square.zero_()
-                self.count = 0
-            self.task = task
             torch.add(rewards, self.returns, alpha=self.gamma, out=self.returns)
             self.count += 1
-            self.mean_square.lerp_(self.returns.square().mean(dtype=torch.float64), 1 / self.count)
+            mean = self.returns.square().mean(dtype=torch.float64)
+            self.mean_square.lerp_(mean, self.count.reciprocal())
             self.returns.masked_fill_(done, 0.0)
         return rewards
 
@@ -107,8 +111,7 @@ class RewardTransform:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the statistics."""
-        for name in self.state_dict():
-            if isinstance(state[name], Tensor):
-                getattr(self, name).copy_(state[name])
-            else:
-                setattr(self, name, state[name])
+        if self.is_normalized:
+            self.task = state["task"]
+            for name in ("returns", "mean_square", "count"):
+                getattr(self, name).copy_(torch.as_tensor(state[name]))

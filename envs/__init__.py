@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.stream import Stream
+from neoteny.envs.stream import Step, Stream
 
 from neoteny.envs.registry import stream  # isort: skip  (the module of this name must have been imported)
 
 if TYPE_CHECKING:
     from neoteny.envs.config import StreamConfig
 
-__all__ = ["Schedule", "Stream", "StreamConfig", "stream"]
+__all__ = ["Schedule", "Step", "Stream", "StreamConfig", "stream"]
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,9 @@ class Engine(Protocol):
 
     device: torch.device
     """Device of observations, rewards, terminated and truncated; actions are moved to it."""
+    capturable: bool
+    """Whether `step`, `reset` and `observations` compute on static tensors, see
+    :mod:`neoteny.runners.capture`, until the engine enters another task."""
     inexact: str
     """Why a restore could not continue the running episodes exactly as they were; empty if it did."""
 
@@ -41,6 +44,9 @@ class Engine(Protocol):
 
     def reset(self, done: Tensor | None = None) -> None:
         """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
+
+    def begin_step(self) -> None:
+        """Called before each step: what it does on the host."""
 
     def step(self, actions: Any) -> StepResult:
         """Step all, actions (N, ...), an array or a tensor on any device; never floats for integers."""

@@ -25,13 +25,13 @@ class Normalizer:
     def __init__(self, shape: tuple[int, ...], device: torch.device | str) -> None:
         self.mean = torch.zeros(shape, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.mean)  # sum of squared distances from the mean
-        self.count = 0
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
 
     def reset(self) -> None:
         """Reset mean, variance and count."""
         self.mean.zero_()
         self.squares.zero_()
-        self.count = 0
+        self.count.zero_()
 
     def update(self, observations: Tensor) -> None:
         """Update mean and variance with a batch, (B, ...)."""
@@ -44,19 +44,19 @@ class Normalizer:
 
     def __call__(self, observations: Tensor) -> Tensor:
         """Normalize observations (B, ...): standard deviations from the mean, float32."""
-        deviation = (self.squares / max(1, self.count)).sqrt().clamp(min=1e-4)
+        deviation = (self.squares / self.count.clamp(min=1)).sqrt().clamp(min=1e-4)
         return ((observations - self.mean) / deviation).clamp(-self.clip, self.clip).float()
 
     def state_dict(self) -> dict[str, Any]:
         """Count, mean and sum of squares."""
         return {
-            "count": self.count,
+            "count": int(self.count),
             "mean": self.mean.cpu().numpy().copy(),
             "squares": self.squares.cpu().numpy().copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore count, mean and sum of squares."""
-        self.count = int(state["count"])
+        self.count.fill_(int(state["count"]))
         self.mean.copy_(torch.as_tensor(np.asarray(state["mean"])))
         self.squares.copy_(torch.as_tensor(np.asarray(state["squares"])))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -26,6 +26,17 @@ from neoteny.envs.engine import Engine, EngineConfig, UncoveredError, choose_eng
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskEnv, TaskFunction, agent_actions, is_shipped
+
+
+class Step(NamedTuple):
+    """A step of all sub-environments of a stream, on the agent's device, (N, ...)."""
+
+    observations: Any  # after the step; the first of the next episode where one has ended
+    rewards: Any
+    terminated: Any
+    truncated: Any
+    final_observations: Any  # before a new episode, where one has ended
+    episodes: Any  # (3, N), float64: whether an episode ended in the environment, its return and its length
 
 
 class Stream(VectorEnv):
@@ -102,7 +113,9 @@ class Stream(VectorEnv):
         self.device = device
         self.names = names
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
-        self.steps = 0
+        self.steps = self._entered = 0
+        self.about_step: dict[str, Any] = {}
+        """The info of the latest step, without what depends on ended episodes."""
         self._look_ahead()
 
         first = self.make_task(self.task, self.seed)
@@ -205,30 +218,40 @@ class Stream(VectorEnv):
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
         """
-        rewards, terminated, truncated, env_infos = self.engine.step(self._checked(actions))
-        self.steps += self.num_envs
+        step = self.step_tensors(self._checked(actions))
+        info = dict(self.about_step)
+        if step.episodes is not None:
+            ended, returns, lengths = step.episodes
+            info |= {"episode_return": returns, "_episode_return": ended > 0}
+            info |= {"episode_length": lengths, "_episode_length": ended > 0}
+        if step.final_observations is not None:
+            info |= {"final_obs": step.final_observations}
+            info |= {"_final_obs": step.terminated | step.truncated}
+        return *step[:4], info
+
+    def step_tensors(self, actions: Any) -> Step:
+        """Step every sub-environment as :meth:`step` does, without an info.
+
+        Where the stream is :attr:`capturable`, this computes on static tensors, see
+        :mod:`neoteny.runners.capture`. On a CPU, fields on ended episodes are ``None`` if none has ended.
+        """
+        self._begin_step()
+        rewards, terminated, truncated, env_infos = self.engine.step(actions)
+        if env_infos:
+            self.about_step["env_infos"] = env_infos
         self.returns += rewards
         self.lengths += 1
-        info: dict[str, Any] = {"task": self.task}
-        if env_infos:
-            info["env_infos"] = env_infos
-        if self._is_first:
-            info |= self._about_task()
-
         done = terminated | truncated
-        switches = self.steps >= self._visit_end and self._is_over()
-        # On a GPU, reading whether any episode ended takes longer than a reset with an empty mask.
-        some = self.engine.device.type != "cpu" or bool(done.any())
+        final = episodes = None
+        some = not self._reads_ends or bool(done.any())
         if some:
-            ended = self._to_agent(done)
-            info |= {"episode_return": self._to_agent(self.returns.clone()), "_episode_return": ended}
-            info |= {"episode_length": self._to_agent(self.lengths.clone()), "_episode_length": ended}
-        if switches:
+            episodes = self._to_agent(torch.stack((done.double(), self.returns, self.lengths.double())))
+        if self._switching:
             truncated = truncated | ~terminated
             done = torch.ones_like(done)
-        if some or switches:
-            info |= {"final_obs": self.observation, "_final_obs": self._to_agent(done)}
-            if switches:
+        if some or self._switching:
+            final = self.observation
+            if self._switching:
                 self._switch()
             self.returns.masked_fill_(done, 0.0)
             self.lengths.masked_fill_(done, 0)
@@ -236,8 +259,25 @@ class Stream(VectorEnv):
         observations = self.preprocess(self.engine.observations, learn=True)
         if self.device is not None:
             rewards = rewards.float()
-        ends = self._to_agent(terminated), self._to_agent(truncated)
-        return observations, self._to_agent(rewards), *ends, info
+        rewards, terminated, truncated = map(self._to_agent, (rewards, terminated, truncated))
+        return Step(observations, rewards, terminated, truncated, final, episodes)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether :meth:`step_tensors` computes on static tensors, but for steps that switch the task."""
+        return self.engine.capturable
+
+    def variant(self) -> int | None:
+        """What distinguishes the kernels of the next step: the number of tasks so far.
+
+        ``None`` if it may switch the task, or calls environments on the host.
+        """
+        switching = self.steps + self.num_envs >= self._visit_end
+        return None if switching or not self.capturable else self._entered
+
+    def count_replay(self) -> None:
+        """Count a step, whose kernels are replayed."""
+        self._begin_step()
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the stream: numbers, strings, arrays and tensors in dicts and lists."""
@@ -260,8 +300,8 @@ class Stream(VectorEnv):
         self.schedule = dataclasses.replace(self.schedule, seed=state["seed"])
         self.steps = state["steps"]
         self._look_ahead()
-        self.returns = state["returns"].to(self.engine.device, copy=True)
-        self.lengths = state["lengths"].to(self.engine.device, copy=True)
+        self.returns.copy_(state["returns"])
+        self.lengths.copy_(state["lengths"])
         self.engine.load_state_dict(state["engine"], self.schedule, self.steps, self.returns)
         self.auditor.load_state_dict(state)
         self.preprocessing.load_state_dict(state["preprocessing"])
@@ -301,8 +341,23 @@ class Stream(VectorEnv):
         """Close the sub-environments."""
         self.engine.close()
 
+    @property
+    def _reads_ends(self) -> bool:
+        """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
+        return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def _begin_step(self) -> None:
+        """The part of a step on the host: count it, find whether it is the last of its task."""
+        self.steps += self.num_envs
+        self.engine.begin_step()
+        self.about_step = {"task": self.task}
+        if self._is_first:
+            self.about_step |= self._about_task()
+        self._switching = self.steps >= self._visit_end and self._is_over()
+
     def _enter(self) -> None:
         """Switch the engine to the task of the current step."""
+        self._entered += 1
         self._look_ahead()
         if reason := self._uncovered(self.task):
             raise ValueError(reason)

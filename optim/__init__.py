@@ -17,11 +17,12 @@ from neoteny.optim.isometry import isometry_penalty, isometry_report, param_grou
 from neoteny.optim.layers import heads
 from neoteny.optim.methods import Event, Learner, Method, MethodConfig, Methods, Seen
 from neoteny.optim.muon import MuonAdamW
+from neoteny.optim.optimizer import set_learning_rate
 from neoteny.optim.orthogonal import orthogonalize
 
 __all__ = [
     "METHODS", "AdamConfig", "AdamO", "AdamOConfig", "AdamWConfig", "Event", "Learner", "Method",
     "MethodConfig", "MethodConfigs", "Methods", "MuonAdamW", "MuonConfig", "OptimConfig", "Seen",
     "build_methods", "heads", "isometry_penalty", "isometry_report", "methods_as_dict", "optimizer_name",
-    "orthogonalize", "param_groups", "pull_norm",
+    "orthogonalize", "param_groups", "pull_norm", "set_learning_rate",
 ]  # fmt: skip

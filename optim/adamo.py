@@ -127,9 +127,17 @@ class AdamO(CheckedOptimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {**adam_state(param, group), "skipped": counter(param.device)}
 
-    def _step(self, batches: list[Batch]) -> None:
+    def variant(self) -> tuple[bool, ...]:
+        """What distinguishes the kernels of the next step: whether each group is pulled."""
+        return tuple((group["iso_phase"] + 1) % group["iso_every"] == 0 for group in self.param_groups)
+
+    def count_replay(self) -> None:
+        """Count a step, whose kernels are replayed."""
         for group in self.param_groups:
             group["iso_phase"] = (group["iso_phase"] + 1) % group["iso_every"]
+
+    def _step(self, batches: list[Batch]) -> None:
+        self.count_replay()
         skip, found_inf = self._skip_nonfinite(batches)
         if skip:
             return
@@ -173,7 +181,7 @@ def _pull(batch: Batch, found_inf: Tensor | None) -> None:
     """Take the isometry step on a group, in place, if it is due and `found_inf` is not 1."""
     group, params, _, states = batch
     coefficient = isometry_coefficient(group) * group["iso_every"]
-    if not coefficient or not params or group["iso_phase"]:
+    if not params or group["iso_phase"] or (not isinstance(coefficient, Tensor) and not coefficient):
         return
     for param, state in zip(params, states):
         if "guarded" not in state:

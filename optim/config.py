@@ -49,7 +49,8 @@ class AdamConfig(_Moments):
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        return torch.optim.Adam(_one_group(module, exclude), lr=lr, fused=True, **vars(self))
+        groups = _one_group(module, exclude)
+        return torch.optim.Adam(groups, lr=lr, fused=True, capturable=_on_gpu(module), **vars(self))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class AdamWConfig(_Moments):
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
-        return torch.optim.AdamW(_one_group(module, exclude), lr=lr, fused=True, **vars(self))
+        groups = _one_group(module, exclude)
+        return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=_on_gpu(module), **vars(self))
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,11 @@ def _one_group(module: nn.Module, exclude: Exclude) -> list[dict[str, Any]]:
     """All trainable parameters in one group."""
     weights, others = split_parameters(module, exclude)
     return [{"params": weights + others}]
+
+
+def _on_gpu(module: nn.Module) -> bool:
+    """Whether steps can become a part of a CUDA graph: torch's own Adam asks to be told."""
+    return any(parameter.is_cuda for parameter in module.parameters())
 
 
 def _check_number(name: str, value: float) -> None:

@@ -65,7 +65,9 @@ def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
     return torch.addmm(matrix, gram, matrix, beta=-scale)
 
 
-def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> tuple[list[Tensor], Tensor]:
+def isometry_steps(
+    matrices: list[Tensor], coefficient: float | Tensor, scale: float
+) -> tuple[list[Tensor], Tensor]:
     """Guarded isometry steps, each as a direction and a divisor: W <- W - direction / (2 divisor).
 
     A step multiplies a singular value sigma by 1 - 4c (sigma^2 - s), which diverges if c is too large.
@@ -75,7 +77,7 @@ def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> 
 
     Args:
         matrices: L matrices `(out, in)`, float32 or float64.
-        coefficient: c > 0, step size times penalty coefficient.
+        coefficient: c > 0, step size times penalty coefficient; a number, or `()` on the device.
         scale: the target s > 0 of the squared singular values.
 
     Returns:
@@ -85,12 +87,17 @@ def isometry_steps(matrices: list[Tensor], coefficient: float, scale: float) -> 
     grams = [gram_matrix(matrix) for matrix in matrices]
     # One vector for all matrices: in small networks kernel launches dominate the cost.
     row_sums = torch.stack([gram.abs().sum(0).amax() for gram in grams])
-    divisors = row_sums.sub_(scale).clamp_(min=max(scale, 0.125 / coefficient))
+    bound = 0.125 / coefficient
+    least = bound.clamp(min=scale) if isinstance(bound, Tensor) else max(scale, bound)
+    divisors = row_sums.sub_(scale).clamp_(min=least)
     return [_residual(matrix, gram, scale) for matrix, gram in zip(matrices, grams)], divisors
 
 
-def isometry_coefficient(group: dict[str, Any]) -> float:
-    """Coefficient c = iso_lr * iso of a step on a group, at its current learning rate; 0 without it."""
+def isometry_coefficient(group: dict[str, Any]) -> float | Tensor:
+    """Coefficient c = iso_lr * iso of a step on a group, at its current learning rate; 0 without it.
+
+    A tensor if the learning rate is one.
+    """
     iso = group.get("iso", 0.0)
     return iso * group["lr"] * group["iso_lr_ratio"] if iso else 0.0
 
@@ -168,7 +175,7 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
     lines = []
     for group in pulled:
         # A warm-up starts at a learning rate of zero; the scheduler stores the final one as initial_lr.
-        c = isometry_coefficient({**group, "lr": group.get("initial_lr", group["lr"])})
+        c = float(isometry_coefficient({**group, "lr": group.get("initial_lr", group["lr"])}))
         budget = c * planned_steps
         time_constant = 1.0 / (8.0 * c * group["iso_scale"]) if c else math.inf
         lines += [

@@ -36,6 +36,8 @@ class Learner:
     target: nn.Module | None = None
     _layers: dict[str, list[Layer]] = field(default_factory=dict, repr=False)
     _connected: bool = False
+    structures: int = 0
+    """Number of times that the network's structure changed."""
 
     def layers(self, on: str = "all", connected: bool = False) -> list[Layer]:
         """The current layers of a part of the network, heads included.
@@ -61,6 +63,7 @@ class Learner:
     def structure_changed(self) -> None:
         """Describe the layers anew; to be called after modules were added or removed."""
         self._layers, self._connected = {}, False
+        self.structures += 1
 
     def problem(self) -> str:
         """Why the optimizer or the target network does not fit the network; empty if they fit."""
@@ -199,6 +202,13 @@ class Methods:
         """Call `after_step` of every method."""
         for method in self.methods.values():
             method.after_step(self.seen)
+
+    def variant(self) -> int:
+        """What distinguishes the kernels of the next gradient step: the structure of the network."""
+        return self.learner.structures
+
+    def count_replay(self) -> None:
+        """Nothing: gradient steps are counted by :meth:`between_steps`."""
 
     def between_steps(self, batch: Any) -> None:
         """Count a gradient step, and call `on` of the methods that are due."""

@@ -1,6 +1,6 @@
 """Base class of this package's optimizers: checks parameter groups, and collects gradients and states."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -59,6 +59,13 @@ class CheckedOptimizer(Optimizer):
             self._step(batches)
         return loss
 
+    def variant(self) -> Hashable:
+        """What distinguishes the kernels of the next step from those of others, see `runners.capture`."""
+        return ()
+
+    def count_replay(self) -> None:
+        """Count on the host a step whose kernels are replayed."""
+
     def _accept(self, group: dict[str, Any]) -> None:
         """Raise ValueError if a new group is invalid, else complete its options."""
         raise NotImplementedError
@@ -86,6 +93,18 @@ class CheckedOptimizer(Optimizer):
             batch.grads.append(param.grad)
             batch.states.append(state)
         return batch
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Set the learning rate of all groups; on a GPU in a tensor, which captured steps read."""
+    for group in optimizer.param_groups:
+        device = group["params"][0].device
+        if device.type == "cpu":
+            group["lr"] = lr
+        elif isinstance(group["lr"], Tensor) and group["lr"].device == device:
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = torch.tensor(lr, device=device)
 
 
 def counter(device: torch.device | str) -> Tensor:

@@ -94,7 +94,7 @@ class Bjorck(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """Raw weight -> orthogonal weight, both `(out, in)` or `(out, in, height, width)`."""
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        if torch.is_grad_enabled() or _is_recorded(weight):
             return _orthogonal_weight(weight)
         # The cache compares values, since fused optimizers change weights without raising their version.
         last = self._last
@@ -108,6 +108,11 @@ class Bjorck(nn.Module):
     def right_inverse(self, weight: Tensor) -> Tensor:
         """The raw weight after assigning to the weight: its orthogonal factor, for any condition number."""
         return _orthogonal_weight(weight, EXACT_ITERATIONS)
+
+
+def _is_recorded(weight: Tensor) -> bool:
+    """Whether operations are compiled or recorded as a CUDA graph, and no value can be read."""
+    return torch.compiler.is_compiling() or (weight.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
 def _orthogonal_weight(weight: Tensor, iterations: int = ITERATIONS) -> Tensor:

@@ -47,8 +47,12 @@ class RunArgs:
     """Allow resuming after the agent's file was edited; the run is then a mixture of both."""
     amp: Literal["none", "bf16"] = "none"
     """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
+    graphs: bool = True
+    """On a GPU, replay rollout and gradient steps as CUDA graphs, without Python in between."""
     compile: bool = False
-    """Compile the networks (torch.compile): takes a minute at the start, speeds up large networks."""
+    """Compile rollout and gradient steps (torch.compile), which takes a minute at the start."""
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    """Precision of float32 matrix products on a GPU: "high" uses TF32, "medium" bfloat16."""
     methods: MethodConfigs = ()
     """Plasticity methods, one of each."""
     probes: ProbeConfig = dataclasses.field(default_factory=ProbeConfig, metadata=RESUMABLE)

@@ -23,7 +23,7 @@ class Episodes:
 
     def __init__(self) -> None:
         self.visits: list[Visit] = []
-        self._waiting: list[tuple[int, Tensor]] = []  # step, and (3, N): whether ended, returns, lengths
+        self._waiting: list[tuple[int, Tensor]] = []  # step, and the episodes that ended then
         self._latest: list[tuple[float, int, str | None]] = []  # score, length and game, since the last chart
 
     @property
@@ -44,15 +44,16 @@ class Episodes:
         level = level_to_recover(self.visits, task)
         self.visits.append(Visit(task, start, level, fingerprint, end=start, game=game))
 
-    def record(self, step: int, info: Mapping[str, Any]) -> None:
-        """Record the episodes that ended in a step of a stream from its ``info``.
+    def record(self, step: int, ended: Tensor | None) -> None:
+        """Record the episodes that ended at a step.
 
-        Tensors on a GPU stay there until :meth:`collect`.
+        Args:
+            step: of the run.
+            ended: (3, N), as in :class:`neoteny.envs.Step`; on a GPU it stays there until :meth:`collect`.
         """
         self.visits[-1].end = step
-        if "episode_return" in info:
-            row = (info[name] for name in ("_episode_return", "episode_return", "episode_length"))
-            self._waiting.append((step, torch.stack([torch.as_tensor(part).double() for part in row])))
+        if ended is not None:
+            self._waiting.append((step, ended.clone()))
 
     def score(self, value: float, length: int, step: int) -> None:
         """Add the score of an episode of ``length`` that ended at ``step`` to the current visit."""

@@ -134,20 +134,25 @@ class Run:
 
     def lap(self, section: str) -> None:
         """Add the time since the last lap to ``section`` (env, act, learn, probe, ...)."""
+        if torch.compiler.is_compiling():
+            return
         now = time.perf_counter()
         self.seconds[section] = self.seconds.get(section, 0.0) + now - self._lap
         self._lap = now
 
-    def record_episodes(self, info: Mapping[str, Any]) -> None:
-        """Record the task and the ended episodes of the stream's latest step from its ``info``.
+    def record_episodes(self, info: Mapping[str, Any], episodes: Tensor | None = None) -> None:
+        """Record a step of the stream: its task, and the episodes that ended.
 
-        Returns on a GPU stay there until the end of the update.
+        Args:
+            info: of the step, or the stream's ``about_step``.
+            episodes: (3, N), as in :class:`neoteny.envs.Step`, if any may have ended; what is on a GPU stays
+                there until the end of the update.
         """
         if info["task"] != self.episodes.task:
             names = {"fingerprint": "fingerprint", "game": "game", "audit": "warning"}
             about = {name: info[key] for key, name in names.items() if key in info}
             self.begin_visit(info["task"], self.episodes.step, **about)
-        self.episodes.record(self.stream.steps, info)
+        self.episodes.record(self.stream.steps, episodes)
 
     def begin_visit(
         self,

@@ -823,6 +823,7 @@ def grid_arms(id: str, count: int) -> dict[str, Callable[[], object]]:
     tensors = itertools.cycle(torch.as_tensor(actions))
 
     def step_tensors() -> None:
+        envs.begin_step()
         _, terminated, truncated, _ = envs.step(next(tensors))
         done = terminated | truncated
         if done.any():

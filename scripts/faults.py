@@ -291,9 +291,11 @@ class Process:
         """Share the number of steps so far and the newest workers with the parent process."""
         record, spawn = run.Run.record_episodes, ProcessEnvs._spawn
 
-        def recorded(self: run.Run, info: Any, progress: Any = self.progress) -> None:
+        progress = self.progress
+
+        def recorded(self: run.Run, *made: Any) -> None:
             progress.value = self.stream.steps
-            record(self, info)
+            record(self, *made)
 
         def spawned(self: ProcessEnvs, envs: range, workers: Any = self.workers) -> Worker:
             worker = spawn(self, envs)

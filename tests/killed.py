@@ -17,8 +17,8 @@ def at(monkeypatch, step, act):
     """Do something, once, when a run has made so many steps."""
     record, done = Run.record_episodes, []
 
-    def recorded(self, info):
-        record(self, info)
+    def recorded(self, *made):
+        record(self, *made)
         if self.stream.steps == step and not done:
             done.append(step)
             act(self)

@@ -26,10 +26,10 @@ def begin(args, **parts):
     return Run("ppo", args, Steps(), args.total_steps, **parts)
 
 
-def record(run, step, info):
+def record(run, step, info, episodes=None):
     """Let a run's stream make a step."""
     run.stream.steps = step
-    run.record_episodes(info)
+    run.record_episodes(info, episodes)
 
 
 def update(run, step, info=None):

@@ -250,6 +250,7 @@ class AtariEngine:
     """
 
     device = torch.device("cpu")
+    capturable = False
 
     def __init__(
         self, task: TaskFunction, spaces: Spaces, num_envs: int, replay: bool = True, threads: int = 0
@@ -293,6 +294,9 @@ class AtariEngine:
         mask = np.ones(self.num_envs, dtype=bool) if done is None else done.numpy()
         if not self.game.fresh:
             self.game.reset(mask)
+
+    def begin_step(self) -> None:
+        """Nothing to do before a step."""
 
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
         """Step all environments, actions (N,)."""

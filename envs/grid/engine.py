@@ -116,6 +116,7 @@ class GridEngine:
         renew_every: steps of all sub-environments after which one layout is replaced.
     """
 
+    capturable = True
     inexact = ""  # the state is stored, not replayed
 
     def __init__(
@@ -175,18 +176,21 @@ class GridEngine:
         board.cells.add_(fresh.sub_(board.cells).mul_(done[:, None]))
         board.state.copy_(torch.where(done, pool.data.index_select(1, slot), board.state))
         first = self.first.index_select(0, slot)
-        self.seen = torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen)
+        torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen, out=self.seen)
+
+    def begin_step(self) -> None:
+        """Count a step; renew some of the layouts, from which later episodes start, if it is time."""
+        self.steps[self.k] += 1
+        if self.steps[self.k] % (self.renew_every * TOGETHER) == 0:
+            self._renew()
 
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
         """Step all environments, actions (N,); observations of ended episodes are their final ones."""
         board = self.board
         with torch.inference_mode():  # a sixth faster with few environments
             results = board.step(torch.as_tensor(actions, device=self.device))
-            self.seen = self.view(board.cells, board.place, board.carried)
+            self.seen.copy_(self.view(board.cells, board.place, board.carried))
         reward, terminated, truncated = (tensor.clone() for tensor in results)
-        self.steps[self.k] += 1
-        if self.steps[self.k] % (self.renew_every * TOGETHER) == 0:
-            self._renew()
         return reward, terminated, truncated, ()
 
     @property

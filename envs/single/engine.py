@@ -81,6 +81,7 @@ class SingleEngine:
     """
 
     device = torch.device("cpu")
+    capturable = False
 
     def __init__(
         self,
@@ -124,6 +125,9 @@ class SingleEngine:
         for env, (seed, lifelong) in enumerate(zip(seeds, self.envs.reset(seeds))):
             if seed is not None:
                 self.log.begin(env, self.now, seed, lifelong)
+
+    def begin_step(self) -> None:
+        """Nothing to do before a step."""
 
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
         """Step all environments and log the actions, (N, ...)."""

@@ -262,13 +262,13 @@ def test_values_at_a_boundary_are_missed_if_the_switch_is_taken_for_termination(
 
 @pytest.mark.slow
 def test_a_value_that_leaks_through_a_switch_is_found(monkeypatch, tmp_path, pay_and_toil):
-    def step(self, actions, step=Stream.step):
-        observation, *rest, info = step(self, actions)
-        if "final_obs" in info:
-            info["final_obs"] = observation
-        return observation, *rest, info
+    def step_tensors(self, actions, step_tensors=Stream.step_tensors):
+        step = step_tensors(self, actions)
+        if step.final_observations is None:
+            return step
+        return step._replace(final_observations=step.observations)
 
-    monkeypatch.setattr(Stream, "step", step)
+    monkeypatch.setattr(Stream, "step_tensors", step_tensors)
     pay, toil = trained_values(monkeypatch, tmp_path, pay_and_toil, torch.eye(2))
     # What is left of a task counts FIVE_STEPS * reward, what follows it the share 1 - 0.1 * FIVE_STEPS of
     # the other task's value: pay = FIVE_STEPS + share * toil, toil = share * pay.

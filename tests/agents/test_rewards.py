@@ -17,7 +17,7 @@ from neoteny.runners.probes import ProbeConfig
 def learned(rewards, **flags):
     """Rewards as they are stored, of one step."""
     transform = RewardTransform(RewardConfig("none", **flags), num_envs=len(rewards), gamma=0.9)
-    return transform.observe(torch.tensor(rewards), torch.zeros(len(rewards), dtype=torch.bool), 0)
+    return transform.observe(torch.tensor(rewards), torch.zeros(len(rewards), dtype=torch.bool))
 
 
 def normalizer(mode, num_envs, gamma):
@@ -36,7 +36,8 @@ def test_what_is_not_finite_is_not_hidden_by_clipping():
 
 def observed(transform, rewards, done, tasks=None):
     for t, (reward, ended) in enumerate(zip(rewards, done)):
-        transform.observe(torch.tensor(reward), torch.tensor(ended), tasks[t] if tasks else 0)
+        transform.enter(tasks[t] if tasks else 0)
+        transform.observe(torch.tensor(reward), torch.tensor(ended))
 
 
 def test_rewards_are_divided_by_the_root_mean_square_of_returns_by_hand():

@@ -355,9 +355,9 @@ def test_two_processes_the_older_one_ends(step, every, last, tmp_path, monkeypat
     at(monkeypatch, step, overtake)
     record = Run.record_episodes
 
-    def recorded(self, info):
+    def recorded(self, *made):
         steps[self.attempt] = self.stream.steps
-        record(self, info)
+        record(self, *made)
 
     monkeypatch.setattr(Run, "record_episodes", recorded)
     assert ending(args) == 73
@@ -1036,18 +1036,18 @@ STEP = 74  # in the fifth update, which ends at step 80
 def spoil_stream(monkeypatch, spoil):
     """Change what a stream returns."""
 
-    def step(self, actions, step=Stream.step):
-        observations, rewards, terminated, truncated, info = step(self, actions)
-        spoil(self.steps, observations, rewards, info)
-        return observations, rewards, terminated, truncated, info
+    def step_tensors(self, actions, step_tensors=Stream.step_tensors):
+        step = step_tensors(self, actions)
+        spoil(self.steps, step)
+        return step
 
-    monkeypatch.setattr(Stream, "step", step)
+    monkeypatch.setattr(Stream, "step_tensors", step_tensors)
 
 
 def spoil_rewards(monkeypatch, value=torch.nan):
-    def spoil(steps, observations, rewards, info):
+    def spoil(steps, made):
         if steps == STEP:
-            rewards[1] = value
+            made.rewards[1] = value
 
     spoil_stream(monkeypatch, spoil)
 
@@ -1057,9 +1057,9 @@ def spoil_rewards_by_infinity(monkeypatch):
 
 
 def spoil_observations(monkeypatch, step=STEP):
-    def spoil(steps, observations, rewards, info):
+    def spoil(steps, made):
         if steps == step:
-            observations[1, 0] = torch.nan
+            made.observations[1, 0] = torch.nan
 
     spoil_stream(monkeypatch, spoil)
 
@@ -1069,9 +1069,9 @@ def spoil_last_observations(monkeypatch):
 
 
 def spoil_final_observations(monkeypatch):
-    def spoil(steps, observations, rewards, info):
-        if 64 < steps <= 80 and "final_obs" in info:
-            info["final_obs"] = info["final_obs"].clone().fill_(torch.nan)
+    def spoil(steps, made):
+        if 64 < steps <= 80 and made.final_observations is not None:
+            made.final_observations.fill_(torch.nan)
 
     spoil_stream(monkeypatch, spoil)
 

@@ -28,17 +28,9 @@ class Args(RunArgs):
 
 
 def episode(task, value, first):
-    ended = torch.tensor([True, False]).numpy()
-    values = torch.tensor([value, -99.0]).numpy()
     fingerprint = Fingerprint("spaces", {"gravity": 9.8 + task}, f"print of {task}")
-    return {
-        "task": task,
-        **({"fingerprint": fingerprint} if first else {}),
-        "episode_return": values,
-        "_episode_return": ended,
-        "episode_length": values.astype(int),
-        "_episode_length": ended,
-    }
+    info = {"task": task, **({"fingerprint": fingerprint} if first else {})}
+    return info, torch.tensor([[1.0, 0.0], [value, -99.0], [int(value), -99]], dtype=torch.float64)
 
 
 def live(run):
@@ -46,7 +38,7 @@ def live(run):
     assert run.updates_made == 0
     run.stream.audit_seconds = 0.5
     for step, (task, value) in enumerate([(0, 1.0), (0, 2.0), (0, 3.0), (5, 4.0), (5, 6.0)], start=1):
-        record(run, 10 * step, episode(task, value, first=value in (1.0, 4.0)))
+        record(run, 10 * step, *episode(task, value, first=value in (1.0, 4.0)))
         run.lap("env")
         with run.end_update({}) as metrics:
             metrics["losses/entropy"] = 1.0

@@ -78,7 +78,7 @@ def test_without_loaded_statistics_a_reset_starts_anew():
     again, _ = stream.reset()
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     stream.load_state_dict(stream.state_dict())
-    count = stream.preprocessing.normalizer.count
+    count = int(stream.preprocessing.normalizer.count)
     stream.reset()
     assert stream.preprocessing.normalizer.count == count + 2
 

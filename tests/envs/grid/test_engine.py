@@ -376,6 +376,7 @@ def test_layouts_are_renewed_and_every_environment_sees_them_all():
     assert all(mine == seen[0] for mine in seen)
     assert len(seen[0]) == 32
     for _ in range(64):
+        envs.begin_step()
         envs.step(torch.zeros(4, dtype=torch.int64))
     later = set()
     for _ in range(32):

@@ -74,8 +74,8 @@ def test_a_run_goes_on_without_its_output_and_saves_at_a_signal(lost, tmp_path, 
         monkeypatch.setattr(sys, name, LOST[lost])
     monkeypatch.setattr(os, "write", failing_write)
 
-    def recorded(self, info):
-        record(self, info)
+    def recorded(self, *made):
+        record(self, *made)
         if self.stream.steps == 100:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,0 +1,188 @@
+"""Functions of tensors, replayed without Python: as CUDA graphs on a GPU, and compiled where asked for.
+
+On a GPU, small networks wait for Python, which launches every kernel on its own. A function of *static
+tensors*, such as an agent's rollout step or gradient step, reads and writes the same memory at each call,
+never reads a value from the device and never branches on one. Its kernels are then the same at each call:
+they are recorded once, as a CUDA graph, and replayed with a single launch.
+
+What such a function does on the host, such as counting steps, is not part of the graph. It belongs to a
+:class:`Counted` object, which says beforehand which kernels the next call needs, and counts at each replay.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+KEPT = 4
+"""Variants of a function that are kept; those of earlier tasks are recorded anew if they recur."""
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """An object that a captured function changes on the host, too."""
+
+    def variant(self) -> Hashable:
+        """What distinguishes the kernels of the next call; ``None`` if that must not be captured."""
+
+    def count_replay(self) -> None:
+        """Do on the host what the next call, which is replayed, would do there."""
+
+
+class CaptureError(RuntimeError):
+    """A function could not be captured or replayed; the message names it and the remedy."""
+
+
+class Capture:
+    """Captures functions for a device.
+
+    Args:
+        device: that the functions compute on.
+        graphs: replay CUDA graphs; without effect on other devices.
+        compile: compile the functions first.
+    """
+
+    def __init__(self, device: torch.device, graphs: bool = True, compile: bool = False) -> None:
+        self.compile = compile
+        self.new_graph = (lambda: CudaGraph(device)) if graphs and device.type == "cuda" else None
+
+    def __call__(self, function: Function, *counted: Counted | Optimizer) -> Function:
+        """A function that does the same as ``function``, but is compiled or captured.
+
+        The first call of each variant is an ordinary one, the second is recorded, and later ones replay it.
+        Tensors among the arguments are copied to where the recorded kernels read them; all others must be
+        the same objects at each call. Tensors that are returned are overwritten by the next call.
+
+        Args:
+            function: of static tensors, see above.
+            counted: objects that it changes on the host, too.
+
+        Raises:
+            ValueError: an optimizer may count its steps on the host.
+        """
+        made: Any = torch.compile(function, dynamic=False) if self.compile else function
+        if self.new_graph is None:
+            return made
+        for part in counted:
+            if isinstance(part, Optimizer) and not isinstance(part, Counted):
+                _check_capturable(part)
+        parts = [part for part in counted if isinstance(part, Counted)]
+        return Captured(made, parts, self.new_graph)  # type: ignore[return-value]
+
+
+def _check_capturable(optimizer: Optimizer) -> None:
+    """Raise ValueError if an optimizer counts its steps on the host, or may do so."""
+    if not all(group.get("capturable") for group in optimizer.param_groups):
+        raise ValueError(
+            f"steps of {type(optimizer).__name__} cannot be captured as a CUDA graph, since it does not say "
+            "that it is capturable; --no-graphs runs them one by one"
+        )
+
+
+class Captured:
+    """A function with its recorded calls, by variant.
+
+    Raises:
+        CaptureError: it cannot be captured, or is called with other objects than before.
+    """
+
+    running = False
+    """Whether any captured function runs: those that it calls become a part of it."""
+
+    def __init__(
+        self, function: Callable[..., Any], counted: Sequence[Counted], new_graph: Callable[[], CudaGraph]
+    ) -> None:
+        self.function, self.counted, self.new_graph = function, counted, new_graph
+        self.name = getattr(function, "__qualname__", type(function).__name__)
+        self.calls: dict[Hashable, RecordedCall] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Call the function, or replay it."""
+        if Captured.running:
+            return self.function(*args)
+        variant = tuple(part.variant() for part in self.counted)
+        shapes = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, Tensor))
+        Captured.running = True
+        try:
+            if None in variant:
+                return self.function(*args)
+            if (call := self.calls.get((variant, shapes))) is None:
+                for oldest in list(self.calls)[: 1 - KEPT]:
+                    del self.calls[oldest]
+                call = self.calls[variant, shapes] = RecordedCall(self.function, self.new_graph())
+            elif call.is_recorded:
+                for part in self.counted:
+                    part.count_replay()
+            return call(args)
+        except CaptureError as error:
+            raise CaptureError(f"{self.name} {error}; --no-graphs runs it without CUDA graphs") from error
+        finally:
+            Captured.running = False
+
+
+class RecordedCall:
+    """A call of a function: made once, recorded at the second call, then replayed."""
+
+    def __init__(self, function: Callable[..., Any], graph: CudaGraph) -> None:
+        self.function, self.graph = function, graph
+        self.is_warm = self.is_recorded = False
+
+    def __call__(self, args: Sequence[Any]) -> Any:
+        """Call, record or replay the function."""
+        if not self.is_warm:
+            self.is_warm = True
+            return self.graph.warm_up(lambda: self.function(*args))
+        if not self.is_recorded:
+            self._record(args)
+        for recorded, given in zip(self.inputs, args, strict=True):
+            if isinstance(given, Tensor):
+                recorded.copy_(given)
+            elif recorded is not given:
+                raise CaptureError(f"was captured with another {type(given).__name__} than it is called with")
+        self.graph.replay()
+        return self.outputs
+
+    def _record(self, args: Sequence[Any]) -> None:
+        self.inputs = [arg.clone() if isinstance(arg, Tensor) else arg for arg in args]
+        try:
+            self.outputs = self.graph.record(lambda: self.function(*self.inputs))
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise CaptureError(f"cannot be captured, since it waits for the device: {reason}") from error
+        self.is_recorded = True
+
+
+class CudaGraph:
+    """Recorded kernels on one CUDA device."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream, self.graph = device, torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+
+    def warm_up(self, function: Callable[[], Any]) -> Any:
+        """Call a function on the stream that it will be recorded on, where libraries set up their memory."""
+        current = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(current)
+        with torch.cuda.stream(self.stream):
+            outputs = function()
+        current.wait_stream(self.stream)
+        return outputs
+
+    def record(self, function: Callable[[], Any]) -> Any:
+        """Call a function whose kernels are recorded, not run; returns what it returns."""
+        gc.disable()  # memory that it freed meanwhile would be freed by the graph
+        try:
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
+                return function()
+        finally:
+            gc.enable()
+
+    def replay(self) -> None:
+        """Run the recorded kernels."""
+        self.graph.replay()
