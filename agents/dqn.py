@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import copy
 import dataclasses
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -25,9 +25,10 @@ from neoteny.agents.networks import NetworkConfig, encoder, head, observation_sp
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
-from neoteny.envs import Stream, StreamConfig
+from neoteny.envs import Step, Stream, StreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
 from neoteny.runners.args import RESUMABLE, RunArgs
+from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import Probes
@@ -168,7 +169,7 @@ class QNetwork(nn.Module):
         with precision(self.amp, observations.device):
             return self.head(self.torso(self.encode(observations))).float()
 
-    def act(self, observations: Tensor, epsilon: float) -> Tensor:
+    def act(self, observations: Tensor, epsilon: Tensor | float) -> Tensor:
         """Epsilon-greedy actions (B,)."""
         best = self(observations).argmax(1)
         chance = torch.rand(best.shape, device=best.device)
@@ -238,29 +239,34 @@ def update_target(target: nn.Module, agent: nn.Module, tau: float) -> None:
         of_target.lerp_(of_agent, tau)
 
 
+def sample(memory: ReplayMemory, transform: RewardTransform, args: Args) -> Batch:
+    """A minibatch of transitions, with normalized rewards."""
+    batch = memory.sample(args.batch_size, args.n_step, args.gamma)
+    return batch._replace(returns=transform.normalize(batch.returns))
+
+
+class Now(NamedTuple):
+    """What an action depends on, besides the network."""
+
+    observations: Tensor  # (N, ...)
+    epsilon: Tensor  # ()
+
+
 def rollout_step(
-    agent: QNetwork,
-    stream: Stream,
-    observation: Tensor,
-    transform: RewardTransform,
-    memory: ReplayMemory,
-    epsilon: float,
-    args: Args,
-    run: Run,
-) -> Tensor:
-    """Act in every sub-environment and store the transitions; returns the next observation."""
+    agent: QNetwork, stream: Stream, now: Now, transform: RewardTransform, memory: ReplayMemory, run: Run
+) -> Step:
+    """Act in every sub-environment and store the transitions."""
+    task = stream.task
     with torch.inference_mode():
-        action = agent.act(observation, epsilon)
+        action = agent.act(now.observations, now.epsilon)
     run.lap("act")
-    transform.enter(stream.task)
-    task, step = stream.task, stream.step_tensors(action)
+    step = stream.step_tensors(action)
     run.lap("env")
     final = step.observations if step.final_observations is None else step.final_observations
     rewards = transform.observe(step.rewards, step.terminated | step.truncated)
-    memory.add(observation, action, rewards, step.terminated, step.truncated, final, task)
-    run.record_episodes(stream.about_step, step.episodes)
-    run.lap("replay")
-    return step.observations
+    memory.add(now.observations, action, rewards, step.terminated, step.truncated, final, task)
+    now.observations.copy_(step.observations)
+    return step
 
 
 def epsilon_now(stream: Stream, args: Args) -> float:
@@ -302,10 +308,14 @@ def main(args: Args) -> dict[str, Any]:
             run_folder(__file__, args, optimizer) / "replay" if args.memory == "disk" else None,
             interval=max(16 * args.log_every, args.buffer_size // 64),
         )  # fmt: skip
+        capture = Capture(device, args.graphs, args.compile)
+        step = capture(rollout_step, stream, memory) if stream.capturable else rollout_step
+        draw = sample if args.memory == "disk" else capture(sample)
+        train = capture(update, optimizer, methods)
+        refresh = capture(update_target)
+        if not stream.capturable:
+            agent.act = capture(agent.act)  # type: ignore[method-assign]
         stream.reset()
-    if args.compile:
-        agent.compile()
-        target.compile()
     probes = Probes(args.probes, methods, new_optimizer)
     updates = args.total_steps // args.log_every
     rounds = (updates * args.log_every - args.learning_starts) // args.train_every
@@ -315,7 +325,7 @@ def main(args: Args) -> dict[str, Any]:
         __file__, args, stream, updates * args.log_every, remarks,
         methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=transform,
     )  # fmt: skip
-    observation = stream.observation
+    now = Now(stream.observation.clone(), torch.zeros((), device=device))
     if not stream.exact:
         memory.cut()
         transform.begin_episodes()
@@ -326,20 +336,24 @@ def main(args: Args) -> dict[str, Any]:
         for _ in range(args.log_every // args.train_every):
             for _ in range(args.train_every // args.num_envs):
                 epsilon = epsilon_now(stream, args)
-                observation = rollout_step(agent, stream, observation, transform, memory, epsilon, args, run)
-            for step in gradient_steps(stream.steps, args):
-                batch = memory.sample(args.batch_size, args.n_step, args.gamma)
-                batch = batch._replace(returns=transform.normalize(batch.returns))
+                now.epsilon.fill_(epsilon)
+                transform.enter(stream.task)
+                made = step(agent, stream, now, transform, memory, run)
+                run.record_episodes(stream.about_step, made.episodes)
                 run.lap("replay")
-                stats.append(update(agent, target, optimizer, methods, batch, args))
+            for number in gradient_steps(stream.steps, args):
+                batch = draw(memory, transform, args)
+                run.lap("replay")
+                stats.append(train(agent, target, optimizer, methods, batch, args).clone())
                 methods.between_steps(batch)
-                if step % args.target_every == 0:
-                    update_target(target, agent, args.tau)
+                if number % args.target_every == 0:
+                    refresh(target, agent, args.tau)
                 run.lap("learn")
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
         added = memory.newest(args.log_every // args.num_envs)
-        finite = {"observations": observation.float(), **added, "losses": losses, "weights": agent}
+        observed = {"observations": now.observations.float()} | added
+        finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}

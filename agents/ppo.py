@@ -368,13 +368,13 @@ def main(args: Args) -> dict[str, Any]:
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
+        capture = Capture(device, args.graphs, args.compile)
+        step = capture(rollout_step, stream) if stream.capturable else rollout_step
+        estimate = capture(estimate_advantages)
+        train = capture(gradient_step, optimizer, methods)
+        if not stream.capturable:
+            agent.act, agent.value = capture(agent.act), capture(agent.value)  # type: ignore[method-assign]
         stream.reset()
-    capture = Capture(device, args.graphs, args.compile)
-    if not stream.capturable:
-        agent.act, agent.value = capture(agent.act), capture(agent.value)
-    step = capture(rollout_step, stream) if stream.capturable else rollout_step
-    estimate = capture(estimate_advantages)
-    train = capture(gradient_step, optimizer, methods)
     probes = Probes(args.probes, methods, new_optimizer)
     size = args.num_steps * args.num_envs
     updates = args.total_steps // size

@@ -156,13 +156,17 @@ class AdamO(CheckedOptimizer):
         """
         grads = [grad for batch in batches for grad in batch.grads]
         found_inf = _find_nonfinite(grads)
-        on_device = not found_inf.is_cpu and all(group["fused"] for group in self.param_groups)
+        on_device = self._skips_on_device(found_inf)
         skip = not on_device and bool(found_inf)
         if skip or on_device:
             counters = [state["skipped"] for batch in batches for state in batch.states]
             # A list of summands: with a single tensor the host would read its value.
             torch._foreach_add_(counters, [found_inf] * len(counters))
         return skip, found_inf if on_device else None
+
+    def _skips_on_device(self, found_inf: Tensor) -> bool:
+        """Whether the kernels can skip a step; on a CPU it is faster to read whether they shall."""
+        return not found_inf.is_cpu and all(group["fused"] for group in self.param_groups)
 
 
 def _find_nonfinite(grads: list[Tensor]) -> Tensor:

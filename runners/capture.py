@@ -57,8 +57,9 @@ class Capture:
         """A function that does the same as ``function``, but is compiled or captured.
 
         The first call of each variant is an ordinary one, the second is recorded, and later ones replay it.
-        Tensors among the arguments are copied to where the recorded kernels read them; all others must be
-        the same objects at each call. Tensors that are returned are overwritten by the next call.
+        Tensors among the arguments, and those in another tuple than before, are copied to where the recorded
+        kernels read them; all other arguments must be the same objects at each call. Tensors that are
+        returned are overwritten by the next call.
 
         Args:
             function: of static tensors, see above.
@@ -79,10 +80,10 @@ class Capture:
 
 def _check_capturable(optimizer: Optimizer) -> None:
     """Raise ValueError if an optimizer counts its steps on the host, or may do so."""
-    if not all(group.get("capturable") for group in optimizer.param_groups):
+    if not all(group.get("capturable") or group.get("fused") for group in optimizer.param_groups):
         raise ValueError(
-            f"steps of {type(optimizer).__name__} cannot be captured as a CUDA graph, since it does not say "
-            "that it is capturable; --no-graphs runs them one by one"
+            f"steps of {type(optimizer).__name__} cannot be captured as a CUDA graph, since it may count "
+            "them on the host; --no-graphs runs them one by one"
         )
 
 
@@ -142,10 +143,8 @@ class RecordedCall:
         if not self.is_recorded:
             self._record(args)
         for recorded, given in zip(self.inputs, args, strict=True):
-            if isinstance(given, Tensor):
-                recorded.copy_(given)
-            elif recorded is not given:
-                raise CaptureError(f"was captured with another {type(given).__name__} than it is called with")
+            if recorded is not given:
+                _copy(recorded, given)
         self.graph.replay()
         return self.outputs
 
@@ -157,6 +156,16 @@ class RecordedCall:
             reason = str(error).partition("\n")[0]
             raise CaptureError(f"cannot be captured, since it waits for the device: {reason}") from error
         self.is_recorded = True
+
+
+def _copy(recorded: Any, given: Any) -> None:
+    """Copy a tensor, or a tuple of tensors, to where it is read."""
+    if isinstance(given, Tensor):
+        recorded.copy_(given)
+    elif isinstance(given, tuple) and all(isinstance(field, Tensor) for field in given):
+        torch._foreach_copy_(recorded, given)
+    elif recorded != given:
+        raise CaptureError(f"was captured with another {type(given).__name__} than it is called with")
 
 
 class CudaGraph:

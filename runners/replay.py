@@ -200,8 +200,16 @@ class ReplayMemory:
         self._write("ends", after, torch.full_like(ends, NO_STEP))
         self._write("ages", at, self.age.clamp(max=self.frame_stack - 1))
         self._write(TASKS, at, torch.full_like(self.head, task))
-        self.age = (self.age + 1).masked_fill((terminated | truncated).to(self.device), 0)
+        self.age.add_(1).masked_fill_((terminated | truncated).to(self.device), 0)
         self.head += 1 + cut
+        self.added += 1
+
+    def variant(self) -> int | None:
+        """What distinguishes the kernels of the next :meth:`add`; ``None`` if it writes to files."""
+        return None if self.folder else 0
+
+    def count_replay(self) -> None:
+        """Count a step that was added, whose kernels are replayed."""
         self.added += 1
 
     def cut(self) -> None:
@@ -239,7 +247,7 @@ class ReplayMemory:
         ends = self._read("ends", window)
         # A step counts if no earlier one of the window ended the episode.
         counts = (ends == GOES_ON).cumprod(1).roll(1, 1)
-        counts[:, 0] = 1
+        counts[:, 0].fill_(1)
         steps = counts.sum(1)
         returns = (self._read("rewards", window) * counts * gamma**ahead).sum(1)
         terminated = ((ends == TERMINATED) & (counts > 0)).any(1)
@@ -336,7 +344,8 @@ class ReplayMemory:
             for name, tensor in self._tensors.items():
                 saved = state["fields"][name]
                 tensor.unflatten(0, (self.num_envs, self.places))[:, : saved.shape[1]] = saved.to(self.device)
-        self.head, self.age = head.clone(), state["age"].to(self.device, copy=True)
+        self.head.copy_(head)
+        self.age.copy_(state["age"])
         self.added, self._pending = state["added"], 0
 
     def _layout(self) -> dict[str, Any]:

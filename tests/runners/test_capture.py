@@ -1,0 +1,240 @@
+"""Functions that are captured as CUDA graphs, on a stand-in for graphs that runs on a CPU."""
+
+import dataclasses
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from neoteny.agents import dqn, ppo
+from neoteny.agents.networks import NetworkConfig
+from neoteny.agents.rewards import RewardConfig, RewardTransform
+from neoteny.envs import Stream, StreamConfig
+from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.optim.regularizers import IsometryConfig
+from neoteny.runners import capture
+from neoteny.runners.capture import Capture, Captured, CaptureError
+from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.probes import ProbeConfig
+from tests.killed import die
+from tests.recorded_graph import RecordedCapture, RecordedGraph
+
+AGENTS = {"ppo": ppo, "dqn": dqn}
+SIZES = {
+    "ppo": {"num_steps": 16, "epochs": 2, "minibatches": 2},
+    "dqn": {
+        "log_every": 64, "train_every": 16, "gradient_steps": 2, "batch_size": 16, "learning_starts": 64,
+        "buffer_size": 400, "target_every": 3, "eps_steps": 300,
+    },
+}  # fmt: skip
+
+
+def small(agent, folder, id="grid-layouts", period=320, stream=None, **flags):
+    defaults = dict(
+        stream=StreamConfig(id, period=period, **(stream or {})), num_envs=4, total_steps=64 * 12,
+        network=NetworkConfig((16,)), probes=ProbeConfig(every=3, pictures=False), runs_dir=folder,
+        **SIZES[agent],
+    )  # fmt: skip
+    return AGENTS[agent].Args(**{**defaults, **flags})
+
+
+def weights(agent, args):
+    return load_file(run_folder(agent, args) / "checkpoint" / "weights.safetensors")
+
+
+class Counter:
+    """Counts the replays of a test."""
+
+    def __init__(self):
+        self.replays = 0
+
+
+@pytest.fixture
+def captured(monkeypatch):
+    """Agents capture their functions; returns a counter of replays."""
+    counter, replay = Counter(), RecordedGraph.replay
+
+    def counted(self):
+        counter.replays += 1
+        replay(self)
+
+    monkeypatch.setattr(RecordedGraph, "replay", counted)
+    for agent in AGENTS.values():
+        monkeypatch.setattr(agent, "Capture", RecordedCapture)
+    return counter
+
+
+def compare(agent, args, tmp_path, captured, least):
+    """Run an agent without graphs and with; the weights must be the same."""
+    AGENTS[agent].main(dataclasses.replace(args, runs_dir=tmp_path / "plain", graphs=False))
+    assert captured.replays == 0
+    AGENTS[agent].main(dataclasses.replace(args, runs_dir=tmp_path / "captured"))
+    assert captured.replays >= least
+    plain, replayed = (
+        weights(agent, dataclasses.replace(args, runs_dir=tmp_path / name)) for name in ("plain", "captured")
+    )
+    assert plain.keys() == replayed.keys()
+    for name in plain:
+        assert torch.equal(plain[name], replayed[name]), name
+
+
+OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), MuonConfig()]
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
+def test_replayed_steps_do_what_steps_do(agent, optim, tmp_path, captured):
+    compare(agent, small(agent, tmp_path, optim=optim), tmp_path, captured, least=150)
+
+
+KINDS = {
+    "rules of our own": {"id": "grid-goals"},
+    "obstacles": {"id": "MiniGrid-Dynamic-Obstacles-6x6-v0", "period": None},
+    "the whole grid, as a vector": {"id": "grid-layouts", "stream": {"observations": "vectors"}},
+    "task id": {"id": "grid-layouts-small", "stream": {"task_id": "onehot"}},
+    "rewards": {"rewards": RewardConfig("reset", clip=True)},
+    "raw rewards": {"rewards": RewardConfig("none", scale=2.0)},
+    "orthogonal": {"network": NetworkConfig((16,), linear="orthogonal"), "optim": AdamConfig()},
+    "activation": {"network": NetworkConfig((16,), activation="maxmin")},
+    "method": {"methods": (IsometryConfig(),), "optim": AdamConfig()},
+    "bfloat16": {"amp": "bf16"},
+    "environments on the host": {"id": "cartpole-jumps"},
+    "a normalizer": {"id": "cartpole-drift", "stream": {"normalizer": "keep"}},
+}
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_run_is_captured(agent, kind, tmp_path, captured):
+    compare(agent, small(agent, tmp_path, **KINDS[kind]), tmp_path, captured, least=40)
+
+
+@pytest.mark.parametrize("flags", [{"shared_torso": True}, {"num_steps": 8, "epochs": 1}])
+def test_forms_of_ppo_are_captured(flags, tmp_path, captured):
+    compare("ppo", small("ppo", tmp_path, **flags), tmp_path, captured, least=150)
+
+
+FORMS_OF_DQN = [{"dueling": True, "double": False}, {"n_step": 3, "tau": 0.1}, {"memory": "disk"}]
+
+
+@pytest.mark.parametrize("flags", FORMS_OF_DQN, ids=str)
+def test_forms_of_dqn_are_captured(flags, tmp_path, captured):
+    compare("dqn", small("dqn", tmp_path, **flags), tmp_path, captured, least=60)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_a_killed_run_goes_on_with_graphs(agent, tmp_path, captured, monkeypatch):
+    args = small(agent, tmp_path, checkpoint_every=128)
+    AGENTS[agent].main(dataclasses.replace(args, runs_dir=tmp_path / "whole"))
+    die(AGENTS[agent], args, 500, monkeypatch)
+    AGENTS[agent].main(args)
+    whole = weights(agent, dataclasses.replace(args, runs_dir=tmp_path / "whole"))
+    for name, weight in weights(agent, args).items():
+        assert torch.equal(weight, whole[name]), name
+
+
+# Faults that are planted, and found
+
+
+def replaces_a_state(monkeypatch):
+    """A state that is replaced by another tensor instead of changed in place."""
+
+    def observe(self, rewards, done, observe=RewardTransform.observe):
+        self.returns = self.returns.clone()
+        return observe(self, rewards + 1, done)
+
+    monkeypatch.setattr(RewardTransform, "observe", observe)
+
+
+def counts_in_python(monkeypatch):
+    """A number that a graph would keep as it was when it was recorded."""
+
+    def observe(self, rewards, done, observe=RewardTransform.observe):
+        self.seen = getattr(self, "seen", 0) + 1
+        return observe(self, rewards, done) + self.seen
+
+    monkeypatch.setattr(RewardTransform, "observe", observe)
+
+
+def forgets_to_count(monkeypatch):
+    """A stream whose steps are not counted when they are replayed."""
+    monkeypatch.setattr(Stream, "count_replay", lambda self: None)
+
+
+@pytest.mark.parametrize("plant", [replaces_a_state, counts_in_python, forgets_to_count])
+def test_what_a_graph_cannot_know_gives_other_weights(plant, tmp_path, captured, monkeypatch):
+    plant(monkeypatch)
+    args = small("ppo", tmp_path, optim=AdamOConfig(iso=0.1, iso_every=3))
+    with pytest.raises(AssertionError):
+        compare("ppo", args, tmp_path, captured, least=0)
+
+
+def reads(tensor):
+    return tensor * tensor.sum().item()
+
+
+def branches(tensor):
+    return tensor + 1 if (tensor > 0).any() else tensor
+
+
+def selects(tensor):
+    return tensor[tensor > 0]
+
+
+def moves(tensor):
+    return torch.as_tensor(tensor.numpy() + 1)
+
+
+@pytest.mark.parametrize("function", [reads, branches, selects, moves])
+def test_what_waits_for_the_device_is_refused(function):
+    call = RecordedCapture(torch.device("cpu"))(function)
+    call(torch.ones(3))
+    with pytest.raises(
+        CaptureError, match=rf"{function.__name__} cannot be captured, .*; --no-graphs runs it"
+    ):
+        call(torch.ones(3))
+
+
+def test_other_objects_are_refused():
+    call = RecordedCapture(torch.device("cpu"))(lambda tensor, factor: tensor * factor)
+    for _ in range(3):
+        assert call(torch.ones(2), 2.0).tolist() == [2.0, 2.0]
+    with pytest.raises(CaptureError, match="captured with another float than it is called with"):
+        call(torch.ones(2), 3.0)
+
+
+def test_arguments_of_other_shapes_have_their_own_graph():
+    call = RecordedCapture(torch.device("cpu"))(lambda tensor: tensor + 1)
+    for _ in range(3):
+        assert call(torch.zeros(2)).shape == (2,)
+        assert call(torch.zeros(1)).shape == (1,)
+
+
+def test_few_graphs_are_kept():
+    class Task:
+        number = 0
+
+        def variant(self):
+            return self.number
+
+        def count_replay(self):
+            self.replays += 1
+
+    task, result = Task(), torch.zeros(())
+    task.replays = 0
+    call = RecordedCapture(torch.device("cpu"))(lambda: result.fill_(task.number), task)
+    for task.number in [0, 0, 0, *range(1, 8), 0, 0, 0]:
+        assert call() == task.number
+    assert isinstance(call, Captured)
+    assert len(call.calls) == capture.KEPT
+    assert task.replays == 2
+
+
+def test_an_optimizer_that_may_count_on_the_host_is_refused():
+    optimizer = torch.optim.Adam([torch.zeros(2, requires_grad=True)])
+    with pytest.raises(ValueError, match=r"steps of Adam cannot be captured .* --no-graphs"):
+        RecordedCapture(torch.device("cpu"))(lambda: None, optimizer)
+
+
+def test_nothing_is_captured_on_a_cpu():
+    assert Capture(torch.device("cpu"))(reads) is reads
