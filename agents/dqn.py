@@ -13,6 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import copy
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -217,12 +218,23 @@ def dqn_loss(values: Tensor, actions: Tensor, targets: Tensor, weights: Tensor) 
 STATS = ("losses/td_loss", "losses/q_values", "update/grad_norm")
 
 
+def loss_of(agent: QNetwork, target: QNetwork, batch: Batch, args: Args) -> tuple[Tensor, Tensor]:
+    """Loss of the network on a minibatch, and its statistics, as `dqn_loss` returns them."""
+    targets = td_targets(agent, target, batch, args.double)
+    return dqn_loss(agent(batch.observations), batch.actions, targets, batch.weights)
+
+
 def update(
-    agent: QNetwork, target: QNetwork, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args
+    agent: QNetwork,
+    target: QNetwork,
+    optimizer: Optimizer,
+    methods: Methods,
+    batch: Batch,
+    args: Args,
+    loss_of: Callable[..., tuple[Tensor, Tensor]] = loss_of,
 ) -> Tensor:
     """One gradient step on a minibatch; returns its statistics, those of `STATS`, (3,)."""
-    targets = td_targets(agent, target, batch, args.double)
-    loss, stats = dqn_loss(agent(batch.observations), batch.actions, targets, batch.weights)
+    loss, stats = loss_of(agent, target, batch, args)
     optimizer.zero_grad()
     (loss + methods.penalty(batch)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -285,9 +297,7 @@ def gradient_steps(steps: int, args: Args) -> range:
 
 def main(args: Args) -> dict[str, Any]:
     """Train; returns the run's summary."""
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    device = torch.device(args.device)
+    device = args.set_up()
 
     def new_agent() -> QNetwork:
         return QNetwork(stream, args.network, args.dueling, args.amp).to(device)
@@ -309,12 +319,12 @@ def main(args: Args) -> dict[str, Any]:
             interval=max(16 * args.log_every, args.buffer_size // 64),
         )  # fmt: skip
         capture = Capture(device, args.graphs, args.compile)
-        step = capture(rollout_step, stream, memory) if stream.capturable else rollout_step
-        draw = sample if args.memory == "disk" else capture(sample)
-        train = capture(update, optimizer, methods)
-        refresh = capture(update_target)
-        if not stream.capturable:
-            agent.act = capture(agent.act)  # type: ignore[method-assign]
+        step = capture(rollout_step, stream, memory, compile=False)
+        draw = sample if args.memory == "disk" else capture(sample, compile=False)
+        train = capture(update, optimizer, methods, compile=False)
+        refresh = capture(update_target, compile=False)
+        compiled_loss = capture.compiled(loss_of)
+        agent.act = capture(agent.act)  # type: ignore[method-assign]
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
     updates = args.total_steps // args.log_every
@@ -338,13 +348,14 @@ def main(args: Args) -> dict[str, Any]:
                 epsilon = epsilon_now(stream, args)
                 now.epsilon.fill_(epsilon)
                 transform.enter(stream.task)
+                stream.begin_step()
                 made = step(agent, stream, now, transform, memory, run)
                 run.record_episodes(stream.about_step, made.episodes)
                 run.lap("replay")
             for number in gradient_steps(stream.steps, args):
                 batch = draw(memory, transform, args)
                 run.lap("replay")
-                stats.append(train(agent, target, optimizer, methods, batch, args).clone())
+                stats.append(train(agent, target, optimizer, methods, batch, args, compiled_loss).clone())
                 methods.between_steps(batch)
                 if number % args.target_every == 0:
                     refresh(target, agent, args.tau)

@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -284,10 +285,28 @@ LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 STATS = (*(f"losses/{name}" for name in LOSSES), "update/grad_norm")
 
 
-def update(agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args) -> Tensor:
-    """One gradient step on a minibatch; returns its statistics, those of `STATS`, (6,)."""
+def select(batch: Batch, chosen: Tensor) -> Batch:
+    """The chosen transitions of a batch, by their numbers, (B,)."""
+    return Batch(*(field.index_select(0, chosen) for field in batch))  # ten times as fast as indexing
+
+
+def loss_of(agent: ActorCritic, batch: Batch, args: Args) -> tuple[Tensor, Tensor]:
+    """Loss of the current policy on a minibatch, and its statistics, as `ppo_loss` returns them."""
     log_probs, entropy, values = agent.evaluate(batch.observations, batch.actions)
     loss, stats = ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)
+    return loss, stats
+
+
+def update(
+    agent: ActorCritic,
+    optimizer: Optimizer,
+    methods: Methods,
+    batch: Batch,
+    args: Args,
+    loss_of: Callable[..., tuple[Tensor, Tensor]] = loss_of,
+) -> Tensor:
+    """One gradient step on a minibatch; returns its statistics, those of `STATS`, (6,)."""
+    loss, stats = loss_of(agent, batch, args)
     optimizer.zero_grad()
     (loss + methods.penalty(batch)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
@@ -295,15 +314,6 @@ def update(agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Ba
     optimizer.step()
     methods.after_step()
     return torch.cat((stats, grad_norm[None]))
-
-
-def gradient_step(
-    agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Batch, chosen: Tensor, args: Args
-) -> tuple[Tensor, Batch]:
-    """Update on the chosen transitions, (B,), of a batch; returns statistics, (6,), and the minibatch."""
-    # index_select is ten times as fast as indexing.
-    minibatch = Batch(*(field.index_select(0, chosen) for field in batch))
-    return update(agent, optimizer, methods, minibatch, args), minibatch
 
 
 def rollout_step(
@@ -352,9 +362,7 @@ def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, float]:
 
 def main(args: Args) -> dict[str, Any]:
     """Train; returns the run's summary."""
-    torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
-    device = torch.device(args.device)
+    device = args.set_up()
 
     def new_agent() -> ActorCritic:
         return ActorCritic(stream, args.network, args.shared_torso, args.amp).to(device)
@@ -370,8 +378,10 @@ def main(args: Args) -> dict[str, Any]:
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
         step = capture(rollout_step, stream) if stream.capturable else rollout_step
-        estimate = capture(estimate_advantages)
-        train = capture(gradient_step, optimizer, methods)
+        estimate = capture(estimate_advantages, compile=False)
+        draw = capture(select, compile=False)
+        train = capture(update, optimizer, methods, compile=False)
+        compiled_loss = capture.compiled(loss_of)
         if not stream.capturable:
             agent.act, agent.value = capture(agent.act), capture(agent.value)  # type: ignore[method-assign]
         stream.reset()
@@ -396,6 +406,7 @@ def main(args: Args) -> dict[str, Any]:
         rollout.begin()
         for _ in range(args.num_steps):
             transform.enter(stream.task)
+            stream.begin_step()
             made = step(agent, stream, transform, rollout, run)
             run.record_episodes(stream.about_step, made.episodes)
             run.lap("env")
@@ -405,8 +416,8 @@ def main(args: Args) -> dict[str, Any]:
         stats = []
         for _ in range(args.epochs):
             for chosen in torch.randperm(size, device=device).chunk(args.minibatches):
-                losses, minibatch = train(agent, optimizer, methods, batch, chosen, args)
-                stats.append(losses.clone())
+                minibatch = draw(batch, chosen)
+                stats.append(train(agent, optimizer, methods, minibatch, args, compiled_loss).clone())
                 methods.between_steps(minibatch)
         run.lap("learn")
 

@@ -218,7 +218,9 @@ class Stream(VectorEnv):
         Returns:
             Observations (N, ...), rewards (N,), terminated (N,), truncated (N,) and info.
         """
-        step = self.step_tensors(self._checked(actions))
+        actions = self._checked(actions)
+        self.begin_step()
+        step = self.step_tensors(actions)
         info = dict(self.about_step)
         if step.episodes is not None:
             ended, returns, lengths = step.episodes
@@ -230,12 +232,11 @@ class Stream(VectorEnv):
         return *step[:4], info
 
     def step_tensors(self, actions: Any) -> Step:
-        """Step every sub-environment as :meth:`step` does, without an info.
+        """Step every sub-environment as :meth:`step` does, without an info, after :meth:`begin_step`.
 
         Where the stream is :attr:`capturable`, this computes on static tensors, see
         :mod:`neoteny.runners.capture`. On a CPU, fields on ended episodes are ``None`` if none has ended.
         """
-        self._begin_step()
         rewards, terminated, truncated, env_infos = self.engine.step(actions)
         if env_infos:
             self.about_step["env_infos"] = env_infos
@@ -262,22 +263,29 @@ class Stream(VectorEnv):
         rewards, terminated, truncated = map(self._to_agent, (rewards, terminated, truncated))
         return Step(observations, rewards, terminated, truncated, final, episodes)
 
+    def begin_step(self) -> None:
+        """Begin a step, the part of it on the host: count it, and find whether it is the last of its task."""
+        self.steps += self.num_envs
+        self.engine.begin_step()
+        self.about_step = {"task": self.task}
+        if self._is_first:
+            self.about_step |= self._about_task()
+        self._switching = self.steps >= self._visit_end and self._is_over()
+
     @property
     def capturable(self) -> bool:
         """Whether :meth:`step_tensors` computes on static tensors, but for steps that switch the task."""
         return self.engine.capturable
 
     def variant(self) -> int | None:
-        """What distinguishes the kernels of the next step: the number of tasks so far.
+        """What distinguishes the kernels of this step: the number of tasks so far.
 
-        ``None`` if it may switch the task, or calls environments on the host.
+        ``None`` if it switches the task, or calls environments on the host.
         """
-        switching = self.steps + self.num_envs >= self._visit_end
-        return None if switching or not self.capturable else self._entered
+        return self._entered if self.capturable and not self._switching else None
 
     def count_replay(self) -> None:
-        """Count a step, whose kernels are replayed."""
-        self._begin_step()
+        """Nothing: steps are counted by :meth:`begin_step`."""
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the stream: numbers, strings, arrays and tensors in dicts and lists."""
@@ -345,15 +353,6 @@ class Stream(VectorEnv):
     def _reads_ends(self) -> bool:
         """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
         return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
-
-    def _begin_step(self) -> None:
-        """The part of a step on the host: count it, find whether it is the last of its task."""
-        self.steps += self.num_envs
-        self.engine.begin_step()
-        self.about_step = {"task": self.task}
-        if self._is_first:
-            self.about_step |= self._about_task()
-        self._switching = self.steps >= self._visit_end and self._is_over()
 
     def _enter(self) -> None:
         """Switch the engine to the task of the current step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -47,12 +48,14 @@ class RunArgs:
     """Allow resuming after the agent's file was edited; the run is then a mixture of both."""
     amp: Literal["none", "bf16"] = "none"
     """Compute the networks in bfloat16; weights, losses and the optimizer stay in float32."""
-    graphs: bool = True
+    graphs: bool = dataclasses.field(default=True, metadata=RESUMABLE)
     """On a GPU, replay rollout and gradient steps as CUDA graphs, without Python in between."""
     compile: bool = False
-    """Compile rollout and gradient steps (torch.compile), which takes a minute at the start."""
+    """Compile rollout steps and losses (torch.compile), which takes a minute at the start."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
-    """Precision of float32 matrix products on a GPU: "high" uses TF32, "medium" bfloat16."""
+    """Precision of float32 matrix products on a GPU: "high" allows TF32, "medium" bfloat16."""
+    deterministic: bool = False
+    """On a GPU, use kernels that give the same bits in every run, some of which are slower."""
     methods: MethodConfigs = ()
     """Plasticity methods, one of each."""
     probes: ProbeConfig = dataclasses.field(default_factory=ProbeConfig, metadata=RESUMABLE)
@@ -76,12 +79,28 @@ class RunArgs:
 
     def unused(self: Any) -> dict[str, str]:
         """Flags that have no effect with the current values of the others -> why."""
-        found = {}
+        found: dict[str, str] = {}
+        if torch.device(self.device).type != "cuda":
+            names = ("graphs", "matmul_precision", "deterministic")
+            found |= dict.fromkeys(names, f"it is for GPUs, and --device is {self.device}")
         if self.stream.total_steps() is not None:
             found["total_steps"] = f"--stream.cycles {self.stream.cycles} determines the length of the run"
         if self.video_every > self.total_steps:
             found["video_every"] = f"the run ends after {self.total_steps:,} steps"
         return found
+
+    def set_up(self) -> torch.device:
+        """Set PyTorch up for the run; returns its device."""
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(self.seed)
+        device = torch.device(self.device)
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision(self.matmul_precision)
+            if self.deterministic:
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
+                torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            torch.use_deterministic_algorithms(self.deterministic)
+        return device
 
     def set_length(self: Any, update: int, flags: str) -> None:
         """Set ``total_steps`` from the stream's cycles, if given, in whole updates.

@@ -22,7 +22,16 @@ from torch.optim import Optimizer
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 KEPT = 4
-"""Variants of a function that are kept; those of earlier tasks are recorded anew if they recur."""
+"""Variants of a function whose graphs are kept; those of earlier tasks are recorded anew if they recur."""
+
+ON_CPU: dict[str, Any] = {"cpp_wrapper": True, "size_asserts": False}
+"""Options of the compiler: on a CPU its calls from Python would take as long as the kernels themselves."""
+
+GUARDED = 3
+"""Calls of each variant of a compiled function that check whether its compiled form still fits."""
+
+FORMS = 64
+"""Compiled forms that a function may have, one for each kind of task."""
 
 
 @runtime_checkable
@@ -46,15 +55,18 @@ class Capture:
     Args:
         device: that the functions compute on.
         graphs: replay CUDA graphs; without effect on other devices.
-        compile: compile the functions first.
+        compile: compile the functions.
     """
 
     def __init__(self, device: torch.device, graphs: bool = True, compile: bool = False) -> None:
         self.compile = compile
+        self.options: dict[str, Any] = ON_CPU if device.type == "cpu" else {}
         self.new_graph = (lambda: CudaGraph(device)) if graphs and device.type == "cuda" else None
+        if compile:
+            torch._dynamo.config.recompile_limit = FORMS
 
-    def __call__(self, function: Function, *counted: Counted | Optimizer) -> Function:
-        """A function that does the same as ``function``, but is compiled or captured.
+    def __call__(self, function: Function, *counted: Counted | Optimizer, compile: bool = True) -> Function:
+        """A function that does the same as ``function``, but is compiled, if asked for, and captured.
 
         The first call of each variant is an ordinary one, the second is recorded, and later ones replay it.
         Tensors among the arguments, and those in another tuple than before, are copied to where the recorded
@@ -64,18 +76,26 @@ class Capture:
         Args:
             function: of static tensors, see above.
             counted: objects that it changes on the host, too.
+            compile: whether it may be compiled.
 
         Raises:
             ValueError: an optimizer may count its steps on the host.
         """
-        made: Any = torch.compile(function, dynamic=False) if self.compile else function
-        if self.new_graph is None:
-            return made
+        if self.new_graph is None and not (self.compile and compile):
+            return function
         for part in counted:
-            if isinstance(part, Optimizer) and not isinstance(part, Counted):
+            if self.new_graph and isinstance(part, Optimizer) and not isinstance(part, Counted):
                 _check_capturable(part)
         parts = [part for part in counted if isinstance(part, Counted)]
-        return Captured(made, parts, self.new_graph)  # type: ignore[return-value]
+        fast: Any = self.compiled(function) if compile else function
+        return Captured(function, fast, parts, self.new_graph)  # type: ignore[return-value]
+
+    def compiled(self, function: Function) -> Function:
+        """The function, compiled if that was asked for."""
+        if not self.compile:
+            return function
+        made: Any = torch.compile(function, dynamic=False, options=self.options)
+        return made
 
 
 def _check_capturable(optimizer: Optimizer) -> None:
@@ -98,26 +118,33 @@ class Captured:
     """Whether any captured function runs: those that it calls become a part of it."""
 
     def __init__(
-        self, function: Callable[..., Any], counted: Sequence[Counted], new_graph: Callable[[], CudaGraph]
+        self,
+        function: Callable[..., Any],
+        compiled: Callable[..., Any],
+        counted: Sequence[Counted],
+        new_graph: Callable[[], CudaGraph] | None,
     ) -> None:
-        self.function, self.counted, self.new_graph = function, counted, new_graph
+        self.function, self.compiled, self.counted, self.new_graph = function, compiled, counted, new_graph
         self.name = getattr(function, "__qualname__", type(function).__name__)
         self.calls: dict[Hashable, RecordedCall] = {}
+        self.guarded: dict[Hashable, int] = {}
 
     def __call__(self, *args: Any) -> Any:
         """Call the function, or replay it."""
         if Captured.running:
             return self.function(*args)
         variant = tuple(part.variant() for part in self.counted)
+        if None in variant:
+            return self.function(*args)
         shapes = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, Tensor))
         Captured.running = True
         try:
-            if None in variant:
-                return self.function(*args)
+            if self.new_graph is None:
+                return self._call_compiled((variant, shapes), args)
             if (call := self.calls.get((variant, shapes))) is None:
                 for oldest in list(self.calls)[: 1 - KEPT]:
                     del self.calls[oldest]
-                call = self.calls[variant, shapes] = RecordedCall(self.function, self.new_graph())
+                call = self.calls[variant, shapes] = RecordedCall(self.compiled, self.new_graph())
             elif call.is_recorded:
                 for part in self.counted:
                     part.count_replay()
@@ -126,6 +153,15 @@ class Captured:
             raise CaptureError(f"{self.name} {error}; --no-graphs runs it without CUDA graphs") from error
         finally:
             Captured.running = False
+
+    def _call_compiled(self, variant: Hashable, args: Sequence[Any]) -> Any:
+        """Call the compiled function; after some calls of a variant it needs few of its checks."""
+        calls = self.guarded.get(variant, 0)
+        if calls == GUARDED:
+            with torch.compiler.set_stance("default", skip_guard_eval_unsafe=True):
+                return self.compiled(*args)
+        self.guarded[variant] = calls + 1
+        return self.compiled(*args)
 
 
 class RecordedCall:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import pytest
 import torch
-from torch import nn
 
 from neoteny.agents import dqn, ppo
 from neoteny.configs.cli import cli
@@ -141,6 +140,7 @@ TABLE = {
 }  # fmt: skip
 
 APART = {
+    "graphs", "matmul_precision", "deterministic",  # for GPUs: tests/agents/test_on_gpu.py
     "device", "compile", "overwrite", "allow_device_change", "allow_code_change",  # a test each, below
     "stream.single.workers", "stream.single.replay", "stream.atari.replay",  # below, and for resumed streams
 }  # fmt: skip
@@ -220,14 +220,28 @@ def test_the_device_is_used_or_refused(agent, capsys):
     assert "--device cuda cannot be used" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("agent", "networks"), [("ppo", 1), ("dqn", 2)])
-def test_compile_compiles_the_networks(agent, networks, monkeypatch):
-    compiled: list[nn.Module] = []
-    monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
+@pytest.mark.parametrize("agent", AGENTS)
+def test_compile_compiles_what_acts_and_the_loss(agent, monkeypatch):
+    compiled: list[str] = []
+
+    def compile(function, **options):
+        compiled.append(function.__name__)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile)
     AGENTS[agent].main(parse(agent, "--note plain"))
     assert not compiled
     AGENTS[agent].main(parse(agent, "--compile"))
-    assert len(compiled) == networks
+    assert {"act", "loss_of"} <= set(compiled)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("flag", ["--no-graphs", "--matmul-precision high", "--deterministic"])
+def test_flags_for_gpus_are_refused_on_a_cpu(agent, flag, capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse(agent, flag)
+    assert exit.value.code == 2
+    assert "it is for GPUs, and --device is cpu" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("agent", AGENTS)
@@ -358,7 +372,7 @@ def test_workers_are_processes_and_change_nothing(monkeypatch):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_flags_of_a_preset_may_do_nothing(agent):
     args = cli(AGENTS[agent].Args, {"still": {"optim": {"iso": 0.0, "iso_every": 5}}}, ["still"])
-    assert args.unused() == {} or agent == "dqn"
+    assert agent == "dqn" or not args.unused().keys() - {"graphs", "matmul_precision", "deterministic"}
     assert set(args.optim.unused()) == {"iso_every", "iso_scale"}
 
 

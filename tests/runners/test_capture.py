@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.rewards import RewardConfig, RewardTransform
-from neoteny.envs import Stream, StreamConfig
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.envs import StreamConfig
+from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig
 from neoteny.optim.regularizers import IsometryConfig
 from neoteny.runners import capture
 from neoteny.runners.capture import Capture, Captured, CaptureError
@@ -156,12 +156,12 @@ def counts_in_python(monkeypatch):
     monkeypatch.setattr(RewardTransform, "observe", observe)
 
 
-def forgets_to_count(monkeypatch):
-    """A stream whose steps are not counted when they are replayed."""
-    monkeypatch.setattr(Stream, "count_replay", lambda self: None)
+def pulls_never(monkeypatch):
+    """Steps with and without a pull that are taken for the same."""
+    monkeypatch.setattr(AdamO, "variant", lambda self: ())
 
 
-@pytest.mark.parametrize("plant", [replaces_a_state, counts_in_python, forgets_to_count])
+@pytest.mark.parametrize("plant", [replaces_a_state, counts_in_python, pulls_never])
 def test_what_a_graph_cannot_know_gives_other_weights(plant, tmp_path, captured, monkeypatch):
     plant(monkeypatch)
     args = small("ppo", tmp_path, optim=AdamOConfig(iso=0.1, iso_every=3))

@@ -708,7 +708,7 @@ def test_resumable_arguments_are_those_that_change_nothing_that_is_learned():
     names = {name.rstrip(".") for name in resumable(BASE)}
     assert {name for name in names if not name.startswith("stream.")} == {
         "total_steps", "checkpoint_every", "video_every", "runs_dir", "overwrite", "threads", "device",
-        "allow_device_change", "allow_code_change", "probes",
+        "allow_device_change", "allow_code_change", "probes", "graphs",
     }  # fmt: skip
     streams = {
         name for name in names & flatten(dataclasses.asdict(BASE)).keys() if name.startswith("stream.")
