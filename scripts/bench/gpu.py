@@ -1,0 +1,160 @@
+"""Steps per second of training on a GPU: without CUDA graphs, with them, and compiled too.
+
+python scripts/bench/gpu.py
+python scripts/bench/gpu.py --rows "PPO flat" --updates 20
+
+Each figure is the median over updates, after those that record and compile; the device is waited for at the
+end of each update. Prints a table in Markdown. JAX is compared by ``scripts/bench/jax_ppo.py``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import unittest.mock
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from neoteny.configs.cli import cli, launch_script
+from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
+from neoteny.runners.run import Run
+
+FLAT = (
+    "--stream.id MiniGrid-DoorKey-8x8-v0 --stream.observations vectors --network.hidden 64 64 --epochs 4 "
+    "--minibatches 4 --lr 2.5e-4 --rewards.normalizer none"
+)
+IMAGE = "--stream.id MiniGrid-DoorKey-8x8-v0 --network.hidden 64 64 --epochs 4 --minibatches 4 --amp bf16"
+ATARI = (
+    "atari --stream.games Breakout --stream.period 1000000000 --stream.audit off --num-steps 128 --amp bf16"
+)
+DQN = (
+    "--stream.id MiniGrid-DoorKey-8x8-v0 --stream.observations vectors --network.hidden 64 64 --num-envs 64 "
+    "--log-every 4096 --train-every 64 --gradient-steps 2 --batch-size 32 --learning-starts 4096 "
+    "--buffer-size 65536 --target-every 250"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A training whose speed is measured."""
+
+    name: str
+    agent: str
+    flags: str
+    steps: int
+    """Environment steps of one update."""
+    arms: tuple[str, ...] = ("no graphs", "graphs", "compiled")
+
+
+def flat(num_envs: int, num_steps: int, optim: str = "adam", **more: Any) -> Row:
+    """PPO on the agent's view as a vector."""
+    name = f"PPO flat, {num_envs:,} x {num_steps}" + (", AdamO" if optim == "adamo" else "")
+    flags = f"{FLAT} --num-envs {num_envs} --num-steps {num_steps} optim:{optim}"
+    return Row(name, "ppo", flags, num_envs * num_steps, **more)
+
+
+ROWS = (
+    flat(16, 128),
+    flat(256, 128),
+    flat(1024, 32),
+    flat(1024, 32, "adamo", arms=("no graphs", "graphs")),
+    flat(4096, 32),
+    flat(16384, 32),
+    Row("PPO image, bf16, 4,096 x 32", "ppo", f"{IMAGE} --num-envs 4096 --num-steps 32 optim:adam", 131_072),
+    Row("PPO cartpole-rotations, 1,024 x 32", "ppo",
+        "cartpole-rotations --num-envs 1024 --num-steps 32 --stream.period 1000000000 --stream.audit off "
+        "--epochs 4 optim:adam", 32_768),
+    Row("DQN flat, 64, 2 gradient steps of 32", "dqn", f"{DQN} optim:adam", 4096),
+    Row("PPO Breakout, bf16, 8 x 128", "ppo", f"{ATARI} --num-envs 8 optim:adam", 1024),
+    Row("PPO Breakout, bf16, 128 x 128", "ppo", f"{ATARI} --num-envs 128 optim:adam", 16_384),
+)  # fmt: skip
+
+ARMS = {"no graphs": "--no-graphs", "graphs": "", "compiled": "--compile --matmul-precision high"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Measure the speed of training on a GPU."""
+
+    rows: tuple[str, ...] = ()
+    """Parts of the names of rows; all by default."""
+    arms: tuple[str, ...] = tuple(ARMS)
+    """Of "no graphs", "graphs" and "compiled"."""
+    updates: int = 12
+    """Measured updates."""
+    warm_up: int = 4
+    """Updates before these."""
+    device: str = "cuda"
+    """Device of the agents."""
+    one: tuple[str, str] | None = None
+    """Measure one row in one arm, and print only its steps per second."""
+
+    def __post_init__(self) -> None:
+        check_numbers(self, ("updates", "warm_up"), at_least=1)
+
+
+def measure(row: Row, arm: str, args: Args) -> float:
+    """Median steps per second of a row in this process."""
+    module = importlib.import_module(f"neoteny.agents.{row.agent}")
+    times, end_update = [], Run.end_update
+
+    @contextlib.contextmanager
+    def timed(*these: Any, **options: Any) -> Iterator[dict[str, Any]]:
+        with end_update(*these, **options) as metrics:
+            yield metrics
+        if args.device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.object(Run, "end_update", timed):
+        total = (args.updates + args.warm_up + 1) * row.steps
+        common = f"--total-steps {total} --probes.every 0 --checkpoint-every 0 --runs-dir {folder}"
+        chosen = ARMS[arm] if args.device == "cuda" else ARMS[arm].replace(ARMS["no graphs"], "")
+        words = f"{row.flags} {common} {chosen} --device {args.device}".split()
+        # The optimizer's name comes after the agent's flags and before its own.
+        words.sort(key=lambda word: word.startswith("optim:"))
+        module.main(cli(module.Args, module.PRESETS, words))
+    taken = [after - before for before, after in zip(times[args.warm_up :], times[args.warm_up + 1 :])]
+    return row.steps / statistics.median(taken)
+
+
+def in_a_process(row: Row, arm: str, args: Args) -> str:
+    """Steps per second of a row in a process of its own, or why there are none."""
+    command = [sys.executable, __file__, "--one", row.name, arm, "--device", args.device]
+    command += ["--updates", str(args.updates), "--warm-up", str(args.warm_up)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return (done.stderr.strip() or "failed").splitlines()[-1][:60]
+    return f"{json.loads(done.stdout.splitlines()[-1]):,.0f}"
+
+
+def main(args: Args) -> int:
+    """Measure and print a table."""
+    if args.one:
+        row = next(row for row in ROWS if row.name == args.one[0])
+        print(json.dumps(measure(row, args.one[1], args)))
+        return 0
+    if args.device == "cuda" and not torch.cuda.is_available():
+        stop(ExitCode.BAD_INPUT, "there is no CUDA device; --device cpu measures on the CPU")
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}; steps per second, median of {args.updates} updates\n")
+    print("| | " + " | ".join(args.arms) + " |\n|" + " --- |" * (len(args.arms) + 1), flush=True)
+    for row in ROWS:
+        if args.rows and not any(part in row.name for part in args.rows):
+            continue
+        cells = [in_a_process(row, arm, args) if arm in row.arms else "" for arm in args.arms]
+        print(f"| {row.name} | " + " | ".join(cells) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    launch_script(main, Args)
