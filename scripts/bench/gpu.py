@@ -79,6 +79,7 @@ ROWS = (
 )  # fmt: skip
 
 ARMS = {"no graphs": "--no-graphs", "graphs": "", "compiled": "--compile --matmul-precision high"}
+ON_CPU = {"no graphs": "", "graphs": "", "compiled": "--compile"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ def measure(row: Row, arm: str, args: Args) -> float:
     with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.object(Run, "end_update", timed):
         total = (args.updates + args.warm_up + 1) * row.steps
         common = f"--total-steps {total} --probes.every 0 --checkpoint-every 0 --runs-dir {folder}"
-        chosen = ARMS[arm] if args.device == "cuda" else ARMS[arm].replace(ARMS["no graphs"], "")
+        chosen = (ON_CPU if args.device == "cpu" else ARMS)[arm]
         words = f"{row.flags} {common} {chosen} --device {args.device}".split()
         # The optimizer's name comes after the agent's flags and before its own.
         words.sort(key=lambda word: word.startswith("optim:"))
