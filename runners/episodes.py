@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neoteny.envs.audit import Fingerprint
@@ -24,7 +25,7 @@ class Episodes:
     def __init__(self) -> None:
         self.visits: list[Visit] = []
         self._waiting: list[tuple[int, Tensor]] = []  # step, and the episodes that ended then
-        self._latest: list[tuple[float, int, str | None]] = []  # score, length and game, since the last chart
+        self._latest: list[tuple[NDArray[Any], NDArray[Any], str | None]] = []  # since the last chart
 
     @property
     def task(self) -> int | None:
@@ -57,20 +58,26 @@ class Episodes:
 
     def score(self, value: float, length: int, step: int) -> None:
         """Add the score of an episode of ``length`` that ended at ``step`` to the current visit."""
-        visit = self.visits[-1]
-        visit.end = max(visit.end, step)
-        visit.add(value, length, step)
-        self._latest.append((value, length, visit.game))
+        self._add(np.array([value]), np.array([length]), np.array([step]))
 
     def collect(self) -> None:
-        """Add recorded episodes to the current visit, with a single read from the device."""
+        """Add recorded episodes to the current visit."""
         if self._waiting:
             steps, rows = zip(*self._waiting)
             self._waiting.clear()
-            ended, *numbers = torch.stack(rows, 1).cpu()
-            returns, lengths = (number[ended > 0].tolist() for number in numbers)
-            for (row, _), value, length in zip(ended.nonzero().tolist(), returns, lengths):
-                self.score(value, int(length), steps[row])
+            made = torch.stack(rows)
+            row, env = made[:, 0].nonzero().unbind(1)
+            # A single array, since each read from a GPU takes time.
+            numbers = torch.cat((row[:, None].double(), made[row, 1:, env]), 1).cpu().numpy()
+            self._add(numbers[:, 1], numbers[:, 2].astype(int), np.array(steps)[numbers[:, 0].astype(int)])
+
+    def _add(self, values: NDArray[Any], lengths: NDArray[Any], steps: NDArray[Any]) -> None:
+        if not len(values):
+            return
+        visit = self.visits[-1]
+        visit.end = max(visit.end, int(steps[-1]))
+        visit.add(values, lengths, steps)
+        self._latest.append((values, lengths, visit.game))
 
     def charts(self) -> dict[str, float]:
         """Means over the episodes since the last call, also per game; empty if no episode ended."""
@@ -79,11 +86,12 @@ class Episodes:
             return {}
         values, lengths, games = zip(*self._latest)
         charts = {
-            "charts/episodic_return": float(np.mean(values)),
-            "charts/episodic_length": float(np.mean(lengths)),
+            "charts/episodic_return": float(np.concatenate(values).mean()),
+            "charts/episodic_length": float(np.concatenate(lengths).mean()),
         }
         for game in filter(None, dict.fromkeys(games)):
-            charts[f"game/{game}"] = float(np.mean([row[0] for row in self._latest if row[2] == game]))
+            of_game = [row[0] for row in self._latest if row[2] == game]
+            charts[f"game/{game}"] = float(np.concatenate(of_game).mean())
         self._latest.clear()
         return charts
 

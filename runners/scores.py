@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from neoteny.envs.atari.scores import human_normalized
 
@@ -32,21 +33,27 @@ class Visit:
     recovered_at: int | None = None  # step of the run at which the level was first reached
     game: str | None = None  # name of the task, if it is an Atari game
 
-    def add(self, episode_return: float, length: int, step: int) -> None:
-        """Add an episode of ``length`` steps that ended at ``step`` of the run."""
-        self.episodes += 1
-        self.steps += length
-        self.weighted_return += episode_return * length
-        self.last_returns = [*self.last_returns, episode_return][-EPISODES_AT_END:]
-        if self.level is None or self.recovered_at is not None or self.episodes < EPISODES_AT_END:
-            return
-        if self.return_at_end >= self.level:
-            self.recovered_at = step
+    def add(self, returns: NDArray[Any], lengths: NDArray[Any], steps: NDArray[Any]) -> None:
+        """Add episodes, (E,) each, in the order in which they ended: at these steps of the run."""
+        known = np.concatenate((self.last_returns, returns))
+        if self.level is not None and self.recovered_at is None and len(known) >= EPISODES_AT_END:
+            windows = np.lib.stride_tricks.sliding_window_view(known, EPISODES_AT_END)
+            # Sums in the order of the episodes, as for return_at_end: to be equal, they must be so to the bit.
+            at_level = sum(windows.T, np.zeros(len(windows))) / EPISODES_AT_END >= self.level
+            ended = len(known) - len(windows) - len(self.last_returns) + np.flatnonzero(at_level)
+            ended = ended[ended >= 0]  # the window before these episodes did not reach the level
+            self.recovered_at = int(steps[ended[0]]) if len(ended) else None
+        self.episodes += len(returns)
+        self.steps += int(lengths.sum())
+        self.weighted_return = float(np.cumsum([self.weighted_return, *(returns * lengths)])[-1])
+        self.last_returns = known[-EPISODES_AT_END:].tolist()
 
     @property
     def return_at_end(self) -> float:
         """Mean return of the last 20 episodes; NaN if none ended."""
-        return sum(self.last_returns) / len(self.last_returns) if self.last_returns else float("nan")
+        if not self.last_returns:
+            return float("nan")
+        return float(np.cumsum(self.last_returns)[-1]) / len(self.last_returns)
 
     @property
     def human_normalized(self) -> float:

@@ -1,6 +1,10 @@
+import itertools
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neoteny.runners.scores import Visit, early_and_late, level_to_recover, run_scores
 
@@ -10,9 +14,28 @@ def visited(*visits):
     made = []
     for i, (task, returns, *lengths) in enumerate(visits):
         made.append(Visit(task, 1000 * i, level_to_recover(made, task), end=1000 * (i + 1)))
-        for j, (total, length) in enumerate(zip(returns, lengths[0] if lengths else [10] * len(returns))):
-            made[-1].add(total, length, step=1000 * i + 10 * (j + 1))
+        steps = 1000 * i + 10 * np.arange(1, len(returns) + 1)
+        made[-1].add(np.array(returns), np.array(lengths[0] if lengths else [10] * len(returns)), steps)
     return made
+
+
+@given(
+    st.lists(st.floats(-5, 5, width=16), max_size=70),
+    st.lists(st.integers(0, 70)),
+    st.sampled_from([0.0, 0.5, 1.1]),
+)
+def test_episodes_may_be_added_one_by_one_or_together(returns, cuts, level):
+    rng, count = np.random.default_rng(0), len(returns)
+    lengths, steps = rng.integers(1, 9, count), np.arange(count) * 10
+    pieces = Visit(0, 0, level), Visit(0, 0, level), Visit(0, 0, level)
+    for visit, ends in zip(pieces, (range(count + 1), sorted({*cuts, 0, count}), (0, count))):
+        for start, end in itertools.pairwise(ends):
+            if returns[start:end]:
+                visit.add(np.array(returns[start:end]), lengths[start:end], steps[start:end])
+    assert pieces[0] == pieces[1] == pieces[2]
+    means = [np.cumsum(returns[end - 20 : end])[-1] / 20 for end in range(20, count + 1)]
+    reached = [steps[19 + i] for i, mean in enumerate(means) if mean >= level]
+    assert pieces[0].recovered_at == (reached[0] if reached else None)
 
 
 def test_visit_scores_by_hand():
