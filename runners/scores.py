@@ -38,7 +38,7 @@ class Visit:
         known = np.concatenate((self.last_returns, returns))
         if self.level is not None and self.recovered_at is None and len(known) >= EPISODES_AT_END:
             windows = np.lib.stride_tricks.sliding_window_view(known, EPISODES_AT_END)
-            # Sums in the order of the episodes, as for return_at_end: to be equal, they must be so to the bit.
+            # Summed in the order of the episodes, as in return_at_end, so that equal means are equal.
             at_level = sum(windows.T, np.zeros(len(windows))) / EPISODES_AT_END >= self.level
             ended = len(known) - len(windows) - len(self.last_returns) + np.flatnonzero(at_level)
             ended = ended[ended >= 0]  # the window before these episodes did not reach the level
