@@ -136,7 +136,9 @@ class Stream(VectorEnv):
         is_raw = task_id == "none" and normalizer == "none"
         self.frame_stack = _frame_stack(first) if is_raw else 1
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
-        allowed = [config for config in engines if engine in ("auto", config.name)]
+        is_cuda = torch.device(device or "cpu").type == "cuda"
+        by_default = [config for config in engines if config.on_cpu or is_cuda]
+        allowed = by_default if engine == "auto" else [each for each in engines if each.name == engine]
         started = time.perf_counter()
         chosen = choose_engine(allowed, task, self.schedule, first)
         self.unrepeatable = ""
