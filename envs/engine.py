@@ -88,7 +88,7 @@ class EngineConfig(Protocol):
     gradual: ClassVar[bool]
     """Whether it supports tasks that turn gradually into one another."""
     on_cpu: ClassVar[bool]
-    """Whether ``--stream.engine auto`` may choose it for an agent on a CPU, too, not only on a CUDA device."""
+    """Whether ``--stream.engine auto`` may choose it for agents on a CPU, too, not only on a CUDA device."""
     otherwise: ClassVar[str]
     """Message to the user if this engine recognizes an environment but cannot step it."""
 

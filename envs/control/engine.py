@@ -1,7 +1,7 @@
 """CartPole, Acrobot and MountainCar on tensors: N environments stepped at once, on the agent's device.
 
-The equations are Gymnasium's (:mod:`neoteny.envs.control.physics`): one step from the same state differs by at
-most 1e-12. Episodes begin in states that are drawn from the same distribution, though not in the same ones.
+The equations are Gymnasium's (:mod:`neoteny.envs.control.physics`): steps from the same state differ by rounding
+errors, at most 1e-12. Episodes begin in states from the same distribution, though not in the same ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neoteny.envs.control.physics import Constants, Physics
+from neoteny.envs.control.physics import Physics
 from neoteny.envs.control.proof import play
 from neoteny.envs.control.task import ControlTask, simulator_of
 from neoteny.envs.engine import OTHER_ENGINE, StepResult, UncoveredError
@@ -49,7 +49,7 @@ class ControlConfig:
         env = make()
         try:
             definition = ControlTask(env)
-            check_package(type(definition.physics))
+            check_package(type(definition.physics))  # type: ignore[arg-type]
             if not is_shipped(task):
                 other = make()
                 if name := definition.unlike(ControlTask(other)):
@@ -85,8 +85,8 @@ class ControlConfig:
 class ControlEngine:
     """N environments of classic control on tensors.
 
-    Environment ``i`` does not depend on N: the first state of an episode is a function of seed, task, ``i`` and
-    the number of the episode.
+    Environment ``i`` does not depend on N: the first state of an episode is a function of seed, task, ``i``
+    and the number of the episode.
 
     Args:
         num_envs: N.
@@ -226,8 +226,8 @@ class Drift:
     """The parameters of a simulator, which may turn gradually from those of one task into those of the next.
 
     Each step has the parameters that single environments have at it, see
-    :class:`neoteny.envs.tasks.TaskEnv`. They are computed on the device, where the steps are counted too, since
-    a captured step does not read from the host.
+    :class:`neoteny.envs.tasks.TaskEnv`. They are computed on the device, where the steps are counted too,
+    since a captured step does not read from the host.
 
     Args:
         parameters: of the current task, by name.

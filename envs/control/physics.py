@@ -1,4 +1,4 @@
-"""The simulators of CartPole, Acrobot and MountainCar on tensors: pure functions of the states of N environments.
+"""The simulators of CartPole, Acrobot and MountainCar on tensors: pure functions of N environments' states.
 
 Equations, order of integration and limits are those of Gymnasium's ``step``; factors that are the same at
 each step are multiplied beforehand, so that results differ by rounding errors. States and results are

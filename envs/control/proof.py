@@ -85,7 +85,7 @@ def _state(env: Any) -> np.ndarray:
 def _check_seen(seen: np.ndarray, observation: Any) -> None:
     if np.shape(observation) != seen.shape or observation.dtype != seen.dtype:
         raise UncoveredError("its observations have another shape or type than those on tensors")
-    rounding = 4 * np.finfo(np.float32).eps
+    rounding = 4 * float(np.finfo(np.float32).eps)
     _check_close("observation", seen.astype(np.float64), observation, rounding)
 
 

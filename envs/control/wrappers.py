@@ -1,4 +1,4 @@
-"""The wrappers of the classic control streams, whose effect the engine on tensors reads from their attributes."""
+"""The wrappers of the classic control streams; the engine on tensors reads their attributes."""
 
 from __future__ import annotations
 

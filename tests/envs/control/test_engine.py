@@ -26,8 +26,8 @@ from tests.tiny_runs import BASE, ending, outcome, send, small
 
 IDS = "CartPole-v1", "Acrobot-v1", "MountainCar-v0"
 
-# Widest range of the states that are tried, besides those that episodes visit. At Acrobot's highest speeds, twice
-# these, Gymnasium's own result moves by more than 1e-12 if one bit of the state changes.
+# Widest range of the states that are tried, besides those that episodes visit. At Acrobot's highest speeds,
+# twice these, Gymnasium's own result moves by more than 1e-12 if one bit of the state changes.
 WIDE = {"CartPole-v1": (3, 5, 0.3, 5), "Acrobot-v1": (3.1, 3.1, 6, 14), "MountainCar-v0": (0.85, 0.07)}
 
 
@@ -253,7 +253,7 @@ def test_physics_drift_exactly_as_in_single_environments(id):
     single.reset()
     control.reset()
     names, seen = list(control.engine.task.parameters), set()
-    for step in range(45):
+    for _ in range(45):
         env = single.engine.envs.envs[0]
         ended = np.logical_or(*single.step(np.zeros(4, int))[2:4])
         control.step(np.zeros(4, int))
@@ -628,9 +628,10 @@ def chosen(config, device, **options):
         made.append(choose_engine(engines, task, schedule, first).name)
         raise Chosen
 
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Chosen):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys.modules["neoteny.envs.stream"], "choose_engine", choose)
-        config.make(2, device=device, **options)
+        with pytest.raises(Chosen):
+            config.make(2, device=device, **options)
     return made[0]
 
 
@@ -651,7 +652,7 @@ def test_flags_of_other_engines_are_refused():
         ValueError, match=r"--stream\.single flags would be ignored: .* --stream\.engine control"
     ):
         config.make(2)
-    with pytest.raises(ValueError, match="--stream.engine control cannot step"):
+    with pytest.raises(ValueError, match=r"--stream\.engine control cannot step"):
         StreamConfig("grid-goals", engine="control").make(2)
 
 
