@@ -1,7 +1,7 @@
 """CartPole, Acrobot and MountainCar on tensors: N environments stepped at once, on the agent's device.
 
-The equations are Gymnasium's (:mod:`neoteny.envs.control.physics`): steps from the same state differ by rounding
-errors, at most 1e-12. Episodes begin in states from the same distribution, though not in the same ones.
+The equations are Gymnasium's (:mod:`neoteny.envs.control.physics`): steps from the same state differ by no more
+than 1e-12. Episodes begin in states from the same distribution, though not in the same ones.
 """
 
 from __future__ import annotations
