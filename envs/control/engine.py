@@ -1,6 +1,6 @@
 """CartPole, Acrobot and MountainCar on tensors: N environments stepped at once, on the agent's device.
 
-The equations are Gymnasium's (:mod:`neoteny.envs.control.physics`): steps from the same state differ by no more
+The equations are Gymnasium's (:mod:`neoteny.envs.control.physics`): steps from the same state differ by less
 than 1e-12. Episodes begin in states from the same distribution, though not in the same ones.
 """
 
