@@ -73,7 +73,8 @@ class Stream(VectorEnv):
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
         schedule: determines the task of each step.
-        engines: available kinds of engine; the first that covers every task is used.
+        engines: available kinds of engine; the first that covers every task is used, and of those with
+            ``on_cpu`` only, if the agent is not on a CUDA device.
         num_envs: N, the number of sub-environments.
         seed: the run's seed.
         device: of the returned tensors (observations in their own dtype, rewards as float32); ``None``

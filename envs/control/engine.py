@@ -135,14 +135,13 @@ class ControlEngine:
 
     def reset(self, done: Tensor | None = None) -> None:
         """Start new episodes where ``done``, (N,), is true; in all environments if it is ``None``."""
-        with torch.inference_mode():  # takes less time with few environments
-            if done is None:
-                done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
-            self.episodes += done
-            bits = mix(self.keys + self.episodes) & ((1 << 53) - 1)
-            first = self.task.physics.first(bits.double().mul_(self.width).add_(self.low))
-            torch.where(done, first, self.state, out=self.state)
-            self.count.masked_fill_(done, 0)
+        if done is None:
+            done = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self.episodes += done
+        bits = mix(self.keys + self.episodes) & ((1 << 53) - 1)
+        first = self.task.physics.first(bits.double().mul_(self.width).add_(self.low))
+        torch.where(done, first, self.state, out=self.state)
+        self.count.masked_fill_(done, 0)
 
     def begin_step(self) -> None:
         """Nothing to do before a step."""
@@ -150,22 +149,20 @@ class ControlEngine:
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
         """Step all environments, actions (N,); observations of ended episodes are their final ones."""
         task, physics, constants = self.task, self.task.physics, self.constants
-        with torch.inference_mode():
-            if self.drift.is_on:
-                constants = physics.constants(self.drift.advance().unbind())
-            push = self.pushes.index_select(0, torch.as_tensor(actions, device=self.device))
-            before = self.count.clone() if task.times > 1 else None
-            self.state.copy_(physics.step(self.state, push, constants))
-            self.count += 1
+        if self.drift.is_on:
+            constants = physics.constants(self.drift.advance().unbind())
+        push = self.pushes.index_select(0, torch.as_tensor(actions, device=self.device))
+        before = self.count.clone() if task.times > 1 else None
+        self.state.copy_(physics.step(self.state, push, constants))
+        self.count += 1
+        ended = physics.ended(self.state, constants)
+        for _ in range(task.times - 1):
+            running = (self.count < task.limit).logical_and_(~ended)
+            moved = physics.step(self.state, push, constants)
+            torch.where(running, moved, self.state, out=self.state)
+            self.count += running
             ended = physics.ended(self.state, constants)
-            for _ in range(task.times - 1):
-                running = (self.count < task.limit).logical_and_(~ended)
-                moved = physics.step(self.state, push, constants)
-                torch.where(running, moved, self.state, out=self.state)
-                self.count += running
-                ended = physics.ended(self.state, constants)
-        rewards = self._rewards(physics, ended, before)
-        return rewards, ended.clone(), self.count >= task.cut, ()
+        return self._rewards(physics, ended, before), ended, self.count >= task.cut, ()
 
     @property
     def observations(self) -> Tensor:

@@ -38,6 +38,9 @@ class ControlTask:
         name = type(env).__name__
         if (simulator := simulator_of(env)) is None:
             raise UncoveredError(f"{name} is not CartPole, Acrobot or MountainCar")
+        for kind in type(env).__mro__[: type(env).__mro__.index(simulator.kind)]:
+            if not is_users(kind):  # which reading would take for known
+                raise UncoveredError(f"{kind.__name__} is not Gymnasium's {simulator.kind.__name__}")
         if overridden := users_members(env).keys() - {"__init__"}:
             raise UncoveredError(f"{name} overrides {', '.join(sorted(overridden))}")
         if env.render_mode == "human":
@@ -57,13 +60,15 @@ class ControlTask:
         """What observations are multiplied by, (D', D) float64."""
         self.is_users = is_users(type(env))
         """Whether a part of it is a user's."""
-        for layer in (*layers, env):
-            if layer.action_space != Discrete(len(self.actions)):
-                raise UncoveredError(f"the actions of {type(layer).__name__} are {layer.action_space}")
+        if env.action_space != Discrete(len(self.actions)):
+            raise UncoveredError(f"the actions of {name} are {env.action_space}")
         if env.observation_space.shape != (simulator.size,) or env.observation_space.dtype != np.float32:
             raise UncoveredError(f"the observations of {name} are {env.observation_space}")
         for layer in layers[::-1]:
             self._read(layer)
+            space = layer.action_space
+            if not isinstance(space, Discrete) or space.start != 0 or space.n > len(self.actions):
+                raise UncoveredError(f"the actions of {type(layer).__name__} are {space}")
 
     @property
     def pushes(self) -> list[float]:

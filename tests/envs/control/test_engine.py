@@ -35,11 +35,11 @@ def plain(id):
     return gym.make(id, disable_env_checker=True)
 
 
-def engine(make, num_envs, seed=0, schedule=None, step=0, k=0):
+def engine(make, num_envs, seed=0, schedule=None, step=0, k=0, device="cpu"):
     """Environments of one task, at the beginning of their first episodes."""
     task = make if schedule else lambda k, seed: make()
     env = task(0, 0)
-    envs = ControlEngine(task, (env.observation_space, env.action_space), num_envs)
+    envs = ControlEngine(task, (env.observation_space, env.action_space), num_envs, device)
     envs.enter(schedule or Schedule(tasks=(k,), seed=seed), step)
     envs.reset()
     return envs
@@ -528,6 +528,11 @@ def random_gravity():
     return env
 
 
+def relative():
+    """A class of a package whose code is taken for known, but which is not the one that is covered."""
+    return type("CartPoleEnv", (CartPoleEnv,), {"__module__": "gymnasium.envs.later"})()
+
+
 def swapped():
     env = Long(3.0)
     return TransformAction(TimeLimit(env, 30), lambda action: 1 - action, env.action_space)
@@ -542,6 +547,9 @@ COVERED = {
     "a class with numbers": Long,
     "a class with attributes": Heavy,
     "a function of actions": swapped,
+    "fewer actions": lambda: TransformAction(
+        plain("MountainCar-v0"), lambda action: 2 * action, gym.spaces.Discrete(2)
+    ),
     "order of actions": lambda: wrappers.permute_actions(plain("Acrobot-v1"), order=(2, 0, 1)),
 }
 
@@ -564,7 +572,11 @@ REFUSED = {
     "what the wrapper TransformReward does": lambda: TransformReward(plain("CartPole-v1"), abs),
     "PendulumEnv is not CartPole, Acrobot or MountainCar": lambda: plain("Pendulum-v1"),
     "what the wrapper Repeat does": lambda: Repeat(TimeLimit(Repeat(plain("MountainCar-v0"), 2), 9), 3),
-    "the actions of TimeLimit are": lambda: changed("CartPole-v1", action_space=gym.spaces.Discrete(3)),
+    "the actions of CartPoleEnv are": lambda: changed("CartPole-v1", action_space=gym.spaces.Discrete(3)),
+    "the actions of TransformAction are": lambda: TransformAction(
+        plain("CartPole-v1"), lambda action: action - 1, gym.spaces.Discrete(2, start=1)
+    ),
+    "CartPoleEnv is not Gymnasium's CartPoleEnv": relative,
     "is drawn at every step": lambda: changed("CartPole-v1", render_mode="human"),
 }
 
@@ -702,3 +714,25 @@ def test_a_run_of_an_agent_goes_on_exactly_after_a_stop(id, tmp_path, monkeypatc
     assert ending(stopped) == 0
     assert "exactly" in capsys.readouterr().out
     assert outcome(whole) == outcome(stopped)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("id", ["cartpole-rotations", "acrobot-drift", "mountaincar-drift"])
+def test_a_gpu_does_the_same_as_the_cpu(id):
+    """From the same states; the first ones are the same bit for bit."""
+    task, schedule = gym.spec(id).kwargs["task"], Schedule(1000, drift_fraction=0.5, seed=3)
+    here, there = (
+        engine(task, 64, schedule=schedule, step=1000, device=device) for device in ("cpu", "cuda")
+    )
+    for action in torch.randint(0, 2, (200, 64), generator=torch.Generator().manual_seed(0)):
+        torch.testing.assert_close(here.state, there.state.cpu(), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(here.observations, there.observations.cpu(), rtol=1e-6, atol=1e-6)
+        there.state.copy_(here.state)
+        outcomes = [envs.step(action.to(envs.device))[:3] for envs in (here, there)]
+        for one, two in zip(*outcomes):
+            assert torch.equal(one, two.cpu())
+        for envs, (_, terminated, truncated) in zip((here, there), outcomes):
+            envs.reset(terminated | truncated)
+        done = outcomes[0][1] | outcomes[0][2]
+        assert torch.equal(here.state[:, done], there.state.cpu()[:, done])
+        assert torch.equal(here.drift.values, there.drift.values.cpu())
