@@ -27,8 +27,8 @@ from tests.tiny_runs import BASE, ending, outcome, send, small
 IDS = "CartPole-v1", "Acrobot-v1", "MountainCar-v0"
 
 # Widest range of the states that are tried, besides those that episodes visit. At Acrobot's highest speeds,
-# twice these, Gymnasium's own result moves by more than 1e-12 if one bit of the state changes.
-WIDE = {"CartPole-v1": (3, 5, 0.3, 5), "Acrobot-v1": (3.1, 3.1, 6, 14), "MountainCar-v0": (0.85, 0.07)}
+# three times these, Gymnasium's own result moves by more than 1e-12 if one bit of the state changes.
+WIDE = {"CartPole-v1": (3, 5, 0.3, 5), "Acrobot-v1": (3.1, 3.1, 4, 9), "MountainCar-v0": (0.85, 0.07)}
 
 
 def plain(id):
@@ -71,15 +71,19 @@ def compare(envs, env, id, steps, rng):
             envs.state[0] -= 0.3 if id == "MountainCar-v0" else 0.0
         before, actions = envs.state.T.numpy().copy(), rng.integers(envs.spaces[1].n, size=envs.num_envs)
         rewards, terminated, truncated, _ = envs.step(torch.from_numpy(actions))
-        seen, after = envs.observations.numpy(), envs.state.T.numpy()
-        for i, action in enumerate(actions):
-            own.state, own.steps_beyond_terminated = before[i].copy(), None
-            observation, reward, ended, *_ = own.step(int(action))
-            largest = max(largest, np.abs(after[i] - own.state).max())
-            assert (rewards[i], terminated[i]) == (reward, ended)
-            np.testing.assert_allclose(seen[i], observation, rtol=1e-6, atol=1e-7)
-            ends += ended
-        assert seen.dtype == observation.dtype
+        results, states = [], []
+        for state, action in zip(before, actions.tolist()):
+            own.state, own.steps_beyond_terminated = state, None
+            results.append(own.step(action)[:3])
+            states.append(own.state)
+        observations, paid, ended = map(np.array, zip(*results))
+        largest = max(largest, np.abs(envs.state.T.numpy() - np.array(states)).max())
+        assert np.array_equal(rewards, paid)
+        assert np.array_equal(terminated, ended)
+        seen = envs.observations.numpy()
+        assert seen.dtype == observations.dtype
+        np.testing.assert_allclose(seen, observations, rtol=1e-6, atol=1e-7)
+        ends += int(ended.sum())
         envs.reset(terminated | truncated)
     return largest, ends
 
