@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neoteny.envs.control.physics import Physics
-from neoteny.envs.control.proof import play
+from neoteny.envs.control.proof import play, unrepeatable_parameters
 from neoteny.envs.control.task import ControlTask, simulator_of
 from neoteny.envs.engine import OTHER_ENGINE, StepResult, UncoveredError
 from neoteny.envs.grid.board import mix
 from neoteny.envs.observations import ObservationSpec
+from neoteny.envs.repeatable import first_reason
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import Spaces, TaskEnv, TaskFunction, is_shipped, make_task_env
 
@@ -66,8 +67,8 @@ class ControlConfig:
             env.close()
 
     def unrepeatable(self, task: TaskFunction, spaces: Spaces, schedule: Schedule) -> str:
-        """Nothing: the state is stored, not replayed."""
-        return ""
+        """Why a task may be another when it is made again; empty if it is not. States are stored."""
+        return first_reason(schedule, lambda visit: unrepeatable_parameters(task, schedule, visit))
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """``None``: the observation space says all that is known."""

@@ -16,6 +16,9 @@ import torch
 
 from neoteny.envs.control.task import ControlTask
 from neoteny.envs.engine import UncoveredError
+from neoteny.envs.repeatable import later, shared_state
+from neoteny.envs.schedule import Schedule
+from neoteny.envs.tasks import TaskFunction
 
 if TYPE_CHECKING:
     from neoteny.envs.control.engine import ControlEngine
@@ -65,6 +68,19 @@ def play(engine: ControlEngine, make: Callable[[], gym.Env]) -> None:
         if name := engine.task.unlike(ControlTask(env)):
             raise UncoveredError(f"{name} changes during episodes")
         env.close()
+
+
+def unrepeatable_parameters(task: TaskFunction, schedule: Schedule, visit: int) -> str:
+    """Why a visit's task may be another when it is made again later; empty if it seems to be the same."""
+    k = schedule.task_of(visit)
+    with shared_state() as shared:
+        one = task(k, schedule.seed)
+        with later():
+            other = task(k, schedule.seed)
+        name = ControlTask(one).unlike(ControlTask(other))
+        one.close()
+        other.close()
+        return shared.changed() or (name and f"{name} depends on the time")
 
 
 def _begin(engine: ControlEngine, i: int, env: gym.Env, seed: int) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import sys
+import time
 
 import gymnasium as gym
 import numpy as np
@@ -685,6 +686,27 @@ def test_what_is_not_covered_is_stepped_by_gymnasium(monkeypatch, capsys):
     assert "Stepping overrides step" in line
     with pytest.raises(ValueError, match="Stepping overrides step"):
         Stream(lambda k, seed: Stepping(), Schedule(), ENGINES, 2, engine="control")
+
+
+@pytest.mark.parametrize(
+    ("gravity", "reason"),
+    [
+        (lambda: 9.8 + time.time() // 86_400 % 2, "gravity depends on the time"),
+        (lambda: 9.8 + 0 * np.random.random(), "it uses the global random generator of numpy.random"),  # noqa: NPY002
+        (lambda: 9.8, ""),
+    ],
+    ids=["clock", "global generator", "a number"],
+)
+def test_tasks_that_may_be_others_after_a_stop_are_named(gravity, reason):
+    stream = Stream(
+        lambda k, seed: changed("CartPole-v1", gravity=gravity() + k),
+        Schedule(10),
+        ENGINES,
+        2,
+        engine="control",
+    )
+    assert reason in stream.unrepeatable
+    assert bool(reason) == bool(stream.unrepeatable)
 
 
 def test_a_later_task_that_is_not_covered_is_named():
