@@ -339,7 +339,7 @@ def test_first_states_differ_by_seed_task_environment_and_episode():
 
 
 def run(stream, actions):
-    return [part.clone() for action in actions for part in stream.step_tensors(action)[:4]]
+    return [part.clone() for action in actions for part in stream.step(action)[:4]]
 
 
 @pytest.mark.parametrize(
