@@ -22,6 +22,7 @@ from neoteny.envs.atari.engine import AtariConfig
 from neoteny.envs.atari.game import ale, check_games
 from neoteny.envs.auditor import AuditMode
 from neoteny.envs.control import streams as _control  # noqa: F401
+from neoteny.envs.control.engine import ControlConfig
 from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
 from neoteny.envs.grid.engine import GridConfig
@@ -32,7 +33,7 @@ from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream, observation_spec, recurring_tasks
 from neoteny.envs.tasks import TaskFunction
 
-ENGINES: tuple[EngineConfig, ...] = (GridConfig(), AtariConfig(), SingleConfig())
+ENGINES: tuple[EngineConfig, ...] = (GridConfig(), ControlConfig(), AtariConfig(), SingleConfig())
 
 Typed = Annotated[
     str,
@@ -81,9 +82,10 @@ class StreamConfig:
     """Normalize observations by a running mean and variance, which a switch keeps or resets."""
     task_id: Literal["none", "onehot"] = "none"
     """Append a one-hot id of the current task to observations, as numbers or as channels."""
-    engine: Literal["auto", "single", "grid", "atari"] = "auto"
-    """What steps the environments: MiniGrid on tensors, Atari games in a batch, or any environment one by
-    one; by default the fastest that gives the same results as single environments."""
+    engine: Literal["auto", "single", "grid", "control", "atari"] = "auto"
+    """What steps the environments: MiniGrid or classic control on tensors, Atari games in a batch, or any
+    environment one by one; by default the fastest that gives the same results as single environments, classic
+    control on tensors only for agents on a CUDA device."""
     single: SingleConfig = dataclasses.field(default_factory=SingleConfig)
     grid: GridConfig = dataclasses.field(default_factory=GridConfig)
     atari: AtariConfig = dataclasses.field(default_factory=AtariConfig)
@@ -193,7 +195,7 @@ class StreamConfig:
         return stream
 
     def _engines(self) -> tuple[EngineConfig, ...]:
-        return tuple(getattr(self, engine.name) for engine in ENGINES)
+        return tuple(getattr(self, engine.name, engine) for engine in ENGINES)  # some have no flags
 
     def _task(self) -> TaskFunction:
         """The function that makes the tasks."""

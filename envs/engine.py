@@ -17,6 +17,10 @@ StepResult = tuple[Tensor, Tensor, Tensor, Sequence[dict[str, Any]]]
 """Rewards, (N,) float64, terminated and truncated, (N,), and one info per environment, or no infos at all."""
 
 
+OTHER_ENGINE = "running episodes were replaced by new ones, since another engine had stepped them"
+"""Why an engine cannot continue episodes from the state of another."""
+
+
 class UncoveredError(ValueError):
     """An engine cannot step a task; the message says why."""
 
@@ -83,6 +87,8 @@ class EngineConfig(Protocol):
     """As in ``--stream.engine NAME`` and ``--stream.NAME.FLAG``."""
     gradual: ClassVar[bool]
     """Whether it supports tasks that turn gradually into one another."""
+    on_cpu: ClassVar[bool]
+    """Whether ``--stream.engine auto`` may choose it for agents on a CPU, too, not only on a CUDA device."""
     otherwise: ClassVar[str]
     """Message to the user if this engine recognizes an environment but cannot step it."""
 

@@ -73,7 +73,8 @@ class Stream(VectorEnv):
     Args:
         task: makes task ``k`` from ``(k, seed)``; called once per sub-environment at every switch.
         schedule: determines the task of each step.
-        engines: available kinds of engine; the first that covers every task is used.
+        engines: available kinds of engine; the first that covers every task is used, and of those with
+            ``on_cpu`` only, if the agent is not on a CUDA device.
         num_envs: N, the number of sub-environments.
         seed: the run's seed.
         device: of the returned tensors (observations in their own dtype, rewards as float32); ``None``
@@ -136,7 +137,9 @@ class Stream(VectorEnv):
         is_raw = task_id == "none" and normalizer == "none"
         self.frame_stack = _frame_stack(first) if is_raw else 1
         """Number of frames stacked along the first axis of an observation, zeros before the first."""
-        allowed = [config for config in engines if engine in ("auto", config.name)]
+        is_cuda = torch.device(device or "cpu").type == "cuda"
+        by_default = [config for config in engines if config.on_cpu or is_cuda]
+        allowed = by_default if engine == "auto" else [each for each in engines if each.name == engine]
         started = time.perf_counter()
         chosen = choose_engine(allowed, task, self.schedule, first)
         self.unrepeatable = ""

@@ -42,6 +42,7 @@ class AtariConfig:
 
     name: ClassVar[str] = "atari"
     gradual: ClassVar[bool] = False
+    on_cpu: ClassVar[bool] = True
     otherwise: ClassVar[str] = "the games of this stream are stepped one by one"
 
     replay: bool = dataclasses.field(default=True, metadata={"resumable": True})

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.wrappers import TransformAction, TransformObservation
 
+from neoteny.envs.control.wrappers import PermutedActions, Repeat, Rotation
 from neoteny.envs.registry import stream, task_rng
 from neoteny.envs.tasks import TaskFunction
 
@@ -24,9 +23,7 @@ def cartpole_rotations(k: int, seed: int) -> gym.Env:
     rotation = np.linalg.qr(rng.standard_normal((16, 4)))[0].astype(np.float32)
     order = rng.permutation(2)
     env = gym.make("CartPole-v1", max_episode_steps=200, disable_env_checker=True)
-    space = gym.spaces.Box(-np.inf, np.inf, (16,), np.float32)
-    env = TransformObservation(env, lambda observation: rotation @ observation, space)
-    return TransformAction(env, lambda action: int(order[action]), env.action_space)
+    return PermutedActions(Rotation(env, rotation), order)
 
 
 @stream("cartpole-gravity", period=16_384)
@@ -98,24 +95,6 @@ def acrobot_physics(k: int, seed: int) -> gym.Env:
     env = gym.make("Acrobot-v1", disable_env_checker=True)
     link = (0.5, 1.5)
     return draw(env, k, seed, LINK_LENGTH_1=link, LINK_MASS_1=link, LINK_MASS_2=link)
-
-
-class Repeat(gym.Wrapper):
-    """Repeat each action a number of times; rewards are summed."""
-
-    def __init__(self, env: gym.Env, times: int) -> None:
-        super().__init__(env)
-        self.times = times
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Step up to ``times`` times, until the episode ends."""
-        total = 0.0
-        for _ in range(self.times):
-            observation, reward, terminated, truncated, info = self.env.step(action)
-            total += float(reward)
-            if terminated or truncated:
-                break
-        return observation, total, terminated, truncated, info
 
 
 @physics("mountaincar", small=20_480)

@@ -43,6 +43,7 @@ class GridConfig:
 
     name: ClassVar[str] = "grid"
     gradual: ClassVar[bool] = False
+    on_cpu: ClassVar[bool] = True
     otherwise: ClassVar[str] = "MiniGrid's own package steps this stream, many times slower than tensors"
 
     layouts: int = 256

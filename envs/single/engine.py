@@ -12,7 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neoteny.envs.engine import StepResult
+from neoteny.envs.engine import OTHER_ENGINE, StepResult
 from neoteny.envs.observations import ObservationSpec
 from neoteny.envs.repeatable import first_reason, unrepeatable_episodes
 from neoteny.envs.schedule import Schedule
@@ -35,6 +35,7 @@ class SingleConfig:
 
     name: ClassVar[str] = "single"
     gradual: ClassVar[bool] = True
+    on_cpu: ClassVar[bool] = True
     otherwise: ClassVar[str] = ""
 
     workers: int = dataclasses.field(default=0, metadata={"resumable": True})
@@ -161,6 +162,10 @@ class SingleEngine:
         episode is cut short and a new one begins with the lifelong state of the old one.
         """
         self.enter(schedule, step)
+        if "running" not in state:
+            self.inexact = OTHER_ENGINE
+            self.reset()
+            return
         self.episodes = state["episodes"].copy()
         running = [Episode(**episode) for episode in state["running"]]
         self.inexact = "running episodes were replaced by new ones (--stream.single.no-replay)"
