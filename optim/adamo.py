@@ -144,7 +144,7 @@ class AdamO(CheckedOptimizer):
         for batch in batches:
             _pull(batch, found_inf)
         # Groups that differ only in isometry options share one call of Adam, at the cost of one group.
-        for _, alike in groupby(batches, key=lambda batch: _ADAM_OPTIONS(batch.group)):
+        for _, alike in groupby(batches, key=_adam_options):
             _adam(list(alike), found_inf)
 
     def _skip_nonfinite(self, batches: list[Batch]) -> tuple[bool, Tensor | None]:
@@ -199,6 +199,12 @@ def _pull(batch: Batch, found_inf: Tensor | None) -> None:
     torch._foreach_add_([state["guarded"] for state in states], list(guarded.unbind()))
     for matrix, direction, divisor in zip(matrices, directions, divisors.unbind()):
         matrix.addcdiv_(direction, divisor, value=-0.5)
+
+
+def _adam_options(batch: Batch) -> list[Any]:
+    """Adam's options of a group; a tensor stands for itself, since its value is on the device."""
+    options = _ADAM_OPTIONS(batch.group)
+    return [id(option) if isinstance(option, Tensor) else option for option in options]
 
 
 def _adam(batches: list[Batch], found_inf: Tensor | None) -> None:

@@ -97,15 +97,17 @@ class CheckedOptimizer(Optimizer):
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Set the learning rate of all groups; on a GPU in a tensor, which captured steps read."""
-    for group in optimizer.param_groups:
-        device = group["params"][0].device
-        if device.type == "cpu":
-            group["lr"] = lr
-        elif isinstance(group["lr"], Tensor) and group["lr"].device == device:
-            group["lr"].fill_(lr)
-        else:
-            group["lr"] = torch.tensor(lr, device=device)
+    """Set the learning rate of all groups; on a GPU in one tensor, which captured steps read."""
+    groups = optimizer.param_groups
+    device, first = groups[0]["params"][0].device, groups[0]["lr"]
+    value: float | Tensor = lr
+    if device.type == "cuda":
+        value = (
+            first if isinstance(first, Tensor) and first.device == device else torch.empty((), device=device)
+        )
+        value.fill_(lr)
+    for group in groups:
+        group["lr"] = value
 
 
 def counter(device: torch.device | str) -> Tensor:

@@ -21,14 +21,14 @@ from torch.optim import Optimizer
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+WARM_UP = 3
+"""Ordinary calls of each variant before it is recorded, in which it is compiled and libraries are set up."""
+
 KEPT = 4
 """Variants of a function whose graphs are kept; those of earlier tasks are recorded anew if they recur."""
 
 ON_CPU: dict[str, Any] = {"cpp_wrapper": True, "size_asserts": False}
 """Options of the compiler: on a CPU its calls from Python would take as long as the kernels themselves."""
-
-GUARDED = 3
-"""Calls of each variant of a compiled function that check whether its compiled form still fits."""
 
 FORMS = 64
 """Compiled forms that a function may have, one for each kind of task."""
@@ -68,7 +68,7 @@ class Capture:
     def __call__(self, function: Function, *counted: Counted | Optimizer, compile: bool = True) -> Function:
         """A function that does the same as ``function``, but is compiled, if asked for, and captured.
 
-        The first call of each variant is an ordinary one, the second is recorded, and later ones replay it.
+        The first calls of each variant are ordinary ones, the next is recorded, and later ones replay it.
         Tensors among the arguments, and those in another tuple than before, are copied to where the recorded
         kernels read them; all other arguments must be the same objects at each call. Tensors that are
         returned are overwritten by the next call.
@@ -157,7 +157,7 @@ class Captured:
     def _call_compiled(self, variant: Hashable, args: Sequence[Any]) -> Any:
         """Call the compiled function; after some calls of a variant it needs few of its checks."""
         calls = self.guarded.get(variant, 0)
-        if calls == GUARDED:
+        if calls == WARM_UP:
             with torch.compiler.set_stance("default", skip_guard_eval_unsafe=True):
                 return self.compiled(*args)
         self.guarded[variant] = calls + 1
@@ -165,16 +165,16 @@ class Captured:
 
 
 class RecordedCall:
-    """A call of a function: made once, recorded at the second call, then replayed."""
+    """A call of a function: made some times, then recorded, then replayed."""
 
     def __init__(self, function: Callable[..., Any], graph: CudaGraph) -> None:
         self.function, self.graph = function, graph
-        self.is_warm = self.is_recorded = False
+        self.warm_ups, self.is_recorded = 0, False
 
     def __call__(self, args: Sequence[Any]) -> Any:
         """Call, record or replay the function."""
-        if not self.is_warm:
-            self.is_warm = True
+        if self.warm_ups < WARM_UP:
+            self.warm_ups += 1
             return self.graph.warm_up(lambda: self.function(*args))
         if not self.is_recorded:
             self._record(args)
@@ -225,6 +225,11 @@ class CudaGraph:
         try:
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 return function()
+        except Exception:
+            # The random generator would stay in the state in which it is captured.
+            generator = torch.cuda.default_generators[self.stream.device.index]
+            generator.graphsafe_set_state(generator.clone_state())
+            raise
         finally:
             gc.enable()
 

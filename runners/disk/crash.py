@@ -31,7 +31,9 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     if not floats:
         return []
-    finite = torch.stack([tensor.float().isfinite().all() for tensor in floats.values()]).tolist()
+    flags = [tensor.float().isfinite().all() for tensor in floats.values()]
+    device = next((flag.device for flag in flags if flag.device.type != "cpu"), flags[0].device)
+    finite = torch.stack([flag.to(device, non_blocking=True) for flag in flags]).tolist()
     return [name for name, fine in zip(floats, finite) if not fine]
 
 

@@ -134,7 +134,8 @@ def in_a_process(row: Row, arm: str, args: Args) -> str:
     command += ["--updates", str(args.updates), "--warm-up", str(args.warm_up)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        return (done.stderr.strip() or "failed").splitlines()[-1][:60]
+        errors = [line for line in done.stderr.splitlines() if "rror" in line and not line.startswith(" ")]
+        return errors[-1][:200] if errors else f"exit code {done.returncode}"
     return f"{json.loads(done.stdout.splitlines()[-1]):,.0f}"
 
 

@@ -11,7 +11,7 @@ from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamConfig, AdamOConfig, MuonConfig
 from neoteny.optim.regularizers import IsometryConfig
-from neoteny.runners.capture import Capture, CaptureError
+from neoteny.runners.capture import WARM_UP, Capture, CaptureError
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.killed import die
@@ -112,6 +112,7 @@ def test_a_deterministic_run_that_is_killed_goes_on_as_if_it_had_not_been(agent,
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
 @pytest.mark.parametrize("agent", AGENTS)
 def test_compiled_runs_learn_nearly_the_same(agent, tmp_path):
     args = small(agent, tmp_path, total_steps=128 * 4, deterministic=True)
@@ -126,17 +127,18 @@ def test_what_waits_for_the_gpu_is_refused():
         return tensor * tensor.sum().item()
 
     call = Capture(torch.device("cuda"))(reads)
-    call(torch.ones(3, device="cuda"))
+    for _ in range(WARM_UP):
+        call(torch.ones(3, device="cuda"))
     with pytest.raises(CaptureError, match=r"reads cannot be captured, .*; --no-graphs runs it"):
         call(torch.ones(3, device="cuda"))
     torch.cuda.synchronize()
-    assert torch.ones(3, device="cuda").sum().item() == 3
+    assert torch.rand(3, device="cuda").sum().item() > 0
 
 
 def test_random_numbers_go_on_between_replays():
     call, expected = Capture(torch.device("cuda"))(lambda: torch.rand(4, device="cuda")), []
     torch.manual_seed(3)
-    for _ in range(5):
+    for _ in range(WARM_UP + 3):
         expected.append(torch.rand(4, device="cuda"))
     torch.manual_seed(3)
     for numbers in expected:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from neoteny.optim import AdamO, param_groups
+from neoteny.optim import AdamO, param_groups, set_learning_rate
 from tests.simple_networks import backward, isometry_gradient
 
 CUDA = pytest.param(
@@ -429,6 +429,32 @@ def test_the_pull_follows_the_schedule(iso_lr: float | None) -> None:
     before = weight.detach().clone()
     optimizer.step()
     assert torch.equal(before, weight)
+
+
+def test_a_learning_rate_may_be_a_tensor_as_captured_steps_need_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All groups share it, and no step reads it, nor compares those of two groups."""
+    trained = []
+    for as_tensor in (False, True):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+        optimizer = AdamO(param_groups(network), lr=0.01, iso=0.5, iso_every=2, fused=True)
+        for rate in (0.01, 0.005, 0.002):
+            if as_tensor:
+                lr = torch.tensor(rate)
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+            else:
+                set_learning_rate(optimizer, rate)
+            optimizer.zero_grad()
+            network(torch.ones(2, 6)).square().sum().backward()
+            with monkeypatch.context() as patch:
+                if as_tensor:
+                    patch.setattr(AdamO, "_skips_on_device", lambda self, found_inf: True)
+                    patch.setattr(Tensor, "__eq__", None)
+                    patch.setattr(Tensor, "__bool__", None)
+                optimizer.step()
+        trained.append(torch.cat([parameter.detach().flatten() for parameter in network.parameters()]))
+    torch.testing.assert_close(*trained, rtol=1e-6, atol=1e-7)
 
 
 def test_closures_are_evaluated_once_with_gradients() -> None:
