@@ -27,6 +27,7 @@ from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Step, Stream, StreamConfig
+from neoteny.envs.engine import without_gradients
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
@@ -269,7 +270,7 @@ def rollout_step(
 ) -> Step:
     """Act in every sub-environment and store the transitions."""
     task = stream.task
-    with torch.inference_mode():
+    with without_gradients():
         action = agent.act(now.observations, now.epsilon)
     run.lap("act")
     step = stream.step_tensors(action)
@@ -319,8 +320,8 @@ def main(args: Args) -> dict[str, Any]:
             interval=max(16 * args.log_every, args.buffer_size // 64),
         )  # fmt: skip
         capture = Capture(device, args.graphs, args.compile)
-        step = capture(rollout_step, stream, memory, compile=False)
-        draw = sample if args.memory == "disk" else capture(sample, compile=False)
+        step = capture(rollout_step, stream, memory, compile=stream.capturable and args.memory == "device")
+        draw = capture(sample) if args.memory == "device" else sample
         train = capture(update, optimizer, methods, compile=False)
         refresh = capture(update_target, compile=False)
         compiled_loss = capture.compiled(loss_of)

@@ -26,6 +26,7 @@ from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Step, Stream, StreamConfig
+from neoteny.envs.engine import without_gradients
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads, set_learning_rate
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
@@ -320,7 +321,7 @@ def rollout_step(
     agent: ActorCritic, stream: Stream, transform: RewardTransform, rollout: Rollout, run: Run
 ) -> Step:
     """Act in every sub-environment and add the step to the rollout."""
-    with torch.inference_mode():
+    with without_gradients():
         actions, log_probs, values = agent.act(rollout.observation)
     run.lap("act")
     step = stream.step_tensors(actions)
@@ -332,13 +333,13 @@ def rollout_step(
     return step
 
 
-@torch.inference_mode()
 def final_values(agent: ActorCritic, step: Step) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
     final = step.final_observations
     if final is None:
         return torch.zeros_like(step.rewards)
-    values = agent.value(final) * (step.truncated & ~step.terminated)
+    with without_gradients():
+        values = agent.value(final) * (step.truncated & ~step.terminated)
     if final.is_floating_point():  # an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values

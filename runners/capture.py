@@ -27,8 +27,12 @@ WARM_UP = 3
 KEPT = 4
 """Variants of a function whose graphs are kept; those of earlier tasks are recorded anew if they recur."""
 
-ON_CPU: dict[str, Any] = {"cpp_wrapper": True, "size_asserts": False}
-"""Options of the compiler: on a CPU its calls from Python would take as long as the kernels themselves."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cuda": {"fallback_random": True},
+    "cpu": {"fallback_random": True, "cpp_wrapper": True, "size_asserts": False},
+}
+"""Options of the compiler: PyTorch's own random numbers, and on a CPU calls from C++, since those from Python
+would take as long as the kernels themselves."""
 
 FORMS = 64
 """Compiled forms that a function may have, one for each kind of task."""
@@ -42,7 +46,7 @@ class Counted(Protocol):
         """What distinguishes the kernels of the next call; ``None`` if that must not be captured."""
 
     def count_replay(self) -> None:
-        """Do on the host what the next call, which is replayed, would do there."""
+        """Do on the host what the next call would do there, if it is replayed or compiled."""
 
 
 class CaptureError(RuntimeError):
@@ -60,7 +64,7 @@ class Capture:
 
     def __init__(self, device: torch.device, graphs: bool = True, compile: bool = False) -> None:
         self.compile = compile
-        self.options: dict[str, Any] = ON_CPU if device.type == "cpu" else {}
+        self.options = OPTIONS.get(device.type, {})
         self.new_graph = (lambda: CudaGraph(device)) if graphs and device.type == "cuda" else None
         if compile:
             torch._dynamo.config.recompile_limit = FORMS
@@ -139,20 +143,25 @@ class Captured:
         shapes = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, Tensor))
         Captured.running = True
         try:
+            if self.compiled is not self.function:
+                self._count()
             if self.new_graph is None:
                 return self._call_compiled((variant, shapes), args)
             if (call := self.calls.get((variant, shapes))) is None:
                 for oldest in list(self.calls)[: 1 - KEPT]:
                     del self.calls[oldest]
                 call = self.calls[variant, shapes] = RecordedCall(self.compiled, self.new_graph())
-            elif call.is_recorded:
-                for part in self.counted:
-                    part.count_replay()
+            elif call.is_recorded and self.compiled is self.function:
+                self._count()
             return call(args)
         except CaptureError as error:
             raise CaptureError(f"{self.name} {error}; --no-graphs runs it without CUDA graphs") from error
         finally:
             Captured.running = False
+
+    def _count(self) -> None:
+        for part in self.counted:
+            part.count_replay()
 
     def _call_compiled(self, variant: Hashable, args: Sequence[Any]) -> Any:
         """Call the compiled function; after some calls of a variant it needs few of its checks."""

@@ -202,14 +202,15 @@ class ReplayMemory:
         self._write(TASKS, at, torch.full_like(self.head, task))
         self.age.add_(1).masked_fill_((terminated | truncated).to(self.device), 0)
         self.head += 1 + cut
-        self.added += 1
+        if not torch.compiler.is_compiling():
+            self.count_replay()
 
     def variant(self) -> int | None:
         """What distinguishes the kernels of the next :meth:`add`; ``None`` if it writes to files."""
         return None if self.folder else 0
 
     def count_replay(self) -> None:
-        """Count a step that was added, whose kernels are replayed."""
+        """Count a step that was added."""
         self.added += 1
 
     def cut(self) -> None:
@@ -229,7 +230,8 @@ class ReplayMemory:
         Raises:
             RuntimeError: there are fewer than ``n_step`` steps per environment.
         """
-        if (longest := min(self.added, self.kept)) < n_step:
+        longest = n_step if torch.compiler.is_compiling() else min(self.added, self.kept)
+        if longest < n_step:
             raise RuntimeError(f"{n_step}-step transitions need more than {longest} steps per environment")
         oldest, end = self.bounds(n_step)
         envs = torch.randint(self.num_envs, (batch,), device=self.device)

@@ -19,7 +19,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neoteny.envs.engine import StepResult, UncoveredError
+from neoteny.envs.engine import StepResult, UncoveredError, without_gradients
 from neoteny.envs.grid.board import Board, View, mix
 from neoteny.envs.grid.layouts import LayoutPool, unrepeatable_layouts
 from neoteny.envs.grid.proof import AGAIN, NoGlobalDraws, check_code, check_layouts, play
@@ -188,7 +188,7 @@ class GridEngine:
     def step(self, actions: Tensor | NDArray[Any]) -> StepResult:
         """Step all environments, actions (N,); observations of ended episodes are their final ones."""
         board = self.board
-        with torch.inference_mode():  # a sixth faster with few environments
+        with without_gradients():
             results = board.step(torch.as_tensor(actions, device=self.device))
             self.seen.copy_(self.view(board.cells, board.place, board.carried))
         reward, terminated, truncated = (tensor.clone() for tensor in results)
