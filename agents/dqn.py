@@ -266,12 +266,17 @@ class Now(NamedTuple):
 
 
 def rollout_step(
-    agent: QNetwork, stream: Stream, now: Now, transform: RewardTransform, memory: ReplayMemory, run: Run
+    act: Callable[[Tensor, Tensor], Tensor],
+    stream: Stream,
+    now: Now,
+    transform: RewardTransform,
+    memory: ReplayMemory,
+    run: Run,
 ) -> Step:
     """Act in every sub-environment and store the transitions."""
     task = stream.task
     with without_gradients():
-        action = agent.act(now.observations, now.epsilon)
+        action = act(now.observations, now.epsilon)
     run.lap("act")
     step = stream.step_tensors(action)
     run.lap("env")
@@ -320,12 +325,14 @@ def main(args: Args) -> dict[str, Any]:
             interval=max(16 * args.log_every, args.buffer_size // 64),
         )  # fmt: skip
         capture = Capture(device, args.graphs, args.compile)
-        step = capture(rollout_step, stream, memory, compile=stream.capturable and args.memory == "device")
+        # On a GPU a whole step is captured, or only the network where environments or memory are on the host.
+        act, step = agent.act, capture(rollout_step, stream, memory)
+        if not stream.capturable or args.memory == "disk":
+            act, step = capture(agent.act), rollout_step
         draw = capture(sample) if args.memory == "device" else sample
         train = capture(update, optimizer, methods, compile=False)
         refresh = capture(update_target, compile=False)
         compiled_loss = capture.compiled(loss_of)
-        agent.act = capture(agent.act)  # type: ignore[method-assign]
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
     updates = args.total_steps // args.log_every
@@ -350,7 +357,7 @@ def main(args: Args) -> dict[str, Any]:
                 now.epsilon.fill_(epsilon)
                 transform.enter(stream.task)
                 stream.begin_step()
-                made = step(agent, stream, now, transform, memory, run)
+                made = step(act, stream, now, transform, memory, run)
                 run.record_episodes(stream.about_step, made.episodes)
                 run.lap("replay")
             for number in gradient_steps(stream.steps, args):

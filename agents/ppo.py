@@ -317,29 +317,36 @@ def update(
     return torch.cat((stats, grad_norm[None]))
 
 
+class Policy(NamedTuple):
+    """The functions of an agent that a rollout needs."""
+
+    act: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
+    value: Callable[[Tensor], Tensor]
+
+
 def rollout_step(
-    agent: ActorCritic, stream: Stream, transform: RewardTransform, rollout: Rollout, run: Run
+    policy: Policy, stream: Stream, transform: RewardTransform, rollout: Rollout, run: Run
 ) -> Step:
     """Act in every sub-environment and add the step to the rollout."""
     with without_gradients():
-        actions, log_probs, values = agent.act(rollout.observation)
+        actions, log_probs, values = policy.act(rollout.observation)
     run.lap("act")
     step = stream.step_tensors(actions)
     done = step.terminated | step.truncated
     rollout.add(
         step.observations, actions=actions, log_probs=log_probs, values=values, done=done,
-        rewards=transform.observe(step.rewards, done), final_values=final_values(agent, step),
+        rewards=transform.observe(step.rewards, done), final_values=final_values(policy, step),
     )  # fmt: skip
     return step
 
 
-def final_values(agent: ActorCritic, step: Step) -> Tensor:
+def final_values(policy: Policy, step: Step) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
     final = step.final_observations
     if final is None:
         return torch.zeros_like(step.rewards)
     with without_gradients():
-        values = agent.value(final) * (step.truncated & ~step.terminated)
+        values = policy.value(final) * (step.truncated & ~step.terminated)
     if final.is_floating_point():  # an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values
@@ -378,13 +385,14 @@ def main(args: Args) -> dict[str, Any]:
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
-        step = capture(rollout_step, stream) if stream.capturable else rollout_step
+        # On a GPU a whole step is captured, or only the networks where environments are on the host.
+        policy, step = Policy(agent.act, agent.value), capture(rollout_step, stream)
+        if not stream.capturable:
+            policy, step = Policy(capture(agent.act), capture(agent.value)), rollout_step
         estimate = capture(estimate_advantages, compile=False)
         draw = capture(select, compile=False)
         train = capture(update, optimizer, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)
-        if not stream.capturable:
-            agent.act, agent.value = capture(agent.act), capture(agent.value)  # type: ignore[method-assign]
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
     size = args.num_steps * args.num_envs
@@ -408,7 +416,7 @@ def main(args: Args) -> dict[str, Any]:
         for _ in range(args.num_steps):
             transform.enter(stream.task)
             stream.begin_step()
-            made = step(agent, stream, transform, rollout, run)
+            made = step(policy, stream, transform, rollout, run)
             run.record_episodes(stream.about_step, made.episodes)
             run.lap("env")
         estimate(agent, rollout, transform, args)
