@@ -43,8 +43,8 @@ RENAMED_WORDS: dict[str, str] = {
     "--stream.engine package": "--stream.engine single",
     "--network.flat": "--stream.observations vectors",
     "--stream.span 0.5": "--stream.drift-fraction 0.5",
+    "--reward-scale 0.5": "--rewards.normalizer none --rewards.scale 0.5",
     "": "--rewards.normalizer none",
-    "--reward-scale 0.5": "--rewards.scale 0.5",
     "--clip-rewards": "--rewards.clip",
 }
 """Renamed flags, old -> new, or new ones whose value stands for what was before. The commands below use the
