@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,12 +29,13 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
     Networks compute in float32, so what is infinite there counts too.
     """
-    floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    floats = {name: each for name, each in tensors.items() if each.is_floating_point() and each.numel()}
     if not floats:
         return []
-    flags = [tensor.float().isfinite().all() for tensor in floats.values()]
-    device = next((flag.device for flag in flags if flag.device.type != "cpu"), flags[0].device)
-    finite = torch.stack([flag.to(device, non_blocking=True) for flag in flags]).tolist()
+    # The largest values: on a GPU one launch for all tensors, where a check of each takes several.
+    largest = torch._foreach_norm([tensor.detach().float() for tensor in floats.values()], math.inf)
+    device = max((each.device for each in largest), key=lambda device: device.type == "cuda")
+    finite = torch.stack([each.to(device, non_blocking=True) for each in largest]).isfinite().tolist()
     return [name for name, fine in zip(floats, finite) if not fine]
 
 
