@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from neoteny.agents import dqn, ppo
@@ -134,6 +136,42 @@ def test_a_killed_run_goes_on_with_graphs(agent, tmp_path, captured, monkeypatch
     whole = weights(agent, dataclasses.replace(args, runs_dir=tmp_path / "whole"))
     for name, weight in weights(agent, args).items():
         assert torch.equal(weight, whole[name]), name
+
+
+@st.composite
+def runs(draw):
+    """An agent, and flags of a run of it."""
+    agent = draw(st.sampled_from(sorted(AGENTS)))
+    of_stream = [
+        ("grid-layouts-small", {}),
+        ("grid-goals-small", {}),
+        ("cartpole-rotations", {"engine": "control"}),
+    ]
+    of_stream += [
+        ("MiniGrid-DoorKey-5x5-v0", {"observations": "vectors"}),
+        ("mountaincar-drift", {"engine": "control"}),
+    ]
+    id, stream = draw(st.sampled_from(of_stream))
+    optim = draw(st.sampled_from([AdamConfig(), AdamOConfig(iso=1.0, iso_every=draw(st.integers(1, 4)))]))
+    flags = {
+        "id": id, "stream": stream, "optim": optim, "seed": draw(st.integers(0, 99)),
+        "period": None if "-v" in id else draw(st.integers(2, 9)) * 32,
+        "num_envs": draw(st.sampled_from([1, 2, 8])),
+        "gamma": draw(st.sampled_from([0.0, 0.9])),
+        "rewards": RewardConfig(draw(st.sampled_from(["none", "keep", "reset"]))),
+        "network": NetworkConfig(draw(st.sampled_from([(8,), (8, 4)]))),
+    }  # fmt: skip
+    return agent, flags
+
+
+@pytest.mark.slow
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(run=runs())
+def test_any_run_is_captured(run, tmp_path_factory, captured):
+    agent, flags = run
+    folder = tmp_path_factory.mktemp("run")
+    captured.replays = 0
+    compare(agent, small(agent, folder, **flags), folder, captured, least=20)
 
 
 # Faults that are planted, and found
