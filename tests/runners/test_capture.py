@@ -146,8 +146,6 @@ def runs(draw):
         ("grid-layouts-small", {}),
         ("grid-goals-small", {}),
         ("cartpole-rotations", {"engine": "control"}),
-    ]
-    of_stream += [
         ("MiniGrid-DoorKey-5x5-v0", {"observations": "vectors"}),
         ("mountaincar-drift", {"engine": "control"}),
     ]
