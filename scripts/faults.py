@@ -302,7 +302,7 @@ class Process:
             workers[:] = [*workers[1:], worker.process.pid]
             return worker
 
-        run.Run.record_episodes = recorded  # type: ignore[method-assign]
+        run.Run.record_episodes = recorded  # type: ignore[method-assign, assignment]
         ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
         workers.WORKER_SECONDS = 3.0  # how long to wait for stopped workers
 
