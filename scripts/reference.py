@@ -16,7 +16,7 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from neoteny.configs.cli import FOR_IDS, cli, launch_script, override
 from neoteny.runners.disk.events import read_points
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.disk.folder import finished_at, run_folder
+from neoteny.runners.scores import Visit, early_and_late
 from neoteny.runners.sweep import run_all, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -182,20 +183,40 @@ def iqm_interval(values: np.ndarray) -> tuple[float, float, float]:
     return iqm(values), float(low), float(high)
 
 
-def random_returns(args: Any, steps: int = 100_000) -> np.ndarray:
-    """Returns of episodes of a random policy in the stream of an agent's arguments, in up to ten tasks."""
-    period = None if args.stream.schedule().period is None else steps // 10
-    config = dataclasses.replace(args.stream, audit="off", **({"period": period} if period else {}))
-    stream = config.make(args.num_envs, seed=args.seed)
+def random_return(args: Any, task: int, steps: int = 40_000) -> tuple[float, float]:
+    """Return of a random policy in one task of the stream of an agent's arguments, and its standard error.
+
+    Episodes are weighted by their lengths, as in the late return of a run.
+    """
+    switching = args.stream.schedule().period is not None
+    only = {"tasks": (task,), "period": 10**12} if switching else {}
+    stream = dataclasses.replace(args.stream, audit="off", **only).make(args.num_envs, seed=args.seed)
     stream.reset()
     stream.action_space.seed(args.seed)
-    returns: list[float] = []
-    while stream.steps < steps:
+    episodes: list[tuple[float, float]] = []
+    while stream.steps < steps or not episodes:
         info = stream.step(stream.action_space.sample())[-1]
         if "episode_return" in info:
-            returns += info["episode_return"][info["_episode_return"]].tolist()
+            ended = info["_episode_return"]
+            episodes += zip(info["episode_return"][ended].tolist(), info["episode_length"][ended].tolist())
     stream.close()
-    return np.array(returns)
+    returns, lengths = np.array(episodes).T
+    mean = float((returns * lengths).sum() / lengths.sum())
+    return mean, float(np.sqrt(np.square(lengths * (returns - mean)).sum()) / lengths.sum())
+
+
+def random_late_return(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[float, float]:
+    """Mean return of a random policy in the late tasks of runs, and the upper end of its 95 % interval.
+
+    Args:
+        runs: arguments and summary of each.
+    """
+    found = []
+    for args, summary in runs:
+        visits = [Visit(row["task"], row["start"]) for row in summary["visits"]]
+        found += [random_return(args, visit.task) for visit in early_and_late(visits)[1]]
+    means, errors = np.array(found).T
+    return float(means.mean()), float(means.mean() + 1.96 * np.sqrt(np.square(errors).sum()) / len(errors))
 
 
 def table_of_rows(args: Reference) -> Iterator[str]:
@@ -225,28 +246,26 @@ def table_of_rows(args: Reference) -> Iterator[str]:
 
 def table_of_presets(args: Reference) -> Iterator[str]:
     """Train all presets with Adam and compare their late returns with a random policy."""
-    found: dict[tuple[str, str], tuple[Any, list[Training]]] = {}
+    found: dict[tuple[str, str], list[tuple[Any, Training]]] = {}
     for agent in ("ppo", "dqn"):
         module = importlib.import_module(f"neoteny.agents.{agent}")
         for name, changes in module.PRESETS.items():
             short = override(module.Args(), changes).total_steps <= 500_000
             if name in FOR_IDS or not chosen(f"{agent} {name}", args.rows, short):
                 continue
-            both = [
+            found[agent, name] = [
                 neoteny(agent, [name, "optim:adam", "--seed", str(seed)], args.runs_dir)
                 for seed in args.all_seeds
             ]
-            found[agent, name] = both[0][0], [training for _, training in both]
-    train([training for _, arm in found.values() for training in arm], args.jobs)
+    train([training for arm in found.values() for _, training in arm], args.jobs)
     cells = []
-    for (agent, name), (of_first, arm) in found.items():
-        summaries = [json.loads((training.path / "summary.json").read_text()) for training in arm]
+    for (agent, name), arm in found.items():
+        summaries = [json.loads((training.path / "summary.json").read_text()) for _, training in arm]
         late = np.array([summary["score/late_return"] for summary in summaries])
         best = max(visit["return_at_end"] for summary in summaries for visit in summary["visits"])
-        random = random_returns(of_first)
-        above = float(random.mean() + 1.96 * random.std() / math.sqrt(len(random)))
+        random, above = random_late_return([(of_run, each) for (of_run, _), each in zip(arm, summaries)])
         learnt = "yes" if late.mean() > above else "**no**"
-        cells.append([agent, name, f"{random.mean():.2f}", mean_interval(late), f"{best:.2f}", learnt])
+        cells.append([agent, name, f"{random:.2f}", mean_interval(late), f"{best:.2f}", learnt])
     header = ["agent", "preset", "random policy", "late return", "best task", "above random"]
     yield markdown(header, cells)
 

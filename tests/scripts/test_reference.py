@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import sys
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 
 import reference
 from plain_loops import PlainDQN, PlainPPO, TanhActorCritic, dqn_loop, ppo_loop
-from reference import Reference, Row, chosen, iqm, iqm_interval, over_time, random_returns
+from reference import Reference, Row, chosen, iqm, iqm_interval, over_time, random_late_return, random_return
 
 
 def test_the_interquartile_mean_by_hand():
@@ -77,11 +78,26 @@ def test_the_plain_loops_learn_and_see_the_end_of_each_episode():
     assert np.mean([episode_return for _, episode_return in episodes[-20:]]) > 8
 
 
-def test_returns_of_a_random_policy():
+def test_the_return_of_a_random_policy_is_weighted_by_length_and_its_error_is_as_large_as_it_varies():
     args = cli(ppo.Args, ppo.PRESETS, ["cartpole-rotations", "--num-envs", "4"])
-    returns = random_returns(args, steps=4000)
-    assert 10 < returns.mean() < 40
-    assert len(returns) > 50
+    means, errors = zip(*(random_return(dataclasses.replace(args, seed=seed), 2, 4000) for seed in range(12)))
+    assert 20 < np.mean(means) < 35  # episodes have 22 steps, and long ones count more
+    assert 0.5 < np.std(means) / np.mean(errors) < 2
+
+
+def test_a_random_policy_is_compared_in_the_late_tasks(monkeypatch):
+    asked = []
+
+    def of_task(args, task):
+        asked.append(task)
+        return float(task), 0.5
+
+    monkeypatch.setattr(reference, "random_return", of_task)
+    visits = [{"task": task, "start": 10 * i} for i, task in enumerate([4, 5, 4, 5])]
+    mean, above = random_late_return([(None, {"visits": visits})])
+    assert asked == [4, 5]
+    assert mean == 4.5
+    assert above == pytest.approx(4.5 + 1.96 * math.sqrt(0.5) / 2)
 
 
 @pytest.mark.slow
