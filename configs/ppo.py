@@ -9,8 +9,8 @@ from neoteny.configs.cli import preset
 # task; at twice the learning rate a policy that has just solved its task can collapse.
 GRID = {"num_steps": 32, "epochs": 4, "lr": 5e-4, "ent_coef": 0.03, "network": {"hidden": (128,)}}
 
-# Where one layout, or one order of actions, follows another, more of it: what the last task has taught keeps the
-# agent from ever finding the new goal.
+# Where one layout, or one order of actions, follows another, more of it: what the last task has taught keeps
+# the agent from ever finding the new goal.
 FIXED = {**GRID, "ent_coef": 0.06}
 
 # Pictures: the network of Mnih et al. (2015) and the batch sizes of Schulman et al. (2017).
