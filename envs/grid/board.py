@@ -95,7 +95,7 @@ class Board:
         """Random float64 in [0, 1), (N,), from seed, task, environment, episode, step and ``draw``."""
         bits = mix(self.key + self.episodes)
         bits = mix(bits + self.count)
-        return (mix(bits + draw) & ((1 << 53) - 1)) / (1 << 53)
+        return (mix(bits + draw) & ((1 << 53) - 1)).double() * 2.0**-53
 
     def _put(self, array: np.ndarray) -> Tensor:
         return torch.as_tensor(array, device=self.device)

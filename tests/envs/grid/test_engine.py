@@ -428,3 +428,12 @@ def test_a_gpu_does_the_same_as_the_cpu():
         for envs, (_, terminated, truncated) in zip((here, there), outcomes):
             envs.reset(terminated | truncated)
         assert torch.equal(here.seen, there.seen.cpu())
+
+
+def test_random_numbers_have_53_bits_and_are_below_1():
+    envs = engine(lambda: ImgObsWrapper(package("MiniGrid-Dynamic-Obstacles-5x5-v0")), 512, layouts=8)
+    numbers = torch.cat([envs.board.random(draw) for draw in range(64)])
+    assert numbers.dtype == torch.float64
+    assert 0 <= numbers.min() < 1e-3
+    assert 1 - 1e-3 < numbers.max() < 1
+    assert not torch.equal(numbers, numbers.float().double())
