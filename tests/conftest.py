@@ -7,6 +7,9 @@ import torch
 
 from neoteny.runners.disk.preemption import SIGNALS, Preemption
 
+# Read when cuBLAS is first used in a process: runs with --deterministic rely on it.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 # Small networks are fastest with one thread, and the number of threads changes bits.
 torch.set_num_threads(1)
 
