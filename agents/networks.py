@@ -11,14 +11,13 @@ import dataclasses
 from typing import Literal, TypeVar
 
 import gymnasium as gym
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.activations import ACTIVATIONS, Activation
 from neoteny.envs import Stream
-from neoteny.envs.observations import CODES, ObservationSpec, read_observations
+from neoteny.envs.observations import CODES, ObservationSpec, read_observations, zeros
 from neoteny.optim.orthogonal import orthogonalize
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
@@ -114,11 +113,6 @@ class OneHotGrid(nn.Module):
         if observations.shape[3] > 3:
             channels = torch.cat((channels, observations[..., 3:] / 255.0), dim=3)
         return channels.permute(0, 3, 1, 2)
-
-
-def zeros(space: gym.Space, *shape: int) -> Tensor:
-    """Zeros for a batch of elements of an array space, (*shape, ...), in the space's dtype."""
-    return torch.from_numpy(np.zeros((*shape, *space.shape), space.dtype))  # type: ignore[misc]
 
 
 def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.AbstractContextManager:

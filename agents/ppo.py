@@ -32,6 +32,7 @@ from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.probes import Probes
+from neoteny.runners.rollout import Batch, Rollout, select
 from neoteny.runners.run import Run
 
 
@@ -158,66 +159,6 @@ class ActorCritic(nn.Module):
         return {name: nn.Sequential(OrderedDict([*shared, *layers])) for name, layers in own.items()}
 
 
-class Batch(NamedTuple):
-    """Transitions to train on, (B, ...)."""
-
-    observations: Tensor
-    actions: Tensor
-    log_probs: Tensor  # under the policy that collected the rollout
-    advantages: Tensor
-    returns: Tensor  # regression targets of the value function
-
-
-class Rollout(NamedTuple):
-    """T steps of N sub-environments, (T, N, ...)."""
-
-    t: Tensor  # (1,), number of steps so far
-    observations: Tensor  # (T + 1, N, ...): before each step and after the last one
-    actions: Tensor
-    log_probs: Tensor
-    values: Tensor  # of the observations before each step
-    rewards: Tensor
-    done: Tensor  # whether the step ended its episode, by termination or truncation
-    final_values: Tensor  # value of the final observation where an episode was truncated, else 0
-    advantages: Tensor
-    returns: Tensor  # advantages + values
-
-    @classmethod
-    def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
-        """An empty buffer for ``num_steps`` steps of a stream."""
-        shape = (num_steps, stream.num_envs)
-        observations = zeros(stream.single_observation_space, num_steps + 1, stream.num_envs).to(device)
-        if observations.dtype in (torch.uint16, torch.uint32, torch.uint64):
-            observations = observations.float()  # PyTorch has few operations for these types
-        actions = zeros(stream.single_action_space, *shape).to(device)
-        log_probs, values, rewards, *later = (torch.zeros(shape, device=device) for _ in range(6))
-        done = torch.zeros(shape, dtype=torch.bool, device=device)
-        t = torch.full((1,), num_steps, device=device)
-        return cls(t, observations, actions, log_probs, values, rewards, done, *later)
-
-    def begin(self) -> None:
-        """Begin anew with the observations after the last step."""
-        self.observations[0] = self.observations[-1]
-        self.t.zero_()
-
-    @property
-    def observation(self) -> Tensor:
-        """The observations before the current step, (N, ...)."""
-        return self.observations.index_select(0, self.t)[0]
-
-    def add(self, observation: Tensor, **fields: Tensor) -> None:
-        """Store the current step, (N, ...), and the observations after it."""
-        for name, value in fields.items():
-            getattr(self, name).index_copy_(0, self.t, value[None].to(getattr(self, name).dtype))
-        self.t.add_(1)
-        self.observations.index_copy_(0, self.t, observation[None].to(self.observations.dtype))
-
-    def flat(self) -> Batch:
-        """All transitions as a batch of T * N, in the memory of the rollout."""
-        fields = (self.observations[:-1], self.actions, self.log_probs, self.advantages, self.returns)
-        return Batch(*(field.flatten(0, 1) for field in fields))
-
-
 def gae(
     rewards: Tensor,
     values: Tensor,
@@ -284,11 +225,6 @@ def ppo_loss(
 
 LOSSES = ("policy_loss", "value_loss", "entropy", "approx_kl", "clipfrac")
 STATS = (*(f"losses/{name}" for name in LOSSES), "update/grad_norm")
-
-
-def select(batch: Batch, chosen: Tensor) -> Batch:
-    """The chosen transitions of a batch, by their numbers, (B,)."""
-    return Batch(*(field.index_select(0, chosen) for field in batch))  # ten times as fast as indexing
 
 
 def loss_of(agent: ActorCritic, batch: Batch, args: Args) -> tuple[Tensor, Tensor]:

@@ -143,6 +143,11 @@ def _channels(shape: Sequence[int]) -> Channels:
     )
 
 
+def zeros(space: gym.Space, *shape: int) -> Tensor:
+    """Zeros for a batch of elements of an array space, (*shape, ...), in the space's dtype."""
+    return torch.from_numpy(np.zeros((*shape, *space.shape), space.dtype))  # type: ignore[misc]
+
+
 class Preprocessing:
     """Turns raw observations into the agent's: optional normalization and a one-hot task id.
 
