@@ -262,7 +262,8 @@ def table_of_presets(args: Reference) -> Iterator[str]:
     for (agent, name), arm in found.items():
         summaries = [json.loads((training.path / "summary.json").read_text()) for _, training in arm]
         late = np.array([summary["score/late_return"] for summary in summaries])
-        best = max(visit["return_at_end"] for summary in summaries for visit in summary["visits"])
+        ends = [visit["return_at_end"] for summary in summaries for visit in summary["visits"]]
+        best = max(end for end in ends if end is not None)  # in a short visit no episode may have ended
         random, above = random_late_return([(of_run, each) for (of_run, _), each in zip(arm, summaries)])
         learnt = "yes" if late.mean() > above else "**no**"
         cells.append([agent, name, f"{random:.2f}", mean_interval(late), f"{best:.2f}", learnt])
