@@ -31,10 +31,10 @@ SIZES = {
 }  # fmt: skip
 
 
-def small(agent, folder, id="grid-layouts", period=320, stream=None, **flags):
+def small(agent, folder, id="grid-layouts", period=256, stream=None, **flags):
     defaults = dict(
-        stream=StreamConfig(id, period=period, **(stream or {})), num_envs=4, total_steps=64 * 12,
-        network=NetworkConfig((16,)), probes=ProbeConfig(every=3, pictures=False), runs_dir=folder,
+        stream=StreamConfig(id, period=period, **(stream or {})), num_envs=4, total_steps=64 * 8,
+        network=NetworkConfig((16,)), probes=ProbeConfig(every=0), runs_dir=folder,
         **SIZES[agent],
     )  # fmt: skip
     return AGENTS[agent].Args(**{**defaults, **flags})
@@ -86,7 +86,8 @@ OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), Mu
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
 def test_replayed_steps_do_what_steps_do(agent, optim, tmp_path, captured):
-    compare(agent, small(agent, tmp_path, optim=optim), tmp_path, captured, least=150)
+    probes = ProbeConfig(every=3, pictures=False)
+    compare(agent, small(agent, tmp_path, optim=optim, probes=probes), tmp_path, captured, least=60)
 
 
 KINDS = {
@@ -116,7 +117,7 @@ def test_every_kind_of_run_is_captured(agent, kind, tmp_path, captured):
 
 @pytest.mark.parametrize("flags", [{"shared_torso": True}, {"num_steps": 8, "epochs": 1}])
 def test_forms_of_ppo_are_captured(flags, tmp_path, captured):
-    compare("ppo", small("ppo", tmp_path, **flags), tmp_path, captured, least=150)
+    compare("ppo", small("ppo", tmp_path, **flags), tmp_path, captured, least=60)
 
 
 FORMS_OF_DQN = [{"dueling": True, "double": False}, {"n_step": 3, "tau": 0.1}, {"memory": "disk"}]
@@ -131,7 +132,7 @@ def test_forms_of_dqn_are_captured(flags, tmp_path, captured):
 def test_a_killed_run_goes_on_with_graphs(agent, tmp_path, captured, monkeypatch):
     args = small(agent, tmp_path, checkpoint_every=128)
     AGENTS[agent].main(dataclasses.replace(args, runs_dir=tmp_path / "whole"))
-    die(AGENTS[agent], args, 500, monkeypatch)
+    die(AGENTS[agent], args, 420, monkeypatch)
     AGENTS[agent].main(args)
     whole = weights(agent, dataclasses.replace(args, runs_dir=tmp_path / "whole"))
     for name, weight in weights(agent, args).items():
@@ -163,7 +164,7 @@ def runs(draw):
 
 
 @pytest.mark.slow
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(run=runs())
 def test_any_run_is_captured(run, tmp_path_factory, captured):
     agent, flags = run

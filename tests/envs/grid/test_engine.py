@@ -82,6 +82,7 @@ def compare(make, steps, num_envs=4, seed=0, **options):
     for _ in range(steps // num_envs):
         actions = [int(bot.act()) for bot in bots]
         before = [(bot.env.carrying, bot.env.grid.get(*bot.env.front_pos), doors(bot.env)) for bot in bots]
+        envs.begin_step()
         reward, terminated, truncated, _ = envs.step(torch.tensor(actions))
         for i, (reference, action) in enumerate(zip(references, actions)):
             observation, *outcome, _ = reference.step(action)
@@ -222,6 +223,7 @@ def test_obstacles_end_episodes_as_in_the_package():
     for _ in range(150):
         actions = torch.as_tensor(rng.choice(3, 64, p=[0.1, 0.2, 0.7]))
         expected = (actions == Actions.forward) & ~envs.board.is_free_or_goal(envs.board.front)
+        envs.begin_step()
         reward, terminated, truncated, _ = envs.step(actions)
         assert torch.equal(reward == -1, expected)
         assert torch.equal(terminated, expected | (reward > 0))
@@ -258,6 +260,7 @@ def test_what_wrappers_show(wrap):
     bot = Bot(reference.unwrapped, np.random.default_rng(0))
     for _ in range(100):
         action = int(bot.act())
+        envs.begin_step()
         reward, terminated, truncated, _ = envs.step(torch.tensor([action]))
         observation, *outcome, _ = reference.step(action)
         np.testing.assert_array_equal(envs.seen[0], observation)
