@@ -228,6 +228,7 @@ class Stream(VectorEnv):
         if step.episodes is not None:
             ended, returns, lengths = step.episodes
             info |= {"episode_return": returns, "_episode_return": ended > 0}
+            lengths = lengths.astype(np.int64) if self.device is None else lengths.long()
             info |= {"episode_length": lengths, "_episode_length": ended > 0}
         if step.final_observations is not None:
             info |= {"final_obs": step.final_observations}

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
 from neoteny.optim.isometry import isometry_coefficient, isometry_steps, matrix_view
-from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, counter, named_params
+from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, counter, named_params, options
 
 _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
@@ -127,9 +127,10 @@ class AdamO(CheckedOptimizer):
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {**adam_state(param, group), "skipped": counter(param.device)}
 
-    def variant(self) -> tuple[bool, ...]:
-        """What distinguishes the kernels of the next step: whether each group is pulled."""
-        return tuple((group["iso_phase"] + 1) % group["iso_every"] == 0 for group in self.param_groups)
+    def variant(self) -> tuple[Any, ...]:
+        """What distinguishes the kernels of the next step: options, and whether each group is pulled."""
+        pulled = ((group["iso_phase"] + 1) % group["iso_every"] == 0 for group in self.param_groups)
+        return (*options(self), *pulled)
 
     def count_replay(self) -> None:
         """Count a step, whose kernels are replayed."""

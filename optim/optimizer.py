@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+NOT_OPTIONS = {"params", "param_names", "iso_phase"}
+"""Entries of a parameter group that are no options."""
+
 
 class Batch(NamedTuple):
     """The parameters of a group that have gradients; the lists are parallel."""
@@ -62,7 +65,7 @@ class CheckedOptimizer(Optimizer):
 
     def variant(self) -> Hashable:
         """What distinguishes the kernels of the next step from those of others, see `runners.capture`."""
-        return ()
+        return options(self)
 
     def count_replay(self) -> None:
         """Count on the host a step whose kernels are replayed."""
@@ -94,6 +97,12 @@ class CheckedOptimizer(Optimizer):
             batch.grads.append(param.grad)
             batch.states.append(state)
         return batch
+
+
+def options(optimizer: Optimizer) -> tuple[Any, ...]:
+    """The options of all groups that a recorded step keeps as they were: numbers, and which tensors."""
+    values = [group[name] for group in optimizer.param_groups for name in sorted(group.keys() - NOT_OPTIONS)]
+    return tuple(id(value) if isinstance(value, Tensor) else repr(value) for value in values)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

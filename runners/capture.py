@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from neoteny.optim.optimizer import options
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 WARM_UP = 3
@@ -90,7 +92,7 @@ class Capture:
         for part in counted:
             if self.new_graph and isinstance(part, Optimizer) and not isinstance(part, Counted):
                 _check_capturable(part)
-        parts = [part for part in counted if isinstance(part, Counted)]
+        parts = [part if isinstance(part, Counted) else Options(part) for part in counted]
         fast: Any = self.compiled(function) if compile else function
         return Captured(function, fast, parts, self.new_graph)  # type: ignore[return-value]
 
@@ -100,6 +102,20 @@ class Capture:
             return function
         made: Any = torch.compile(function, dynamic=False, options=self.options)
         return made
+
+
+class Options:
+    """The options of an optimizer that counts nothing on the host: when one changes, steps are others."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def variant(self) -> Hashable:
+        """As in :class:`Counted`."""
+        return options(self.optimizer)
+
+    def count_replay(self) -> None:
+        """Nothing is counted."""
 
 
 def _check_capturable(optimizer: Optimizer) -> None:
@@ -169,6 +185,8 @@ class Captured:
         if calls == WARM_UP:
             with torch.compiler.set_stance("default", skip_guard_eval_unsafe=True):
                 return self.compiled(*args)
+        for oldest in list(self.guarded)[:-KEPT]:
+            del self.guarded[oldest]
         self.guarded[variant] = calls + 1
         return self.compiled(*args)
 

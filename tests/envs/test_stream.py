@@ -184,6 +184,7 @@ def assert_equals_the_reference(config, num_envs):
             if episode:
                 assert info["_episode_return"][i]
                 assert (info["episode_return"][i], info["episode_length"][i]) == pytest.approx(episode)
+                assert str(info["episode_length"].dtype).removeprefix("torch.") == "int64"
             elif "_episode_return" in info:
                 assert not info["_episode_return"][i]
         assert info["task"] == tasks[t]

@@ -12,10 +12,10 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.envs import StreamConfig
-from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, Methods, MuonConfig
 from neoteny.optim.regularizers import IsometryConfig
 from neoteny.runners import capture
-from neoteny.runners.capture import WARM_UP, Capture, Captured, CaptureError
+from neoteny.runners.capture import WARM_UP, Capture, Captured, CaptureError, Options
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.killed import die
@@ -194,6 +194,29 @@ def counts_in_python(monkeypatch):
         return observe(self, rewards, done) + self.seen
 
     monkeypatch.setattr(RewardTransform, "observe", observe)
+
+
+def keeps_the_rate(monkeypatch):
+    """Steps with another learning rate that are taken for the same."""
+    monkeypatch.setattr(Options, "variant", lambda self: 0)
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_an_option_that_changes_is_followed(agent, tmp_path, captured, monkeypatch):
+    """As a schedule of one's own changes the learning rate."""
+    between_steps = Methods.between_steps
+
+    def changed(self, batch):
+        between_steps(self, batch)
+        for group in self.learner.optimizer.param_groups:
+            group["lr"] = 1e-3 / (1 + self.steps // 8)
+
+    monkeypatch.setattr(Methods, "between_steps", changed)
+    compare(agent, small(agent, tmp_path, optim=AdamConfig()), tmp_path, captured, least=30)
+    captured.replays = 0
+    keeps_the_rate(monkeypatch)
+    with pytest.raises(AssertionError, match=r"weight|bias"):
+        compare(agent, small(agent, tmp_path, optim=AdamConfig(), note="kept"), tmp_path, captured, least=0)
 
 
 def pulls_never(monkeypatch):
