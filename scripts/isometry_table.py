@@ -8,10 +8,19 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from compare import Compare, comparisons, draw, markdown, mean_interval, pd, read_runs, with_tag
 
 from neoteny.configs.cli import launch_script
 from neoteny.runners.disk.exit_codes import ExitCode, stop
+from neoteny.scripts.compare import (
+    Compare,
+    comparisons,
+    draw,
+    markdown,
+    mean_interval,
+    pd,
+    read_runs,
+    with_tag,
+)
 
 # Row -> the tag that it shows, or a pattern of tags, whose mean it shows.
 ROWS = {

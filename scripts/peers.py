@@ -23,7 +23,6 @@ import numpy as np
 import torch
 from gymnasium.vector import SyncVectorEnv
 from minigrid.wrappers import ImgObsWrapper
-from plain_loops import PlainPPO, ppo_loop
 from torch import nn
 
 from neoteny.agents import dqn, ppo
@@ -34,6 +33,7 @@ from neoteny.envs.observations import read_observations
 from neoteny.optim import AdamConfig
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.run import Run
+from neoteny.scripts.plain_loops import PlainPPO, ppo_loop
 
 GRID = "MiniGrid-DoorKey-8x8-v0"
 GAME = "Breakout"

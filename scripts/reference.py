@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from compare import markdown, mean_interval
 
 from neoteny.configs.cli import FOR_IDS, cli, launch_script, override
 from neoteny.runners.disk.events import read_points
@@ -29,6 +28,7 @@ from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.scores import Visit, early_and_late
 from neoteny.runners.sweep import run_all, usable_cores
+from neoteny.scripts.compare import markdown, mean_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 BINS = 20  # parts of a run over which returns are averaged; the last two are its late return

@@ -20,10 +20,10 @@ import torch
 import tyro
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FlatObsWrapper
-from plain_loops import PlainPPO, TanhActorCritic, dqn_loop, ppo_loop
 
 from neoteny.configs.cli import launch_script
 from neoteny.runners.disk.files import replace_file
+from neoteny.scripts.plain_loops import PlainPPO, TanhActorCritic, dqn_loop, ppo_loop
 
 Episodes = list[tuple[int, float]]
 """Steps of the run at the end of each episode, and its return."""

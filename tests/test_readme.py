@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import sys
 
 import gymnasium as gym
 import pytest
@@ -13,11 +12,8 @@ from neoteny.configs import dqn as dqn_presets
 from neoteny.configs import ppo as ppo_presets
 from neoteny.configs.cli import cli, script_args
 from neoteny.envs.registry import registered_streams
+from neoteny.scripts.sweep import Sweep
 from tests.pages import PAGES, ROOT, blocks, commands, patched, run
-
-sys.path.insert(0, str(ROOT / "scripts"))
-
-from sweep import Sweep
 
 RESULTS = sorted((ROOT / "results").glob("*.md"))
 RESULT_COMMANDS = [
@@ -201,4 +197,4 @@ def test_the_tree_names_every_folder_and_no_other():
         folders.append(f"{parent}/{name}" if indent else name)
     packages = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("*/__init__.py")}
     packages |= {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("[!t.]*/*/__init__.py")}
-    assert sorted(folders) == sorted(packages | {"scripts", "docs", "tests", "results"})
+    assert sorted(folders) == sorted(packages | {"docs", "tests", "results"})

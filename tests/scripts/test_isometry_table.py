@@ -1,18 +1,13 @@
 """The isometry table says what was measured: means by hand, what is not finite, what is missing."""
 
-import importlib
 import math
 import re
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from neoteny.runners.disk.events import EventWriter
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-compare, isometry_table = (importlib.import_module(name) for name in ("compare", "isometry_table"))
+from neoteny.scripts import compare, isometry_table
 
 MAX, MEAN, MIN = (isometry_table.ROWS[row] for row in isometry_table.SPECTRUM)
 NTK = "isometry/ntk_log10_cond"

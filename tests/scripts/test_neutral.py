@@ -21,13 +21,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard.summary import text
 
 from neoteny.configs.cli import cli
+from neoteny.scripts import neutral
 
 if sys.platform == "win32":
     pytest.skip("there is no SIGKILL on Windows", allow_module_level=True)
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "scripts"))
-neutral = importlib.import_module("neutral")
 
 
 def ulp(value):

@@ -1,8 +1,6 @@
 import dataclasses
 import json
 import math
-import sys
-from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -10,12 +8,18 @@ import pytest
 
 from neoteny.agents import ppo
 from neoteny.configs.cli import cli
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-
-import reference
-from plain_loops import PlainDQN, PlainPPO, TanhActorCritic, dqn_loop, ppo_loop
-from reference import Reference, Row, chosen, iqm, iqm_interval, over_time, random_late_return, random_return
+from neoteny.scripts import reference
+from neoteny.scripts.plain_loops import PlainDQN, PlainPPO, TanhActorCritic, dqn_loop, ppo_loop
+from neoteny.scripts.reference import (
+    Reference,
+    Row,
+    chosen,
+    iqm,
+    iqm_interval,
+    over_time,
+    random_late_return,
+    random_return,
+)
 
 
 def test_the_interquartile_mean_by_hand():

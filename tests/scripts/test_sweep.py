@@ -1,15 +1,11 @@
 """The sweep's summary: what another process trains is no failure."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
 
 from neoteny.runners.disk.exit_codes import ExitCode
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-sweep = importlib.import_module("sweep")
+from neoteny.scripts import sweep
 
 
 def finish(optim):

@@ -1,0 +1,1 @@
+"""Commands around the agents: sweeps, comparisons, tables, benchmarks, faults."""
