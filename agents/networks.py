@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import gymnasium as gym
@@ -152,14 +153,25 @@ def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]
 
 
 def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Sequential:
-    """Hidden layers on top of ``encode``: (B, ...) -> (B, network.hidden[-1]), convolutions first.
+    """Hidden layers on top of ``encode``: (B, ...) -> (B, network.hidden[-1]), convolutions first."""
+    example = encode(zeros(space, 1))
+    return hidden_layers(example, convolutions(encode, example), network)
+
+
+def hidden_layers(
+    example: Tensor, kernels: Sequence[tuple[int, int, int]], network: NetworkConfig
+) -> nn.Sequential:
+    """Hidden layers for inputs like ``example`` (1, ...): convolutions, then linear layers.
 
     Widths are counted after the activation: if that has two outputs per unit, the layer has half the units.
+
+    Args:
+        example: an encoded observation.
+        kernels: width, kernel size and stride of each convolution.
+        network: the linear layers and activations.
     """
-    example = encode(zeros(space, 1))
     units = network.units
     layers = nn.Sequential()
-    kernels = convolutions(encode, example)
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
         conv = hidden_layer(nn.Conv2d(channels, width // units.outputs, size, stride), network)

@@ -173,6 +173,10 @@ def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
         return args
 
 
+TYPED = ("id", "wrap", "data", "change")
+"""Flags of a stream that may name a module of the user's."""
+
+
 def read_args(args_type: type[Config], path: Path) -> Config:
     """Read the arguments in a run's ``args.json``, with the checks of the command line.
 
@@ -183,14 +187,14 @@ def read_args(args_type: type[Config], path: Path) -> Config:
     """
     try:
         config = json.loads(path.read_text())
-        stream, optimizer = config["stream"]["id"], config["optim"].pop("name")
-        wrap = config["stream"].get("wrap") or ""
-        if not all(isinstance(name, str) for name in (stream, wrap, optimizer)):
-            raise TypeError("stream.id, stream.wrap and optim.name must be strings")
+        stream, optimizer = config["stream"], config["optim"].pop("name")
+        typed = [stream[name] for name in TYPED if stream.get(name) is not None]
+        if not typed or not all(isinstance(name, str) for name in (*typed, optimizer)):
+            raise TypeError(f"stream.{', stream.'.join(TYPED)} and optim.name must be strings")
         if isinstance(config["stream"].get("audit"), bool):  # a flag of version 0.2.0
             config["stream"]["audit"] = "on" if config["stream"]["audit"] else "off"
         methods = config.pop("methods", {})
-        for module in (name.rpartition(":")[0] for name in (stream, wrap, *methods)):
+        for module in (name.rpartition(":")[0] for name in (*typed, *methods)):
             if module and module not in sys.modules:
                 raise ValueError(f"import {module} first, since reading a file imports no modules")
         config.pop("agent", None)

@@ -8,11 +8,10 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
-import tyro
 from gymnasium.envs.registration import EnvSpec
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import ImgObsWrapper
@@ -27,25 +26,13 @@ from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
 from neoteny.envs.grid.engine import GridConfig
 from neoteny.envs.observations import ObservationSpec
-from neoteny.envs.registry import import_typed, imported
+from neoteny.envs.registry import Typed, imported
 from neoteny.envs.schedule import Order, Schedule
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream, observation_spec, recurring_tasks
 from neoteny.envs.tasks import TaskFunction
 
 ENGINES: tuple[EngineConfig, ...] = (GridConfig(), ControlConfig(), AtariConfig(), SingleConfig())
-
-Typed = Annotated[
-    str,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="MODULE:NAME",
-        instance_from_str=lambda words: import_typed(words[0]),
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda name: [name],
-    ),
-]
-"""A name such as ``module:name``, whose module is imported when the command line is parsed."""
 
 
 @dataclasses.dataclass(frozen=True)

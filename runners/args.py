@@ -83,6 +83,8 @@ class RunArgs:
         if torch.device(self.device).type != "cuda":
             names = ("graphs", "matmul_precision", "deterministic")
             found |= dict.fromkeys(names, f"it is for GPUs, and --device is {self.device}")
+        if not hasattr(self, "total_steps"):  # a supervised learner's length is a number of tasks
+            return found
         if self.stream.total_steps() is not None:
             found["total_steps"] = f"--stream.cycles {self.stream.cycles} determines the length of the run"
         if self.video_every > self.total_steps:

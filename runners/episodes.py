@@ -18,11 +18,15 @@ from neoteny.runners.scores import Visit, level_to_recover
 class Episodes:
     """Visits to tasks, and the scores of the episodes in each.
 
-    The score of an episode is its return, weighted by its length in steps. A supervised learner may use any
-    scored unit as an episode, such as a test with its accuracy and number of samples.
+    The score of an episode is its return, weighted by its length in steps. To a supervised learner a
+    minibatch is an episode, with its accuracy and its number of samples.
+
+    Args:
+        chart: name of the chart of scores.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, chart: str = "episodic_return") -> None:
+        self.chart = chart
         self.visits: list[Visit] = []
         self._waiting: list[tuple[int, Tensor]] = []  # step, and the episodes that ended then
         self._latest: list[tuple[NDArray[Any], NDArray[Any], str | None]] = []  # since the last chart
@@ -56,9 +60,10 @@ class Episodes:
         if ended is not None:
             self._waiting.append((step, ended.clone()))
 
-    def score(self, value: float, length: int, step: int) -> None:
-        """Add the score of an episode of ``length`` that ended at ``step`` to the current visit."""
-        self._add(np.array([value]), np.array([length]), np.array([step]))
+    def score(self, values: Sequence[float], length: int, step: int) -> None:
+        """Add the scores of episodes of ``length``, one after the other; the last ended at ``step``."""
+        steps = step - length * np.arange(len(values))[::-1]
+        self._add(np.asarray(values, float), np.full(len(values), length), steps)
 
     def collect(self) -> None:
         """Add recorded episodes to the current visit."""
@@ -85,10 +90,9 @@ class Episodes:
         if not self._latest:
             return {}
         values, lengths, games = zip(*self._latest)
-        charts = {
-            "charts/episodic_return": float(np.concatenate(values).mean()),
-            "charts/episodic_length": float(np.concatenate(lengths).mean()),
-        }
+        charts = {f"charts/{self.chart}": float(np.concatenate(values).mean())}
+        if self.chart == "episodic_return":
+            charts["charts/episodic_length"] = float(np.concatenate(lengths).mean())
         for game in filter(None, dict.fromkeys(games)):
             of_game = [row[0] for row in self._latest if row[2] == game]
             charts[f"game/{game}"] = float(np.concatenate(of_game).mean())

@@ -77,7 +77,7 @@ class Identity:
             # packages may be imported later
             if name in was or not name.startswith("versions.")
         ]
-        before, total = state["config"].get("total_steps"), self.config["total_steps"]
+        before, total = state["config"].get("total_steps"), self.config.get("total_steps")
         if self.config.get("anneal_lr") and before != total:
             reasons.append(f"the learning rate was annealed over {before:,} steps and now over {total:,}")
         self._code_before = state.get("code", {})

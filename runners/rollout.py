@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -71,6 +71,9 @@ class Rollout(NamedTuple):
         return Batch(*(field.flatten(0, 1) for field in fields))
 
 
-def select(batch: Batch, chosen: Tensor) -> Batch:
-    """The chosen transitions of a batch, by their numbers, (B,)."""
-    return Batch(*(field.index_select(0, chosen) for field in batch))  # ten times as fast as indexing
+Rows = TypeVar("Rows", bound=NamedTuple)
+
+
+def select(batch: Rows, chosen: Tensor) -> Rows:
+    """The chosen rows of a tuple of tensors (B, ...), by their numbers, (b,)."""
+    return batch._make(field.index_select(0, chosen) for field in batch)  # ten times as fast as indexing

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
+from neoteny.envs.supervised import SupervisedStream
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import named_tensors, not_finite, save_crash
@@ -73,6 +74,7 @@ class Run:
         stream: the agent's environment, already reset; its ``steps`` are those of the run.
         total_steps: environment steps of the whole run.
         remarks: on the set-up, to be printed and logged to TensorBoard's text page; empty ones are left out.
+        chart: name of the chart of scores, if they are not the returns of episodes.
         parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
             change the network's structure, then the stream, then the others in this order. The folder is
             named after ``optimizer``.
@@ -87,9 +89,10 @@ class Run:
         self,
         agent_file: str,
         args: Any,
-        stream: Stream,
+        stream: Stream | SupervisedStream,
         total_steps: int,
         remarks: Sequence[str] = (),
+        chart: str = "episodic_return",
         **parts: Stateful,
     ) -> None:
         optimizer = parts.get("optimizer")
@@ -102,7 +105,7 @@ class Run:
         self.total_steps = total_steps
         self.parts = {"stream": stream, **parts}
         self.identity = Identity(agent_file, args)
-        self.episodes = Episodes()
+        self.episodes = Episodes(chart)
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = self._audit_warned = False
@@ -186,9 +189,9 @@ class Run:
         except OSError as error:
             warn(f"warning: stream.json could not be written ({error.strerror})")
 
-    def score(self, value: float, length: int) -> None:
-        """Add a score to the current visit, weighted by its length."""
-        self.episodes.score(value, length, self.stream.steps)
+    def score(self, values: Sequence[float], length: int) -> None:
+        """Add scores to the current visit, each of ``length`` steps, one after the other."""
+        self.episodes.score(values, length, self.stream.steps)
 
     @contextlib.contextmanager
     def end_update(
@@ -343,8 +346,8 @@ class Run:
         step, task = self.stream.steps, self.episodes.visits[-1].task
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
-        if "charts/episodic_return" in charts:
-            progress = f"task {task}, return {charts['charts/episodic_return']:.2f}"
+        if (score := f"charts/{self.episodes.chart}") in charts:
+            progress = f"task {task}, {self.episodes.chart.rpartition('_')[2]} {charts[score]:.2f}"
             self.bar.set_postfix_str(progress, refresh=False)
         if self.stream.audit_seconds:
             self.seconds["audit"] = self.stream.audit_seconds
@@ -359,7 +362,7 @@ class Run:
         """
         step, every, before = self.stream.steps, self.video_every, self._video_step
         self._video_step = step
-        if every == 0 or step // every == before // every:
+        if every == 0 or step // every == before // every or not isinstance(self.stream, Stream):
             return
         self._check_attempt()
         try:

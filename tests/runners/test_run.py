@@ -191,7 +191,7 @@ def test_a_run_without_episodes_is_scored_by_its_own_scores(tmp_path):
         run.begin_visit(task, start)
         for step, (value, length) in enumerate([(0.5, 10), (0.9, 30)], start=1):
             run.stream.steps = start + 10 * step
-            run.score(value, length)
+            run.score([value], length)
             with run.end_update({}):
                 pass
     summary = run.finish(nn.Linear(2, 1))

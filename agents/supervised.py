@@ -1,0 +1,207 @@
+"""Supervised learning on a stream of tasks: classification or regression, by minibatches.
+
+python agents/supervised.py digits-random-labels optim:adamo --optim.iso 3e-2 --seed 4
+"""
+
+from __future__ import annotations
+
+if __name__ == "__main__":  # before the imports, which take seconds
+    from neoteny.runners.disk.preemption import end_at_signals
+
+    end_at_signals()
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precision
+from neoteny.configs.cli import launch
+from neoteny.configs.supervised import PRESETS
+from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
+from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
+from neoteny.runners.args import RESUMABLE, RunArgs
+from neoteny.runners.capture import Capture
+from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.probes import Probes
+from neoteny.runners.rollout import select
+from neoteny.runners.run import Run
+
+KERNELS = {"mlp": [], "cnn": [(32, 3, 1), (32, 3, 1), (32, 3, 2)]}
+"""Width, kernel size and stride of the convolutions of each kind of network."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedNetworkConfig(NetworkConfig):
+    """Layers and activations of the network."""
+
+    kind: Literal["mlp", "cnn"] = "mlp"
+    """Linear layers only, or three convolutions first."""
+    hidden: tuple[int, ...] = (128, 128, 128)
+    """Output widths of the hidden linear layers, counted after the activation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args(RunArgs):
+    """Supervised learning on a stream of tasks."""
+
+    num_tasks: int = dataclasses.field(default=40, metadata=RESUMABLE)
+    """Tasks of the run, one after the other."""
+    batch_size: int = 32
+    """Samples of a gradient step (B)."""
+    lr: float = 1e-3
+    """Learning rate, whichever optimizer is chosen."""
+    max_grad_norm: float | None = None
+    """Clip the gradient to this norm; None does not."""
+    stream: SupervisedStreamConfig = dataclasses.field(
+        default_factory=lambda: SupervisedStreamConfig(samples=640)
+    )
+    network: SupervisedNetworkConfig = dataclasses.field(default_factory=SupervisedNetworkConfig)
+    # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.03, iso_scale=2.0))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        clipped = [] if self.max_grad_norm is None else ["max_grad_norm"]
+        check_numbers(self, ("num_tasks", "batch_size", "lr", *clipped), above=0)
+        self.stream.check()
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others: name -> reason."""
+        return super().unused() | {"video_every": "there is nothing to see"}
+
+
+class Classifier(nn.Module):
+    """A network from inputs, standardized by the mean and deviation of all training inputs, to outputs.
+
+    Outputs are the logits of classes, or the values of a regression.
+    """
+
+    def __init__(
+        self,
+        stream: SupervisedStream,
+        network: SupervisedNetworkConfig,
+        amp: Literal["none", "bf16"] = "none",
+    ) -> None:
+        super().__init__()
+        self.amp = amp
+        inputs = stream.dataset.inputs
+        self.register_buffer("example", torch.zeros_like(inputs[:1]), persistent=False)
+        self.mean, self.deviation = _mean_and_deviation(inputs)
+        self.classifier = hidden_layers(self.encode(inputs[:1]), KERNELS[network.kind], network)
+        self.classifier.add_module("head", head(network, stream.dataset.outputs, gain=1.0))
+
+    def encode(self, observations: Tensor) -> Tensor:
+        """Inputs (B, ...) as floats, standardized."""
+        return (observations.float() - self.mean) / self.deviation
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Inputs (B, ...) -> outputs (B, O)."""
+        with precision(self.amp, observations.device):
+            outputs = self.classifier(self.encode(observations))
+        return outputs.float()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The network, from standardized inputs to outputs."""
+        return {"classifier": self.classifier}
+
+
+def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
+    """Of all numbers of all inputs, so that a permutation of pixels changes neither."""
+    numbers = inputs[:: max(1, len(inputs) // 5_000)].double()
+    return float(numbers.mean()), float(numbers.std()) or 1.0
+
+
+def loss_and_score(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and accuracy for classes (B,); mean squared error and its negative for values (B, O)."""
+    if targets.is_floating_point():
+        loss = F.mse_loss(outputs, targets)
+        return loss, -loss.detach()
+    return F.cross_entropy(outputs, targets), (outputs.argmax(1) == targets).float().mean()
+
+
+STATS = ("losses/loss", "update/grad_norm", "score")
+
+
+def update(agent: Classifier, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args) -> Tensor:
+    """One gradient step on a minibatch; returns its `STATS`, (3,), from before the step."""
+    loss, score = loss_and_score(agent(batch.observations), batch.targets)
+    optimizer.zero_grad()
+    (loss + methods.penalty(batch)).backward()
+    grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
+    methods.add_gradients(batch)
+    optimizer.step()
+    methods.after_step()
+    return torch.stack((loss.detach(), grad_norm, score))
+
+
+@torch.no_grad()
+def evaluate(agent: Classifier, samples: Batch, chunk: int = 4_096) -> float:
+    """The score on all samples."""
+    scores = [
+        loss_and_score(agent(inputs), targets)[1] * len(targets)
+        for inputs, targets in zip(samples.observations.split(chunk), samples.targets.split(chunk))
+    ]
+    return float(torch.stack(scores).sum()) / len(samples.targets)
+
+
+def main(args: Args) -> dict[str, Any]:
+    """Train; returns the run's summary."""
+    device = args.set_up()
+
+    def new_agent() -> Classifier:
+        return Classifier(stream, args.network, args.amp).to(device)
+
+    def new_optimizer(agent: nn.Module) -> Optimizer:
+        return args.optim.build(agent, args.lr, exclude=heads(agent))
+
+    with bad_input():
+        stream = args.stream.make(args.batch_size, args.seed, device)
+        agent = new_agent()
+        optimizer = new_optimizer(agent)
+        methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
+        capture = Capture(device, args.graphs, args.compile)
+        draw = capture(select, stream, compile=False)
+        train = capture(update, optimizer, methods)
+    probes = Probes(args.probes, methods, new_optimizer)
+    epochs = args.num_tasks * args.stream.epochs
+    planned = epochs * stream.batches
+    remarks = (f"{args.stream.id}: {stream}", methods.report(planned))
+    run = Run(
+        __file__, args, stream, epochs * stream.epoch_steps, remarks, "online_accuracy",
+        methods=methods, agent=agent, optimizer=optimizer,
+    )  # fmt: skip
+
+    for epoch in range(run.updates_made + 1, epochs + 1):
+        run.record_episodes(stream.begin_epoch())
+        probes.begin(epoch)
+        stats, task_ends = [], stream.visit_ends
+        for chosen in stream.epoch():
+            minibatch = draw(stream.data, chosen)
+            stats.append(train(agent, optimizer, methods, minibatch, args).clone())
+            methods.between_steps(minibatch)
+        run.lap("learn")
+
+        losses = torch.stack(stats)
+        run.score(losses[:, 2].tolist(), args.batch_size)
+        with run.end_update({"losses": losses, "weights": agent}) as metrics:
+            metrics |= dict(zip(STATS[:2], losses.mean(0).tolist()))
+            metrics["charts/learning_rate"] = float(optimizer.param_groups[0]["lr"])
+            metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
+            if task_ends:
+                metrics["charts/train_accuracy"] = evaluate(agent, stream.data)
+                if len(stream.validation.targets):
+                    metrics["charts/validation_accuracy"] = evaluate(agent, stream.validation)
+            if probes.due:
+                metrics |= probes.measure(stream.next_inputs[: args.probes.samples])
+                run.lap("probe")
+
+    return run.finish(agent)
+
+
+if __name__ == "__main__":
+    launch(main, Args, PRESETS)

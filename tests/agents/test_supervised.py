@@ -1,0 +1,175 @@
+"""The supervised learner does what a plain loop does, learns, and is restored exactly."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save
+from torch import nn
+
+from neoteny.agents.supervised import Args, Classifier, loss_and_score, main
+from neoteny.configs.cli import cli, read_args
+from neoteny.configs.supervised import PRESETS
+from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.run import Run
+from tests.envs.test_datasets import write_cifar
+from tests.events import scalars
+from tests.killed import Killed
+
+FLAGS = (
+    "--stream.samples 64 --stream.epochs 2 --num-tasks 3 --batch-size 16 --network.hidden 16 16 "
+    "--checkpoint-every 64 --probes.every 2 --probes.no-pictures"
+)
+
+
+def small(folder, *words):
+    return cli(Args, PRESETS, [*words, *FLAGS.split(), "--runs-dir", str(folder)])
+
+
+def weights(args):
+    return (run_folder("supervised", args) / "checkpoint" / "weights.safetensors").read_bytes()
+
+
+def test_a_plain_loop_comes_to_the_same_weights(tmp_path):
+    args = small(tmp_path, "optim:adam")
+    main(args)
+    torch.manual_seed(args.seed)
+    stream = args.stream.make(args.batch_size, args.seed)
+    network = Classifier(stream, args.network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=args.lr, fused=True)
+    for _ in range(6):
+        stream.begin_epoch()
+        for chosen in stream.epoch():
+            inputs, targets = stream.data.observations[chosen], stream.data.targets[chosen]
+            optimizer.zero_grad()
+            F.cross_entropy(network(inputs), targets).backward()
+            nn.utils.clip_grad_norm_(network.parameters(), float("inf"))
+            optimizer.step()
+    expected = save({name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    assert weights(args) == expected
+
+
+def test_the_scores_of_a_run(tmp_path):
+    args = small(tmp_path)
+    summary = main(args)
+    rows = summary["visits"]
+    assert [(row["task"], row["start"], row["end"], row["episodes"]) for row in rows] == [
+        (0, 0, 128, 8), (1, 128, 256, 8), (2, 256, 384, 8)
+    ]  # fmt: skip
+    points = scalars(run_folder("supervised", args))
+    online = [value for _, value in points["charts/online_accuracy"]]
+    assert sum(online) / len(online) == pytest.approx(summary["score/return_auc"], abs=1e-6)
+    assert [step for step, _ in points["charts/train_accuracy"]] == [128, 256, 384]
+    assert "charts/validation_accuracy" not in points  # random labels cannot be predicted
+    assert "charts/episodic_return" not in points
+    assert "plasticity/dormant_0.025/max" in points
+
+
+def test_what_is_validated_is_of_the_current_task(tmp_path):
+    words = [
+        "digits-shuffled-labels",
+        "--stream.epochs",
+        "4",
+        "--network.hidden",
+        "64",
+        "--lr",
+        "1e-2",
+        "--num-tasks",
+        "2",
+    ]
+    args = cli(Args, PRESETS, [*words, "--runs-dir", str(tmp_path), "--probes.every", "0"])
+    main(args)
+    accuracies = scalars(run_folder("supervised", args))["charts/validation_accuracy"]
+    assert [value > 0.8 for _, value in accuracies] == [True, True]
+
+
+@pytest.mark.parametrize("update", [1, 3, 4])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(update, tmp_path, monkeypatch):
+    args = small(tmp_path / "whole")
+    whole = main(args)
+    killed = dataclasses.replace(args, runs_dir=tmp_path / "killed")
+
+    def die(self, finite):
+        if self.updates_made == update:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_check_finite", die)
+        with pytest.raises(Killed):
+            main(killed)
+    summary = main(killed)
+    assert weights(killed) == weights(args)
+    assert summary["visits"] == whole["visits"]
+
+
+def test_values_are_regressed():
+    loss, score = loss_and_score(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [1.0]]))
+    assert (float(loss), float(score)) == (2.0, -2.0)
+    loss, score = loss_and_score(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.tensor([1, 1]))
+    assert float(score) == 0.5
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("cifar")])
+def test_the_papers_protocols_run_on_files_in_their_format(name, tmp_path):
+    write_cifar(tmp_path, 100 if "100" in name else 10, count=60)
+    words = [name, "--stream.folder", str(tmp_path), "--runs-dir", str(tmp_path), "--num-tasks", "2"]
+    words += ["--batch-size", "20", "--stream.epochs", "1", "--network.hidden", "16", "--probes.every", "1"]
+    summary = main(cli(Args, PRESETS, words))
+    assert len(summary["visits"]) == 2
+
+
+def test_the_arguments_of_a_run_are_read_back(tmp_path):
+    args = small(tmp_path, "optim:muon", "--stream.change", "noisy-labels", "--methods.isometry")
+    main(dataclasses.replace(args, num_tasks=1))
+    folder = run_folder("supervised", args)
+    assert folder.parts[-4:] == ("digits-noisy-labels", "supervised", "muon-isometry", "s1")
+    assert dataclasses.replace(read_args(Args, folder / "args.json"), num_tasks=3) == args
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--video-every", "10"], "nothing to see"),
+        (["--stream.order", "random"], "never recur without --stream.tasks"),
+        (["--stream.data", "mnist"], "must be in data"),
+        (["--stream.data", "minst"], "--stream.data must be digits"),
+        (["--batch-size", "0"], "must be above 0"),
+        (["--num-tasks", "0"], "must be above 0"),
+        (["--max-grad-norm", "0"], "must be above 0"),
+        (["--methods.isometry", "--methods.isometry.on", "actor"], "no part actor"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(words, match, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        main(cli(Args, PRESETS, words))
+    assert exit.value.code == 2
+    assert match in " ".join(capsys.readouterr().err.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dataset_and_tasks_of_ones_own(tmp_path, monkeypatch):
+    (tmp_path / "my_tasks.py").write_text(
+        """
+import torch
+from neoteny.envs.datasets import Dataset
+
+def sums(folder):
+    inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    return Dataset(inputs, inputs.sum(1, keepdim=True), inputs[:8], inputs[:8].sum(1, keepdim=True), 1)
+
+def scaled(data, k, seed):
+    return data._replace(targets=data.targets * (k + 1), validation_targets=data.validation_targets * (k + 1))
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--stream.data", "my_tasks:sums", "--stream.change", "my_tasks:scaled"]
+    args = small(tmp_path, *words)
+    summary = main(args)
+    assert run_folder("supervised", args).parts[-4] == "sums-scaled"
+    assert [row["return_auc"] < 0 for row in summary["visits"]] == [True] * 3  # minus the squared error
+    meta = json.loads((run_folder("supervised", args) / "meta.json").read_text())
+    assert "my_tasks" in meta["code"]["modules"]
