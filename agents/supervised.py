@@ -27,7 +27,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
-from neoteny.runners.probes import Probes
+from neoteny.runners.probes import NextTask, Probes
 from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
 
@@ -116,12 +116,16 @@ def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
     return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
-def loss_and_score(outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and accuracy for classes (B,); mean squared error and its negative for values (B, O)."""
+def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy for classes (B,), mean squared error for values (B, O)."""
+    return (F.mse_loss if targets.is_floating_point() else F.cross_entropy)(outputs, targets)
+
+
+def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Accuracy for classes (B,), the negative mean squared error for values (B, O)."""
     if targets.is_floating_point():
-        loss = F.mse_loss(outputs, targets)
-        return loss, -loss.detach()
-    return F.cross_entropy(outputs, targets), (outputs.argmax(1) == targets).float().mean()
+        return -F.mse_loss(outputs, targets)
+    return (outputs.argmax(1) == targets).float().mean()
 
 
 STATS = ("losses/loss", "update/grad_norm", "score")
@@ -129,21 +133,22 @@ STATS = ("losses/loss", "update/grad_norm", "score")
 
 def update(agent: Classifier, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args) -> Tensor:
     """One gradient step on a minibatch; returns its `STATS`, (3,), from before the step."""
-    loss, score = loss_and_score(agent(batch.observations), batch.targets)
+    outputs = agent(batch.observations)
+    loss = loss_of(outputs, batch.targets)
     optimizer.zero_grad()
     (loss + methods.penalty(batch)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
     methods.add_gradients(batch)
     optimizer.step()
     methods.after_step()
-    return torch.stack((loss.detach(), grad_norm, score))
+    return torch.stack((loss.detach(), grad_norm, score_of(outputs.detach(), batch.targets)))
 
 
 @torch.no_grad()
 def evaluate(agent: Classifier, samples: Batch, chunk: int = 4_096) -> float:
     """The score on all samples."""
     scores = [
-        loss_and_score(agent(inputs), targets)[1] * len(targets)
+        score_of(agent(inputs), targets) * len(targets)
         for inputs, targets in zip(samples.observations.split(chunk), samples.targets.split(chunk))
     ]
     return float(torch.stack(scores).sum()) / len(samples.targets)
@@ -197,7 +202,8 @@ def main(args: Args) -> dict[str, Any]:
                 if len(stream.validation.targets):
                     metrics["charts/validation_accuracy"] = evaluate(agent, stream.validation)
             if probes.due:
-                metrics |= probes.measure(stream.next_inputs[: args.probes.samples])
+                next_task = NextTask(*stream.next_data(), loss_of) if args.probes.plasticity_every else None
+                metrics |= probes.measure(stream.data.observations, next_task)
                 run.lap("probe")
 
     return run.finish(agent)

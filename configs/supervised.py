@@ -6,8 +6,12 @@
 from typing import Any
 
 # The multilayer perceptron, the convolutional network and the batch sizes of Rosseau et al. (ICML 2026).
-MLP = {"network": {"hidden": (512, 512, 512, 512)}, "lr": 1e-4}
-CNN = {"network": {"kind": "cnn", "hidden": (256, 256)}, "lr": 1e-3}
+MLP = {"network": {"hidden": (512, 512, 512, 512)}, "lr": 1e-4, "probes": {"every": 40}}
+CNN = {
+    "network": {"kind": "cnn", "hidden": (256, 256)},
+    "lr": 1e-3,
+    "probes": {"every": 40, "ntk_samples": 8},  # whose cost is quadratic in samples times classes
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # Random labels for 640 digits, anew in each of 40 tasks: Adam falls to chance within a minute.

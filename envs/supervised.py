@@ -171,11 +171,10 @@ class SupervisedStream:
             self.steps += self.batch_size
             yield chosen
 
-    @property
-    def next_inputs(self) -> Tensor:
-        """Training inputs of the task after the current one, (n, ...)."""
-        visit = self.schedule.visit_at(max(0, self.steps - 1))
-        return self._sampled(self.schedule.task_of(visit + 1)).inputs.to(self.device)
+    def next_data(self) -> Batch:
+        """The training samples of the task after the current one."""
+        data = self._sampled(self.schedule.task_of(self._entered + 1))
+        return Batch(data.inputs.to(self.device), data.targets.to(self.device))
 
     def variant(self) -> int:
         """What distinguishes the kernels of a minibatch: where the samples of the visit are."""

@@ -18,9 +18,9 @@ from neoteny.optim.layers import Network
 from neoteny.runners.disk.exit_codes import check_numbers
 from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, to_host, update_norms
 from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
-from neoteny.runners.probes.plasticity import plasticity
+from neoteny.runners.probes.plasticity import NextTask, plasticity
 
-__all__ = ["ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
+__all__ = ["NextTask", "ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,18 @@ class Probes:
         self._update = update
         self._before = snapshot(self.methods.learner.network) if self.due else {}
 
-    def measure(self, observations: Tensor) -> dict[str, float | list[float]]:
-        """Measure the network on current observations (B, ...); returns values by tag, spectra as lists."""
-        with self.methods.seen.paused():  # methods shall record only training's forward passes
-            return self._measure(observations)
+    def measure(
+        self, observations: Tensor, next_task: NextTask | None = None
+    ) -> dict[str, float | list[float]]:
+        """Measure the network on current observations (B, ...), its plasticity on the next task if given.
 
-    def _measure(self, observations: Tensor) -> dict[str, float | list[float]]:
+        Returns:
+            Values by tag, spectra as lists.
+        """
+        with self.methods.seen.paused():  # methods shall record only training's forward passes
+            return self._measure(observations, next_task)
+
+    def _measure(self, observations: Tensor, next_task: NextTask | None) -> dict[str, float | list[float]]:
         config, learner = self.config, self.methods.learner
         agent = cast(Network, learner.network)
         count = 0 if self._update == 1 else self._update // config.every
@@ -119,7 +125,12 @@ class Probes:
         if training:
             run_and_update = np.random.SeedSequence((torch.initial_seed(), self._update))
             seed = int(run_and_update.generate_state(1)[0])
-            some = spread(distinct, config.plasticity_samples)
-            steps = config.plasticity_steps
-            others |= plasticity(self.methods, some, self.new_optimizer, steps=steps, seed=seed)
+            count, steps = config.plasticity_samples, config.plasticity_steps
+            some = spread(distinct, count)
+            if next_task is not None:
+                inputs, targets, loss = next_task
+                next_task = NextTask(spread(inputs, count), spread(targets, count), loss)
+            others |= plasticity(
+                self.methods, some, self.new_optimizer, steps=steps, seed=seed, next_task=next_task
+            )
         return values | to_host(others)

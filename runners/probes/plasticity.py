@@ -17,9 +17,17 @@ from neoteny.optim.layers import Network
 
 
 class Observations(NamedTuple):
-    """The minibatch that is passed to methods while a copy learns the random task."""
+    """The minibatch that is passed to methods while a copy learns the new task."""
 
     observations: Tensor
+
+
+class NextTask(NamedTuple):
+    """A task that the network has not learnt: samples (B, ...), and the loss of its outputs on targets."""
+
+    observations: Tensor
+    targets: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
 
 
 def plasticity(
@@ -29,10 +37,12 @@ def plasticity(
     *,
     steps: int = 300,
     seed: int = 0,
+    next_task: NextTask | None = None,
 ) -> dict[str, Tensor]:
-    """Measure plasticity on an unseen task: a random change of all outputs.
+    """Measure plasticity on an unseen task: the next one, if it is given, or a random change of all outputs.
 
-    The target of every output of every sample is the current output plus a normal draw. Its standard
+    The gap of the next task is its loss, since the best loss is taken to be 0, as in the paper. In a random
+    task the target of every output of every sample is the current output plus a normal draw. Its standard
     deviation is that of the part's outputs over the samples, but at least 1. So the initial gap, relative to
     the scale of the outputs, is the same for all networks, and a network that fits all targets closes it
     completely. Copies of network, optimizer and methods are trained; the originals and the random state are
@@ -40,10 +50,11 @@ def plasticity(
 
     Args:
         methods: With the network and the optimizer that they act on.
-        observations: (B, ...), without duplicates, for which the gap could not be closed.
+        observations: Of the random task, (B, ...), without duplicates, whose gap could not be closed.
         new_optimizer: Creates an optimizer for a network.
-        steps: Gradient steps, each on all observations.
-        seed: Of the task and of the new network.
+        steps: Gradient steps, each on all samples.
+        seed: Of the random task and of the new network.
+        next_task: Is learnt instead of a random task.
 
     Returns:
         As a mean over the parts, and for each under `/<part>`, the fraction of the gap that is closed:
@@ -56,17 +67,18 @@ def plasticity(
     devices = [observations.device] if observations.device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
-        observations = observations.detach().clone()
+        observations = (observations if next_task is None else next_task.observations).detach().clone()
         network = cast(Network, methods.learner.network)
         inputs = network.encode(observations)
         as_it_is, restarted = copy.deepcopy(methods), copy.deepcopy(methods)
         restarted.learner.optimizer = new_optimizer(restarted.learner.network)
         changes = {name: torch.randn_like(part(inputs).detach()) for name, part in network.parts().items()}
         fresh = methods.learner.new_network()
+        renewed = methods.remade(fresh, new_optimizer(fresh))
         fractions = {
-            "fraction_eliminated": learn(as_it_is, observations, changes, steps),
-            "fraction_eliminated_new_optimizer": learn(restarted, observations, changes, steps),
-            "fresh": learn(methods.remade(fresh, new_optimizer(fresh)), observations, changes, steps),
+            "fraction_eliminated": learn(as_it_is, observations, changes, steps, next_task),
+            "fraction_eliminated_new_optimizer": learn(restarted, observations, changes, steps, next_task),
+            "fresh": learn(renewed, observations, changes, steps, next_task),
         }
     fractions["lost"] = {
         name: fresh - fractions["fraction_eliminated"][name] for name, fresh in fractions["fresh"].items()
@@ -79,16 +91,21 @@ def plasticity(
 
 
 def learn(
-    methods: Methods, observations: Tensor, changes: Mapping[str, Tensor], steps: int
+    methods: Methods,
+    observations: Tensor,
+    changes: Mapping[str, Tensor],
+    steps: int,
+    next_task: NextTask | None = None,
 ) -> dict[str, Tensor]:
-    """Train a network to change its outputs; returns the fraction of each part's gap that it closes.
+    """Train a network on a task; returns the fraction of each part's gap that it closes.
 
     Args:
         methods: With the network and the optimizer, changed in place.
         observations: (B, ...).
-        changes: Targets minus outputs of each part, (B, O), in units of the standard deviation of its outputs
-            over the samples, or of 1 if that is larger.
+        changes: Of the random task: targets minus outputs of each part, (B, O), in units of the standard
+            deviation of its outputs over the samples, or of 1 if that is larger.
         steps: Gradient steps.
+        next_task: Is learnt instead of the random task.
     """
     network, optimizer = cast(Network, methods.learner.network), methods.learner.optimizer
     inputs, batch = network.encode(observations), Observations(observations)
@@ -100,8 +117,12 @@ def learn(
 
     def gaps() -> dict[str, Tensor]:
         parts = network.parts()  # looked up each time, since methods may replace their modules
+        if next_task is not None:
+            return {name: next_task.loss(part(inputs), next_task.targets) for name, part in parts.items()}
         return {name: (parts[name](inputs) - target).square().mean() for name, target in targets.items()}
 
+    if next_task is not None:
+        whole = {name: gap.detach() for name, gap in gaps().items()}
     for _ in range(steps):
         optimizer.zero_grad()
         (sum(gaps().values()) + methods.penalty(batch)).backward()  # type: ignore[union-attr]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 
-from neoteny.agents.supervised import Args, Classifier, loss_and_score, main
+from neoteny.agents.supervised import Args, Classifier, loss_of, main, score_of
 from neoteny.configs.cli import cli, read_args
 from neoteny.configs.supervised import PRESETS
 from neoteny.runners.disk.folder import run_folder
@@ -67,6 +68,15 @@ def test_the_scores_of_a_run(tmp_path):
     assert "plasticity/dormant_0.025/max" in points
 
 
+def test_plasticity_is_measured_on_the_next_task(tmp_path):
+    """A network that has learnt the first task fits the labels of the second, which are others."""
+    args = small(tmp_path, "--probes.plasticity-every", "1", "--probes.plasticity-steps", "30")
+    main(args)
+    points = scalars(run_folder("supervised", args))["plasticity/fraction_eliminated"]
+    assert len(points) == 4
+    assert all(0.05 < value < 1 for _, value in points)
+
+
 def test_what_is_validated_is_of_the_current_task(tmp_path):
     words = [
         "digits-shuffled-labels",
@@ -105,10 +115,11 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(update, tmp_path, monke
 
 
 def test_values_are_regressed():
-    loss, score = loss_and_score(torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [1.0]]))
-    assert (float(loss), float(score)) == (2.0, -2.0)
-    loss, score = loss_and_score(torch.tensor([[0.0, 9.0], [9.0, 0.0]]), torch.tensor([1, 1]))
-    assert float(score) == 0.5
+    values = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [1.0]])
+    assert (float(loss_of(*values)), float(score_of(*values))) == (2.0, -2.0)
+    logits = torch.tensor([[0.0, math.log(3)], [math.log(3), 0.0]])
+    assert float(score_of(logits, torch.tensor([1, 1]))) == 0.5
+    assert float(loss_of(logits, torch.tensor([1, 1]))) == pytest.approx(math.log(16 / 3) / 2)
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("cifar")])
@@ -116,6 +127,7 @@ def test_the_papers_protocols_run_on_files_in_their_format(name, tmp_path):
     write_cifar(tmp_path, 100 if "100" in name else 10, count=60)
     words = [name, "--stream.folder", str(tmp_path), "--runs-dir", str(tmp_path), "--num-tasks", "2"]
     words += ["--batch-size", "20", "--stream.epochs", "1", "--network.hidden", "16", "--probes.every", "1"]
+    words += ["--probes.full-every", "0"]
     summary = main(cli(Args, PRESETS, words))
     assert len(summary["visits"]) == 2
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.activations import Abs
@@ -20,7 +21,7 @@ from neoteny.optim import (
     orthogonalize,
 )
 from neoteny.optim.orthogonal import raw_weight
-from neoteny.runners.probes.plasticity import learn, plasticity
+from neoteny.runners.probes.plasticity import NextTask, learn, plasticity
 from tests.simple_networks import sequential
 
 INPUTS = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -87,6 +88,18 @@ def test_the_fraction_by_hand():
     changes = {"net": torch.tensor([[1.0], [3.0]])}  # gap 5 at first, 1 at best
     methods = without_methods(agent, torch.optim.SGD(agent.parameters(), lr=0.5))
     fractions = learn(methods, torch.zeros(2, 1), changes, steps=1)
+    assert fractions["net"].item() == pytest.approx(0.8)
+    assert agent.bias.item() == pytest.approx(7.0)
+
+
+def test_the_fraction_of_the_next_task_by_hand():
+    agent = Bare()
+    agent.bias = nn.Parameter(torch.tensor([5.0]))
+    agent.forward = lambda inputs: agent.bias.expand(len(inputs), 1)
+    methods = without_methods(agent, torch.optim.SGD(agent.parameters(), lr=0.5))
+    # Loss 5 at first, and 1 after a step to the best constant.
+    next_task = NextTask(torch.zeros(2, 1), torch.tensor([[6.0], [8.0]]), F.mse_loss)
+    fractions = learn(methods, next_task.observations, {}, 1, next_task)
     assert fractions["net"].item() == pytest.approx(0.8)
     assert agent.bias.item() == pytest.approx(7.0)
 
