@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 
+from neoteny.agents import supervised
 from neoteny.agents.supervised import Args, Classifier, loss_of, main, score_of
 from neoteny.configs.cli import cli, read_args
 from neoteny.configs.supervised import PRESETS
+from neoteny.envs.datasets import digits
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.run import Run
 from tests.envs.test_datasets import write_cifar
 from tests.events import scalars
 from tests.killed import Killed
+from tests.recorded_graph import RecordedCapture
 
 FLAGS = (
     "--stream.samples 64 --stream.epochs 2 --num-tasks 3 --batch-size 16 --network.hidden 16 16 "
@@ -112,6 +115,25 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(update, tmp_path, monke
     summary = main(killed)
     assert weights(killed) == weights(args)
     assert summary["visits"] == whole["visits"]
+
+
+LARGER = "tests.agents.test_supervised:larger_digits"
+
+
+def larger_digits(folder):
+    """Digits large enough for three convolutions."""
+    data = digits(folder)
+    inputs, validation_inputs = (F.interpolate(images, scale_factor=2) for images in (data[0], data[2]))
+    return data._replace(inputs=inputs, validation_inputs=validation_inputs)
+
+
+@pytest.mark.parametrize("words", ["", f"optim:adam --network.kind cnn --stream.data {LARGER}"])
+def test_replayed_steps_do_what_steps_do(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(supervised, "Capture", RecordedCapture)
+    plain, captured = (small(tmp_path / name, *words.split()) for name in ("plain", "captured"))
+    main(dataclasses.replace(plain, graphs=False))
+    main(captured)
+    assert weights(plain) == weights(captured)
 
 
 def test_values_are_regressed():
