@@ -8,7 +8,7 @@ import math
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,6 +31,7 @@ from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes
+from neoteny.runners.evaluation import Act, Evaluations
 from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
@@ -72,7 +73,9 @@ class Run:
         args: the agent's arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
         stream: the agent's environment, already reset; its ``steps`` are those of the run.
         total_steps: environment steps of the whole run.
-        remarks: on the set-up, to be printed and logged to TensorBoard's text page; empty ones are left out.
+        remarks: on the set-up, to be logged to TensorBoard's text page, and to be printed but for indented
+            lines; empty ones are left out.
+        act: the policy, for videos and evaluations.
         parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
             change the network's structure, then the stream, then the others in this order. The folder is
             named after ``optimizer``.
@@ -90,6 +93,7 @@ class Run:
         stream: Stream,
         total_steps: int,
         remarks: Sequence[str] = (),
+        act: Act | None = None,
         **parts: Stateful,
     ) -> None:
         optimizer = parts.get("optimizer")
@@ -99,10 +103,11 @@ class Run:
                     check_optimizer(part)
         self.folder = run_folder(agent_file, args, optimizer if isinstance(optimizer, Optimizer) else None)
         self.args, self.stream, self.video_every = args, stream, args.video_every
-        self.total_steps = total_steps
+        self.total_steps, self.act = total_steps, act
         self.parts = {"stream": stream, **parts}
         self.identity = Identity(agent_file, args)
         self.episodes = Episodes()
+        self.evaluations = Evaluations(stream, act, args.evaluate_at_switch)
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = self._audit_warned = False
@@ -131,6 +136,7 @@ class Run:
             self.close = weakref.finalize(self, resources.pop_all().close)
         self._last_step = self.stream.steps
         self._start = self._lap = time.perf_counter()
+        self._evaluate()
 
     def lap(self, section: str) -> None:
         """Add the time since the last lap to ``section`` (env, act, learn, probe, ...)."""
@@ -192,9 +198,9 @@ class Run:
 
     @contextlib.contextmanager
     def end_update(
-        self, finite: Mapping[str, Tensor | nn.Module], act: Callable[[Tensor], Tensor] | None = None
+        self, finite: Mapping[str, Tensor | nn.Module]
     ) -> Iterator[dict[str, float | Sequence[float]]]:
-        """End an update: log the metrics that the block fills in, then record a video and save, if due.
+        """End an update: log the metrics that the block fills in; evaluate, record a video and save, if due.
 
         A checkpoint is also saved if a signal asks the run to stop. If a value is not finite, the run ends
         before the block, so that nothing is logged or saved, and the folder ``crash`` holds what
@@ -202,7 +208,6 @@ class Run:
 
         Args:
             finite: tensors and networks that must be finite, by name.
-            act: the policy for videos, observations (1, ...) -> actions (1,).
 
         Yields:
             An empty dict of metrics to fill in, tag -> number or vector.
@@ -217,8 +222,8 @@ class Run:
         yield metrics
         self.updates_made += 1
         self._log_update(metrics)
-        if act is not None:
-            self._record_video(act)
+        self._evaluate()
+        self._record_video()
         self._save_if_due()
 
     def finish(self, network: nn.Module) -> dict[str, Any]:
@@ -239,7 +244,7 @@ class Run:
         self._log_visit()
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
-        scores = run_scores(self.episodes.visits)
+        scores = run_scores(self.episodes.visits) | self.evaluations.scores()
         finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(finite, self.stream.steps)
         self.writer.add(end_summary())
@@ -247,7 +252,8 @@ class Run:
             self._draw()
         total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
         seconds = {**self.seconds, "total": total}
-        summary = {**scores, "visits": self.episodes.rows(), "seconds": seconds}
+        evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
+        summary = {**scores, "visits": self.episodes.rows(), **evaluations, "seconds": seconds}
         self.writer.flush()
         if self.writer.failing:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
@@ -283,6 +289,7 @@ class Run:
             if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
                 torch.cuda.set_rng_state_all(state["rng"]["cuda"])
             self.episodes.restore(state["visits"])
+            self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
@@ -352,18 +359,35 @@ class Run:
         self.writer.metrics({**charts, **metrics, **times, "stream/task": task}, step)
         self.bar.update(step - self.bar.n)
 
-    def _record_video(self, act: Callable[[Tensor], Tensor]) -> None:
+    def _evaluate(self) -> None:
+        """Evaluate the policy if visits have ended since the last time, or before training.
+
+        After a signal the rest is left to the resumed run.
+        """
+        ended = self.evaluations.ended(self.episodes.visits, is_over=self.stream.steps >= self.total_steps)
+        if not ended:
+            return
+
+        def proceed(task: int) -> bool:
+            self.bar.set_postfix_str(f"evaluation, task {task}")
+            return self.preemption.signal is None
+
+        if metrics := self.evaluations.evaluate(ended, proceed):
+            self.writer.metrics(metrics, self.stream.steps)
+        self.lap("evaluation")
+
+    def _record_video(self) -> None:
         """Record a video of the policy if one is due.
 
         Nothing else in the run depends on it: a failure only prints a message, once.
         """
         step, every, before = self.stream.steps, self.video_every, self._video_step
         self._video_step = step
-        if every == 0 or step // every == before // every:
+        if self.act is None or every == 0 or step // every == before // every:
             return
         self._check_attempt()
         try:
-            gif, summary = record_video(self.stream, act)
+            gif, summary = record_video(self.stream, self.act)
         except (Exception, SystemExit) as error:  # a renderer may call sys.exit
             tell(f"there will be no videos: {type(error).__name__}: {error}")
             self.video_every = 0
@@ -434,6 +458,7 @@ class Run:
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": rng,
             "visits": self.episodes.state(),
+            "evaluations": self.evaluations.rows,
             "seconds": self.seconds,
             "event_files": {**self._earlier_events, self.writer.path.name: self.writer.flush()},
         }
