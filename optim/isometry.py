@@ -179,7 +179,8 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
         budget = c * planned_steps
         time_constant = 1.0 / (8.0 * c * group["iso_scale"]) if c else math.inf
         lines += [
-            f"isometry: time constant {time_constant:,.0f} steps, budget {budget:.3g} over {planned_steps:,} steps",
+            f"isometry: time constant {time_constant:,.0f} steps, "
+            f"budget {budget:.3g} over {planned_steps:,} steps",
             f"    pulls {', '.join(_names(group))}",
         ]
         if budget < MIN_BUDGET:

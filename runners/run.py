@@ -21,6 +21,7 @@ from tqdm import tqdm
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
 from neoteny.runners.board import end_summary, setup_summaries
+from neoteny.runners.console import first_lines, last_lines, shown
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import named_tensors, not_finite, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
@@ -101,7 +102,8 @@ class Run:
             for part in parts.values():
                 if isinstance(part, Optimizer):
                     check_optimizer(part)
-        self.folder = run_folder(agent_file, args, optimizer if isinstance(optimizer, Optimizer) else None)
+        known = optimizer if isinstance(optimizer, Optimizer) else None
+        self.folder = run_folder(agent_file, args, known)
         self.args, self.stream, self.video_every = args, stream, args.video_every
         self.total_steps, self.act = total_steps, act
         self.parts = {"stream": stream, **parts}
@@ -115,7 +117,7 @@ class Run:
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
             resources.callback(self.preemption.restore)
-            state = self._open(remarks)
+            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known))
             resources.callback(self.writer.close)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
@@ -259,10 +261,14 @@ class Run:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
         self.close()
         self._write("summary.json", summary)
+        tell(last_lines(self.folder, self.args.runs_dir, self.stream.steps, summary))
         return summary
 
-    def _open(self, remarks: Sequence[str]) -> dict[str, Any] | None:
-        """Open the folder and a new event file; returns the state to resume from, or ``None``."""
+    def _open(self, remarks: Sequence[str], message: str) -> dict[str, Any] | None:
+        """Open the folder and a new event file; returns the state to resume from, or ``None``.
+
+        The message is printed where the folder can be used, the remarks go to TensorBoard.
+        """
         identity = self.identity
         remark = "\n".join(filter(None, remarks))
         try:
@@ -273,8 +279,7 @@ class Run:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         self.inexact = identity.inexact(state)
         self._earlier_events = state["event_files"] if state else {}
-        if remark:
-            tell(remark)
+        tell(message)
         if state is None:
             for summary in setup_summaries(identity.config, remark):
                 self.writer.add(summary)
@@ -294,9 +299,9 @@ class Run:
             self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
         self._write_meta()
-        if state:
-            exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
-            tell(f"{self.folder} resumes at step {state['step']:,}, {exactly}")
+        exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
+        begins = f"resumes at step {state['step']:,}, {exactly}" if state else "begins"
+        tell(f"{shown(self.folder)} {begins}")
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
