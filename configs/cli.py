@@ -173,16 +173,21 @@ def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
         return args
 
 
-def read_args(args_type: type[Config], path: Path) -> Config:
+def read_args(args_type: type[Config], path: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """Read the arguments in a run's ``args.json``, with the checks of the command line.
 
     For safety a file never causes an import: import the module of a user-defined stream or method first.
+
+    Args:
+        args_type: the agent's dataclass.
+        path: of the file.
+        changes: values to use instead, by name.
 
     Raises:
         SystemExit: code 2 and a sentence if the file does not hold the arguments of a run.
     """
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text()) | (changes or {})
         stream, optimizer = config["stream"]["id"], config["optim"].pop("name")
         wrap = config["stream"].get("wrap") or ""
         if not all(isinstance(name, str) for name in (stream, wrap, optimizer)):
