@@ -31,7 +31,7 @@ from neoteny.runners.evaluation import LONGEST, Act, Played, play
 from neoteny.runners.sources import Sources
 from neoteny.runners.video import record_episodes
 from neoteny.runners.weights import load_policy
-from neoteny.scripts.agent_files import load_agent
+from neoteny.scripts.agent_files import agent_names, load_agent
 
 OBSERVED = ("wrap", "observations", "channels", "normalizer", "task_id")
 """Flags of a stream on which the policy's input depends."""
@@ -51,7 +51,7 @@ class Evaluate:
     """File for a video of the first episode of the first task."""
     json: Path | None = None
     """File for the returns and lengths of all episodes."""
-    stream: Typed | None = None
+    stream: Typed = ""
     """module:id of the run's stream, if it is your own; or another stream of the same spaces, to play on."""
     modules: tuple[str, ...] = ()
     """Modules of your own with wrappers or methods of the run: a run folder alone imports nothing."""
@@ -99,8 +99,7 @@ def load(
         ValueError: agent, stream and weights do not fit together, or there are no weights yet.
     """
     folder = Path(folder)
-    name = agent or _known(folder, "args.json").get("agent", "")
-    module = load_agent(name)
+    module = load_agent(agent or shipped_agent(folder))
     _check_code(folder, Path(module.__file__ or ""))
     args: Any = read_args(module.Args, folder / "args.json", {"device": device})
     own = args.stream
@@ -114,6 +113,17 @@ def load(
     except RuntimeError as error:
         raise ValueError(f"the weights of {folder} do not fit the agent: {error}") from error
     return Policy(network, act, made, args, step)
+
+
+def shipped_agent(folder: Path) -> str:
+    """The agent that a run's arguments name; ValueError if it is none of neoteny's."""
+    args = _known(folder, "args.json")
+    if not args:
+        raise ValueError(f"{folder} is not the folder of a run")
+    name = str(args.get("agent"))
+    if name not in agent_names():
+        raise ValueError(f"there is no agent {name!r}; name its file by --agent")
+    return name
 
 
 def _restore(folder: Path, network: nn.Module, stream: Stream) -> int:
@@ -181,7 +191,7 @@ def main(args: Evaluate) -> int:
     with bad_input():
         for name in args.modules:
             import_typed(f"{name}:")
-        policy = load(args.folder, args.agent, args.stream, args.device)
+        policy = load(args.folder, args.agent, args.stream or None, args.device)
         tasks = tasks_of(policy, args.folder)
         if args.task is not None:
             if args.task < 0 or (policy.stream.schedule.cycle and args.task not in tasks):
