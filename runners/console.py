@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +50,6 @@ def last_lines(folder: Path, runs_dir: Path, steps: int, summary: Mapping[str, A
     return "\n".join(filter(None, lines))
 
 
-def shown(path: Path) -> str:
+def shown(path: Path) -> Path:
     """A path as a user would type it: from the current folder, if it is in there."""
-    near = os.path.relpath(path)
-    return str(path) if near.startswith(os.pardir) else near
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -22,7 +22,7 @@ Act = Callable[[Tensor], Tensor]
 """A policy: observations (B, ...), as its stream preprocesses them -> actions (B, ...)."""
 
 LONGEST = 30_000  # steps after which an episode is cut; the longest of an Atari game has 27,000
-PARALLEL = 16  # environments that are stepped together, so that the policy acts on batches
+PARALLEL = 8  # environments that are stepped together, so that the policy acts on batches
 
 
 class Played(NamedTuple):

@@ -102,6 +102,7 @@ class Run:
             for part in parts.values():
                 if isinstance(part, Optimizer):
                     check_optimizer(part)
+            self.evaluations = Evaluations(stream, act, args.evaluate_at_switch)
         known = optimizer if isinstance(optimizer, Optimizer) else None
         self.folder = run_folder(agent_file, args, known)
         self.args, self.stream, self.video_every = args, stream, args.video_every
@@ -109,7 +110,6 @@ class Run:
         self.parts = {"stream": stream, **parts}
         self.identity = Identity(agent_file, args)
         self.episodes = Episodes()
-        self.evaluations = Evaluations(stream, act, args.evaluate_at_switch)
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = self._audit_warned = False

@@ -127,6 +127,13 @@ def run_scores(visits: Sequence[Visit]) -> dict[str, float]:
     }
 
 
+EVALUATION_SCORES = tuple(
+    f"score/{name}"
+    for name in ("average_performance", "forgetting", "backward_transfer", "zero_shot_transfer")
+)
+"""The tags of :func:`evaluation_scores`."""
+
+
 def evaluation_scores(returns: NDArray[np.float64], tasks: Sequence[int]) -> dict[str, float]:
     """The ``score/`` tags that need evaluations on all tasks.
 
@@ -152,7 +159,7 @@ def evaluation_scores(returns: NDArray[np.float64], tasks: Sequence[int]) -> dic
     left = {task: visit for visit, task in enumerate(tasks, start=1) if task != tasks[-1]}
     if left:
         lost = float(np.mean([returns[visit, task] - at_end[task] for task, visit in left.items()]))
-        scores |= {"score/forgetting": lost, "score/backward_transfer": -lost}
+        scores |= {"score/forgetting": lost, "score/backward_transfer": 0.0 - lost}
     changes = [
         returns[visit, task] - returns[visit - 1, task]
         for visit in range(1, len(returns))
