@@ -288,9 +288,6 @@ class Stream(VectorEnv):
         """
         return self._entered if self.capturable and not self._switching else None
 
-    def count_replay(self) -> None:
-        """Nothing: steps are counted by :meth:`begin_step`."""
-
     def state_dict(self) -> dict[str, Any]:
         """The state of the stream: numbers, strings, arrays and tensors in dicts and lists."""
         return {
