@@ -338,10 +338,9 @@ def main(args: Args) -> dict[str, Any]:
         added = memory.newest(args.log_every // args.num_envs)
         observed = {"observations": observations.float()} | added
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
+        statistics = (dict(zip(STATS, losses.mean(0))) if stats else {}) | transform.statistics()
+        with run.end_update(finite, statistics, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
-            metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
-            metrics |= transform.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(memory.latest(args.probes.samples))

@@ -298,11 +298,10 @@ def estimate_advantages(agent: ActorCritic, rollout: Rollout, transform: RewardT
     torch.add(rollout.advantages, rollout.values, out=rollout.returns)
 
 
-def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, float]:
+def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, Tensor]:
     """Means of the statistics of n gradient steps (n, 6), and the explained variance of the returns (B,)."""
     explained = 1 - (returns - values).var() / returns.var()
-    numbers = torch.cat((stats.mean(0), explained[None])).tolist()  # one device-to-host copy
-    return dict(zip((*STATS, "losses/explained_variance"), numbers))
+    return dict(zip((*STATS, "losses/explained_variance"), (*stats.mean(0), explained)))
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -347,8 +346,9 @@ def main(args: Args) -> dict[str, Any]:
     batch = rollout.flat()
 
     for iteration in range(run.updates_made + 1, updates + 1):
+        lr = args.lr * (1 - (iteration - 1) / updates) if args.anneal_lr else args.lr
         if args.anneal_lr:
-            set_learning_rate(optimizer, args.lr * (1 - (iteration - 1) / updates))
+            set_learning_rate(optimizer, lr)
         rollout.begin()
         for _ in range(args.num_steps):
             transform.enter(stream.task)
@@ -371,10 +371,9 @@ def main(args: Args) -> dict[str, Any]:
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
         observed |= {"final_values": rollout.final_values}
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
-            metrics |= average(losses, rollout.values.flatten(), batch.returns)
-            metrics |= {"charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
-            metrics |= transform.metrics()
+        statistics = average(losses, rollout.values.flatten(), batch.returns) | transform.statistics()
+        with run.end_update(finite, statistics, act=lambda seen: agent.act(seen)[0]) as metrics:
+            metrics |= {"charts/learning_rate": lr}
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(batch.observations)

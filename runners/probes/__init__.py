@@ -16,9 +16,10 @@ from torch.optim import Optimizer
 from neoteny.optim import Methods, pull_norm
 from neoteny.optim.layers import Network
 from neoteny.runners.disk.exit_codes import check_numbers
-from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, to_host, update_norms
+from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, update_norms
 from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
 from neoteny.runners.probes.plasticity import plasticity
+from neoteny.runners.transfer import to_host
 
 __all__ = ["ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
 
@@ -122,4 +123,4 @@ class Probes:
             some = spread(distinct, config.plasticity_samples)
             steps = config.plasticity_steps
             others |= plasticity(self.methods, some, self.new_optimizer, steps=steps, seed=seed)
-        return values | to_host(others)
+        return values | dict(zip(others, to_host([*others.values()])))

@@ -26,6 +26,7 @@ from neoteny.runners.probes.spectra import (
     singular_values,
 )
 from neoteny.runners.probes.units import UNIT_PROBES, unit_sizes
+from neoteny.runners.transfer import to_host
 
 JACOBIAN_SAMPLES = 32  # enough for a median and a 95th percentile; each costs one backward pass per output
 
@@ -86,19 +87,7 @@ def measure(
         measured |= _operator_scalars(seen.values(), operators)
         if jacobian_samples:
             measured |= _jacobian_scalars(parts, hidden, inputs, jacobian_samples, operators)
-    return to_host(measured)
-
-
-def to_host(measured: Measured) -> dict[str, float | list[float]]:
-    """Copy values to the host, in one transfer."""
-    if not measured:
-        return {}
-    flat = torch.cat([value.double().reshape(-1) for value in measured.values()])
-    pieces = flat.cpu().split([value.numel() for value in measured.values()])
-    return {
-        tag: piece.tolist() if value.dim() else float(piece)
-        for (tag, value), piece in zip(measured.items(), pieces)
-    }
+    return dict(zip(measured, to_host([*measured.values()])))
 
 
 @dataclass

@@ -1,0 +1,21 @@
+"""Reads from the device, each of which waits for all that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def to_host(tensors: Sequence[Tensor]) -> list[Any]:
+    """The numbers of scalars, and lists of those of vectors, with a single read from the device."""
+    if not tensors:
+        return []
+    device = max((each.device for each in tensors), key=lambda device: device.type == "cuda")
+    floats = (each if each.is_floating_point() else each.double() for each in tensors)
+    flat = torch.cat([each.reshape(-1).to(device, non_blocking=True) for each in floats]).cpu()
+    pieces = flat.split([each.numel() for each in tensors])
+    return [piece.tolist() if each.dim() else piece.item() for piece, each in zip(pieces, tensors)]
