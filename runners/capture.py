@@ -248,7 +248,7 @@ def _copy(recorded: Any, given: Any) -> None:
         recorded.copy_(given)
     elif isinstance(given, tuple) and all(isinstance(field, Tensor | None) for field in given):
         there = [(into, field) for into, field in zip(recorded, given) if field is not None]
-        torch._foreach_copy_(*map(list, zip(*there)))
+        torch._foreach_copy_([into for into, _ in there], [field for _, field in there])
     elif recorded != given:
         raise CaptureError(f"was captured with another {type(given).__name__} than it is called with")
 

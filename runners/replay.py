@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neoteny.envs.transfer import to_device
+
 # Two checkpoints are kept. Slack for two intervals lets both be restored, the older one if the newest is
 # damaged. With three this holds even if a checkpoint between them could not be written, and the newest can be
 # restored after two failed saves in a row; the third one ends the run.
@@ -272,7 +274,7 @@ class ReplayMemory:
             self._observations(envs, places + steps, ages + steps),
             (ends[:, 0] != NO_STEP).float(),
         )
-        return Batch(*map(self._to_agent, batch))
+        return Batch(*(to_device(field, self.agent_device) for field in batch))
 
     def latest(self, count: int) -> Tensor:
         """About ``count`` observations, the latest of each environment, or all if there are fewer."""
@@ -400,11 +402,6 @@ class ReplayMemory:
         frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
         began = (back <= ages[:, None]).view(*frames.shape[:2], *(1,) * (frames.dim() - 2))
         return frames.mul_(began).view(kind)  # zeros before the episode's first frame
-
-    def _to_agent(self, tensor: Tensor) -> Tensor:
-        if self.agent_device.type == "cuda" and self.device.type == "cpu":
-            tensor = tensor.pin_memory()  # copied asynchronously
-        return tensor.to(self.agent_device, non_blocking=True)
 
 
 def _stored(kind: torch.dtype) -> torch.dtype:

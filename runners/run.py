@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.stream import Stream
+from neoteny.envs.transfer import to_host
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
@@ -35,7 +36,6 @@ from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import run_scores
-from neoteny.runners.transfer import to_host
 from neoteny.runners.video import record_video
 from neoteny.runners.weights import policy_as_bytes
 

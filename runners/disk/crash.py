@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -37,7 +37,7 @@ def magnitudes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(floats, largest))
 
 
-def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Tensor]) -> Path:
+def save_crash(folder: Path, step: int, bad: Sequence[str], tensors: Mapping[str, Tensor]) -> Path:
     """Write the bundle with which ``scripts/replay_crash.py`` reproduces the crash; returns its folder.
 
     Args:
@@ -57,5 +57,5 @@ def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Te
     shutil.copy(folder / "args.json", crash)
     for newest in checkpoints(folder / "checkpoint")[-1:]:
         shutil.copytree(newest, crash / "checkpoint" / newest.name)
-    write_json(crash / "crash.json", {"step": step, "not_finite": bad})
+    write_json(crash / "crash.json", {"step": step, "not_finite": list(bad)})
     return crash

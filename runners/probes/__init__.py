@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods, pull_norm
 from neoteny.optim.layers import Network
 from neoteny.runners.disk.exit_codes import check_numbers
 from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, update_norms
 from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
 from neoteny.runners.probes.plasticity import plasticity
-from neoteny.runners.transfer import to_host
 
 __all__ = ["ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
 

@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from neoteny.envs.transfer import to_host
 from neoteny.optim.layers import AllParts, Call, Layer, describe, trace, undisturbed
 from neoteny.runners.probes.jacobians import (
     ELEMENTWISE,
@@ -26,7 +27,6 @@ from neoteny.runners.probes.spectra import (
     singular_values,
 )
 from neoteny.runners.probes.units import UNIT_PROBES, unit_sizes
-from neoteny.runners.transfer import to_host
 
 JACOBIAN_SAMPLES = 32  # enough for a median and a 95th percentile; each costs one backward pass per output
 
