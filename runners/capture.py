@@ -170,7 +170,7 @@ class Captured:
         variant = tuple(part.variant() for part in self.varying)
         if None in variant:
             return self.function(*args)
-        shapes = tuple(_shape(arg) for arg in args if isinstance(arg, (Tensor, tuple)))
+        shapes = tuple([_shape(arg) for arg in args if isinstance(arg, Tensor | tuple)])
         Captured.running = True
         try:
             if self.compiled is not self.function:
@@ -239,7 +239,7 @@ def _shape(given: Tensor | tuple[Any, ...]) -> Hashable:
     """Shape and type of a tensor; which fields of a tuple are not there."""
     if isinstance(given, Tensor):
         return given.shape, given.dtype
-    return tuple(field is None for field in given)
+    return tuple([field is None for field in given])
 
 
 def _copy(recorded: Any, given: Any) -> None:
