@@ -14,7 +14,7 @@ import copy
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -22,12 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
+from neoteny.agents.networks import Dueling, NetworkConfig, encoder, head, observation_spec, precision, torso
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
 from neoteny.envs import Step, Stream, StreamConfig
 from neoteny.envs.engine import without_gradients
+from neoteny.envs.observations import zeros
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
@@ -131,20 +132,6 @@ class Args(RunArgs):
         return found
 
 
-class Dueling(nn.Module):
-    """Dueling head: the state value plus each action's advantage over the mean advantage."""
-
-    def __init__(self, network: NetworkConfig, actions: int) -> None:
-        super().__init__()
-        self.value = head(network, 1, gain=1.0)
-        self.advantage = head(network, actions, gain=1.0)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Features (B, D) -> action values (B, A)."""
-        advantages = self.advantage(features)
-        return self.value(features) + advantages - advantages.mean(1, keepdim=True)
-
-
 class QNetwork(nn.Module):
     """Maps observations to the values of all actions."""
 
@@ -232,14 +219,9 @@ def loss_of(agent: QNetwork, target: QNetwork, batch: Batch, args: Args) -> tupl
 
 
 def update(
-    agent: QNetwork,
-    target: QNetwork,
-    optimizer: Optimizer,
-    methods: Methods,
-    batch: Batch,
-    args: Args,
+    agent: QNetwork, target: QNetwork, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args,
     loss_of: Callable[..., tuple[Tensor, Tensor]] = loss_of,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One gradient step on a minibatch; returns its statistics, those of `STATS`, (3,)."""
     loss, stats = loss_of(agent, target, batch, args)
     optimizer.zero_grad()
@@ -258,38 +240,20 @@ def update_target(target: nn.Module, agent: nn.Module, tau: float) -> None:
         of_target.lerp_(of_agent, tau)
 
 
-def sample(memory: ReplayMemory, transform: RewardTransform, args: Args) -> Batch:
-    """A minibatch of transitions, with normalized rewards."""
-    batch = memory.sample(args.batch_size, args.n_step, args.gamma)
-    return batch._replace(returns=transform.normalize(batch.returns))
-
-
-class Now(NamedTuple):
-    """What an action depends on, besides the network."""
-
-    observations: Tensor  # (N, ...)
-    epsilon: Tensor  # ()
-
-
 def rollout_step(
-    act: Callable[[Tensor, Tensor], Tensor],
-    stream: Stream,
-    now: Now,
-    transform: RewardTransform,
-    memory: ReplayMemory,
-    run: Run,
-) -> Step:
+    act: Callable[[Tensor, Tensor], Tensor], observations: Tensor, epsilon: Tensor,
+    stream: Stream, transform: RewardTransform, memory: ReplayMemory, run: Run,
+) -> Step:  # fmt: skip
     """Act in every sub-environment and store the transitions."""
     task = stream.task
     with without_gradients():
-        action = act(now.observations, now.epsilon)
+        actions = act(observations, epsilon)
     run.lap("act")
-    step = stream.step_tensors(action)
+    step = stream.step_tensors(actions)
     run.lap("env")
     final = step.observations if step.final_observations is None else step.final_observations
     rewards = transform.observe(step.rewards, step.terminated | step.truncated)
-    memory.add(now.observations, action, rewards, step.terminated, step.truncated, final, task)
-    now.observations.copy_(step.observations)
+    memory.add(observations, actions, rewards, step.terminated, step.truncated, final, task)
     return step
 
 
@@ -332,10 +296,10 @@ def main(args: Args) -> dict[str, Any]:
         )  # fmt: skip
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or only the network where environments or memory are on the host.
-        act, step = agent.act, capture(rollout_step, stream, memory)
-        if not stream.capturable or args.memory == "disk":
-            act, step = capture(agent.act), rollout_step
-        draw = capture(sample) if args.memory == "device" else sample
+        on_device = stream.capturable and args.memory == "device"
+        step = capture(rollout_step, stream, memory, when=on_device)
+        act = capture(agent.act, when=not on_device)
+        draw = capture(memory.sample, when=args.memory == "device")
         train = capture(update, optimizer, methods, compile=False)
         refresh = capture(update_target, compile=False)
         compiled_loss = capture.compiled(loss_of)
@@ -349,7 +313,7 @@ def main(args: Args) -> dict[str, Any]:
         __file__, args, stream, updates * args.log_every, remarks, policy,
         methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=transform,
     )  # fmt: skip
-    now = Now(stream.observation.clone(), torch.zeros((), device=device))
+    observations = stream.observation
     if not stream.exact:
         memory.cut()
         transform.begin_episodes()
@@ -360,14 +324,15 @@ def main(args: Args) -> dict[str, Any]:
         for _ in range(args.log_every // args.train_every):
             for _ in range(args.train_every // args.num_envs):
                 epsilon = epsilon_now(stream, args)
-                now.epsilon.fill_(epsilon)
+                chance = torch.full((), epsilon, device=device)
                 transform.enter(stream.task)
                 stream.begin_step()
-                made = step(act, stream, now, transform, memory, run)
+                made = step(act, observations, chance, stream, transform, memory, run)
+                observations = made.observations
                 run.record_episodes(stream.about_step, made.episodes)
                 run.lap("replay")
             for number in gradient_steps(stream.steps, args):
-                batch = draw(memory, transform, args)
+                batch = draw(args.batch_size, args.n_step, args.gamma, transform.normalize)
                 run.lap("replay")
                 stats.append(train(agent, target, optimizer, methods, batch, args, compiled_loss).clone())
                 methods.between_steps(batch)
@@ -377,12 +342,11 @@ def main(args: Args) -> dict[str, Any]:
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
         added = memory.newest(args.log_every // args.num_envs)
-        observed = {"observations": now.observations.float()} | added
+        observed = {"observations": observations.float()} | added
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite) as metrics:
+        statistics = (dict(zip(STATS, losses.mean(0))) if stats else {}) | transform.statistics()
+        with run.end_update(finite, statistics) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
-            metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
-            metrics |= transform.metrics()
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(memory.latest(args.probes.samples))

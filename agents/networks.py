@@ -202,6 +202,20 @@ def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
     return orthogonal(nn.Linear(network.hidden[-1], outputs), gain)
 
 
+class Dueling(nn.Module):
+    """Dueling head (Wang et al., 2016): the state value plus each action's advantage over the mean."""
+
+    def __init__(self, network: NetworkConfig, actions: int) -> None:
+        super().__init__()
+        self.value = head(network, 1, gain=1.0)
+        self.advantage = head(network, actions, gain=1.0)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, D) -> action values (B, A)."""
+        advantages = self.advantage(features)
+        return self.value(features) + advantages - advantages.mean(1, keepdim=True)
+
+
 def orthogonal(layer: Layer, gain: float) -> Layer:
     """Initialize a layer's weight orthogonal, with all singular values ``gain``, and its bias to zero."""
     nn.init.orthogonal_(layer.weight, gain)

@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import dataclasses
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -241,13 +241,9 @@ def loss_of(agent: ActorCritic, batch: Batch, args: Args) -> tuple[Tensor, Tenso
 
 
 def update(
-    agent: ActorCritic,
-    optimizer: Optimizer,
-    methods: Methods,
-    batch: Batch,
-    args: Args,
+    agent: ActorCritic, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args,
     loss_of: Callable[..., tuple[Tensor, Tensor]] = loss_of,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """One gradient step on a minibatch; returns its statistics, those of `STATS`, (6,)."""
     loss, stats = loss_of(agent, batch, args)
     optimizer.zero_grad()
@@ -259,36 +255,41 @@ def update(
     return torch.cat((stats, grad_norm[None]))
 
 
-class Policy(NamedTuple):
-    """The functions of an agent that a rollout needs."""
+def act(agent: ActorCritic, rollout: Rollout) -> Tensor:
+    """Actions in every sub-environment, (N,), which are added to the rollout."""
+    with without_gradients():
+        actions, log_probs, values = agent.act(rollout.observation)
+    rollout.add(actions=actions, log_probs=log_probs, values=values)
+    return actions
 
-    act: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]
-    value: Callable[[Tensor], Tensor]
+
+def observe(agent: ActorCritic, step: Step, transform: RewardTransform, rollout: Rollout) -> None:
+    """Add what followed these actions to the rollout."""
+    done = step.terminated | step.truncated
+    rewards = transform.observe(step.rewards, done)
+    rollout.add(rewards=rewards, done=done, final_values=final_values(agent, step))
+    rollout.advance(step.observations)
 
 
 def rollout_step(
-    policy: Policy, stream: Stream, transform: RewardTransform, rollout: Rollout, run: Run
-) -> Step:
+    agent: ActorCritic, stream: Stream, transform: RewardTransform, rollout: Rollout, run: Run,
+    act: Callable[..., Tensor] = act, observe: Callable[..., None] = observe,
+) -> Step:  # fmt: skip
     """Act in every sub-environment and add the step to the rollout."""
-    with without_gradients():
-        actions, log_probs, values = policy.act(rollout.observation)
+    actions = act(agent, rollout)
     run.lap("act")
     step = stream.step_tensors(actions)
-    done = step.terminated | step.truncated
-    rollout.add(
-        step.observations, actions=actions, log_probs=log_probs, values=values, done=done,
-        rewards=transform.observe(step.rewards, done), final_values=final_values(policy, step),
-    )  # fmt: skip
+    observe(agent, step, transform, rollout)
     return step
 
 
-def final_values(policy: Policy, step: Step) -> Tensor:
+def final_values(agent: ActorCritic, step: Step) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
     final = step.final_observations
     if final is None:
         return torch.zeros_like(step.rewards)
     with without_gradients():
-        values = policy.value(final) * (step.truncated & ~step.terminated)
+        values = agent.value(final) * (step.truncated & ~step.terminated)
     if final.is_floating_point():  # an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values
@@ -303,11 +304,10 @@ def estimate_advantages(agent: ActorCritic, rollout: Rollout, transform: RewardT
     torch.add(rollout.advantages, rollout.values, out=rollout.returns)
 
 
-def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, float]:
+def average(stats: Tensor, values: Tensor, returns: Tensor) -> dict[str, Tensor]:
     """Means of the statistics of n gradient steps (n, 6), and the explained variance of the returns (B,)."""
     explained = 1 - (returns - values).var() / returns.var()
-    numbers = torch.cat((stats.mean(0), explained[None])).tolist()  # one device-to-host copy
-    return dict(zip((*STATS, "losses/explained_variance"), numbers))
+    return dict(zip((*STATS, "losses/explained_variance"), (*stats.mean(0), explained)))
 
 
 def main(args: Args) -> dict[str, Any]:
@@ -327,10 +327,10 @@ def main(args: Args) -> dict[str, Any]:
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
-        # On a GPU a whole step is captured, or only the networks where environments are on the host.
-        policy, step = Policy(agent.act, agent.value), capture(rollout_step, stream)
-        if not stream.capturable:
-            policy, step = Policy(capture(agent.act), capture(agent.value)), rollout_step
+        # On a GPU a whole step is captured, or all but the environments if they are on the host.
+        step = capture(rollout_step, stream, when=stream.capturable)
+        before = capture(act, when=not stream.capturable)
+        after = capture(observe, when=not stream.capturable, compile=False)
         estimate = capture(estimate_advantages, compile=False)
         draw = capture(select, compile=False)
         train = capture(update, optimizer, methods, compile=False)
@@ -352,13 +352,14 @@ def main(args: Args) -> dict[str, Any]:
     batch = rollout.flat()
 
     for iteration in range(run.updates_made + 1, updates + 1):
+        lr = args.lr * (1 - (iteration - 1) / updates) if args.anneal_lr else args.lr
         if args.anneal_lr:
-            set_learning_rate(optimizer, args.lr * (1 - (iteration - 1) / updates))
+            set_learning_rate(optimizer, lr)
         rollout.begin()
         for _ in range(args.num_steps):
             transform.enter(stream.task)
             stream.begin_step()
-            made = step(policy, stream, transform, rollout, run)
+            made = step(agent, stream, transform, rollout, run, before, after)
             run.record_episodes(stream.about_step, made.episodes)
             run.lap("env")
         estimate(agent, rollout, transform, args)
@@ -376,10 +377,9 @@ def main(args: Args) -> dict[str, Any]:
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
         observed |= {"final_values": rollout.final_values}
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite) as metrics:
-            metrics |= average(losses, rollout.values.flatten(), batch.returns)
-            metrics |= {"charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
-            metrics |= transform.metrics()
+        statistics = average(losses, rollout.values.flatten(), batch.returns) | transform.statistics()
+        with run.end_update(finite, statistics) as metrics:
+            metrics |= {"charts/learning_rate": lr}
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:
                 metrics |= probes.measure(batch.observations)

@@ -98,9 +98,9 @@ class RewardTransform:
         """Begin new episodes in all sub-environments, where the running ones could not be resumed."""
         self.returns.zero_()
 
-    def metrics(self) -> dict[str, float]:
-        """The scale, for TensorBoard; empty if nothing is normalized."""
-        return {"charts/reward_scale": float(self.scale)} if self.is_normalized else {}
+    def statistics(self) -> dict[str, Tensor]:
+        """The scale, (), for TensorBoard; empty if nothing is normalized."""
+        return {"charts/reward_scale": self.scale} if self.is_normalized else {}
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics and the returns of the running episodes; empty if nothing is normalized."""

@@ -194,8 +194,8 @@ def main(args: Args) -> dict[str, Any]:
 
         losses = torch.stack(stats)
         run.score(losses[:, 2].tolist(), args.batch_size)
-        with run.end_update({"losses": losses, "weights": agent}) as metrics:
-            metrics |= dict(zip(STATS[:2], losses.mean(0).tolist()))
+        statistics = dict(zip(STATS[:2], losses.mean(0)))
+        with run.end_update({"losses": losses, "weights": agent}, statistics) as metrics:
             metrics["charts/learning_rate"] = float(optimizer.param_groups[0]["lr"])
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if task_ends:

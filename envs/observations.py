@@ -23,6 +23,7 @@ from gymnasium.spaces import Box
 from torch import Tensor
 
 from neoteny.envs.normalizer import Normalizer
+from neoteny.envs.transfer import to_device
 
 Kind = Literal["codes", "pictures", "planes", "vectors"]
 Channels = Literal["first", "last"]
@@ -185,7 +186,7 @@ class Preprocessing:
         """Preprocess observations (B, ...) of a task; with ``learn`` the normalizer is updated first."""
         if self.normalizer is None and not self.tasks:
             return observations
-        seen = observations.to(self.device)
+        seen = to_device(observations, self.device)
         if self.normalizer is not None:
             if learn:
                 self.normalizer.update(seen)

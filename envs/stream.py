@@ -26,6 +26,7 @@ from neoteny.envs.engine import Engine, EngineConfig, UncoveredError, choose_eng
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskEnv, TaskFunction, agent_actions, is_shipped, make_task_env
+from neoteny.envs.transfer import to_device
 
 
 class Step(NamedTuple):
@@ -111,7 +112,7 @@ class Stream(VectorEnv):
         self.make_task = task
         self.schedule = dataclasses.replace(schedule, seed=seed)
         self.num_envs = num_envs
-        self.device = device
+        self.device = None if device is None else torch.device(device)
         self.names = names
         self.metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}
         self.steps = self._entered = 0
@@ -288,9 +289,6 @@ class Stream(VectorEnv):
         """
         return self._entered if self.capturable and not self._switching else None
 
-    def count_replay(self) -> None:
-        """Nothing: steps are counted by :meth:`begin_step`."""
-
     def state_dict(self) -> dict[str, Any]:
         """The state of the stream: numbers, strings, arrays and tensors in dicts and lists."""
         return {
@@ -433,7 +431,7 @@ class Stream(VectorEnv):
 
     def _to_agent(self, tensor: torch.Tensor) -> Any:
         """A tensor on the agent's device, or a NumPy array if ``device`` is ``None``."""
-        return tensor.numpy() if self.device is None else tensor.to(self.device)
+        return tensor.numpy() if self.device is None else to_device(tensor, self.device)
 
 
 def recurring_tasks(schedule: Schedule) -> list[int]:

@@ -180,9 +180,6 @@ class SupervisedStream:
         """What distinguishes the kernels of a minibatch: where the samples of the visit are."""
         return self._entered
 
-    def count_replay(self) -> None:
-        """Nothing: samples are counted by :meth:`epoch`."""
-
     def misfit_before(self, step: int) -> str:
         """Nothing: all tasks have the same shapes."""
         return ""

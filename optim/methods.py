@@ -207,9 +207,6 @@ class Methods:
         """What distinguishes the kernels of the next gradient step: the structure of the network."""
         return self.learner.structures
 
-    def count_replay(self) -> None:
-        """Nothing: gradient steps are counted by :meth:`between_steps`."""
-
     def between_steps(self, batch: Any) -> None:
         """Count a gradient step, and call `on` of the methods that are due."""
         self.steps += 1

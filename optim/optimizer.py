@@ -67,9 +67,6 @@ class CheckedOptimizer(Optimizer):
         """What distinguishes the kernels of the next step from those of others, see `runners.capture`."""
         return options(self)
 
-    def count_replay(self) -> None:
-        """Count on the host a step whose kernels are replayed."""
-
     def _accept(self, group: dict[str, Any]) -> None:
         """Raise ValueError if a new group is invalid, else complete its options."""
         raise NotImplementedError

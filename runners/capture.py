@@ -5,8 +5,8 @@ tensors*, such as an agent's rollout step or gradient step, reads and writes the
 never reads a value from the device and never branches on one. Its kernels are then the same at each call:
 they are recorded once, as a CUDA graph, and replayed with a single launch.
 
-What such a function does on the host, such as counting steps, is not part of the graph. It belongs to a
-:class:`Counted` object, which says beforehand which kernels the next call needs, and counts at each replay.
+What such a function does on the host is not part of the graph. The objects that it belongs to are named when
+the function is captured: they say which kernels the next call needs, or count each replay.
 """
 
 from __future__ import annotations
@@ -41,14 +41,19 @@ FORMS = 64
 
 
 @runtime_checkable
-class Counted(Protocol):
-    """An object that a captured function changes on the host, too."""
+class Varying(Protocol):
+    """An object whose state on the host decides which kernels a captured function launches."""
 
     def variant(self) -> Hashable:
         """What distinguishes the kernels of the next call; ``None`` if that must not be captured."""
 
+
+@runtime_checkable
+class Counting(Protocol):
+    """An object that counts the calls of a captured function on the host."""
+
     def count_replay(self) -> None:
-        """Do on the host what the next call would do there, if it is replayed or compiled."""
+        """Count a call that is replayed or compiled, in which nothing is counted."""
 
 
 class CaptureError(RuntimeError):
@@ -71,7 +76,13 @@ class Capture:
         if compile:
             torch._dynamo.config.recompile_limit = FORMS
 
-    def __call__(self, function: Function, *counted: Counted | Optimizer, compile: bool = True) -> Function:
+    def __call__(
+        self,
+        function: Function,
+        *parts: Varying | Counting | Optimizer,
+        when: bool = True,
+        compile: bool = True,
+    ) -> Function:
         """A function that does the same as ``function``, but is compiled, if asked for, and captured.
 
         The first calls of each variant are ordinary ones, the next is recorded, and later ones replay it.
@@ -81,20 +92,24 @@ class Capture:
 
         Args:
             function: of static tensors, see above.
-            counted: objects that it changes on the host, too.
+            parts: objects that it reads or changes on the host.
+            when: if false, the function is returned as it is.
             compile: whether it may be compiled.
 
         Raises:
             ValueError: an optimizer may count its steps on the host.
         """
-        if self.new_graph is None and not (self.compile and compile):
+        if not when or (self.new_graph is None and not (self.compile and compile)):
             return function
-        for part in counted:
-            if self.new_graph and isinstance(part, Optimizer) and not isinstance(part, Counted):
-                _check_capturable(part)
-        parts = [part if isinstance(part, Counted) else Options(part) for part in counted]
+        varying = [part for part in parts if isinstance(part, Varying)]
+        for part in parts:
+            if isinstance(part, Optimizer) and not isinstance(part, Varying):
+                if self.new_graph:
+                    _check_capturable(part)
+                varying.append(Options(part))
+        counting = [part for part in parts if isinstance(part, Counting)]
         fast: Any = self.compiled(function) if compile else function
-        return Captured(function, fast, parts, self.new_graph)  # type: ignore[return-value]
+        return Captured(function, fast, varying, counting, self.new_graph)  # type: ignore[return-value]
 
     def compiled(self, function: Function) -> Function:
         """The function, compiled if that was asked for."""
@@ -111,11 +126,8 @@ class Options:
         self.optimizer = optimizer
 
     def variant(self) -> Hashable:
-        """As in :class:`Counted`."""
+        """As in :class:`Varying`."""
         return options(self.optimizer)
-
-    def count_replay(self) -> None:
-        """Nothing is counted."""
 
 
 def _check_capturable(optimizer: Optimizer) -> None:
@@ -141,10 +153,12 @@ class Captured:
         self,
         function: Callable[..., Any],
         compiled: Callable[..., Any],
-        counted: Sequence[Counted],
+        varying: Sequence[Varying],
+        counting: Sequence[Counting],
         new_graph: Callable[[], CudaGraph] | None,
     ) -> None:
-        self.function, self.compiled, self.counted, self.new_graph = function, compiled, counted, new_graph
+        self.function, self.compiled, self.new_graph = function, compiled, new_graph
+        self.varying, self.counting = varying, counting
         self.name = getattr(function, "__qualname__", type(function).__name__)
         self.calls: dict[Hashable, RecordedCall] = {}
         self.guarded: dict[Hashable, int] = {}
@@ -153,10 +167,10 @@ class Captured:
         """Call the function, or replay it."""
         if Captured.running:
             return self.function(*args)
-        variant = tuple(part.variant() for part in self.counted)
+        variant = tuple(part.variant() for part in self.varying)
         if None in variant:
             return self.function(*args)
-        shapes = tuple((arg.shape, arg.dtype) for arg in args if isinstance(arg, Tensor))
+        shapes = tuple([_shape(arg) for arg in args if isinstance(arg, Tensor | tuple)])
         Captured.running = True
         try:
             if self.compiled is not self.function:
@@ -176,7 +190,7 @@ class Captured:
             Captured.running = False
 
     def _count(self) -> None:
-        for part in self.counted:
+        for part in self.counting:
             part.count_replay()
 
     def _call_compiled(self, variant: Hashable, args: Sequence[Any]) -> Any:
@@ -221,12 +235,20 @@ class RecordedCall:
         self.is_recorded = True
 
 
+def _shape(given: Tensor | tuple[Any, ...]) -> Hashable:
+    """Shape and type of a tensor; which fields of a tuple are not there."""
+    if isinstance(given, Tensor):
+        return given.shape, given.dtype
+    return tuple([field is None for field in given])
+
+
 def _copy(recorded: Any, given: Any) -> None:
     """Copy a tensor, or a tuple of tensors, to where it is read."""
     if isinstance(given, Tensor):
         recorded.copy_(given)
-    elif isinstance(given, tuple) and all(isinstance(field, Tensor) for field in given):
-        torch._foreach_copy_(recorded, given)
+    elif isinstance(given, tuple) and all(isinstance(field, Tensor | None) for field in given):
+        there = [(into, field) for into, field in zip(recorded, given) if field is not None]
+        torch._foreach_copy_([into for into, _ in there], [field for _, field in there])
     elif recorded != given:
         raise CaptureError(f"was captured with another {type(given).__name__} than it is called with")
 

@@ -19,7 +19,7 @@ import errno
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
+
+from neoteny.envs.transfer import to_device
 
 # Two checkpoints are kept. Slack for two intervals lets both be restored, the older one if the newest is
 # damaged. With three this holds even if a checkpoint between them could not be written, and the newest can be
@@ -205,12 +207,8 @@ class ReplayMemory:
         if not torch.compiler.is_compiling():
             self.count_replay()
 
-    def variant(self) -> int | None:
-        """What distinguishes the kernels of the next :meth:`add`; ``None`` if it writes to files."""
-        return None if self.folder else 0
-
     def count_replay(self) -> None:
-        """Count a step that was added."""
+        """Count a step that was added, see :mod:`neoteny.runners.capture`."""
         self.added += 1
 
     def cut(self) -> None:
@@ -222,10 +220,22 @@ class ReplayMemory:
         self.age.zero_()
         self._pending += 1
 
-    def sample(self, batch: int, n_step: int = 1, gamma: float = 0.99) -> Batch:
+    def sample(
+        self,
+        batch: int,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        normalize: Callable[[Tensor], Tensor] | None = None,
+    ) -> Batch:
         """Transitions of up to ``n_step`` steps, drawn uniformly and with replacement.
 
         Uses PyTorch's global random generator, whose state is in each checkpoint.
+
+        Args:
+            batch: number of transitions, B.
+            n_step: most steps of a transition.
+            gamma: discount factor.
+            normalize: applied to the returns, (B,), if given.
 
         Raises:
             RuntimeError: there are fewer than ``n_step`` steps per environment.
@@ -236,7 +246,8 @@ class ReplayMemory:
         oldest, end = self.bounds(n_step)
         envs = torch.randint(self.num_envs, (batch,), device=self.device)
         share = torch.rand(batch, dtype=torch.float64, device=self.device)
-        return self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
+        drawn = self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
+        return drawn if normalize is None else drawn._replace(returns=normalize(drawn.returns))
 
     def bounds(self, n_step: int = 1) -> tuple[Tensor, Tensor]:
         """First sampled place of each environment, and one past the last, (N,) each."""
@@ -263,7 +274,7 @@ class ReplayMemory:
             self._observations(envs, places + steps, ages + steps),
             (ends[:, 0] != NO_STEP).float(),
         )
-        return Batch(*map(self._to_agent, batch))
+        return Batch(*(to_device(field, self.agent_device) for field in batch))
 
     def latest(self, count: int) -> Tensor:
         """About ``count`` observations, the latest of each environment, or all if there are fewer."""
@@ -391,11 +402,6 @@ class ReplayMemory:
         frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
         began = (back <= ages[:, None]).view(*frames.shape[:2], *(1,) * (frames.dim() - 2))
         return frames.mul_(began).view(kind)  # zeros before the episode's first frame
-
-    def _to_agent(self, tensor: Tensor) -> Tensor:
-        if self.agent_device.type == "cuda" and self.device.type == "cpu":
-            tensor = tensor.pin_memory()  # copied asynchronously
-        return tensor.to(self.agent_device, non_blocking=True)
 
 
 def _stored(kind: torch.dtype) -> torch.dtype:

@@ -58,12 +58,15 @@ class Rollout(NamedTuple):
         """The observations before the current step, (N, ...)."""
         return self.observations.index_select(0, self.t)[0]
 
-    def add(self, observation: Tensor, **fields: Tensor) -> None:
-        """Store the current step, (N, ...), and the observations after it."""
+    def add(self, **fields: Tensor) -> None:
+        """Store fields of the current step, (N, ...)."""
         for name, value in fields.items():
             getattr(self, name).index_copy_(0, self.t, value[None].to(getattr(self, name).dtype))
+
+    def advance(self, observation: Tensor) -> None:
+        """End the current step with the observations after it, (N, ...)."""
         self.t.add_(1)
-        self.observations.index_copy_(0, self.t, observation[None].to(self.observations.dtype))
+        self.add(observations=observation)
 
     def flat(self) -> Batch:
         """All transitions as a batch of T * N, in the memory of the rollout."""

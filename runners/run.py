@@ -9,7 +9,7 @@ import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -19,10 +19,11 @@ from torch.utils.tensorboard.summary import text
 from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
+from neoteny.envs.transfer import to_host
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, shown
 from neoteny.runners.disk.checkpoint import save_checkpoint
-from neoteny.runners.disk.crash import named_tensors, not_finite, save_crash
+from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
@@ -110,6 +111,7 @@ class Run:
         self.args, self.stream, self.video_every = args, stream, args.video_every
         self.total_steps, self.act = total_steps, act
         self.parts = {"stream": stream, **parts}
+        self._on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         self.identity = Identity(agent_file, args)
         self.episodes = Episodes(chart)
         self.seconds: dict[str, float] = {}
@@ -128,6 +130,7 @@ class Run:
                 initial=self._first,
                 unit="step",
                 unit_scale=True,
+                mininterval=1.0,  # seconds; a line takes as long to draw as an update to log
                 desc=name,
                 file=tolerant(sys.stderr),
             )
@@ -202,7 +205,7 @@ class Run:
 
     @contextlib.contextmanager
     def end_update(
-        self, finite: Mapping[str, Tensor | nn.Module]
+        self, finite: Mapping[str, Tensor | nn.Module], statistics: Mapping[str, Tensor] | None = None
     ) -> Iterator[dict[str, float | Sequence[float]]]:
         """End an update: log the metrics that the block fills in; evaluate, record a video and save, if due.
 
@@ -212,17 +215,18 @@ class Run:
 
         Args:
             finite: tensors and networks that must be finite, by name.
+            statistics: numbers on the device to be logged, tag -> (). They are read in one transfer, together
+                with whether values are finite.
 
         Yields:
-            An empty dict of metrics to fill in, tag -> number or vector.
+            The statistics as numbers, a dict to add other metrics to, tag -> number or vector.
 
         Raises:
             SystemExit: code 70, naming the values that are not finite; 75 after a signal; 65 if the next
                 update would meet a task with other spaces; 73 if another process has taken the run over; 74
                 if three checkpoints in a row could not be written.
         """
-        self._check_finite(finite)
-        metrics: dict[str, float | Sequence[float]] = {}
+        metrics = self._read(named_tensors(finite), statistics or {})
         yield metrics
         self.updates_made += 1
         self._log_update(metrics)
@@ -337,11 +341,16 @@ class Run:
             tell(f"{self.folder} continues, but not bit for bit: {'; '.join(new)}")
             self._write_meta()
 
-    def _check_finite(self, values: Mapping[str, Tensor | nn.Module]) -> None:
-        """End the run with a crash bundle if a tensor or network holds a NaN or an infinity."""
-        tensors = named_tensors(values)
-        if not (bad := not_finite(tensors)):
-            return
+    def _read(self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Read statistics from the device, and end the run if a tensor holds a NaN or an infinity."""
+        largest = magnitudes(tensors)
+        numbers = to_host([*largest.values(), *statistics.values()])
+        if bad := [name for name, number in zip(largest, numbers) if not math.isfinite(number)]:
+            self._end_broken(bad, tensors)
+        return dict(zip(statistics, numbers[len(largest) :]))
+
+    def _end_broken(self, bad: Sequence[str], tensors: Mapping[str, Tensor]) -> NoReturn:
+        """End the run with a crash bundle of these tensors, some of which are not finite."""
         self._check_attempt()
         try:
             crash = save_crash(self.folder, self.stream.steps, bad, tensors)
@@ -414,15 +423,14 @@ class Run:
     def _save_if_due(self) -> None:
         """Write a checkpoint if one is due or the run ends here: after a signal, or before a misfit."""
         step, every = self.stream.steps, self.args.checkpoint_every
-        on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         due = every > 0 and step // every > self._saved // every
         misfit = self._misfit()
-        if not (due or any(part.due for part in on_disk) or self.preemption.signal or misfit):
+        if not (due or any(part.due for part in self._on_disk) or self.preemption.signal or misfit):
             return
         self._check_attempt()
         self._report_inexact()
         try:
-            for part in on_disk:
+            for part in self._on_disk:
                 part.flush()
             state = self._state()
             if self.writer.failing:  # points that are still in memory would be lost on resume

@@ -76,7 +76,8 @@ class AtariConfig:
         self, task: TaskFunction, spaces: Spaces, num_envs: int, device: torch.device | str | None
     ) -> AtariEngine:
         """An engine for N sub-environments."""
-        return AtariEngine(task, spaces, num_envs, self.replay)
+        is_cuda = torch.device(device or "cpu").type == "cuda"
+        return AtariEngine(task, spaces, num_envs, self.replay, pinned=is_cuda)
 
 
 @dataclasses.dataclass
@@ -163,8 +164,9 @@ class Emulators:
 
     def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], ...]:
         """Step all emulators; returns rewards, terminated and truncated, (N,)."""
-        self.observations, *ends, _ = self.vector.step(actions.astype(np.int64, casting="same_kind"))
-        self.actions.append(actions)
+        self.vector.send(actions.astype(np.int64, casting="same_kind"))
+        self.actions.append(actions)  # while the emulators run
+        self.observations, *ends, _ = self.vector.recv()
         return tuple(ends)
 
     def state_dict(self) -> dict[str, Any]:
@@ -248,16 +250,23 @@ class AtariEngine:
         num_envs: N.
         replay: replay the games of a loaded state; else start new episodes.
         threads: number of threads that step the emulators; 0 for one per core, at most N.
+        pinned: give observations in pinned memory, from which a GPU copies them without being waited for.
     """
 
     device = torch.device("cpu")
     capturable = False
 
     def __init__(
-        self, task: TaskFunction, spaces: Spaces, num_envs: int, replay: bool = True, threads: int = 0
+        self,
+        task: TaskFunction,
+        spaces: Spaces,
+        num_envs: int,
+        replay: bool = True,
+        threads: int = 0,
+        pinned: bool = False,
     ) -> None:
         self.make_task, self.spaces, self.num_envs = task, spaces, num_envs
-        self.replay, self.threads = replay, threads
+        self.replay, self.threads, self.pinned = replay, threads, pinned
         self.games: dict[int, Emulators] = {}
         self.clear()
 
@@ -270,7 +279,8 @@ class AtariEngine:
     @property
     def observations(self) -> Tensor:
         """The latest observations, (N, ...)."""
-        return torch.from_numpy(self.game.observations.copy())
+        seen = torch.from_numpy(self.game.observations)
+        return seen.pin_memory() if self.pinned else seen.clone()
 
     def clear(self) -> None:
         """Discard all episodes and tasks, as if just constructed."""

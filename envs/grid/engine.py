@@ -180,8 +180,10 @@ class GridEngine:
         torch.where(done.view(-1, *(1,) * (first.dim() - 1)), first, self.seen, out=self.seen)
 
     def begin_step(self) -> None:
-        """Count a step; renew some of the layouts, from which later episodes start, if it is time."""
+        """Count a step; if it is time, draw a layout, or renew those from which later episodes start."""
         self.steps[self.k] += 1
+        if self.steps[self.k] % self.renew_every == 0:
+            self.pools[self.k].draw_next()  # one at a time, while a GPU is busy
         if self.steps[self.k] % (self.renew_every * TOGETHER) == 0:
             self._renew()
 
@@ -244,6 +246,6 @@ class GridEngine:
 
     def _renew(self) -> None:
         pool = self.pools[self.k]
-        slots = sorted({renewal % pool.size for renewal in pool.renew(TOGETHER)})
-        if slots:
-            self.first[slots] = self.view(pool.cells[slots], *pool.data[2:4, slots])
+        if (at := pool.renew(TOGETHER)) is not None:
+            first = self.view(pool.cells.index_select(0, at), *pool.data[2:4].index_select(1, at))
+            self.first.index_copy_(0, at, first)

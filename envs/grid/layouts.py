@@ -8,12 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.task import GridTask
 from neoteny.envs.repeatable import later, remembered, shared_state
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskFunction
+from neoteny.envs.transfer import to_device
 
 REPEATED = 16
 """Layouts that are drawn to see whether the last of them is the same when drawn first."""
@@ -41,6 +43,8 @@ class LayoutPool:
         self.task, self.seed, self.ticks = task, seed, ticks
         self.redrawn: dict[int, int] = {}
         """Seeds of the layouts that were drawn again, by number."""
+        self.next: list[tuple[np.ndarray, list[int]]] = []
+        """Layouts of the next renewals, on the host."""
         self.size = 1 if task.layout is not None else size
         # Slots are renewed in turn, so slot i holds the newest layout whose number is i modulo the size.
         drawn = [self._draw(ticks + number) for number in range(self.size)]
@@ -51,17 +55,28 @@ class LayoutPool:
         self.data = torch.as_tensor(data.T.copy(), device=device)
         """(number of the layout, steps, place, carried, data of the rules; B), int64."""
 
-    def renew(self, number: int) -> range | tuple[()]:
-        """Replace the ``number`` oldest layouts; returns the numbers of the renewals."""
+    def draw_next(self) -> None:
+        """Draw a layout of the next renewal, on the host alone."""
+        if self.task.layout is None:
+            self.next.append(self._draw(self.ticks + len(self.next) + self.size))
+
+    def renew(self, number: int) -> Tensor | None:
+        """Replace the ``number`` oldest layouts, at most all; returns their places, if there were any.
+
+        Those that :meth:`draw_next` has not drawn yet are drawn now.
+        """
         if self.task.layout is not None:
-            return ()
-        renewals = range(self.ticks, self.ticks + number)
-        for renewal in renewals:
-            row, data = self._draw(renewal + self.size)
-            self.cells[renewal % self.size] = torch.as_tensor(row, device=self.cells.device)
-            self.data[:, renewal % self.size] = torch.as_tensor(data, device=self.data.device)
-        self.ticks += number
-        return renewals
+            return None
+        while len(self.next) < number:
+            self.draw_next()
+        rows, data = (np.stack(each)[-self.size :] for each in zip(*self.next))
+        places = np.arange(self.ticks, self.ticks + number)[-self.size :] % self.size
+        self.ticks, self.next = self.ticks + number, []
+        device = self.cells.device
+        at = to_device(torch.from_numpy(places), device)
+        self.cells.index_copy_(0, at, to_device(torch.from_numpy(rows), device))
+        self.data.index_copy_(1, at, to_device(torch.from_numpy(data.T.copy()), device))
+        return at
 
     def seed_of(self, number: int) -> int:
         """The seed of layout ``number``, counted in the order of drawing."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -24,22 +24,20 @@ def named_tensors(values: Mapping[str, Tensor | nn.Module]) -> dict[str, Tensor]
     return tensors
 
 
-def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold a NaN or an infinity, with a single read from the device.
+def magnitudes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Largest magnitude in each tensor of floats, (), which is finite only if all numbers in it are.
 
     Networks compute in float32, so what is infinite there counts too.
     """
     floats = {name: each for name, each in tensors.items() if each.is_floating_point() and each.numel()}
     if not floats:
-        return []
-    # The largest values: on a GPU one launch for all tensors, where a check of each takes several.
+        return {}
+    # On a GPU one launch for all tensors, where a check of each takes several.
     largest = torch._foreach_norm([tensor.detach().float() for tensor in floats.values()], math.inf)
-    device = max((each.device for each in largest), key=lambda device: device.type == "cuda")
-    finite = torch.stack([each.to(device, non_blocking=True) for each in largest]).isfinite().tolist()
-    return [name for name, fine in zip(floats, finite) if not fine]
+    return dict(zip(floats, largest))
 
 
-def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Tensor]) -> Path:
+def save_crash(folder: Path, step: int, bad: Sequence[str], tensors: Mapping[str, Tensor]) -> Path:
     """Write the bundle with which ``scripts/replay_crash.py`` reproduces the crash; returns its folder.
 
     Args:
@@ -59,5 +57,5 @@ def save_crash(folder: Path, step: int, bad: list[str], tensors: Mapping[str, Te
     shutil.copy(folder / "args.json", crash)
     for newest in checkpoints(folder / "checkpoint")[-1:]:
         shutil.copytree(newest, crash / "checkpoint" / newest.name)
-    write_json(crash / "crash.json", {"step": step, "not_finite": bad})
+    write_json(crash / "crash.json", {"step": step, "not_finite": list(bad)})
     return crash

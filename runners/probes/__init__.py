@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods, pull_norm
 from neoteny.optim.layers import Network
 from neoteny.runners.disk.exit_codes import check_numbers
-from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, to_host, update_norms
+from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, update_norms
 from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
 from neoteny.runners.probes.plasticity import NextTask, plasticity
 
@@ -133,4 +134,4 @@ class Probes:
             others |= plasticity(
                 self.methods, some, self.new_optimizer, steps=steps, seed=seed, next_task=next_task
             )
-        return values | to_host(others)
+        return values | dict(zip(others, to_host([*others.values()])))

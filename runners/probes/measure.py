@@ -8,6 +8,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from neoteny.envs.transfer import to_host
 from neoteny.optim.layers import AllParts, Call, Layer, describe, trace, undisturbed
 from neoteny.runners.probes.jacobians import (
     ELEMENTWISE,
@@ -86,19 +87,7 @@ def measure(
         measured |= _operator_scalars(seen.values(), operators)
         if jacobian_samples:
             measured |= _jacobian_scalars(parts, hidden, inputs, jacobian_samples, operators)
-    return to_host(measured)
-
-
-def to_host(measured: Measured) -> dict[str, float | list[float]]:
-    """Copy values to the host, in one transfer."""
-    if not measured:
-        return {}
-    flat = torch.cat([value.double().reshape(-1) for value in measured.values()])
-    pieces = flat.cpu().split([value.numel() for value in measured.values()])
-    return {
-        tag: piece.tolist() if value.dim() else float(piece)
-        for (tag, value), piece in zip(measured.items(), pieces)
-    }
+    return dict(zip(measured, to_host([*measured.values()])))
 
 
 @dataclass

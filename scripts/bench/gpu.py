@@ -2,6 +2,7 @@
 
 python scripts/bench/gpu.py
 python scripts/bench/gpu.py --rows "PPO flat" --updates 20
+python scripts/bench/gpu.py --prepare          # fill the compiler's cache
 
 Each figure is the median over updates, after those that record and compile; the device is waited for at the
 end of each update. Prints a table in Markdown. JAX is compared by ``scripts/bench/jax_ppo.py``.
@@ -13,6 +14,7 @@ import contextlib
 import dataclasses
 import importlib
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import tempfile
 import time
 import unittest.mock
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -52,7 +55,7 @@ class Row:
     flags: str
     steps: int
     """Environment steps of one update."""
-    arms: tuple[str, ...] = ("no graphs", "graphs", "compiled")
+    arms: tuple[str, ...] = ("graphs", "compiled")
 
 
 def flat(num_envs: int, num_steps: int, optim: str = "adam", **more: Any) -> Row:
@@ -63,22 +66,24 @@ def flat(num_envs: int, num_steps: int, optim: str = "adam", **more: Any) -> Row
 
 
 ROWS = (
+    flat(1024, 32, arms=("no graphs", "graphs", "compiled")),
+    flat(1024, 32, "adamo", arms=("graphs",)),
+    flat(4096, 32, arms=("compiled",)),
+    flat(16384, 32, arms=("compiled",)),
     flat(16, 128),
     flat(256, 128),
-    flat(1024, 32),
-    flat(1024, 32, "adamo", arms=("no graphs", "graphs")),
-    flat(4096, 32),
-    flat(16384, 32),
     Row("PPO image, bf16, 4,096 x 32", "ppo", f"{IMAGE} --num-envs 4096 --num-steps 32 optim:adam", 131_072),
     Row("PPO cartpole-rotations, 1,024 x 32", "ppo",
         "cartpole-rotations --num-envs 1024 --num-steps 32 --stream.period 1000000000 --stream.audit off "
-        "--epochs 4 optim:adam", 32_768),
+        "--epochs 4 optim:adam", 32_768, arms=("compiled",)),
     Row("DQN flat, 64, 2 gradient steps of 32", "dqn", f"{DQN} optim:adam", 4096),
     Row("PPO Breakout, bf16, 8 x 128", "ppo", f"{ATARI} --num-envs 8 optim:adam", 1024),
     Row("PPO Breakout, bf16, 128 x 128", "ppo", f"{ATARI} --num-envs 128 optim:adam", 16_384),
 )  # fmt: skip
 
 ARMS = {"no graphs": "--no-graphs", "graphs": "", "compiled": "--compile --matmul-precision high"}
+LONGEST = 180
+"""Seconds after which a measurement is given up."""
 ON_CPU = {"no graphs": "", "graphs": "", "compiled": "--compile"}
 
 
@@ -96,11 +101,20 @@ class Args:
     """Updates before these."""
     device: str = "cuda"
     """Device of the agents."""
+    seconds: float = math.inf
+    """Time after which no further measurement begins."""
+    prepare: bool = False
+    """Only compile what is measured, all rows at once, so that the compiler's cache has it."""
     one: tuple[str, str] | None = None
     """Measure one row in one arm, and print only its steps per second."""
 
     def __post_init__(self) -> None:
         check_numbers(self, ("updates", "warm_up"), at_least=1)
+
+    @property
+    def chosen(self) -> list[Row]:
+        """The rows that were asked for."""
+        return [row for row in ROWS if not self.rows or any(part in row.name for part in self.rows)]
 
 
 def measure(row: Row, arm: str, args: Args) -> float:
@@ -132,7 +146,10 @@ def in_a_process(row: Row, arm: str, args: Args) -> str:
     """Steps per second of a row in a process of its own, or why there are none."""
     command = [sys.executable, __file__, "--one", row.name, arm, "--device", args.device]
     command += ["--updates", str(args.updates), "--warm-up", str(args.warm_up)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return f"more than {LONGEST} s"
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if "rror" in line and not line.startswith(" ")]
         return errors[-1][:200] if errors else f"exit code {done.returncode}"
@@ -147,13 +164,22 @@ def main(args: Args) -> int:
         return 0
     if args.device == "cuda" and not torch.cuda.is_available():
         stop(ExitCode.BAD_INPUT, "there is no CUDA device; --device cpu measures on the CPU")
+    if args.prepare:
+        once = dataclasses.replace(args, updates=1)
+        with ThreadPoolExecutor(len(ROWS)) as pool:
+            for row in args.chosen:
+                if "compiled" in row.arms:
+                    pool.submit(in_a_process, row, "compiled", once)
+        return 0
+    began = time.monotonic()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}; steps per second, median of {args.updates} updates\n")
     print("| | " + " | ".join(args.arms) + " |\n|" + " --- |" * (len(args.arms) + 1), flush=True)
-    for row in ROWS:
-        if args.rows and not any(part in row.name for part in args.rows):
-            continue
-        cells = [in_a_process(row, arm, args) if arm in row.arms else "" for arm in args.arms]
+    for row in args.chosen:
+        cells = []
+        for arm in args.arms:
+            late = time.monotonic() - began > args.seconds
+            cells.append("" if arm not in row.arms else "no time" if late else in_a_process(row, arm, args))
         print(f"| {row.name} | " + " | ".join(cells) + " |", flush=True)
     return 0
 

@@ -72,7 +72,7 @@ def test_rewards_may_stay_as_they_are():
     observed(transform, [[5.0]], [[False]])
     rewards = torch.tensor([7.0])
     assert transform.normalize(rewards) is rewards
-    assert transform.state_dict() == transform.metrics() == {}
+    assert transform.state_dict() == transform.statistics() == {}
     transform.load_state_dict({})  # that of a checkpoint from before rewards were normalized
 
 

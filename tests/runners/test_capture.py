@@ -273,6 +273,24 @@ def test_arguments_of_other_shapes_have_their_own_graph():
         assert call(torch.zeros(1)).shape == (1,)
 
 
+def test_a_field_that_may_be_missing_has_graphs_of_its_own():
+    made = []
+
+    def add(step):
+        made.append(step)
+        return step[0] if step[1] is None else step[0] + step[1]
+
+    call = RecordedCapture(torch.device("cpu"))(add)
+    for number in range(WARM_UP + 3):
+        assert call((torch.tensor([number]), None)).item() == number
+        assert call((torch.tensor([number]), torch.tensor([0.5]))).item() == number + 0.5
+    assert len(made) == 2 * (WARM_UP + 1)
+
+
+def test_what_shall_not_be_captured_stays_as_it_is():
+    assert RecordedCapture(torch.device("cpu"))(reads, when=False) is reads
+
+
 def test_few_graphs_are_kept():
     class Task:
         number = 0

@@ -174,6 +174,10 @@ def test_samples_are_uniform_and_reproducible():
     assert (counts - 1000).abs().max() < 5 * 1000**0.5
     torch.manual_seed(0)  # PyTorch's own random numbers, which checkpoints hold
     assert all(torch.equal(one, other) for one, other in zip(drawn, memory.sample(50_000)))
+    torch.manual_seed(0)
+    assert torch.equal(
+        memory.sample(50_000, normalize=lambda returns: returns / 2).returns, drawn.returns / 2
+    )
 
 
 def test_a_million_atari_transitions_fit(tmp_path, monkeypatch):

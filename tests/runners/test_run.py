@@ -163,6 +163,19 @@ def test_methods_are_restored_first_and_the_others_in_their_order(tmp_path):
     assert run.stream.steps == 20
 
 
+def test_statistics_are_read_together_with_whether_values_are_finite(tmp_path, monkeypatch):
+    run, read, cpu = begin(Args(runs_dir=tmp_path)), [], torch.Tensor.cpu
+    record(run, 10, {"task": 0})
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (read.append(tensor), cpu(tensor))[1])
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    statistics = {"losses/entropy": torch.tensor(0.1), "charts/reward_scale": third}
+    with run.end_update({"weights": nn.Linear(2, 2), "steps": torch.arange(3)}, statistics) as metrics:
+        assert metrics == {"losses/entropy": torch.tensor(0.1).item(), "charts/reward_scale": 1 / 3}
+    assert len(read) == 1
+    run.close()
+    assert scalars(run.folder)["losses/entropy"] == [(10, pytest.approx(0.1))]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_neither_measured_nor_saved(tmp_path, bad):
     run = begin(Args(runs_dir=tmp_path, checkpoint_every=1, video_every=1))

@@ -389,6 +389,18 @@ def test_layouts_are_renewed_and_every_environment_sees_them_all():
     assert not later & seen[0]
 
 
+def test_layouts_drawn_ahead_are_those_drawn_when_they_are_due():
+    """As a run draws them that is restored between two renewals."""
+    ahead, late = (engine(wrapped(ImgObsWrapper, "MiniGrid-FourRooms-v0"), 1, layouts=8) for _ in range(2))
+    for number in (3, 0, 16):
+        for _ in range(number):
+            ahead.pools[0].draw_next()
+        places = [envs.pools[0].renew(16) for envs in (ahead, late)]
+        assert places[0].tolist() == places[1].tolist() == list(range(8))
+        assert torch.equal(ahead.pools[0].cells, late.pools[0].cells)
+        assert torch.equal(ahead.pools[0].data, late.pools[0].data)
+
+
 def test_workers_do_not_change_the_engine_and_so_the_results():
     workers = SingleConfig(workers=1)
     with pytest.raises(ValueError, match=r"--stream\.single flags .* ignored: .* --stream\.engine grid"):

@@ -1,0 +1,28 @@
+"""Copies to the device, which are not waited for, and reads from it, which wait for all that it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; from the host to a GPU by way of pinned memory, without waiting for the GPU."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+@torch.no_grad()
+def to_host(tensors: Sequence[Tensor]) -> list[Any]:
+    """The numbers of scalars, and lists of those of vectors, with a single read from the device."""
+    if not tensors:
+        return []
+    device = max((each.device for each in tensors), key=lambda device: device.type == "cuda")
+    floats = (each if each.is_floating_point() else each.double() for each in tensors)
+    flat = torch.cat([to_device(each.reshape(-1), device) for each in floats]).cpu()
+    pieces = flat.split([each.numel() for each in tensors])
+    return [piece.tolist() if each.dim() else piece.item() for piece, each in zip(pieces, tensors)]
