@@ -401,6 +401,7 @@ def test_layouts_drawn_ahead_are_those_drawn_when_they_are_due():
         assert torch.equal(ahead.pools[0].data, late.pools[0].data)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_do_not_change_the_engine_and_so_the_results():
     workers = SingleConfig(workers=1)
     with pytest.raises(ValueError, match=r"--stream\.single flags .* ignored: .* --stream\.engine grid"):
