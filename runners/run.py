@@ -242,7 +242,7 @@ class Run:
         self._log_visit()
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
-        scores = run_scores(self.episodes.visits)
+        scores = run_scores(self.episodes.rows())
         finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(finite, self.stream.steps)
         self.writer.add(end_summary())
@@ -273,7 +273,8 @@ class Run:
         if remark:
             tell(remark)
         if state is None:
-            for summary in setup_summaries(identity.config, remark):
+            switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
+            for summary in setup_summaries(identity.config, switches, remark):
                 self.writer.add(summary)
         return state
 
