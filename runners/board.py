@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from neoteny.runners.disk.files import flatten
@@ -32,6 +34,10 @@ ISOMETRY = {
     "isometry penalty": "isometry/penalty",
     "log10 condition number of the tangent kernel": "isometry/ntk_log10_cond/.*",
 }
+OPENING = ("lr", "methods", "note", "optimizer", "seed")
+"""Columns with which the hyperparameter page opens; it has room for five."""
+
+ALL = LEARNING | PLASTICITY | ISOMETRY
 
 
 def charts(switches: bool, probes: Mapping[str, Any]) -> Charts:
@@ -60,37 +66,53 @@ def charts(switches: bool, probes: Mapping[str, Any]) -> Charts:
     }
 
 
+def is_charted(tag: str) -> bool:
+    """Whether there is a chart of a tag."""
+    return any(re.fullmatch(pattern, tag) for pattern in ALL.values())
+
+
+def pooled_tags(tag: str) -> tuple[str, str, str]:
+    """The tags of a pooled run for a tag: the mean over seeds, and the ends of its interval."""
+    return tag, f"pooled/{tag}/low", f"pooled/{tag}/high"
+
+
 def pooled_charts(tags: Container[str]) -> Charts:
-    """Charts of a pooled run for those of its tags that a run has a chart for: a line and its interval."""
-    found = {
-        title: ["Margin", [f"pooled/{tag}/{name}" for name in ("iqm", "low", "high")]]
-        for title, tag in {**LEARNING, **PLASTICITY, **ISOMETRY}.items()
-        if tag in tags
-    }
-    return {"over seeds": found}
+    """Charts of a pooled run, each a line with its interval, for those of its tags that have a chart."""
+    found = {title: ["Margin", list(pooled_tags(tag))] for title, tag in ALL.items() if tag in tags}
+    return {"over seeds, with 95 % intervals": found}
 
 
 def setup_summaries(config: Mapping[str, Any], switches: bool, remark: str) -> Iterator[Summary]:
     """Custom charts, hyperparameters and a text remark, to be logged at the start of a run."""
     yield custom_scalars(charts(switches, config["probes"]))
     # SummaryWriter.add_hparams would open a second run for these.
-    yield from hparams(hyperparameters(config), dict.fromkeys(run_scores([]), 0.0))[:2]
+    experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(run_scores([]), 0.0))
+    yield _opening_on(OPENING, experiment)
+    yield start
     yield text("setup", remark.replace("\n", "  \n"))
 
 
 def hyperparameters(config: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The flags of a run for TensorBoard's hyperparameter page; what runs are compared by comes first."""
-    flat = flatten(config)
-    first: dict[str, Any] = {
+    """The flags of a run for TensorBoard's hyperparameter page."""
+    named = {
+        **flatten(config),
         "optimizer": config["optim"]["name"],
         "methods": " ".join(sorted(config["methods"])) or "none",
-        **{name: flat[name] for name in ("lr", "seed") if name in flat},
     }
-    named = {name: value for name, value in flat.items() if name not in ("optim.name", "methods")}
+    del named["optim.name"]
     return {
-        name: value if isinstance(value, bool | int | float) else str(value)
-        for name, value in {**first, **named}.items()
+        name: value if isinstance(value, bool | int | float) else str(value) for name, value in named.items()
     }
+
+
+def _opening_on(names: Container[str], experiment: Summary) -> Summary:
+    """Let TensorBoard's hyperparameter page open on some columns: those marked as differing come first."""
+    (value,) = experiment.value
+    data = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+    for info in data.experiment.hparam_infos:
+        info.differs = info.name in names
+    value.metadata.plugin_data.content = data.SerializeToString()
+    return experiment
 
 
 def end_summary() -> Summary:

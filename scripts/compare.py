@@ -22,6 +22,7 @@ import tyro
 
 from neoteny.configs.cli import launch_script
 from neoteny.runners.args import RunArgs
+from neoteny.runners.board import is_charted
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file
 from neoteny.runners.disk.messages import warn
@@ -88,7 +89,7 @@ def read_groups(args: Compare) -> dict[Group, list[Result]]:
     patterns = wanted - exact
 
     def is_wanted(tag: str) -> bool:
-        return tag in exact or any(fnmatchcase(tag, pattern) for pattern in patterns)
+        return tag in exact or is_charted(tag) or any(fnmatchcase(tag, pattern) for pattern in patterns)
 
     groups: dict[Group, list[Result]] = {}
     for result in read_results(args.folders, is_wanted, lambda sentence: warn(f"warning: {sentence}")):

@@ -82,13 +82,14 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
 def panels_of(arms: Sequence[Arm], isometry: bool = False) -> dict[str, dict[str, Points]]:
     """The panels of a figure: title -> arm -> x (X,), and the curves of its seeds (S, X)."""
     panels = {}
-    tags = {"charts/episodic_return": "return", **ISOMETRY} if isometry else {**RETURNS, **DIAGNOSTICS}
-    for tag, label in tags.items():
+    first = {"charts/episodic_return": "return"} if isometry else RETURNS
+    for tag, label in first.items():
         panels[label] = {arm.name: found for arm in arms if (found := curves(arm.results, tag))}
-    if not isometry:
-        for kind, label in GAPS.items():
-            panels[label] = {arm.name: found for arm in arms if (found := _gaps(arm, kind))}
-    return {label: arms_of for label, arms_of in panels.items() if arms_of}
+    for kind, label in ({} if isometry else GAPS).items():
+        panels[label] = {arm.name: found for arm in arms if (found := _gaps(arm, kind))}
+    for tag, label in (ISOMETRY if isometry else DIAGNOSTICS).items():
+        panels[label] = {arm.name: found for arm in arms if (found := curves(arm.results, tag))}
+    return {label: panel for label, panel in panels.items() if panel}
 
 
 def _gaps(arm: Arm, kind: str) -> Points | None:
