@@ -27,7 +27,7 @@ def iqm(values: Array, axis: int = -1) -> Array:
     ordered = np.sort(values, axis)
     edges = np.arange(values.shape[axis] + 1) / values.shape[axis]
     weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return np.tensordot(ordered, weights / weights.sum(), (axis, 0))
+    return np.tensordot(ordered, weights, (axis, 0)) / weights.sum()
 
 
 def bootstrap(strata: Sequence[Array], statistic: Callable[[Array], Array], draws: int = DRAWS) -> Array:
