@@ -32,7 +32,7 @@ ISOMETRY = {
     "log10 condition number, worst hidden layer": "isometry/log10_cond/max",
     "largest singular value, hidden layers": "isometry/sigma_max/max",
     "isometry penalty": "isometry/penalty",
-    "log10 condition number of the tangent kernel": "isometry/ntk_log10_cond/.*",
+    "participation rank of the tangent kernel": "isometry/ntk_participation_rank/.*",
 }
 OPENING = ("lr", "methods", "note", "optimizer", "seed")
 """Columns with which the hyperparameter page opens; it has room for five."""

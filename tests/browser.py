@@ -20,7 +20,7 @@ class Page:
         self._receive, give = os.pipe()
         flags = [*FLAGS, f"--user-data-dir={folder}", f"--window-size={width},{height}"]
         # Chromium reads commands from descriptor 3 and writes answers to 4.
-        command = ["sh", "-c", f'exec "$@" 3<&{take} 4>&{give}', "sh", CHROMIUM, *flags, "about:blank"]
+        command = ["bash", "-c", f'exec "$@" 3<&{take} 4>&{give}', "bash", CHROMIUM, *flags, "about:blank"]
         null = subprocess.DEVNULL
         self._process = subprocess.Popen(command, pass_fds=(take, give), stdout=null, stderr=null)
         os.close(take)
