@@ -44,6 +44,7 @@ from neoteny.scripts.comparison_tables import (
 
 with bad_input():  # the extra "analysis"
     import matplotlib  # noqa: F401
+    import scipy.special  # noqa: F401
 
 ARM = ("optim.", "methods.", "note.", "seed.")
 """Flags that are always compared."""

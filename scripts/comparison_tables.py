@@ -8,12 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from neoteny.runners.disk.exit_codes import bad_input
 from neoteny.runners.intervals import Array, improvement, iqm_interval, mean_interval, seeds_for
 from neoteny.runners.results import Points, Result, average
-
-with bad_input():  # the extra "analysis"
-    import scipy.special  # noqa: F401
 
 # Column -> the score that it shows.
 RETURNS = {

@@ -23,13 +23,16 @@ import numpy as np
 
 from neoteny.configs.cli import FOR_IDS, cli, launch_script, override
 from neoteny.runners.disk.events import read_points
-from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, check_numbers, stop
 from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.intervals import iqm, iqm_interval
 from neoteny.runners.results import Points, over_time
 from neoteny.runners.scores import early_and_late
 from neoteny.runners.sweep import run_all, usable_cores
 from neoteny.scripts.comparison_tables import markdown, plus_minus
+
+with bad_input():  # the extra "analysis"
+    import scipy.special  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 BINS = 20  # parts of a run over which returns are averaged; the last two are its late return
