@@ -46,6 +46,8 @@ class Result:
     points: dict[str, Points]
     fresh: dict[str, dict[int, Row]]
     """Kind of reference (``base``, ``own``) -> task -> the visit of a fresh agent."""
+    evaluated: dict[str, float] = dataclasses.field(default_factory=dict)
+    """Scores of a finished run that its visits do not tell, such as ``score/forgetting``."""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -61,7 +63,7 @@ class Result:
     @functools.cached_property
     def scores(self) -> dict[str, float]:
         """The ``score/`` tags of its visits, also those against fresh agents; without those not measured."""
-        scores = {**run_scores(self.visits), **stage_scores(self.visits)}
+        scores = {**self.evaluated, **run_scores(self.visits), **stage_scores(self.visits)}
         for kind, fresh in self.fresh.items():
             for tag, value in reference_scores(self.visits, fresh).items():
                 scores[f"{tag}/{kind}"] = value
@@ -76,7 +78,7 @@ class Result:
             for tag, (steps, values) in self.points.items()
             if (keep := steps < number if tag.startswith("task/") else steps <= end).any()
         }
-        return dataclasses.replace(self, visits=visits, points=points)
+        return dataclasses.replace(self, visits=visits, points=points, evaluated={})
 
 
 def find_runs(folders: Sequence[Path], report: Callable[[str], object]) -> list[Path]:
@@ -136,7 +138,8 @@ def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], o
         for tag, row in found.items()
         if isinstance(row[0][1], float)
     }
-    visits = _json(folder / "summary.json")["visits"] if finished else _ended_visits(folder, points)
+    summary = _json(folder / "summary.json") if finished else {}
+    visits = summary["visits"] if finished else _ended_visits(folder, points)
     last = points[PROGRESS][0][-1] if PROGRESS in points else 0
     return Result(
         folder,
@@ -146,6 +149,7 @@ def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], o
         visits,
         {tag: row for tag, row in points.items() if wanted(tag)},
         _fresh(folder, report),
+        {tag: value for tag, value in summary.items() if tag.startswith("score/") and value is not None},
     )
 
 

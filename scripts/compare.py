@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import tyro
 
-from neoteny.configs.cli import launch_script
+from neoteny.configs.cli import launch_script, script_args
 from neoteny.runners.args import RunArgs
 from neoteny.runners.board import is_charted
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
@@ -264,6 +264,11 @@ def main(args: Compare) -> int:
     replace_file(out.with_name(f"{out.name}.csv"), as_csv(rows))
     print(f"\nwritten: {out}.md, .csv, and the figures .png and .svg")
     return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Compare with the words of a command line; returns the exit code."""
+    return main(script_args(Compare, words))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import numpy as np
 
 from neoteny.runners.intervals import Array, improvement, iqm_interval, mean_interval, seeds_for
 from neoteny.runners.results import Points, Result, average
+from neoteny.runners.scores import area_per_task
 
 # Column -> the score that it shows.
 RETURNS = {
@@ -20,6 +21,9 @@ RETURNS = {
     "slope per visit": "score/slope",
     "recovered": "score/recovered",
     "recovery steps": "score/recovery_steps",
+    "average performance": "score/average_performance",
+    "forgetting": "score/forgetting",
+    "zero-shot transfer": "score/zero_shot_transfer",
 }
 FRESH = {
     "gap at end, {}": "score/plasticity_gap_at_end/{}",
@@ -54,6 +58,8 @@ ISOMETRY = {
     "plasticity lost": "plasticity/lost",
 }
 SPECTRUM = ("sigma max", "mean squared sigma", "sigma min")
+
+MOST_TASKS = 6  # with more tasks there is no table with a column for each
 
 HELD = 1.5
 """A measure is held if it always stayed within this factor of its first value."""
@@ -94,6 +100,11 @@ def score_tables(arms: Sequence[Arm]) -> Iterator[str]:
     """Interquartile means of scores with their intervals; returns, then the scores against fresh agents."""
     yield "Interquartile means over seeds with 95 % bootstrap intervals:"
     yield table(arms, {name: _iqm_cell(tag) for name, tag in RETURNS.items()})
+    visited = [area_per_task(result.visits) for arm in arms for result in arm.results]
+    tasks = sorted({task for areas in visited for task in areas})
+    if 1 < len(tasks) <= MOST_TASKS:
+        yield "The same for the return over all visits to each task:"
+        yield table(arms, {f"task {task}": _area_cell(task) for task in tasks})
     kinds = [kind for kind in KINDS if any(kind in run.fresh for arm in arms for run in arm.results)]
     for kind in kinds:
         columns = {name.format(kind): _iqm_cell(tag.format(kind)) for name, tag in FRESH.items()}
@@ -117,16 +128,24 @@ def table(arms: Sequence[Arm], columns: Mapping[str, Callable[[Arm], str]]) -> s
 
 
 def _iqm_cell(tag: str) -> Callable[[Arm], str]:
+    return lambda arm: _with_interval(list(arm.scores(tag).values()), len(arm.results))
+
+
+def _area_cell(task: int) -> Callable[[Arm], str]:
     def cell(arm: Arm) -> str:
-        values = np.array(list(arm.scores(tag).values()))
-        if not len(values):
-            return "-"
-        middle, low, high = iqm_interval(values)
-        missing = len(arm.results) - len(values)
-        only = f", {len(values)} seeds" if missing else ""
-        return f"{middle:.4g}" if len(values) == 1 else f"{middle:.4g} ({low:.4g} to {high:.4g}{only})"
+        areas = [area_per_task(result.visits).get(task, math.nan) for result in arm.results]
+        return _with_interval([area for area in areas if not math.isnan(area)], len(arm.results))
 
     return cell
+
+
+def _with_interval(values: Sequence[float], seeds: int) -> str:
+    """Interquartile mean and interval of a score, with the number of values if some seeds have none."""
+    if not values:
+        return "-"
+    middle, low, high = iqm_interval(np.array(values))
+    only = "" if len(values) == seeds else f", {len(values)} seeds"
+    return f"{middle:.4g}" if len(values) == 1 else f"{middle:.4g} ({low:.4g} to {high:.4g}{only})"
 
 
 def _last_cell(tag: str) -> Callable[[Arm], str]:
