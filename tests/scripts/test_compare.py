@@ -113,6 +113,19 @@ def test_returns_by_hand(tmp_path, capsys):
     assert (tmp_path / "comparison.svg").stat().st_size > 10_000
 
 
+def test_scores_of_evaluations_and_of_each_task(tmp_path, capsys):
+    path = run(tmp_path, "adam", 1, [1.0, 2.0, 4.0])
+    summary = json.loads((path / "summary.json").read_text())
+    summary["visits"][2]["task"] = 0
+    summary |= {"score/forgetting": 0.25, "score/return_auc": 99.0, "score/recovered": None}
+    (path / "summary.json").write_text(json.dumps(summary))
+    tables = [cells(part) for part in text(capsys, tmp_path).split("\n\n") if part.startswith("| arm")]
+    returns = dict(zip(tables[0]["arm"], tables[0]["adam"]))
+    assert returns["forgetting"] == "0.25"
+    assert returns["mean return"] == "2.333"  # from the visits
+    assert tables[1] == {"arm": ["seeds", "task 0", "task 1"], "adam": ["1", "2.5", "2"], **tables[1]}
+
+
 def test_the_gap_to_fresh_agents_is_named_and_never_an_arm(tmp_path, capsys):
     for seed in (1, 2):
         path = run(tmp_path, "adamo", seed, [4.0, 5.0, 6.0])
