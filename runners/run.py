@@ -243,8 +243,8 @@ class Run:
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
         scores = run_scores(self.episodes.rows())
-        finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
-        self.writer.metrics(finite, self.stream.steps)
+        scores = {tag: score for tag, score in scores.items() if math.isfinite(score)}
+        self.writer.metrics(scores, self.stream.steps)
         self.writer.add(end_summary())
         if self.args.probes.pictures:
             self._draw()

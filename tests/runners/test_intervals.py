@@ -29,6 +29,7 @@ def test_the_interquartile_mean_by_hand():
     assert iqm(np.array([7.0])) == 7.0
 
 
+@settings(deadline=None)
 @given(SCORES)
 def test_the_interquartile_mean_is_a_trimmed_mean_of_copies(values):
     """Four copies of each value make the quarters whole, where the field's trimmed mean needs no shares."""
@@ -91,7 +92,7 @@ def test_the_interval_of_a_mean_by_hand():
     assert mean_interval(np.array([math.inf, 1.0]))[0] == math.inf
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(SCORES, SCORES)
 def test_the_probability_of_improvement_is_that_of_mann_and_whitney(ours, theirs):
     found, low, high = improvement([np.array(ours, float)], [np.array(theirs, float)])

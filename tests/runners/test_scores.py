@@ -3,7 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neoteny.runners.episodes import Episodes
@@ -146,6 +146,7 @@ def test_the_slope_of_recurring_tasks_compares_each_with_itself():
 TIMED = st.lists(st.tuples(st.integers(0, 9), st.integers(-9, 9) | st.none(), st.integers(0, 2)), max_size=9)
 
 
+@settings(deadline=None)
 @given(TIMED)
 def test_the_slope_is_the_median_over_pairs_of_a_group(points):
     known = [(x, y, group) for x, y, group in points if y is not None]
@@ -190,6 +191,7 @@ def test_forward_transfer_is_divided_by_what_the_fresh_agent_lacks():
     assert forward_transfer(np.array([60.0]), np.array([40.0]), np.array([80.0])) == [0.5]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(*3 * [st.integers(0, 20)]), min_size=1, max_size=6),
     st.integers(-9, 9),
@@ -208,6 +210,7 @@ def test_forward_transfer_is_of_first_visits():
     assert reference_scores(visits, fresh)["score/forward_transfer"] == 0.5  # task 1 leaves no room
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(-9, 9) | st.none()), min_size=1, max_size=8),
     st.dictionaries(st.integers(0, 3), st.tuples(st.integers(-9, 9), st.integers(-9, 9))),
