@@ -157,7 +157,10 @@ def _last_cell(tag: str) -> Callable[[Arm], str]:
 
 
 def differences(arms: Sequence[Arm], baseline: Arm) -> Iterator[str]:
-    """Lines with the differences between each arm and the baseline, paired by seed."""
+    """Lines with the differences between each arm and the baseline, paired by seed.
+
+    An improvement is a higher return, or a smaller gap.
+    """
     shown = {
         "mean return": "score/return_auc",
         "late third": "score/late_third",
@@ -169,9 +172,9 @@ def differences(arms: Sequence[Arm], baseline: Arm) -> Iterator[str]:
             paired = paired_by_seed(ours, theirs)
             if arm is baseline or not len(paired):
                 continue
-            values = [np.array(list(scores.values())) for scores in (ours, theirs)]
+            values = [[np.array(list(scores.values()))] for scores in (ours, theirs)]
             above = f"{(paired > 0).sum()} of {len(paired)} seeds above 0"
-            better, low, high = improvement(values[:1], values[1:])
+            better, low, high = improvement(*(values if "gap" not in tag else values[::-1]))
             yield (
                 f"* {column}, {arm.name} - {baseline.name}: {plus_minus(paired)} ({above}; "
                 f"probability of improvement {better:.2f}, {low:.2f} to {high:.2f})"

@@ -138,6 +138,7 @@ def test_the_gap_to_fresh_agents_is_named_and_never_an_arm(tmp_path, capsys):
     assert "Plasticity gap: a fresh agent with Adam and no method, the same for all arms" in printed
     (header,) = re.findall(r"\| arm .*gap in area, base.*", printed)
     assert "gap in area, own" not in header
+    assert "* gap in area, base" not in printed  # a single arm
     assert re.search(r"\| adamo \| 2 +\| 2 \(2 to 2\) +\| 2 \(2 to 2\) +\| -1 ", printed)
     assert "| adam " not in printed
     (arm,) = read(tmp_path)
