@@ -24,8 +24,9 @@ from neoteny.runners.scores import Array, Row, reference_scores, run_scores, sta
 Points = tuple[Array, Array]
 """Steps (or numbers of visits) and values of a tag, (P,) each."""
 
-REFERENCES, POOLED = "references", "pooled"
-"""Folders beside the runs that hold no arms: fresh agents, and means over seeds."""
+POOLED = "pooled"
+ASIDE = {"references", "tuning", POOLED}
+"""Folders that hold no runs to compare: fresh agents, trials of hyper-parameters, means over seeds."""
 
 VISIT = ("return_at_end", "return_auc", "recovery_steps", "recovered")  # tags task/<name> of a visit
 PROGRESS = "charts/SPS"  # the tag that every update logs
@@ -82,7 +83,7 @@ class Result:
 
 
 def find_runs(folders: Sequence[Path], report: Callable[[str], object]) -> list[Path]:
-    """The folders of all runs below some folders, in order; references and pooled runs are left out.
+    """The folders of all runs below some folders, in order, without those that are no arms.
 
     Args:
         folders: to be searched, at any depth.
@@ -94,7 +95,7 @@ def find_runs(folders: Sequence[Path], report: Callable[[str], object]) -> list[
             path.parent for pattern in ("args.json", "events.out.tfevents*") for path in top.rglob(pattern)
         }
         for path in sorted(paths):
-            if {REFERENCES, POOLED}.isdisjoint(path.relative_to(top).parts):
+            if ASIDE.isdisjoint(path.relative_to(top).parts):
                 if (path / "args.json").exists():
                     found[path.resolve()] = None
                 else:

@@ -32,6 +32,7 @@ from neoteny.runners.results import POOLED, Result, read_results
 from neoteny.scripts.comparison_figures import RETURNS, draw
 from neoteny.scripts.comparison_tables import (
     DIAGNOSTICS,
+    HELD,
     ISOMETRY,
     Arm,
     differences,
@@ -131,39 +132,39 @@ def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
 def arms_of(results: Sequence[Result]) -> list[Arm]:
     """The runs of a stream and an agent, grouped by optimizer, methods, note, and whatever flags differ."""
     shown = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
-    arms: dict[str, dict[int, Result]] = {}
+    variants: dict[str, list[Result]] = {}
     for result in results:
-        variant = result.place[2]
-        alike = differing([other for other in results if other.place[2] == variant])
-        own = [name for name in alike if f"{name}.".startswith(ARM[:2])]
-        words = [f"{name}={result.flags.get(name)}" for name in (*shown, *own)]
-        arm = arms.setdefault(" ".join([variant, *words]), {})
-        if result.seed in arm:
-            warn(
-                f"warning: {result.folder} has the seed and the flags of {arm[result.seed].folder}: left out"
-            )
-        else:
-            arm[result.seed] = result
+        variants.setdefault(result.place[2], []).append(result)
+    arms: dict[str, dict[int, Result]] = {}
+    for variant, alike in variants.items():
+        own = [name for name in differing(alike) if f"{name}.".startswith(ARM[:2])]
+        for result in alike:
+            words = [f"{name}={result.flags.get(name)}" for name in (*shown, *own)]
+            arm = arms.setdefault(" ".join([variant, *words]), {})
+            if result.seed in arm:
+                warn(f"warning: {result.folder} repeats {arm[result.seed].folder}: left out")
+            arm.setdefault(result.seed, result)
     return [Arm(name, [seeds[seed] for seed in sorted(seeds)]) for name, seeds in sorted(arms.items())]
 
 
 def comparable(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
     """What is compared, and a sentence on it if some runs have not finished.
 
-    These are the finished runs, if each arm has one. Else they are all runs over the visits that all have
-    ended, since a mean over part of a stream is not one over the whole.
+    These are the finished runs, if each arm has one. Else they are all runs that have ended a visit, over the
+    visits that all of these have ended, since a mean over part of a stream is not one over the whole.
     """
-    runs = [result for arm in arms for result in arm.results]
-    if all(result.finished for result in runs):
+    if all(result.finished for arm in arms for result in arm.results):
         return list(arms), ""
     finished = [Arm(arm.name, [each for each in arm.results if each.finished]) for arm in arms]
     if all(arm.results for arm in finished):
-        return finished, "The tables below are of the finished runs."
-    visits = min(len(result.visits) for result in runs)
-    cut = [Arm(arm.name, [each.first_visits(visits) for each in arm.results]) for arm in arms]
-    if not visits:
-        return cut, "The tables below are empty until each run has ended its first visit."
-    return cut, f"The tables below are of the first {visits} visits, which all runs have ended."
+        return finished, "What follows is of the finished runs."
+    begun = [Arm(arm.name, [each for each in arm.results if each.visits]) for arm in arms]
+    begun = [arm for arm in begun if arm.results]
+    if not begun:
+        return [], "No run has ended its first visit."
+    visits = min(len(result.visits) for arm in begun for result in arm.results)
+    cut = [Arm(arm.name, [each.first_visits(visits) for each in arm.results]) for arm in begun]
+    return cut, f"What follows is of the first {visits} visits, which all these runs have ended."
 
 
 def unfinished_table(arms: Sequence[Arm]) -> str:
@@ -184,30 +185,33 @@ def _so_far(result: Result) -> list[str]:
     return ["-" if score is None else f"{score:.4g}"]
 
 
-def report(group: Group, arms: Sequence[Arm], baseline: Arm, args: Compare, note: str) -> Iterator[str]:
+def report(group: Group, arms: Sequence[Arm], baseline: str, args: Compare, note: str) -> Iterator[str]:
     """The parts of the text on a stream and an agent."""
     yield f"## {group[1].upper()} on {group[0]}"
     if note:
         yield note
+    if not arms:
+        return
     if args.rows == "isometry":
         yield isometry_table(arms)
         if lines := list(held(arms)):
-            yield "Held within a factor of 1.5 of the first measurement, throughout and on every seed:"
+            yield f"Held within a factor of {HELD} of the first measurement, throughout and on every seed:"
             yield "\n".join(lines)
     else:
         yield from score_tables(arms)
-    if lines := list(differences(arms, baseline)):
+    reference = next((arm for arm in arms if arm.name == baseline), arms[0])
+    if lines := list(differences(arms, reference)):
         yield "\n".join(lines)
     if args.stop_rule:
-        yield "\n".join(stop_rule(arms, baseline))
+        yield "\n".join(stop_rule(arms, reference))
 
 
-def baseline_of(arms: Sequence[Arm], name: str) -> Arm:
-    """The arm with which others are compared; exits with code 2 if there is none of that name."""
+def baseline_of(arms: Sequence[Arm], wanted: str) -> str:
+    """Name of the arm with which others are compared; exits with code 2 if there is none of that name."""
     names = [arm.name for arm in arms]
-    if name and name not in names:
-        stop(ExitCode.BAD_INPUT, f"there is no arm {name!r}; there are {', '.join(names)}")
-    return arms[names.index(name or "adam")] if (name or "adam") in names else arms[0]
+    if wanted and wanted not in names:
+        stop(ExitCode.BAD_INPUT, f"there is no arm {wanted!r}; there are {', '.join(names)}")
+    return wanted or ("adam" if "adam" in names else names[0])
 
 
 def rows_of(group: Group, arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
@@ -243,26 +247,29 @@ def main(args: Compare) -> int:
     groups = read_groups(args)
     check_flags(groups, args)
     arms = {group: arms_of(results) for group, results in groups.items()}
-    baselines = {group: baseline_of(arms[group], args.baseline).name for group in groups}
+    baselines = {group: baseline_of(arms[group], args.baseline) for group in groups}
     out = args.out or args.root / "comparison"
     texts, rows = ["# Comparison"], list[dict[str, Any]]()
     for group, all_arms in arms.items():
         compared, note = comparable(all_arms)
         note = "\n\n".join(filter(None, (unfinished_table(all_arms), note)))
-        parts = list(report(group, compared, baseline_of(compared, baselines[group]), args, note))
+        parts = list(report(group, compared, baselines[group], args, note))
         print("\n\n".join(["", *parts]))
-        suffix = f"-{group[0]}-{group[1]}" if len(groups) > 1 else ""
-        figure = out.with_name(out.name + suffix)
-        draw(compared, figure, f"{group[1].upper()} on {group[0]}", args.rows == "isometry")
-        texts += [*parts, f"![curves]({figure.name}.png)"]
+        texts += parts
         rows += rows_of(group, all_arms)
-        if args.pooled:
-            for arm in compared:
-                name = re.sub(r"[^\w.+=-]+", "_", arm.name)
-                write_pooled(args.root / POOLED / group[0] / group[1] / name, arm.results)
+        if compared:
+            suffix = f"-{group[0]}-{group[1]}" if len(groups) > 1 else ""
+            figure = out.with_name(out.name + suffix)
+            draw(compared, figure, f"{group[1].upper()} on {group[0]}", args.rows == "isometry")
+            print(f"\nfigure: {figure}.png and {figure}.svg")
+            texts.append(f"![curves]({figure.name}.png)")
+        for arm in compared if args.pooled else ():
+            name = re.sub(r"[^\w.+=-]+", "_", arm.name)
+            write_pooled(args.root / POOLED / group[0] / group[1] / name, arm.results)
+    out.parent.mkdir(parents=True, exist_ok=True)
     replace_file(out.with_name(f"{out.name}.md"), ("\n\n".join(texts) + "\n").encode())
     replace_file(out.with_name(f"{out.name}.csv"), as_csv(rows))
-    print(f"\nwritten: {out}.md, .csv, and the figures .png and .svg")
+    print(f"\nwritten: {out}.md and {out}.csv")
     return 0
 
 

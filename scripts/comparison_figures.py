@@ -57,7 +57,7 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
 
     panels = panels_of(arms, isometry)
     columns = 2 if len(panels) < 5 else 3
-    lines = -(-len(panels) // columns)
+    lines = max(1, -(-len(panels) // columns))
     settings: Any = {"svg.hashsalt": "neoteny", "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(settings):
         figure, axes = plt.subplots(lines, columns, figsize=(4.3 * columns, 3.1 * lines + 0.5), squeeze=False)

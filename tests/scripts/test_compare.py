@@ -185,14 +185,24 @@ def test_a_running_run_is_shown_and_compared_by_what_it_has_ended(tmp_path, caps
     run(tmp_path, "muon", 1, [3.0, 4.0], visits=4)
     printed = text(capsys, tmp_path)
     assert re.search(r"\| muon +\| 1 +\| 44% +\| 2 +\| 3.5 ", printed)
-    assert "The tables below are of the first 2 visits, which all runs have ended." in printed
+    assert "What follows is of the first 2 visits, which all these runs have ended." in printed
     assert "mean return, muon - adam: 2.00" in printed
     run(tmp_path, "muon", 2, [5.0, 6.0, 7.0, 8.0])
     run(tmp_path, "adam", 2, [5.0, 6.0, 7.0, 8.0])
     printed = text(capsys, tmp_path)  # now each arm has a finished run
-    assert "The tables below are of the finished runs." in printed
+    assert "What follows is of the finished runs." in printed
     assert re.search(r"\| muon +\| 2 +\| 100%", printed) is None
     assert "mean return, muon - adam: 0.00 (0 of 1 seeds above 0" in printed
+
+
+def test_runs_in_their_first_visit_are_listed_alone(tmp_path, capsys):
+    run(tmp_path, "adam", 1, [], visits=4)
+    assert "No run has ended its first visit." in text(capsys, tmp_path)
+    run(tmp_path, "muon", 1, [1.0], visits=4)
+    printed = text(capsys, tmp_path)
+    assert re.search(r"\| adam +\| 1 +\| 0% ", printed)
+    assert "What follows is of the first 1 visits" in printed
+    assert re.search(r"\| muon \| 1 +\| 1 ", printed)
 
 
 def test_what_is_broken_is_named_and_the_rest_is_compared(tmp_path, capsys):
