@@ -54,7 +54,9 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
 
+    colors = {arm.name: f"C{number}" for number, arm in enumerate(arms)}
     panels = panels_of(arms, isometry)
     columns = 2 if len(panels) < 5 else 3
     lines = max(1, -(-len(panels) // columns))
@@ -64,14 +66,12 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
         figure.set_layout_engine("constrained")
         for axis, (label, panel) in zip(axes.flat, panels.items()):
             axis.set_title(label, fontsize="medium")
-            _draw_panel(axis, panel, label.startswith(("return over", "plasticity gap")), _switches(arms))
+            by_visit = label.startswith(("return over", "plasticity gap"))
+            _draw_panel(axis, panel, colors, by_visit, _switches(arms))
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        if panels:
-            handles, labels = axes.flat[0].get_legend_handles_labels()
-            figure.legend(
-                handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False
-            )
+        handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(arms)), frameon=False)
         figure.suptitle(title)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(f"{path}.png", dpi=130)
@@ -109,16 +109,17 @@ def _switches(arms: Sequence[Arm]) -> list[int]:
     return list(*found) if len(found) == 1 and len(min(found)) <= SWITCHES else []
 
 
-def _draw_panel(axis: Axes, panel: dict[str, Points], by_visit: bool, switches: Sequence[int]) -> None:
+def _draw_panel(
+    axis: Axes, panel: dict[str, Points], colors: dict[str, str], by_visit: bool, switches: Sequence[int]
+) -> None:
     """Draw the curves of a panel, name of the arm -> x (X,), and seeds (S, X)."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    for number, (name, (x, seeds)) in enumerate(panel.items()):
-        color = f"C{number}"
+    for name, (x, seeds) in panel.items():
+        color, marker = colors[name], "." if len(x) < 3 else None
         seeds = np.where(np.isfinite(seeds).all(0), seeds, np.nan)
         middle, low, high = _interval(seeds)
-        marker = "." if len(x) < 3 else None
-        axis.plot(x, middle, color=color, label=name, linewidth=1.8, marker=marker, zorder=3)
+        axis.plot(x, middle, color=color, linewidth=1.8, marker=marker, zorder=3)
         if len(seeds) <= FEW_SEEDS:
             axis.plot(x, seeds.T, color=color, linewidth=0.7, alpha=0.45, zorder=2)
         else:

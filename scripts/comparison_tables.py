@@ -213,8 +213,11 @@ def stop_rule(arms: Sequence[Arm], baseline: Arm, looks: int = 6, group: int = 5
     for pair, arm in zip(pairs, [arm for arm in arms if arm is not baseline]):
         decision = test.decisions[str(pair)] if complete else "continue"
         settled = decision in words
-        verdict = f"{arm.name} is {words[decision]} {baseline.name}" if settled else "not settled yet"
-        yield f"* AdaStop after {complete * group} seeds of at most {looks * group}: {verdict}"
+        verdict = words[decision] if settled else "not yet settled beside"
+        yield (
+            f"* AdaStop after {complete * group} seeds of at most {looks * group}: "
+            f"{arm.name} is {verdict} {baseline.name}"
+        )
         paired = paired_by_seed(arm.scores(tag), baseline.scores(tag))
         if not settled and len(paired) > 1:
             seeds = seeds_for(paired)
