@@ -66,9 +66,16 @@ class Fingerprint:
 
     def changes(self, old: Fingerprint) -> str:
         """Describe in one line what a switch from ``old`` to this task changed."""
-        named = {name: (old.parameters.get(name), value) for name, value in self.parameters.items()}
-        words = [f"{name} {was} -> {now}" for name, (was, now) in named.items() if was != now]
-        return ", ".join([*words, f"rollout {old.rollout[:8]} -> {self.rollout[:8]}"])
+        words = [
+            f"{name} {old.parameters.get(name, 'absent')} -> {value}"
+            for name, value in self.parameters.items()
+            if old.parameters.get(name) != value
+        ]
+        if self.spaces != old.spaces:
+            words.append(f"spaces {old.spaces} -> {self.spaces}")
+        if self.rollout == old.rollout:
+            words.append("nothing that 256 steps show")
+        return ", ".join(words) or "observations, rewards or ends, by no parameter of the simulator"
 
 
 def fingerprint(env: gym.Env, steps: int = 256) -> Fingerprint:

@@ -252,9 +252,9 @@ class Run:
         self._log_visit()
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
-        scores = run_scores(self.episodes.visits) | self.evaluations.scores()
-        finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
-        self.writer.metrics(finite, self.stream.steps)
+        scores = run_scores(self.episodes.rows()) | self.evaluations.scores()
+        scores = {tag: score for tag, score in scores.items() if math.isfinite(score)}
+        self.writer.metrics(scores, self.stream.steps)
         self.writer.add(end_summary())
         if self.args.probes.pictures:
             self._draw()
@@ -287,7 +287,8 @@ class Run:
         self._earlier_events = state["event_files"] if state else {}
         tell(message)
         if state is None:
-            for summary in setup_summaries(identity.config, remark):
+            switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
+            for summary in setup_summaries(identity.config, switches, remark):
                 self.writer.add(summary)
         return state
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,10 @@ from numpy.typing import NDArray
 from neoteny.envs.atari.scores import human_normalized
 
 EPISODES_AT_END = 20
+
+Array = NDArray[np.float64]
+Row = Mapping[str, Any]
+"""The scores of a visit, as in ``summary.json``; what was not measured is absent, ``None`` or NaN."""
 
 
 @dataclasses.dataclass
@@ -93,37 +97,42 @@ def level_to_recover(visits: Sequence[Visit], task: int) -> float | None:
     return (same or known)[-1].return_at_end if known else None
 
 
-def early_and_late(visits: Sequence[Visit]) -> tuple[list[Visit], list[Visit]]:
+def early_and_late(visits: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Select the visits that compare the agent's performance early and late in the run.
 
     If every task was visited at least twice: the first and the last visit to each task. Otherwise the first
     and the last quarter of all visits, at least one each, which are to different tasks.
     """
-    last = {visit.task: visit for visit in visits}
-    first = {task: next(visit for visit in visits if visit.task == task) for task in last}
+    last = {visit["task"]: visit for visit in visits}
+    first = {task: next(visit for visit in visits if visit["task"] == task) for task in last}
     if visits and all(first[task] is not last[task] for task in last):
         return list(first.values()), list(last.values())
     quarter = max(1, len(visits) // 4)
     return list(visits[:quarter]), list(visits[-quarter:])
 
 
-def run_scores(visits: Sequence[Visit]) -> dict[str, float]:
-    """The ``score/`` tags of a run; NaN where no episode ended.
+def run_scores(visits: Sequence[Row]) -> dict[str, float]:
+    """The ``score/`` tags of a run; NaN where there was nothing to measure.
+
+    Args:
+        visits: their scores, as in ``summary.json``.
 
     Returns:
         ``score/return_auc`` and ``score/return_at_end``, means over all visits;
         ``score/early_return`` and ``score/late_return``, means of ``return_auc`` over :func:`early_and_late`;
         ``score/recovery_steps``, the mean over all visits that had something to recover,
-        and ``score/recovered``, the share of those that did (1 unless some are censored).
+        ``score/recovered``, the share of those that did (the rest is the rate of censoring), and
+        ``score/performance_recovery``.
     """
     early, late = early_and_late(visits)
     return {
-        "score/return_auc": _mean([visit.return_auc for visit in visits]),
-        "score/return_at_end": _mean([visit.return_at_end for visit in visits]),
-        "score/early_return": _mean([visit.return_auc for visit in early]),
-        "score/late_return": _mean([visit.return_auc for visit in late]),
-        "score/recovery_steps": _mean([visit.recovery_steps for visit in visits]),
-        "score/recovered": _mean([float(visit.recovered) for visit in visits if visit.level is not None]),
+        "score/return_auc": mean(column(visits, "return_auc")),
+        "score/return_at_end": mean(column(visits, "return_at_end")),
+        "score/early_return": mean(column(early, "return_auc")),
+        "score/late_return": mean(column(late, "return_auc")),
+        "score/recovery_steps": mean(column(visits, "recovery_steps")),
+        "score/recovered": mean(column(visits, "recovered")),
+        "score/performance_recovery": performance_recovery(visits),
     }
 
 
@@ -171,6 +180,147 @@ def evaluation_scores(returns: NDArray[np.float64], tasks: Sequence[int]) -> dic
     return scores
 
 
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+def stage_scores(visits: Sequence[Row]) -> dict[str, float]:
+    """Means of ``return_auc`` over the thirds of a run, and its slope over visits.
+
+    Where tasks differ in difficulty, the thirds of one run may differ for that reason alone: compare them
+    between runs on the same tasks, or look at the slope, which compares each task only with itself if any
+    task recurs.
+    """
+    returns = column(visits, "return_auc")
+    early, middle, late = thirds(returns)
+    return {
+        "score/early_third": early,
+        "score/middle_third": middle,
+        "score/late_third": late,
+        "score/slope": slope(visits, returns),
+    }
+
+
+def slope(visits: Sequence[Row], values: Array) -> float:
+    """How much a value (V,) changes from visit to visit: its Theil-Sen slope.
+
+    If any task recurs, only visits to the same task are compared.
+    """
+    tasks = column(visits, "task")
+    groups = tasks if len(set(tasks)) < len(tasks) else np.zeros(len(tasks))
+    return theil_sen(np.arange(len(values)), values, groups)
+
+
+def thirds(values: Array) -> tuple[float, float, float]:
+    """Means of the first, middle and last third of values (V,); NaN if there are fewer than three.
+
+    The first and the last third have equally many values.
+    """
+    if len(values) < 3:
+        return float("nan"), float("nan"), float("nan")
+    size = round(len(values) / 3)
+    return mean(values[:size]), mean(values[size:-size]), mean(values[-size:])
+
+
+def theil_sen(times: NDArray[Any], values: Array, groups: Array) -> float:
+    """Median slope over all pairs of points, all (V,), of the same group; NaN if there is no pair.
+
+    This is the estimator of Theil and Sen, with groups as the seasons of Hirsch, Slack and Smith (1982).
+    Values that are NaN are left out.
+    """
+    known = ~np.isnan(values)
+    times, values, groups = times[known], values[known], groups[known]
+    one, two = np.triu_indices(len(values), 1)
+    one, two = np.array([one, two])[:, (groups[one] == groups[two]) & (times[one] != times[two])]
+    slopes = (values[two] - values[one]) / (times[two] - times[one])
+    return float(np.median(slopes)) if len(slopes) else float("nan")
+
+
+def performance_recovery(visits: Sequence[Row]) -> float:
+    """How much faster each return to a task recovers than the one before, in steps (l2metrics).
+
+    Minus the Theil-Sen slope of the recovery times over the returns to a task, pairs of the same task only.
+    Visits that did not recover count as long as they lasted, which hides what happens beyond: see
+    ``score/recovered``. NaN if no task was returned to twice.
+    """
+    tasks = [visit["task"] for visit in visits]
+    recurrence = np.array([tasks[:i].count(task) for i, task in enumerate(tasks)], dtype=float)
+    times = np.where(recurrence > 0, column(visits, "recovery_steps"), np.nan)
+    return 0.0 - theil_sen(recurrence, times, column(visits, "task"))
+
+
+def plasticity_gap(visits: Sequence[Row], fresh: Mapping[int, Row], measure: str) -> Array:
+    """What a fresh agent reaches on the task of each visit less what the continual agent does, (V,).
+
+    Positive where plasticity was lost, or where earlier tasks are in the way (negative transfer); negative
+    where they help. It is neither clipped nor scaled. NaN without a reference, or where no episode ended.
+
+    Args:
+        visits: of the continual agent.
+        fresh: the only visit of a fresh agent that learned a task for as many steps, for each task.
+        measure: ``return_at_end`` or ``return_auc``.
+    """
+    reference = column([fresh.get(visit["task"], {}) for visit in visits], measure)
+    return reference - column(visits, measure)
+
+
+def forward_transfer(area: Array, fresh: Array, perfect: Array | float = 1.0) -> Array:
+    """Forward transfer to each task, (K,): the share of what a fresh agent lacks that is gained.
+
+    (AUC - AUC_fresh) / (perfect - AUC_fresh), as in Continual World (Wolczyk et al., 2021). The denominator
+    has the fresh agent's area, not the continual agent's. Undefined, NaN, where the fresh agent is perfect.
+
+    Args:
+        area: the continual agent's areas under the return curve in its first visits, (K,).
+        fresh: those of a fresh agent.
+        perfect: the area that counts as perfect, which is 1 where returns are shares of successes.
+    """
+    room = np.asarray(perfect - fresh, dtype=float)
+    return np.divide(area - fresh, room, out=np.full(room.shape, np.nan), where=room > 0)
+
+
+def normalized_score(value: Array, random: Array, reference: Array) -> Array:
+    """Returns (K,) on a scale from 0, a random policy, to 1, a reference; it may lie outside.
+
+    NaN where the reference is no better than the random policy.
+    """
+    span = np.asarray(reference - random, dtype=float)
+    return np.divide(value - random, span, out=np.full(span.shape, np.nan), where=span > 0)
+
+
+def reference_scores(visits: Sequence[Row], fresh: Mapping[int, Row]) -> dict[str, float]:
+    """Scores of a run against fresh agents, means over visits; those without a reference are left out.
+
+    In forward transfer, over the first visit to each task, the fresh agent's return at its end counts as
+    perfect: on the scale from a random policy to it, and on any shift of that scale, the transfer is the
+    same. Tasks on which a fresh agent does not improve are left out.
+    """
+    seen: dict[int, Row] = {}
+    for visit in visits:
+        seen.setdefault(visit["task"], visit)
+    rows = [fresh.get(task, {}) for task in seen]
+    area, final = column(rows, "return_auc"), column(rows, "return_at_end")
+    first = column(list(seen.values()), "return_auc")
+    gap_at_end, gap_auc = (plasticity_gap(visits, fresh, name) for name in ("return_at_end", "return_auc"))
+    return {
+        "score/plasticity_gap_at_end": mean(gap_at_end),
+        "score/plasticity_gap_auc": mean(gap_auc),
+        "score/plasticity_gap_slope": slope(visits, gap_auc),
+        "score/forward_transfer": mean(forward_transfer(first, area, final)),
+    }
+
+
+def area_per_task(visits: Sequence[Row]) -> dict[int, float]:
+    """Mean of ``return_auc`` over the visits to each task; NaN where no episode ended."""
+    tasks = dict.fromkeys(visit["task"] for visit in visits)
+    of_task = {task: [visit for visit in visits if visit["task"] == task] for task in tasks}
+    return {task: mean(column(rows, "return_auc")) for task, rows in of_task.items()}
+
+
+def column(visits: Sequence[Row], name: str) -> Array:
+    """A score of each visit, (V,); NaN where it was not measured."""
+    return np.array(
+        [float("nan") if (value := visit.get(name)) is None else value for visit in visits], float
+    )
+
+
+def mean(values: Array) -> float:
+    """Mean of the values that are not NaN; NaN if there is none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else float("nan")

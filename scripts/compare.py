@@ -1,189 +1,275 @@
-"""Compare optimizers over finished runs: a table, paired differences and a figure per stream and agent.
+"""Compare optimizers, methods and flags over runs: tables, paired differences, figures, TensorBoard.
 
-python scripts/compare.py runs --figure results/comparison.png
+python scripts/compare.py runs
+python scripts/compare.py runs --over lr --out results/learning-rates
+python scripts/compare.py runs --rows isometry
 """
 
 from __future__ import annotations
 
+import csv
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import importlib
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any, Literal
 
-import numpy as np
 import tyro
 
 from neoteny.configs.cli import launch_script, script_args
-from neoteny.runners.disk.events import read_points
+from neoteny.runners.args import RunArgs
+from neoteny.runners.board import is_charted
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.files import replace_file
+from neoteny.runners.disk.messages import warn
+from neoteny.runners.identity import resumable
+from neoteny.runners.pooled import write_pooled
+from neoteny.runners.results import POOLED, Result, read_results
+from neoteny.scripts.comparison_figures import RETURNS, draw
+from neoteny.scripts.comparison_tables import (
+    DIAGNOSTICS,
+    HELD,
+    ISOMETRY,
+    Arm,
+    differences,
+    held,
+    isometry_table,
+    markdown,
+    score_tables,
+    stop_rule,
+)
 
 with bad_input():  # the extra "analysis"
-    import matplotlib
-    import matplotlib.pyplot as plt
-    import pandas as pd
-    import scipy.stats
-    import seaborn as sns
-    from matplotlib.ticker import EngFormatter, MaxNLocator
+    import matplotlib  # noqa: F401
+    import scipy.special  # noqa: F401
 
-# Column -> the tag whose last value it shows.
-COLUMNS = {
-    "mean return": "score/return_auc",
-    "early return": "score/early_return",
-    "late return": "score/late_return",
-    "dormant units": "plasticity/dormant_0.025/max",
-    "dead units": "plasticity/dead/max",
-    "log10 cond": "isometry/log10_cond/max",
-    "sigma max": "isometry/sigma_max/max",
-}
-PANELS = {
-    "charts/episodic_return": "return",
-    "task/return_auc": "return over each task",
-    "plasticity/dormant_0.025/max": "dormant units (0.025), worst layer",
-    "isometry/log10_cond/max": "log10 condition number, worst hidden layer",
-}
+ARM = ("optim.", "methods.", "note.", "seed.")
+"""Flags that are always compared."""
+WATCHING = tuple(resumable(RunArgs()))
+"""Flags that change how a run is watched, kept or computed, but not what it learns."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Compare optimizers over finished runs."""
+    """Compare optimizers, methods and flags over runs."""
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders that hold runs, at any depth."""
-    figure: Path | None = None
-    """File for the figure (PNG, SVG or PDF); several streams or agents get a file each, named after them."""
+    """Folders that hold runs, finished or not, at any depth."""
+    over: tuple[str, ...] = ()
+    """Flags that are compared too, besides those of optimizers and methods, such as lr."""
+    allow_differences: bool = False
+    """Compare runs although other flags differ; runs with different flags are never averaged."""
+    baseline: str = ""
+    """Arm with which the others are compared; by default adam, or the first."""
+    rows: Literal["returns", "isometry"] = "returns"
+    """Show returns, or which part of isometry each arm kept."""
+    stop_rule: bool = False
+    """Say how many more seeds would settle the differences to the baseline."""
+    out: Path | None = None
+    """Where to write: OUT.md, OUT.csv, OUT.png, OUT.svg; by default "comparison" in the first folder."""
+    pooled: bool = True
+    """Write the means over seeds for TensorBoard, into the folder "pooled" in the first folder."""
+
+    @property
+    def root(self) -> Path:
+        """The first folder, or the folder of all runs if that is a run."""
+        first = self.folders[0].resolve()
+        return first.parents[3] if (first / "args.json").exists() else first
 
 
-def read_runs(folders: tuple[Path, ...]) -> pd.DataFrame:
-    """All scalars of all finished runs: columns stream, agent, optimizer, seed, tag, step, value."""
-    frames = []
-    for summary in sorted({path for folder in folders for path in folder.glob("**/summary.json")}):
-        stream, agent, optimizer, seed = summary.parent.parts[-4:]
-        names = {"stream": stream, "agent": agent, "optimizer": optimizer, "seed": int(seed[1:])}
-        for tag, points in read_points(summary.parent).items():
-            if isinstance(points[0][1], float):
-                frames.append(pd.DataFrame(points, columns=["step", "value"]).assign(**names, tag=tag))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+Group = tuple[str, str]  # names of a stream and an agent
 
 
-def with_tag(runs: pd.DataFrame, pattern: str) -> pd.DataFrame:
-    """The points of all tags that match a glob pattern, such as ``plasticity/dead/*`` for all layers."""
-    return runs[runs["tag"].isin([tag for tag in runs["tag"].unique() if fnmatchcase(tag, pattern)])]
+def read_groups(args: Compare) -> dict[Group, list[Result]]:
+    """The runs below the folders, by stream and agent; exits with code 2 if there are none."""
+    wanted = {*RETURNS, *DIAGNOSTICS.values(), *(ISOMETRY.values() if args.rows == "isometry" else ())}
+    exact = {tag for tag in wanted if "*" not in tag}
+    patterns = wanted - exact
+
+    def is_wanted(tag: str) -> bool:
+        return tag in exact or is_charted(tag) or any(fnmatchcase(tag, pattern) for pattern in patterns)
+
+    groups: dict[Group, list[Result]] = {}
+    for result in read_results(args.folders, is_wanted, lambda sentence: warn(f"warning: {sentence}")):
+        groups.setdefault(result.place[:2], []).append(result)
+    if not groups:
+        stop(ExitCode.BAD_INPUT, f"no run below {', '.join(map(str, args.folders)) or 'no folder'}")
+    return dict(sorted(groups.items()))
 
 
-def comparisons(runs: pd.DataFrame, figure: Path | None) -> Iterator[tuple[str, pd.DataFrame, Path | None]]:
-    """For each stream and agent: a title, its runs, and the path of its figure."""
-    groups = runs.groupby(["stream", "agent"])
-    for (stream, agent), group in groups:
-        stem = f"{figure.stem}-{stream}-{agent}" if figure else ""
-        path = figure.with_stem(stem) if figure and len(groups) > 1 else figure
-        yield f"{agent.upper()} on {stream}", group, path
+def differing(results: Sequence[Result]) -> dict[str, list[Any]]:
+    """Flags whose values differ between runs, but for those that only watch: name -> values."""
+    found = {}
+    for name in dict.fromkeys(name for result in results for name in result.flags):
+        values = {json.dumps(result.flags.get(name)): result.flags.get(name) for result in results}
+        if len(values) > 1 and not f"{name}.".startswith(WATCHING):
+            found[name] = list(values.values())
+    return found
 
 
-def mean_interval(values: np.ndarray, form: str = ".2f") -> str:
-    """Mean and 95 % confidence interval over seeds (Student's t); the mean alone for one seed."""
-    mean = float(np.mean(values))
-    if len(values) < 2 or not math.isfinite(mean):
-        return f"{mean:{form}}"
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values))
-    return f"{mean:{form}} ± {half:{form}}"
+def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
+    """Exit with code 2 if runs differ in other flags than those that are compared, or a flag does nothing."""
+    named = tuple(f"{flag.removeprefix('--').replace('-', '_')}." for flag in args.over)
+    differ = {group: differing(results) for group, results in groups.items()}
+    for flag, prefix in zip(args.over, named):
+        if not any(f"{name}.".startswith(prefix) for names in differ.values() for name in names):
+            stop(ExitCode.BAD_INPUT, f"--over {flag} does nothing: the runs do not differ in it")
+    for (stream, agent), names in differ.items():
+        others = {name: values for name, values in names.items() if not f"{name}.".startswith((*ARM, *named))}
+        if others and not args.allow_differences:
+            words = ", ".join(f"{name} ({' and '.join(map(str, of))})" for name, of in others.items())
+            stop(
+                ExitCode.BAD_INPUT,
+                f"runs of {agent} on {stream} differ in {words}: --over compares them by these flags, "
+                "--allow-differences whatever they are",
+            )
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns are aligned in plain text too."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = [" | ".join(cell.ljust(width) for cell, width in zip(row, widths)) for row in (header, *rows)]
-    lines.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in lines)
+def arms_of(results: Sequence[Result]) -> list[Arm]:
+    """The runs of a stream and an agent, grouped by optimizer, methods, note, and whatever flags differ."""
+    shown = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
+    variants: dict[str, list[Result]] = {}
+    for result in results:
+        variants.setdefault(result.place[2], []).append(result)
+    arms: dict[str, dict[int, Result]] = {}
+    for variant, alike in variants.items():
+        own = [name for name in differing(alike) if f"{name}.".startswith(ARM[:2])]
+        for result in alike:
+            words = [f"{name}={result.flags.get(name)}" for name in (*shown, *own)]
+            arm = arms.setdefault(" ".join([variant, *words]), {})
+            if result.seed in arm:
+                warn(f"warning: {result.folder} repeats {arm[result.seed].folder}: left out")
+            arm.setdefault(result.seed, result)
+    return [Arm(name, [seeds[seed] for seed in sorted(seeds)]) for name, seeds in sorted(arms.items())]
 
 
-def table(runs: pd.DataFrame) -> str:
-    """A Markdown table with a row per optimizer."""
-    rows = []
-    for optimizer, group in runs.groupby("optimizer"):
-        cells = [str(optimizer), str(group["seed"].nunique())]
-        for tag in COLUMNS.values():
-            last = group[group["tag"] == tag].sort_values("step").groupby("seed")["value"].last()
-            cells.append(mean_interval(last.to_numpy()) if len(last) else "-")
-        rows.append(cells)
-    return markdown(["optimizer", "seeds", *COLUMNS], rows)
+def comparable(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
+    """What is compared, and a sentence on it if some runs have not finished.
 
-
-def differences(runs: pd.DataFrame) -> list[str]:
-    """Differences in mean and late return between each optimizer and the first, paired by seed."""
-    lines = []
-    for column in ("mean return", "late return"):
-        scores = runs[runs["tag"] == COLUMNS[column]].pivot(index="seed", columns="optimizer", values="value")
-        reference, *others = scores.columns
-        for optimizer in others:
-            paired = (scores[optimizer] - scores[reference]).dropna().to_numpy()
-            if len(paired):
-                above = f"{(paired > 0).sum()} of {len(paired)} seeds above 0"
-                lines.append(f"* {column}, {optimizer} - {reference}: {mean_interval(paired)} ({above})")
-    return lines
-
-
-def draw(runs: pd.DataFrame, path: Path, title: str, panels: Mapping[str, str] = PANELS) -> None:
-    """Plot the curves of all optimizers: mean and 95 % interval over seeds.
-
-    Where the value of any seed is not finite, the curve has a gap.
-
-    Args:
-        runs: of one agent on one stream.
-        path: of the figure.
-        title: of the figure.
-        panels: glob pattern of the tags to average -> title of the panel; panels without data are left out.
+    These are the finished runs, if each arm has one. Else they are all runs that have ended a visit, over the
+    visits that all of these have ended, since a mean over part of a stream is not one over the whole.
     """
-    matplotlib.use("agg")
-    sns.set_theme(style="whitegrid", context="paper")
-    order = sorted(runs["optimizer"].unique())
-    colors = sns.color_palette(n_colors=len(order))
-    measured = {label: points for tag, label in panels.items() if len(points := with_tag(runs, tag))}
-    columns = -(-len(measured) // 2)
-    size = (5 * columns if columns < 3 else 3.6 * columns, 6.2)
-    figure, axes = plt.subplots(2, columns, figsize=size, layout="constrained", squeeze=False)
-    for axis, (label, points) in zip(axes.flat, measured.items()):
-        kind = points["tag"].iloc[0].partition("/")[0]
-        if kind == "charts":
-            width = max(1, int(points["step"].max() // 80))
-            points = points.assign(step=points["step"] // width * width)
-        curves = [_mean_and_half(points[points["optimizer"] == optimizer]) for optimizer in order]
-        for optimizer, color, (mean, _) in zip(order, colors, curves):
-            axis.plot(mean.index, mean, color=color, label=optimizer)
-        axis.margins(y=0.25)
-        axis.set_ylim(axis.get_ylim())  # scaled to the means: intervals over two or three seeds are too wide
-        for color, (mean, half) in zip(colors, curves):
-            axis.fill_between(mean.index, mean - half, mean + half, color=color, alpha=0.2, linewidth=0)
-        axis.set(title=label, xlabel="visit" if kind == "task" else "environment steps")
-        axis.xaxis.set(major_locator=MaxNLocator(integer=True), major_formatter=EngFormatter(sep=""))
-    for axis in axes.flat[len(measured) :]:
-        axis.set_axis_off()
-    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels())
-    figure.suptitle(title)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    if all(result.finished for arm in arms for result in arm.results):
+        return list(arms), ""
+    finished = [Arm(arm.name, [each for each in arm.results if each.finished]) for arm in arms]
+    if all(arm.results for arm in finished):
+        return finished, "What follows is of the finished runs."
+    begun = [Arm(arm.name, [each for each in arm.results if each.visits]) for arm in arms]
+    begun = [arm for arm in begun if arm.results]
+    if not begun:
+        return [], "No run has ended its first visit."
+    visits = min(len(result.visits) for arm in begun for result in arm.results)
+    cut = [Arm(arm.name, [each.first_visits(visits) for each in arm.results]) for arm in begun]
+    return cut, f"What follows is of the first {visits} visits, which all these runs have ended."
 
 
-def _mean_and_half(points: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
-    """Mean over seeds at each step, and half its 95 % interval (Student's t); nan if a seed is not finite."""
-    infinite = points["value"].where(np.isfinite(points["value"]), np.inf)  # pandas skips nan
-    seeds = points.assign(value=infinite).pivot_table(index="step", columns="seed", values="value")
-    seeds[np.isinf(seeds).any(axis=1)] = np.nan
-    half = seeds.sem(axis=1) * scipy.stats.t.ppf(0.975, seeds.count(axis=1) - 1)
-    return seeds.mean(axis=1), half
+def unfinished_table(arms: Sequence[Arm]) -> str:
+    """A row per unfinished run: its progress and its scores so far; empty if there is none."""
+    rows = [
+        [arm.name, str(result.seed), f"{result.progress:.0%}", str(len(result.visits)), *_so_far(result)]
+        for arm in arms
+        for result in arm.results
+        if not result.finished
+    ]
+    return (
+        markdown(["not finished", "seed", "progress", "visits", "mean return so far"], rows) if rows else ""
+    )
+
+
+def _so_far(result: Result) -> list[str]:
+    score = result.scores.get("score/return_auc")
+    return ["-" if score is None else f"{score:.4g}"]
+
+
+def report(group: Group, arms: Sequence[Arm], baseline: str, args: Compare, note: str) -> Iterator[str]:
+    """The parts of the text on a stream and an agent."""
+    yield f"## {group[1].upper()} on {group[0]}"
+    if note:
+        yield note
+    if not arms:
+        return
+    if args.rows == "isometry":
+        yield isometry_table(arms)
+        if lines := list(held(arms)):
+            yield f"Held within a factor of {HELD} of the first measurement, throughout and on every seed:"
+            yield "\n".join(lines)
+    else:
+        yield from score_tables(arms)
+    reference = next((arm for arm in arms if arm.name == baseline), arms[0])
+    if lines := list(differences(arms, reference)):
+        yield "\n".join(lines)
+    if args.stop_rule:
+        yield "\n".join(stop_rule(arms, reference))
+
+
+def baseline_of(arms: Sequence[Arm], wanted: str) -> str:
+    """Name of the arm with which others are compared; exits with code 2 if there is none of that name."""
+    names = [arm.name for arm in arms]
+    if wanted and wanted not in names:
+        stop(ExitCode.BAD_INPUT, f"there is no arm {wanted!r}; there are {', '.join(names)}")
+    return wanted or ("adam" if "adam" in names else names[0])
+
+
+def rows_of(group: Group, arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:
+    """A row for each run: its names, its progress and its scores."""
+    for arm in arms:
+        for result in arm.results:
+            names = {"stream": group[0], "agent": group[1], "arm": arm.name, "seed": result.seed}
+            ends = {tag: row[1][-1] for tag in DIAGNOSTICS.values() if (row := result.points.get(tag))}
+            yield {
+                **names,
+                "progress": result.progress,
+                "visits": len(result.visits),
+                **result.scores,
+                **ends,
+            }
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:
+    """Rows as CSV, with the columns of all of them; what was not measured is empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
 
 
 def main(args: Compare) -> int:
-    """Print the tables, draw the figures; exits with code 2 if there is no finished run."""
-    runs = read_runs(args.folders)
-    if runs.empty:
-        stop(ExitCode.BAD_INPUT, f"no finished run below {', '.join(map(str, args.folders)) or 'no folder'}")
-    for title, group, path in comparisons(runs, args.figure):
-        print(f"\n{title}\n", table(group), "", *differences(group), sep="\n")
-        if path:
-            draw(group, path, f"{title}, seeds: {group['seed'].nunique()}")
-            print(f"figure: {path}")
+    """Print and write the comparison; exits with code 2 for runs that should not be compared."""
+    if args.stop_rule:
+        with bad_input():
+            importlib.import_module("adastop")
+    groups = read_groups(args)
+    check_flags(groups, args)
+    arms = {group: arms_of(results) for group, results in groups.items()}
+    baselines = {group: baseline_of(arms[group], args.baseline) for group in groups}
+    out = args.out or args.root / "comparison"
+    texts, rows = ["# Comparison"], list[dict[str, Any]]()
+    for group, all_arms in arms.items():
+        compared, note = comparable(all_arms)
+        note = "\n\n".join(filter(None, (unfinished_table(all_arms), note)))
+        parts = list(report(group, compared, baselines[group], args, note))
+        print("\n\n".join(["", *parts]))
+        texts += parts
+        rows += rows_of(group, all_arms)
+        if compared:
+            suffix = f"-{group[0]}-{group[1]}" if len(groups) > 1 else ""
+            figure = out.with_name(out.name + suffix)
+            draw(compared, figure, f"{group[1].upper()} on {group[0]}", args.rows == "isometry")
+            print(f"\nfigure: {figure}.png and {figure}.svg")
+            texts.append(f"![curves]({figure.name}.png)")
+        for arm in compared if args.pooled else ():
+            name = re.sub(r"[^\w.+=-]+", "_", arm.name)
+            write_pooled(args.root / POOLED / group[0] / group[1] / name, arm.results)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(out.with_name(f"{out.name}.md"), ("\n\n".join(texts) + "\n").encode())
+    replace_file(out.with_name(f"{out.name}.csv"), as_csv(rows))
+    print(f"\nwritten: {out}.md and {out}.csv")
     return 0
 
 

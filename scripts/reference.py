@@ -14,7 +14,6 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +23,16 @@ import numpy as np
 
 from neoteny.configs.cli import FOR_IDS, cli, launch_script, override
 from neoteny.runners.disk.events import read_points
-from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, check_numbers, stop
 from neoteny.runners.disk.folder import finished_at, run_folder
-from neoteny.runners.scores import Visit, early_and_late
+from neoteny.runners.intervals import iqm, iqm_interval
+from neoteny.runners.results import Points, over_time
+from neoteny.runners.scores import early_and_late
 from neoteny.runners.sweep import run_all, usable_cores
-from neoteny.scripts.compare import markdown, mean_interval
+from neoteny.scripts.comparison_tables import markdown, plus_minus
+
+with bad_input():  # the extra "analysis"
+    import scipy.special  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
 BINS = 20  # parts of a run over which returns are averaged; the last two are its late return
@@ -94,7 +98,7 @@ class Training:
 
     command: list[str]
     path: Path
-    read: Callable[[Path], list[tuple[int, float]]]
+    read: Callable[[Path], Points]
 
     def is_done(self) -> bool:
         """Whether it was trained."""
@@ -110,14 +114,16 @@ def neoteny(agent: str, words: Sequence[str], runs_dir: Path) -> tuple[Any, Trai
     return args, Training(command, run_folder(agent, args), returns_of_run)
 
 
-def returns_of_run(folder: Path) -> list[tuple[int, float]]:
+def returns_of_run(folder: Path) -> Points:
     """Steps, and mean returns of the episodes that ended in each update of a run."""
-    return [(step, float(value)) for step, value in read_points(folder)["charts/episodic_return"]]
+    steps, returns = zip(*read_points(folder)["charts/episodic_return"])
+    return np.array(steps, float), np.array(returns, float)
 
 
-def returns_in_file(path: Path) -> list[tuple[int, float]]:
+def returns_in_file(path: Path) -> Points:
     """Steps and returns of the episodes of a reference implementation."""
-    return json.loads(path.read_text())
+    steps, returns = zip(*json.loads(path.read_text()))
+    return np.array(steps, float), np.array(returns, float)
 
 
 def trainings(row: Row, args: Reference) -> dict[str, list[Training]]:
@@ -154,35 +160,6 @@ def train(wanted: Sequence[Training], jobs: int) -> None:
         stop(ExitCode.BROKEN, f"{len(failed)} runs failed, the first: {' '.join(failed[0].command)}")
 
 
-def over_time(points: Sequence[tuple[int, float]], steps: int) -> np.ndarray:
-    """Mean return in each twentieth of a run, (20,); that of the one before where no episode ended."""
-    ends, returns = np.asarray(points, dtype=float).T
-    places = np.minimum((ends - 1) * BINS // steps, BINS - 1).astype(int)
-    means = [
-        returns[places == place].mean() if (places == place).any() else math.nan for place in range(BINS)
-    ]
-    for place in range(1, BINS):
-        if math.isnan(means[place]):
-            means[place] = means[place - 1]
-    return np.array(means)
-
-
-def iqm(values: np.ndarray) -> float:
-    """Mean of the middle half of values (n,), those at its edges counted by their share."""
-    ordered = np.sort(values)
-    edges = np.arange(len(values) + 1) / len(values)
-    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
-    return float((weights * ordered).sum() / weights.sum())
-
-
-def iqm_interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Interquartile mean over seeds, and its 95 % interval by 2,000 bootstrap samples."""
-    rng = np.random.default_rng(0)
-    samples = [iqm(rng.choice(values, len(values))) for _ in range(2000)]
-    low, high = np.percentile(samples, [2.5, 97.5])
-    return iqm(values), float(low), float(high)
-
-
 def random_return(args: Any, task: int, steps: int = 40_000) -> tuple[float, float]:
     """Return of a random policy in one task of the stream of an agent's arguments, and its standard error.
 
@@ -213,8 +190,7 @@ def random_late_return(runs: Sequence[tuple[Any, Mapping[str, Any]]]) -> tuple[f
     """
     found = []
     for args, summary in runs:
-        visits = [Visit(row["task"], row["start"]) for row in summary["visits"]]
-        found += [random_return(args, visit.task) for visit in early_and_late(visits)[1]]
+        found += [random_return(args, visit["task"]) for visit in early_and_late(summary["visits"])[1]]
     means, errors = np.array(found).T
     return float(means.mean()), float(means.mean() + 1.96 * np.sqrt(np.square(errors).sum()) / len(errors))
 
@@ -226,7 +202,7 @@ def table_of_rows(args: Reference) -> Iterator[str]:
     train([training for arms in runs.values() for arm in arms.values() for training in arm], args.jobs)
     for row, arms in runs.items():
         curves = {
-            name: np.stack([over_time(training.read(training.path), row.steps) for training in arm])
+            name: np.stack([over_time(training.read(training.path), row.steps, BINS) for training in arm])
             for name, arm in arms.items()
         }
         yield f"\n{row.agent.upper()} on {row.id}, {row.steps:,} steps, {args.seeds} seeds\n"
@@ -235,12 +211,12 @@ def table_of_rows(args: Reference) -> Iterator[str]:
         for name, late in lates.items():
             middle, low, high = iqm_interval(late)
             reached = "" if name in ("adamo", "adam") else "yes" if ours >= low - 1e-6 else "**no**"
-            worst, mean = f"{late.min():.2f}", mean_interval(curves[name].mean(1))
+            worst, mean = f"{late.min():.2f}", plus_minus(curves[name].mean(1))
             cells.append([name, f"{middle:.2f} ({low:.2f} to {high:.2f})", worst, mean, reached])
         header = ["", "late return, IQM (95 %)", "worst seed", "mean return over the run", "adamo reaches it"]
         yield markdown(header, cells)
         difference = curves["adamo"] - curves["adam"]
-        late, mean = mean_interval(difference[:, -2:].mean(1)), mean_interval(difference.mean(1))
+        late, mean = plus_minus(difference[:, -2:].mean(1)), plus_minus(difference.mean(1))
         yield f"\nadamo - adam, paired by seed: late return {late}, mean return {mean}"
 
 
@@ -266,7 +242,7 @@ def table_of_presets(args: Reference) -> Iterator[str]:
         best = max(end for end in ends if end is not None)  # in a short visit no episode may have ended
         random, above = random_late_return([(of_run, each) for (of_run, _), each in zip(arm, summaries)])
         learnt = "yes" if late.mean() > above else "**no**"
-        cells.append([agent, name, f"{random:.2f}", mean_interval(late), f"{best:.2f}", learnt])
+        cells.append([agent, name, f"{random:.2f}", plus_minus(late), f"{best:.2f}", learnt])
     header = ["agent", "preset", "random policy", "late return", "best task", "above random"]
     yield markdown(header, cells)
 

@@ -1,5 +1,6 @@
 """Runs of no agent at all, on a stream that only counts steps."""
 
+from neoteny.envs.schedule import Schedule
 from neoteny.runners.run import Run
 
 
@@ -7,6 +8,7 @@ class Steps:
     """What a run needs of a stream."""
 
     audit_seconds = 0.0
+    schedule = Schedule(period=1)
 
     def __init__(self):
         self.steps = 0

@@ -91,10 +91,10 @@ def test_the_ten_line_stream(tmp_path):
 
 
 @pytest.mark.slow
-def test_sweep_compare_and_isometry_table(tmp_path):
-    sweep, compare, table = (
+def test_sweep_and_compare(tmp_path):
+    sweep, compare = (
         next(line for line in COMMANDS if line.startswith(f"python scripts/{name}.py"))
-        for name in ("sweep", "compare", "isometry_table")
+        for name in ("sweep", "compare")
     )
     sweep = sweep.replace("--seeds 1 2 3", "--seeds 1 2") + " -- --total-steps 2048 --probes.no-pictures"
     assert "4 runs done, 0 were finished before, 0 failed" in run(sweep, tmp_path)
@@ -102,9 +102,8 @@ def test_sweep_compare_and_isometry_table(tmp_path):
     printed = run(compare, tmp_path)
     assert re.search(r"\| adamo +\| 2 +\|", printed)
     assert "mean return, adamo - adam" in printed
-    assert (tmp_path / "comparison.png").stat().st_size > 10_000
-    assert re.search(r"\* adamo: .*sigma max", run(table, tmp_path))
-    assert (tmp_path / "isometry.png").stat().st_size > 10_000
+    assert (tmp_path / "runs" / "comparison.png").stat().st_size > 10_000
+    assert re.search(r"\* adamo: .*sigma max", run(f"{compare} --rows isometry", tmp_path))
 
 
 def test_other_commands_exist():

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -136,34 +137,51 @@ def image_value(tag: str, encoded: bytes) -> Summary.Value:
 
 
 def read_points(
-    folder: Path, wanted: Callable[[str], bool] = lambda tag: True
+    folder: Path,
+    wanted: Callable[[str], bool] = lambda tag: True,
+    report: Callable[[str], object] = lambda sentence: None,
 ) -> dict[str, list[tuple[int, float | np.ndarray]]]:
     """Read the scalars and vectors of wanted tags from the event files of all attempts of a run.
 
     Checksums are not verified, which makes it many times as fast as TensorBoard's reader.
 
+    Args:
+        folder: of the run.
+        wanted: whether a tag is wanted.
+        report: is given a sentence on a file that is damaged, or whose last record is incomplete, as it may
+            be while a process is writing. What comes before is read.
+
     Returns:
         tag -> [(step, value), ...] in the order of writing; vectors are sorted in ascending order.
     """
     points: dict[str, list[tuple[int, float | np.ndarray]]] = {}
+    chosen: dict[str, bool] = {}
     for path in event_files(folder):
-        for event in map(Event.FromString, _records(path.read_bytes())):
+        for event in _events(path, report):
             for value in event.summary.value:
-                kind = value.WhichOneof("value")
-                if kind in ("simple_value", "histo") and wanted(value.tag):
+                tag = value.tag
+                if tag not in chosen:
+                    chosen[tag] = wanted(tag)
+                if chosen[tag] and (kind := value.WhichOneof("value")) in ("simple_value", "histo"):
                     is_scalar = kind == "simple_value"
                     point = value.simple_value if is_scalar else np.array(value.histo.bucket_limit)
-                    points.setdefault(value.tag, []).append((event.step, point))
+                    points.setdefault(tag, []).append((event.step, point))
     return points
 
 
-def _records(data: bytes) -> Iterator[bytes]:
-    """The records of an event file: length (8 bytes), checksum (4), record, checksum (4)."""
-    start = 0
-    while len(data) - start >= 16:
-        (length,) = struct.unpack_from("<Q", data, start)
-        if start + 16 + length <= len(data):  # else a process is still writing it
-            yield data[start + 12 : start + 12 + length]
+def _events(path: Path, report: Callable[[str], object]) -> Iterator[Event]:
+    """The events of a file. A record is its length (8 bytes), a checksum (4), an event, a checksum (4)."""
+    data, start = path.read_bytes(), 0
+    while start < len(data):
+        length = struct.unpack_from("<Q", data, start)[0] if len(data) - start >= 16 else len(data)
+        if start + 16 + length > len(data):
+            report(f"{path} ends within a record, after {start:,} bytes")
+            return
+        try:
+            yield Event.FromString(data[start + 12 : start + 12 + length])
+        except DecodeError:
+            report(f"{path} is damaged after {start:,} bytes")
+            return
         start += 16 + length
 
 

@@ -40,7 +40,7 @@ EXTRAS = {
     "ale_py": "atari",
     "Box2D": "box2d",
     "mujoco": "mujoco",
-    **dict.fromkeys(("matplotlib", "pandas", "scipy", "seaborn"), "analysis"),
+    **dict.fromkeys(("adastop", "matplotlib", "scipy"), "analysis"),
 }
 
 

@@ -137,8 +137,8 @@ LACKING = {
     "agents/ppo.py lunarlander-drift-small --num-envs 2": ("Box2D", "box2d"),
     "agents/dqn.py atari": ("ale_py", "atari"),
     "scripts/compare.py runs": ("matplotlib", "analysis"),
-    "scripts/compare.py --help": ("seaborn", "analysis"),
-    "scripts/isometry_table.py runs": ("pandas", "analysis"),
+    "scripts/compare.py --help": ("scipy", "analysis"),
+    "scripts/compare.py runs --stop-rule": ("adastop", "analysis"),
 }
 
 
@@ -161,9 +161,9 @@ SCRIPTS = {
     "scripts/sweep.py --optims adam sgd": "there is no optimizer optim:sgd",
     "scripts/sweep.py --seed 1": "there is no flag --seed; similar: --seeds",
     "scripts/sweep.py -- --learning-rate 1": "there is no flag --learning-rate",
-    "scripts/compare.py": "no finished run below no folder",
-    "scripts/isometry_table.py nowhere": "no finished run below nowhere",
-    "scripts/compare.py runs --figures x.png": "there is no flag --figures; similar: --figure",
+    "scripts/compare.py": "no run below no folder",
+    "scripts/compare.py nowhere --rows isometry": "no run below nowhere",
+    "scripts/compare.py runs --baselines x": "there is no flag --baselines; similar: --baseline",
     "scripts/replay_crash.py nowhere": "nowhere is no crash bundle",
 }
 

@@ -1,6 +1,7 @@
 """The audit: tasks are compared by values before training; at a switch a run is warned and goes on."""
 
 import copy
+import dataclasses
 import json
 
 import gymnasium as gym
@@ -357,3 +358,14 @@ def test_a_fingerprint_holds_rewards():
     )
     assert one.same_as(same)
     assert not one.same_as(other)
+
+
+def test_a_switch_is_told_in_words():
+    old = Fingerprint("two buttons", {"gravity": 9.8, "length": 0.5}, "a" * 40)
+    heavier = Fingerprint("two buttons", {"gravity": 19.6, "length": 0.5, "wind": 1}, "b" * 40)
+    assert heavier.changes(old) == "gravity 9.8 -> 19.6, wind absent -> 1"
+    other = dataclasses.replace(old, rollout="b" * 40)
+    assert other.changes(old) == "observations, rewards or ends, by no parameter of the simulator"
+    assert old.changes(old) == "nothing that 256 steps show"
+    wider = dataclasses.replace(old, spaces="three buttons", rollout="c" * 40)
+    assert wider.changes(old) == "spaces two buttons -> three buttons"

@@ -3,10 +3,26 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoteny.runners.scores import Visit, early_and_late, level_to_recover, run_scores
+from neoteny.runners.episodes import Episodes
+from neoteny.runners.scores import (
+    Visit,
+    area_per_task,
+    early_and_late,
+    forward_transfer,
+    level_to_recover,
+    normalized_score,
+    performance_recovery,
+    plasticity_gap,
+    reference_scores,
+    run_scores,
+    slope,
+    stage_scores,
+    theil_sen,
+    thirds,
+)
 
 
 def visited(*visits):
@@ -17,6 +33,19 @@ def visited(*visits):
         steps = 1000 * i + 10 * np.arange(1, len(returns) + 1)
         made[-1].add(np.array(returns), np.array(lengths[0] if lengths else [10] * len(returns)), steps)
     return made
+
+
+def rows(visits):
+    """Their rows, as in a summary."""
+    episodes = Episodes()
+    episodes.visits = visits
+    return episodes.rows()
+
+
+def table(returns, tasks=None, name="return_auc"):
+    """Rows with a score each, to tasks 0, 1, ... or those given."""
+    tasks = range(len(returns)) if tasks is None else tasks
+    return [{"task": task, name: value} for task, value in zip(tasks, returns)]
 
 
 @given(
@@ -48,21 +77,23 @@ def test_visit_scores_by_hand():
 
 
 def test_recurring_tasks_are_compared_with_themselves():
-    visits = [Visit(task, start=i) for i, task in enumerate([0, 1, 2, 0, 1, 2, 0, 1, 2])]
+    visits = [{"task": task, "start": i} for i, task in enumerate([0, 1, 2, 0, 1, 2, 0, 1, 2])]
     early, late = early_and_late(visits)
-    assert [v.start for v in early] == [0, 1, 2]
-    assert [v.start for v in late] == [6, 7, 8]
+    assert [v["start"] for v in early] == [0, 1, 2]
+    assert [v["start"] for v in late] == [6, 7, 8]
 
 
 @pytest.mark.parametrize(("n", "early", "late"), [(1, [0], [0]), (3, [0], [2]), (9, [0, 1], [7, 8])])
 def test_new_tasks_are_compared_by_quarters(n, early, late):
-    first, last = early_and_late([Visit(i, i) for i in range(n)])
-    assert ([v.start for v in first], [v.start for v in last]) == (early, late)
+    first, last = early_and_late([{"task": i} for i in range(n)])
+    assert ([v["task"] for v in first], [v["task"] for v in last]) == (early, late)
 
 
 def test_run_scores_leave_out_visits_without_episodes():
-    visits = visited((0, [2.0]), (1, []), (2, [4.0]))
-    assert run_scores(visits) == {
+    visits = rows(visited((0, [2.0]), (1, []), (2, [4.0])))
+    scores = run_scores(visits)
+    assert math.isnan(scores.pop("score/performance_recovery"))
+    assert scores == {
         "score/return_auc": 3.0,
         "score/return_at_end": 3.0,
         "score/early_return": 2.0,
@@ -70,7 +101,7 @@ def test_run_scores_leave_out_visits_without_episodes():
         "score/recovery_steps": 1000.0,
         "score/recovered": 0.0,
     }
-    assert all(math.isnan(value) for value in run_scores([Visit(0, 0)]).values())
+    assert all(math.isnan(value) for value in run_scores(rows([Visit(0, 0)])).values())
     assert run_scores([]).keys() == run_scores(visits).keys()
 
 
@@ -86,7 +117,7 @@ def test_recovery_by_hand():
     assert visited(good, bad, (2, back))[-1].recovery_steps == 240
     too_few = visited(good, bad, (0, [9.0] * 19))[-1]
     assert (too_few.recovery_steps, too_few.recovered_at) == (1000, None)
-    scores = run_scores([first, second, third])
+    scores = run_scores(rows([first, second, third]))
     assert (scores["score/recovery_steps"], scores["score/recovered"]) == (700, 0.5)
 
 
@@ -94,3 +125,117 @@ def test_a_visit_without_episodes_sets_no_level():
     assert level_to_recover([], 0) is None
     assert level_to_recover(visited((0, [])), 0) is None
     assert level_to_recover(visited((0, [3.0]), (0, [])), 0) == 3.0
+
+
+def test_thirds_by_hand():
+    assert thirds(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])) == (1.5, 3.5, 7.0)
+    assert thirds(np.array([1.0, 2.0, 3.0, 9.0])) == (1.0, 2.5, 9.0)  # the outer thirds are equally long
+    assert thirds(np.array([1.0, math.nan, 3.0, 4.0, 5.0, 9.0])) == (1.0, 3.5, 7.0)
+    assert all(map(math.isnan, thirds(np.array([1.0, 2.0]))))
+
+
+def test_the_slope_of_recurring_tasks_compares_each_with_itself():
+    """Tasks of different difficulty in turn look like a trend where none is."""
+    hard_last = table([10.0, 0.0, 10.0, 0.0], tasks=[0, 1, 0, 1])
+    assert slope(hard_last, np.array([10.0, 0.0, 10.0, 0.0])) == 0
+    assert stage_scores(hard_last)["score/slope"] == 0
+    assert stage_scores(table([10.0, 0.0, 10.0, 0.0]))["score/slope"] < 0  # four tasks, each a new one
+    assert math.isnan(stage_scores(table([1.0]))["score/slope"])
+
+
+TIMED = st.lists(st.tuples(st.integers(0, 9), st.integers(-9, 9) | st.none(), st.integers(0, 2)), max_size=9)
+
+
+@settings(deadline=None)
+@given(TIMED)
+def test_the_slope_is_the_median_over_pairs_of_a_group(points):
+    known = [(x, y, group) for x, y, group in points if y is not None]
+    slopes = [
+        (y2 - y1) / (x2 - x1)
+        for (x1, y1, one), (x2, y2, two) in itertools.combinations(known, 2)
+        if one == two and x1 != x2
+    ]
+    columns = [np.array([math.nan if v is None else v for v in each], float) for each in zip(*points)]
+    found = theil_sen(*columns) if points else math.nan
+    np.testing.assert_allclose(found, np.median(slopes) if slopes else math.nan)
+
+
+def test_performance_recovery_counts_returns_to_a_task_alone():
+    steps, tasks = [None, 90.0, 50.0, 40.0, 10.0, 20.0], [0, 1, 0, 1, 0, 1]
+    # Task 1's 90 steps were for the level of another task. From then on each return is 40 and 20 faster.
+    assert performance_recovery(table(steps, tasks, "recovery_steps")) == 30.0
+    assert math.isnan(performance_recovery(table([None, 90.0, 50.0], [0, 1, 0], "recovery_steps")))
+    assert math.isnan(performance_recovery(table([None, 9.0, 5.0], name="recovery_steps")))
+
+
+def test_the_rate_of_censoring_is_what_did_not_recover():
+    visits = rows(visited((0, [5.0] * 20), (1, [1.0] * 20), (0, [5.0] * 20), (1, [0.5] * 20)))
+    assert run_scores(visits)["score/recovered"] == pytest.approx(1 / 3)
+
+
+def test_the_plasticity_gap_is_signed_and_not_clipped():
+    fresh = {0: {"return_auc": 2.0, "return_at_end": 9.0}, 1: {"return_auc": 1.0, "return_at_end": None}}
+    visits = table([2.0, 3.0, 0.5, 1.0, math.nan], tasks=[0, 1, 0, 2, 1])
+    gap = plasticity_gap(visits, fresh, "return_auc")
+    np.testing.assert_equal(gap, [0.0, -2.0, 1.5, math.nan, math.nan])
+    scores = reference_scores(visits, fresh)
+    assert scores["score/plasticity_gap_auc"] == pytest.approx(-0.5 / 3)
+    assert math.isnan(scores["score/plasticity_gap_at_end"])
+    assert all(map(math.isnan, reference_scores(visits, {}).values()))
+
+
+def test_forward_transfer_is_divided_by_what_the_fresh_agent_lacks():
+    """Not by what the continual agent lacks, nor by the fresh agent's area, as peers do."""
+    found = forward_transfer(np.array([0.75, 0.25, 0.9]), np.array([0.5, 0.5, 1.0]))
+    np.testing.assert_allclose(found, [0.5, -0.5, math.nan])  # undefined where the fresh agent is perfect
+    assert forward_transfer(np.array([60.0]), np.array([40.0]), np.array([80.0])) == [0.5]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(*3 * [st.integers(0, 20)]), min_size=1, max_size=6),
+    st.integers(-9, 9),
+    st.integers(1, 4),
+)
+def test_forward_transfer_does_not_depend_on_the_scale_of_returns(tasks, shift, factor):
+    """So the return of a random policy, which a normalized return would subtract, is not needed."""
+    area, fresh, perfect = np.array(tasks, float).T
+    moved = forward_transfer(*(shift + factor * each for each in (area, fresh, perfect)))
+    np.testing.assert_allclose(moved, forward_transfer(area, fresh, perfect))
+
+
+def test_forward_transfer_is_of_first_visits():
+    fresh = {0: {"return_auc": 4.0, "return_at_end": 8.0}, 1: {"return_auc": 2.0, "return_at_end": 2.0}}
+    visits = table([6.0, 1.0, 8.0], tasks=[0, 1, 0])
+    assert reference_scores(visits, fresh)["score/forward_transfer"] == 0.5  # task 1 leaves no room
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(-9, 9) | st.none()), min_size=1, max_size=8),
+    st.dictionaries(st.integers(0, 3), st.tuples(st.integers(-9, 9), st.integers(-9, 9))),
+)
+def test_scores_against_fresh_agents_equal_their_definitions(visits, reference):
+    fresh = {task: {"return_auc": auc, "return_at_end": end} for task, (auc, end) in reference.items()}
+    scores = reference_scores(table([auc for _, auc in visits], [task for task, _ in visits]), fresh)
+    gaps = [reference[task][0] - auc for task, auc in visits if task in reference and auc is not None]
+    first = dict(reversed(visits))
+    transfers = [
+        (auc - reference[task][0]) / (reference[task][1] - reference[task][0])
+        for task, auc in first.items()
+        if auc is not None and task in reference and reference[task][1] > reference[task][0]
+    ]
+    expected = [np.mean(each) if each else math.nan for each in (gaps, transfers)]
+    found = [scores["score/plasticity_gap_auc"], scores["score/forward_transfer"]]
+    np.testing.assert_allclose(found, expected)
+
+
+def test_normalized_scores_may_lie_outside_the_scale():
+    found = normalized_score(
+        np.array([5.0, 30.0, -5.0, 1.0]), *np.array([4 * [0.0], [10.0, 10.0, 10.0, 0.0]])
+    )
+    np.testing.assert_equal(found, [0.5, 3.0, -0.5, math.nan])
+
+
+def test_areas_are_averaged_by_task():
+    assert area_per_task(table([1.0, 5.0, 3.0, None], [0, 1, 0, 1])) == {0: 2.0, 1: 5.0}

@@ -14,32 +14,17 @@ from neoteny.scripts.reference import (
     Reference,
     Row,
     chosen,
-    iqm,
-    iqm_interval,
     over_time,
     random_late_return,
     random_return,
 )
 
 
-def test_the_interquartile_mean_by_hand():
-    assert iqm(np.array([9.0, 1.0, 2.0, -50.0])) == 1.5
-    # Of five values, the middle half is 2.5: the third, and three quarters of its neighbours.
-    assert iqm(np.array([0.0, 1.0, 2.0, 4.0, 100.0])) == pytest.approx((0.75 * 1 + 2 + 0.75 * 4) / 2.5)
-    assert iqm(np.array([7.0])) == 7.0
-
-
-def test_the_interval_of_equal_values_is_a_point_and_holds_the_mean_of_others():
-    assert iqm_interval(np.full(10, 3.0)) == (3.0, 3.0, 3.0)
-    middle, low, high = iqm_interval(np.arange(10.0))
-    assert low < middle == 4.5 < high
-
-
 def test_returns_over_time_by_hand():
-    points = [(1, 1.0), (50, 3.0), (51, 5.0), (1000, 7.0)]  # the first twentieth of 1,000 steps ends at 50
-    means = over_time(points, 1000)
+    steps = np.array([1.0, 50.0, 51.0, 1000.0])  # the first twentieth of 1,000 steps ends at 50
+    means = over_time((steps, np.array([1.0, 3.0, 5.0, 7.0])), 1000, 20)
     assert means.tolist() == [2.0, 5.0, *[5.0] * 17, 7.0]
-    assert math.isnan(over_time([(1000, 7.0)], 1000)[0])  # no episode had ended
+    assert math.isnan(over_time((steps[-1:], np.array([7.0])), 1000, 20)[0])  # no episode had ended
 
 
 def test_rows_are_chosen_by_parts_of_their_names():

@@ -1,0 +1,145 @@
+"""The figure of a comparison: returns, plasticity gap and diagnostics of each arm over the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neoteny.runners.intervals import curve_interval
+from neoteny.runners.results import Points, curves
+from neoteny.runners.scores import Array, plasticity_gap
+from neoteny.scripts.comparison_tables import Arm
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+RETURNS = {
+    "charts/episodic_return": "return",
+    "task/return_auc": "return over each visit",
+}
+DIAGNOSTICS = {
+    "plasticity/dormant_0.025/max": "dormant units (0.025), worst layer",
+    "isometry/log10_cond/max": "log10 condition number, worst hidden layer",
+}
+ISOMETRY = {
+    "isometry/sigma_max/max": "sigma max",
+    "isometry/mean_squared_sigma/mean": "mean squared sigma",
+    "isometry/sigma_min/min": "sigma min",
+    **DIAGNOSTICS,
+    "isometry/ntk_participation_rank/*": "NTK participation rank",
+}
+GAPS = {
+    "base": "plasticity gap in area to a fresh agent with Adam (base)",
+    "own": "plasticity gap in area to a fresh agent of the same arm (own)",
+}
+SWITCHES = 60  # with more switches none are drawn, since the lines would hide the plot
+FEW_SEEDS = 4  # up to so many, the curves of the seeds are drawn instead of intervals, which would be huge
+
+
+def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) -> None:
+    """Plot the arms of a comparison: interquartile means over seeds, with each seed or 95 % intervals.
+
+    A curve has a gap where the value of any seed is not finite.
+
+    Args:
+        arms: of one agent on one stream.
+        path: of the figure, without its suffix; it is written as PNG and as SVG.
+        title: of the figure.
+        isometry: show the measures of isometry instead of the returns over each visit and the gap.
+    """
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.lines import Line2D
+
+    colors = {arm.name: f"C{number}" for number, arm in enumerate(arms)}
+    panels = panels_of(arms, isometry)
+    columns = 2 if len(panels) < 5 else 3
+    lines = max(1, -(-len(panels) // columns))
+    settings: Any = {"svg.hashsalt": "neoteny", "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(settings):
+        figure, axes = plt.subplots(lines, columns, figsize=(4.3 * columns, 3.1 * lines + 0.5), squeeze=False)
+        figure.set_layout_engine("constrained")
+        for axis, (label, panel) in zip(axes.flat, panels.items()):
+            axis.set_title(label, fontsize="medium")
+            by_visit = label.startswith(("return over", "plasticity gap"))
+            _draw_panel(axis, panel, colors, by_visit, _switches(arms))
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(arms)), frameon=False)
+        figure.suptitle(title)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(f"{path}.png", dpi=130)
+        figure.savefig(f"{path}.svg", metadata={"Date": None})
+        plt.close(figure)
+
+
+def panels_of(arms: Sequence[Arm], isometry: bool = False) -> dict[str, dict[str, Points]]:
+    """The panels of a figure: title -> arm -> x (X,), and the curves of its seeds (S, X)."""
+    panels = {}
+    first = {"charts/episodic_return": "return"} if isometry else RETURNS
+    for tag, label in first.items():
+        panels[label] = {arm.name: found for arm in arms if (found := curves(arm.results, tag))}
+    for kind, label in ({} if isometry else GAPS).items():
+        panels[label] = {arm.name: found for arm in arms if (found := _gaps(arm, kind))}
+    for tag, label in (ISOMETRY if isometry else DIAGNOSTICS).items():
+        panels[label] = {arm.name: found for arm in arms if (found := curves(arm.results, tag))}
+    return {label: panel for label, panel in panels.items() if panel}
+
+
+def _gaps(arm: Arm, kind: str) -> Points | None:
+    """The plasticity gap of each visit, for all seeds with references."""
+    gaps = [
+        plasticity_gap(result.visits, result.fresh[kind], "return_auc")
+        for result in arm.results
+        if kind in result.fresh
+    ]
+    visits = min(map(len, gaps), default=0)
+    return (np.arange(visits, dtype=float), np.stack([gap[:visits] for gap in gaps])) if visits else None
+
+
+def _switches(arms: Sequence[Arm]) -> list[int]:
+    """Steps of the switches, if they are the same in all runs and not too many."""
+    found = {tuple(visit["start"] for visit in result.visits[1:]) for arm in arms for result in arm.results}
+    return list(*found) if len(found) == 1 and len(min(found)) <= SWITCHES else []
+
+
+def _draw_panel(
+    axis: Axes, panel: dict[str, Points], colors: dict[str, str], by_visit: bool, switches: Sequence[int]
+) -> None:
+    """Draw the curves of a panel, name of the arm -> x (X,), and seeds (S, X)."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
+
+    for name, (x, seeds) in panel.items():
+        color, marker = colors[name], "." if len(x) < 3 else None
+        seeds = np.where(np.isfinite(seeds).all(0), seeds, np.nan)
+        middle, low, high = _interval(seeds)
+        axis.plot(x, middle, color=color, linewidth=1.8, marker=marker, zorder=3)
+        if len(seeds) <= FEW_SEEDS:
+            axis.plot(x, seeds.T, color=color, linewidth=0.7, alpha=0.45, zorder=2)
+        else:
+            axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, zorder=1)
+            axis.plot(x, np.stack((low, high), 1), color=color, linewidth=0.6, alpha=0.6, zorder=2)
+    if by_visit:
+        axis.set_xlabel("visit")
+        if "gap" in axis.get_title():
+            axis.axhline(0, color="black", linewidth=0.8, zorder=0)
+    else:
+        axis.set_xlabel("environment steps (thin lines: switches)" if switches else "environment steps")
+        for step in switches:
+            axis.axvline(step, color="0.85", linewidth=0.6, zorder=0)
+    axis.xaxis.set(major_locator=MaxNLocator(integer=True, nbins=6), major_formatter=EngFormatter(sep=""))
+
+
+def _interval(seeds: Array) -> tuple[Array, Array, Array]:
+    """Interquartile mean of curves (S, X), and its interval where all are finite; else NaN."""
+    known = np.isfinite(seeds).all(0)
+    found = np.full((3, seeds.shape[1]), np.nan)
+    if known.any():
+        found[:, known] = curve_interval(seeds[:, known])
+    return found[0], found[1], found[2]
