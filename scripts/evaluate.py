@@ -20,9 +20,10 @@ from tqdm import tqdm
 from neoteny.configs.cli import read_args, script_args
 from neoteny.envs.config import StreamConfig
 from neoteny.envs.engine import first_tasks
-from neoteny.envs.registry import Typed, import_typed
+from neoteny.envs.registry import import_typed
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream
+from neoteny.envs.typed import Typed
 from neoteny.runners.disk.checkpoint import DamagedError, checkpoints, read_checkpoint
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.files import replace_file, write_json
