@@ -322,7 +322,7 @@ def main(args: Args) -> dict[str, Any]:
 
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
-        agent, act = make_policy(args, stream)
+        agent, policy = make_policy(args, stream)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
@@ -342,7 +342,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
     run = Run(
-        __file__, args, stream, updates * size, remarks, act,
+        __file__, args, stream, updates * size, remarks, policy,
         methods=methods, agent=agent, optimizer=optimizer, rewards=transform,
     )  # fmt: skip
     if not stream.exact:

@@ -26,11 +26,12 @@ from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
 from neoteny.envs.grid.engine import GridConfig
 from neoteny.envs.observations import ObservationSpec
-from neoteny.envs.registry import Typed, imported
+from neoteny.envs.registry import imported
 from neoteny.envs.schedule import Order, Schedule
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream, observation_spec, recurring_tasks
 from neoteny.envs.tasks import TaskFunction
+from neoteny.envs.typed import Typed
 
 ENGINES: tuple[EngineConfig, ...] = (GridConfig(), ControlConfig(), AtariConfig(), SingleConfig())
 

@@ -6,11 +6,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import tyro
 
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.tasks import TaskFunction
@@ -76,19 +75,6 @@ def import_typed(name: str) -> str:
         if module not in TYPED:
             TYPED.append(module)
     return name
-
-
-Typed = Annotated[
-    str,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="MODULE:NAME",
-        instance_from_str=lambda words: import_typed(words[0]),
-        is_instance=lambda value: isinstance(value, str),
-        str_from_instance=lambda name: [name],
-    ),
-]
-"""A name such as ``module:name``, whose module is imported when the command line is parsed."""
 
 
 def imported(name: str) -> Any:

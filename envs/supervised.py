@@ -21,8 +21,9 @@ from torch import Tensor
 from neoteny.envs.audit import DIGITS, Fingerprint
 from neoteny.envs.auditor import LET_THROUGH, AuditMode
 from neoteny.envs.datasets import DATASETS, Dataset
-from neoteny.envs.registry import Typed, imported, task_rng
+from neoteny.envs.registry import imported, task_rng
 from neoteny.envs.schedule import Order, Schedule
+from neoteny.envs.typed import Typed
 
 SupervisedTask: TypeAlias = Callable[[Dataset, int, int], Dataset]
 """Makes task ``k`` from a dataset, ``k`` and the run's seed."""

@@ -33,19 +33,29 @@ def first_lines(
     return "\n".join((what, *(line for line in known if line and not line.startswith(" "))))
 
 
-def last_lines(folder: Path, runs_dir: Path, steps: int, summary: Mapping[str, Any]) -> str:
-    """Where a finished run is, its scores, and the commands that look at it."""
+def last_lines(folder: Path, args: Any, steps: int, summary: Mapping[str, Any], is_played: bool) -> str:
+    """Where a finished run is, its scores, and the commands that look at it.
+
+    Args:
+        folder: of the run.
+        args: its arguments.
+        steps: that it has made.
+        summary: as in ``summary.json``.
+        is_played: whether it has a policy that can be played.
+    """
     time = datetime.timedelta(seconds=round(summary["seconds"]["total"]))
     numbers = {
         tag.removeprefix("score/"): value for tag, value in summary.items() if tag.startswith("score/")
     }
     known = {name: value for name, value in numbers.items() if math.isfinite(value)}
     scores = ", ".join(f"{name} {value:,.{0 if abs(value) >= 1000 else 2}f}" for name, value in known.items())
-    run, runs = shown(folder), shown(runs_dir)
+    run, runs = shown(folder), shown(args.runs_dir)
+    commands = [f"neoteny evaluate {run}"] if is_played else []
+    commands += [f"neoteny compare {runs}", f"tensorboard --logdir {runs}"]
     lines = (
         f"{run}: {steps:,} steps in {time}",
         scores,
-        f"next: neoteny evaluate {run}, neoteny compare {runs}, tensorboard --logdir {runs}",
+        f"next: {', '.join(commands)}",
     )
     return "\n".join(filter(None, lines))
 

@@ -267,7 +267,7 @@ class Run:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
         self.close()
         self._write("summary.json", summary)
-        tell(last_lines(self.folder, self.args.runs_dir, self.stream.steps, summary))
+        tell(last_lines(self.folder, self.args, self.stream.steps, summary, self.act is not None))
         return summary
 
     def _open(self, remarks: Sequence[str], message: str) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ def load_agent(agent: str) -> ModuleType:
     assert spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    missing = [name for name in ("Args", "PRESETS", "main", "make_policy") if not hasattr(module, name)]
+    missing = [name for name in ("Args", "PRESETS", "main") if not hasattr(module, name)]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}, which agents/ppo.py shows")
     return module

@@ -18,11 +18,12 @@ from torch import nn
 from tqdm import tqdm
 
 from neoteny.configs.cli import read_args, script_args
-from neoteny.envs.config import StreamConfig, Typed
+from neoteny.envs.config import StreamConfig
 from neoteny.envs.engine import first_tasks
 from neoteny.envs.registry import import_typed
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream
+from neoteny.envs.typed import Typed
 from neoteny.runners.disk.checkpoint import DamagedError, checkpoints, read_checkpoint
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.files import replace_file, write_json
@@ -100,6 +101,8 @@ def load(
     """
     folder = Path(folder)
     module = load_agent(agent or shipped_agent(folder))
+    if not hasattr(module, "make_policy"):
+        raise ValueError(f"{module.__name__} plays no episodes: it has no make_policy")
     _check_code(folder, Path(module.__file__ or ""))
     args: Any = read_args(module.Args, folder / "args.json", {"device": device})
     own = args.stream

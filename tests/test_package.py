@@ -54,7 +54,7 @@ import neoteny.optim
 from neoteny.optim import AdamO
 assert {str(site)!r} in neoteny.optim.__file__
 from neoteny.scripts.agent_files import agent_names
-assert agent_names() == ["dqn", "ppo"]
+assert agent_names() == ["dqn", "ppo", "supervised"]
 """
     subprocess.run([bin / "python", "-c", script], cwd=tmp_path, check=True)
     subprocess.run([*pip, "uninstall", "--yes", "--quiet", "neoteny"], check=True)

@@ -7,9 +7,7 @@ import shlex
 import gymnasium as gym
 import pytest
 
-from neoteny.agents import dqn, ppo
-from neoteny.configs import dqn as dqn_presets
-from neoteny.configs import ppo as ppo_presets
+from neoteny.agents import dqn, ppo, supervised
 from neoteny.configs.cli import cli, script_args
 from neoteny.envs.registry import registered_streams
 from neoteny.scripts.command import COMMANDS as COMMANDS_OF_NEOTENY
@@ -28,7 +26,7 @@ AGENT_COMMANDS = sorted({line for line in COMMANDS if line.startswith("python ag
 (USER_STREAM,) = (
     block.text for block in blocks(ROOT / "README.md") if block.kind == "python" and "@stream" in block.text
 )
-AGENTS = {"ppo": (ppo.Args, ppo_presets.PRESETS), "dqn": (dqn.Args, dqn_presets.PRESETS)}
+AGENTS = {agent.__name__.rpartition(".")[2]: (agent.Args, agent.PRESETS) for agent in (ppo, dqn, supervised)}
 # Of the pages; test_extending.py runs them.
 OWN_MODULES = ("my_streams", "my_wrappers", "my_board", "my_methods")
 # The others are parsed: they show nothing more, or need an extra.
@@ -71,7 +69,7 @@ def test_commands_of_results_have_flags_that_there_are(command):
     settings = script_args(Sweep, words[2:])
     for optim in settings.optims:
         flags_of_run = [settings.preset, f"optim:{optim}", *shlex.split(flags)]
-        assert isinstance(cli(ppo.Args, ppo_presets.PRESETS, flags_of_run), ppo.Args)
+        assert isinstance(cli(ppo.Args, ppo.PRESETS, flags_of_run), ppo.Args)
 
 
 def test_commands_with_a_module_of_the_readers_name_one_that_a_page_makes():
@@ -188,7 +186,7 @@ def test_table_of_streams():
             for id, cell in zip((whole, small), rows[whole][3:]):
                 period = f"{gym.spec(id).kwargs['schedule'].period:,}" if id in registered_streams() else ""
                 assert cell.strip() == period
-            assert ppo_presets.PRESETS[name].get("stream", {}).get("id", name) == name
+            assert ppo.PRESETS[name].get("stream", {}).get("id", name) == name
 
 
 def test_the_tree_names_every_folder_and_no_other():

@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from neoteny.agents import dqn, ppo
+from neoteny.agents import dqn, ppo, supervised
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig
+from neoteny.envs.supervised import SupervisedStreamConfig
 from neoteny.optim import AdamConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
@@ -124,6 +125,18 @@ def test_what_cannot_be_is_refused(words, message, finished, capsys):
         evaluate.run([str(finished[ppo]), *words])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_run_without_episodes_is_refused_and_does_not_name_the_command(tmp_path, capsys):
+    stream = SupervisedStreamConfig(samples=64, epochs=1)
+    probes = ProbeConfig(every=0, pictures=False)
+    args = supervised.Args(num_tasks=1, stream=stream, probes=probes, optim=AdamConfig(), runs_dir=tmp_path)
+    supervised.main(args)
+    output = capsys.readouterr().out
+    assert "neoteny compare" in output
+    assert "neoteny evaluate" not in output
+    with pytest.raises(ValueError, match="plays no episodes"):
+        load(run_folder("supervised", args))
 
 
 def test_a_folder_imports_nothing(finished, tmp_path, capsys, monkeypatch):
