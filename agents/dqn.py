@@ -183,6 +183,12 @@ class QNetwork(nn.Module):
         return {"q": nn.Sequential(OrderedDict([*self.torso.named_children(), ("head", last)]))}
 
 
+def make_policy(args: Args, stream: Stream) -> tuple[QNetwork, Callable[[Tensor], Tensor]]:
+    """A new network for a stream, and how it acts in evaluations: observations (B, ...) -> actions (B,)."""
+    agent = QNetwork(stream, args.network, args.dueling, args.amp).to(stream.device)
+    return agent, lambda observations: agent.act(observations, args.eps_end)
+
+
 def epsilon_at(step: int, start: float, end: float, steps: int) -> float:
     """Epsilon after ``step`` steps: linear from start to end over ``steps`` steps, then constant."""
     return start + (end - start) * min(1.0, step / steps)
@@ -306,14 +312,14 @@ def main(args: Args) -> dict[str, Any]:
     device = args.set_up()
 
     def new_agent() -> QNetwork:
-        return QNetwork(stream, args.network, args.dueling, args.amp).to(device)
+        return make_policy(args, stream)[0]
 
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
-        agent = new_agent()
+        agent, policy = make_policy(args, stream)
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
@@ -340,7 +346,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = max(0, rounds * args.gradient_steps)
     remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
     run = Run(
-        __file__, args, stream, updates * args.log_every, remarks,
+        __file__, args, stream, updates * args.log_every, remarks, policy,
         methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=transform,
     )  # fmt: skip
     now = Now(stream.observation.clone(), torch.zeros((), device=device))
@@ -373,7 +379,7 @@ def main(args: Args) -> dict[str, Any]:
         added = memory.newest(args.log_every // args.num_envs)
         observed = {"observations": now.observations.float()} | added
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
+        with run.end_update(finite) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
             metrics |= transform.metrics()

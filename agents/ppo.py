@@ -159,6 +159,12 @@ class ActorCritic(nn.Module):
         return {name: nn.Sequential(OrderedDict([*shared, *layers])) for name, layers in own.items()}
 
 
+def make_policy(args: Args, stream: Stream) -> tuple[ActorCritic, Callable[[Tensor], Tensor]]:
+    """A new network for a stream, and how it acts in evaluations: observations (B, ...) -> actions (B,)."""
+    agent = ActorCritic(stream, args.network, args.shared_torso, args.amp).to(stream.device)
+    return agent, lambda observations: agent.act(observations)[0]
+
+
 def gae(
     rewards: Tensor,
     values: Tensor,
@@ -309,14 +315,14 @@ def main(args: Args) -> dict[str, Any]:
     device = args.set_up()
 
     def new_agent() -> ActorCritic:
-        return ActorCritic(stream, args.network, args.shared_torso, args.amp).to(device)
+        return make_policy(args, stream)[0]
 
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
-        agent = new_agent()
+        agent, act = make_policy(args, stream)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
@@ -336,7 +342,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
     run = Run(
-        __file__, args, stream, updates * size, remarks,
+        __file__, args, stream, updates * size, remarks, act,
         methods=methods, agent=agent, optimizer=optimizer, rewards=transform,
     )  # fmt: skip
     if not stream.exact:
@@ -370,7 +376,7 @@ def main(args: Args) -> dict[str, Any]:
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
         observed |= {"final_values": rollout.final_values}
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
+        with run.end_update(finite) as metrics:
             metrics |= average(losses, rollout.values.flatten(), batch.returns)
             metrics |= {"charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
             metrics |= transform.metrics()

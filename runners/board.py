@@ -11,7 +11,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from neoteny.runners.disk.files import flatten
-from neoteny.runners.scores import run_scores
+from neoteny.runners.scores import EVALUATION_SCORES, run_scores
 
 Charts = dict[str, dict[str, list[Any]]]
 
@@ -86,7 +86,8 @@ def setup_summaries(config: Mapping[str, Any], switches: bool, remark: str) -> I
     """Custom charts, hyperparameters and a text remark, to be logged at the start of a run."""
     yield custom_scalars(charts(switches, config["probes"]))
     # SummaryWriter.add_hparams would open a second run for these.
-    experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(run_scores([]), 0.0))
+    scores = (*run_scores([]), *(EVALUATION_SCORES if config["evaluate_at_switch"] else ()))
+    experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(scores, 0.0))
     yield _opening_on(OPENING, experiment)
     yield start
     yield text("setup", remark.replace("\n", "  \n"))
