@@ -107,10 +107,10 @@ def seeds_for(differences: Array, power: float = 0.8, most: int = 10_000) -> int
     """
     from scipy.special import nctdtr, stdtrit
 
-    deviation = float(np.std(differences, ddof=1))
-    effect = abs(float(np.mean(differences))) / deviation if deviation else math.inf
-    if math.isinf(effect):
-        return 2
+    size, deviation = abs(float(np.mean(differences))), float(np.std(differences, ddof=1))
+    if size == 0 or deviation == 0:
+        return 2 if size else None
+    effect = size / deviation
     for seeds in range(2, most + 1):
         noncentrality = effect * math.sqrt(seeds)
         found = 1 - nctdtr(seeds - 1, noncentrality, stdtrit(seeds - 1, 0.975))

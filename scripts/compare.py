@@ -49,7 +49,7 @@ with bad_input():  # the extra "analysis"
 
 ARM = ("optim.", "methods.", "note.", "seed.")
 """Flags that are always compared."""
-WATCHING = tuple(resumable(RunArgs()))
+WATCHING = (*resumable(RunArgs()), "evaluate_at_switch.")
 """Flags that change how a run is watched, kept or computed, but not what it learns."""
 
 

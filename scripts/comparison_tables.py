@@ -190,27 +190,26 @@ def stop_rule(arms: Sequence[Arm], baseline: Arm, looks: int = 6, group: int = 5
     """Lines with how many more seeds would settle the difference in mean return to the baseline.
 
     AdaStop (Mathieu et al., 2023) tests after every ``group`` seeds, at most ``looks`` times, whether arms
-    differ, with a probability of at most 5 % that it ever errs. It says that a decision is reached, or not
-    yet; how many seeds a decision will take is guessed by a paired t test.
+    differ, with a probability of at most 5 % that it ever errs. It decides or wants more seeds; how many is
+    guessed by a paired t test.
     """
     from adastop import MultipleAgentsComparator
 
-    tag = "score/return_auc"
-    scores = {arm.name: list(arm.scores(tag).values()) for arm in (baseline, *arms) if arm is not baseline}
-    scores = {baseline.name: list(baseline.scores(tag).values()), **scores}
+    tag, others = "score/return_auc", [arm for arm in arms if arm is not baseline]
+    if not others:
+        return
+    scores = {arm.name: list(arm.scores(tag).values()) for arm in (baseline, *others)}
     pairs = np.array([(0, i) for i in range(1, len(scores))])
-    test = MultipleAgentsComparator(n=group, K=looks, comparisons=pairs, alpha=0.05, seed=0)
+    # Version 0.1.3 compares absolute differences with a quantile of signed ones, so that it errs twice as
+    # often as its alpha says.
+    test = MultipleAgentsComparator(n=group, K=looks, comparisons=pairs, alpha=0.025, seed=0)
     complete = min(looks, min(map(len, scores.values())) // group)
     for look in range(1, complete + 1):
         if not test.is_finished:
             seen = {name: np.array(values[: look * group]) for name, values in scores.items()}
             test.partial_compare(seen, verbose=False)
-    words = {
-        "larger": "below",
-        "smaller": "above",
-        "equal": "not different from",
-    }  # of the baseline
-    for pair, arm in zip(pairs, [arm for arm in arms if arm is not baseline]):
+    words = {"larger": "below", "smaller": "above", "equal": "not found to differ from"}
+    for pair, arm in zip(pairs, others):
         decision = test.decisions[str(pair)] if complete else "continue"
         settled = decision in words
         verdict = words[decision] if settled else "not yet settled beside"

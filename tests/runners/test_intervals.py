@@ -118,3 +118,4 @@ def test_seeds_that_a_paired_t_test_needs():
     assert seeds_for(unit - 1) == 10
     assert seeds_for(np.array([3.0, 3.0])) == 2
     assert seeds_for(unit + 1e-6) is None
+    assert seeds_for(np.zeros(3)) is None
