@@ -22,7 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO
 
-import torch
 from tqdm import tqdm
 
 from neoteny.runners.disk.claims import Claim, claim
@@ -319,6 +318,7 @@ class Display:
     def __init__(self, jobs: Sequence[Job], lines: int = 0) -> None:
         self._jobs, self._ended = jobs, 0
         self._file = tolerant(sys.stderr)
+        tqdm.set_lock(threading.RLock())  # its own is for several processes, and outlives one that is killed
         self._shares = [0.0] * len(jobs)
         is_shown = sys.stderr.isatty() and bool(jobs)
         form = "runs: {percentage:3.0f}%|{bar}| {n:.1f}/{total} [{elapsed}<{remaining}]"
@@ -373,6 +373,8 @@ def slots(number: int, gpus_per_run: float = 0.0) -> list[dict[str, str]]:
     """
     if not gpus_per_run:
         return [{} for _ in range(number)]
+    import torch  # only here, since it takes seconds
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     ids = [name for name in visible.split(",") if name] or list(map(str, range(torch.cuda.device_count())))
     if not ids or not torch.cuda.is_available():
