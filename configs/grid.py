@@ -96,9 +96,7 @@ def values_of(arm: Arm, over: Mapping[str, Sequence[str]]) -> dict[str, Sequence
     for word in arm.flags:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and (name == "seed" or any(_same(name, flag) for flag in over)):
-            raise ValueError(
-                f"--{name} is set by the sweep for each run, and cannot be set for all of them too"
-            )
+            raise ValueError(f"the sweep sets --{name} for each run: it cannot be set for all of them too")
     return {flag: values for flag, values in over.items() if flag.replace("-", "_") in known}
 
 

@@ -47,8 +47,9 @@ def reference_args(args: Any) -> Any:
     Neither probes nor videos, no other tasks; what remains is what the agent, its tasks and the machine are.
     """
     period = args.stream.schedule().period
+    tasks = args.stream.tasks if args.stream.task_id == "onehot" else None  # which needs to know their number
     stream = dataclasses.replace(
-        args.stream, tasks=None, cycles=None, order="cycle", jitter=0.0, drift_fraction=None, audit="off"
+        args.stream, tasks=tasks, cycles=None, order="cycle", jitter=0.0, drift_fraction=None, audit="off"
     )
     return dataclasses.replace(
         args,

@@ -19,7 +19,7 @@ import importlib
 import itertools
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -250,8 +250,13 @@ def tune(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
             [(tuning.Trial(values), _first_part(sweep, arm, values, over)) for values in of_arm]
             for arm, of_arm in zip(arms, proposed)
         ]
-        runs = [(each, seed) for of_arm in made for _, each in of_arm for seed in sweep.tune_seeds]
-        train(sweep, distinct([job_of(each, seed) for each, seed in runs]), [each.args for each, _ in runs])
+        points = [each for of_arm in made for _, each in of_arm]
+        jobs = distinct([job_of(each, seed) for seed in sweep.tune_seeds for each in points])
+        if sweep.dry_run and not all(job.is_done() for job in jobs):
+            list_commands(jobs)
+            tell("the other runs depend on the results of these")
+            return []
+        train(sweep, jobs, [each.args for each in points])
         for known, of_arm in zip(trials, made):
             for trial, each in of_arm:
                 trial.scores = {seed: tuning.score_of(each.folder(seed)) for seed in sweep.tune_seeds}
@@ -311,8 +316,8 @@ def train(sweep: Sweep, jobs: Sequence[Job], args: Sequence[Any]) -> list[Outcom
     return run_all(todo, slots(min(most, max(1, len(todo))), sweep.gpus_per_run), sweep.retries)
 
 
-def list_commands(jobs: Sequence[Job]) -> Iterator[str]:
-    """The command line of each job, with a comment on what has been done of it."""
+def list_commands(jobs: Sequence[Job]) -> None:
+    """Print the command line of each job, with a comment on what has been done of it."""
     for job in jobs:
         state = ""
         if job.is_done():
@@ -322,7 +327,7 @@ def list_commands(jobs: Sequence[Job]) -> Iterator[str]:
         else:
             held.release()
             state = "interrupted" if latest_attempt(job.path) else "not started"
-        yield f"{shlex.join(job.command)}  # {state}"
+        tell(f"{shlex.join(job.command)}  # {state}")
 
 
 def report(jobs: Sequence[Job], before: int, outcomes: Sequence[Outcome]) -> int:
@@ -364,8 +369,7 @@ def _main(sweep: Sweep, flags: Sequence[str]) -> int:
             raise ValueError(f"--only must be at least 0 and below {len(jobs)}, the number of runs")
         jobs = [jobs[sweep.only]]
     if sweep.dry_run:
-        for line in list_commands(jobs):
-            tell(line)
+        list_commands(jobs)
         return 0
     todo = [job for job in jobs if not job.is_done()]
     outcomes = train(sweep, todo, [each.args for each in points])

@@ -96,7 +96,9 @@ def main():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        calm, wild = (stub_jobs(Path(folder) / name, args.runs, args.steps, 0.02) for name in ("calm", "wild"))
+        calm, wild = (
+            stub_jobs(Path(folder) / name, args.runs, args.steps, 0.02) for name in ("calm", "wild")
+        )
         run_all(calm, slots(4))
         killed = disturb(wild, args.kills, args.sweeps, random.Random(args.seed), limit=600)
         same = [summary(job) == summary(other) for job, other in zip(calm, wild)]
@@ -112,7 +114,9 @@ def summary(job):
 
 def wrong(jobs):
     """Runs that two processes have worked on at once, or that were made twice."""
-    return [str(path) for job in jobs for path in job.path.iterdir() if "twice" in path.name or "two" in path.name]
+    return [
+        str(path) for job in jobs for path in job.path.iterdir() if "twice" in path.name or "two" in path.name
+    ]
 
 
 if __name__ == "__main__":
