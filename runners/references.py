@@ -29,14 +29,8 @@ KINDS = ("base", "own")
 
 
 def tasks_of(args: Any) -> list[int]:
-    """The distinct tasks that a run visits, in the order of their first visits.
-
-    Raises:
-        ValueError: its stream never switches.
-    """
+    """The distinct tasks that a run visits, in the order of their first visits."""
     schedule = dataclasses.replace(args.stream.schedule(), seed=args.seed)
-    if schedule.period is None:
-        raise ValueError(f"references are for streams that switch, and {args.stream.id} never does")
     visits = schedule.visit_at(args.total_steps - 1) + 1
     return list(dict.fromkeys(map(schedule.task_of, range(visits))))
 
@@ -45,8 +39,13 @@ def reference_args(args: Any) -> Any:
     """The arguments of the references of a run, but for task, seed and note.
 
     Neither probes nor videos, no other tasks; what remains is what the agent, its tasks and the machine are.
+
+    Raises:
+        ValueError: its stream never switches, or a visit is shorter than an update.
     """
     period = args.stream.schedule().period
+    if period is None:
+        raise ValueError(f"references are for streams that switch, and {args.stream.id} never does")
     tasks = args.stream.tasks if args.stream.task_id == "onehot" else None  # which needs to know their number
     stream = dataclasses.replace(
         args.stream, tasks=tasks, cycles=None, order="cycle", jitter=0.0, drift_fraction=None, audit="off"

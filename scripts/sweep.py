@@ -283,6 +283,7 @@ def _record(sweep: Sweep, arms: Sequence[Arm], trials: Sequence[Sequence[tuning.
         found, name = tuning.best(known), "/".join(folder.parts[-3:])
         rows = [{"flags": trial.flags, "score": trial.score, "scores": trial.scores} for trial in known]
         about = {"first_part": sweep.tune_on, "score": tuning.SCORE, "chosen": found and found.flags}
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {**(read_json(path) or {}), name: {**about, "trials": rows}})
         if found is None:
             tell(f"{name}: all {len(known)} trials failed, so it is not trained")

@@ -50,7 +50,7 @@ def test_tasks_in_random_order_are_those_that_the_seed_visits():
 
 def test_a_stream_that_never_switches_has_no_references():
     with pytest.raises(ValueError, match="never does"):
-        tasks_of(cli(ppo.Args, ppo.PRESETS, ["--stream.id", "CartPole-v1"]))
+        reference_args(cli(ppo.Args, ppo.PRESETS, ["--stream.id", "CartPole-v1"]))
 
 
 def test_a_reference_is_one_visit_on_one_task_without_probes():
