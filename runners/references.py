@@ -24,8 +24,7 @@ from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.sources import Sources, version
 
 FOLDER = "references"  # in the folder of all runs
-KINDS = ("base", "own")
-"""Adam without methods, one for all optimizers and methods; and the optimizer and methods of the run."""
+WATCHING = ("video_every", "evaluate_at_switch")  # flags of what watches a run, 0 for a reference
 
 
 def tasks_of(args: Any) -> list[int]:
@@ -41,8 +40,10 @@ def reference_args(args: Any) -> Any:
     Neither probes nor videos, no other tasks; what remains is what the agent, its tasks and the machine are.
 
     Raises:
-        ValueError: its stream never switches, or a visit is shorter than an update.
+        ValueError: its stream never switches or is a supervised one, or a visit is shorter than an update.
     """
+    if not hasattr(args.stream, "schedule"):
+        raise ValueError(f"references are for reinforcement learning, and {args.stream.id} is supervised")
     period = args.stream.schedule().period
     if period is None:
         raise ValueError(f"references are for streams that switch, and {args.stream.id} never does")
@@ -55,11 +56,11 @@ def reference_args(args: Any) -> Any:
         total_steps=min(args.total_steps, period),
         stream=stream,
         probes=ProbeConfig(every=0),
-        video_every=0,
         overwrite=False,
         runs_dir=args.runs_dir / FOLDER,
         note="",
         seed=1,
+        **{name: 0 for name in WATCHING if hasattr(args, name)},
     )
 
 

@@ -268,10 +268,12 @@ def tune(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
 
 def _first_part(sweep: Sweep, arm: Arm, values: Mapping[str, str], over: Mapping[str, Any]) -> Point:
     """A point whose runs end after the first part of the stream."""
-    args = point(arm, values).args
-    steps = int(args.total_steps * (sweep.tune_on or 1.0))
-    runs_dir = args.runs_dir / "tuning"
-    words = ["--stream.cycles", "None", "--total-steps", str(steps), "--runs-dir", str(runs_dir)]
+    args, share = point(arm, values).args, sweep.tune_on or 1.0
+    words = ["--runs-dir", str(args.runs_dir / "tuning")]
+    if hasattr(args, "total_steps"):
+        words += ["--stream.cycles", "None", "--total-steps", str(int(args.total_steps * share))]
+    else:  # supervised
+        words += ["--num-tasks", str(max(1, int(args.num_tasks * share)))]
     return point(arm, values, words, over)
 
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[cluster]"')
-psutil = pytest.importorskip("psutil")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
@@ -38,18 +39,25 @@ def cluster(monkeypatch):
 
 
 def processes(node):
-    """All processes of a node, its runs too."""
-    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
-    return [raylet, *raylet.children(recursive=True)]
+    """Ids and command lines of all processes of a node, its runs too."""
+    parents, found = {}, [node.all_processes["raylet"][0].process.pid]
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    for process in found:  # which grows
+        found += [child for child, parent in parents.items() if parent == process]
+    for process in found:
+        with contextlib.suppress(OSError):
+            yield process, Path(f"/proc/{process}/cmdline").read_text().split("\0")
 
 
 def lose(node, is_due):
     """Kill all processes of a node at once, when it is due."""
     while not is_due():
-        time.sleep(0.02)
-    for process in processes(node):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+        time.sleep(0.05)
+    for process, _ in list(processes(node)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 def test_a_grid_is_finished_when_a_node_is_lost_and_equals_that_of_one_machine(
@@ -65,12 +73,11 @@ def test_a_grid_is_finished_when_a_node_is_lost_and_equals_that_of_one_machine(
 
     def has_saved():
         """Whether a run on the node that will be lost has a checkpoint."""
-        for process in processes(cluster.lossy):
-            with contextlib.suppress(psutil.Error):
-                words = process.cmdline()
-                if "--seed" in words:
-                    args = runs["b"][int(words[words.index("--seed") + 1])]
-                    return any(run_folder("ppo", args).glob("checkpoint/step_*"))
+        for _, words in processes(cluster.lossy):
+            if "--seed" in words:
+                args = runs["b"][int(words[words.index("--seed") + 1])]
+                if list(run_folder("ppo", args).glob("checkpoint/step_*")):
+                    return True
         return False
 
     thread = threading.Thread(target=lose, args=(cluster.lossy, has_saved))
@@ -114,7 +121,7 @@ def test_a_stopped_sweep_lets_its_runs_save(cluster, tmp_path, monkeypatch):
     def stop():
         while not (jobs[0].path / "state").exists():
             time.sleep(0.1)
-        os.kill(os.getpid(), 15)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=stop)
     thread.start()
