@@ -31,10 +31,9 @@ def made(tmp_path, monkeypatch):
             if "lr1" in " ".join(words):
                 outcomes.append(Outcome(State.FAILED, "not finite"))
                 continue
-            args = cli(ppo.Args, ppo.PRESETS, words)
+            lr = float(words[words.index("--lr") + 1]) if "--lr" in words else 1e-3
             job.path.mkdir(parents=True)
-            score = -abs(args.lr - 1e-3) - abs(getattr(args.optim, "iso", 0.2) - 0.2)
-            (job.path / "summary.json").write_text(json.dumps({"score/return_auc": score}))
+            (job.path / "summary.json").write_text(json.dumps({"score/return_auc": -abs(lr - 1e-3)}))
             outcomes.append(Outcome(State.DONE))
         return outcomes
 
@@ -202,9 +201,9 @@ def test_tuning_picks_on_the_first_part_and_trains_other_seeds_on_the_whole(made
     assert sweep.run([*TUNE, *SHORT]) == 0
     trials, runs = made[:12], made[12:]
     for job in trials:
-        args = cli(ppo.Args, ppo.PRESETS, job.command[2:])
-        assert (args.total_steps, args.seed in (7, 8)) == (1024, True)
         assert job.path.parts[:2] == ("runs", "tuning")
+        assert job.path.name in ("s7", "s8")
+    assert cli(ppo.Args, ppo.PRESETS, trials[-1].command[2:]).total_steps == 1024
     assert notes(runs) == ["adam-lr0.001", "adamo-lr0.001"] * 2
     found = json.loads(Path("runs/tuning/tuning.json").read_text())
     assert sorted(found) == ["cartpole-rotations/ppo/adam", "cartpole-rotations/ppo/adamo"]
