@@ -86,7 +86,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: in
 
     Args:
         jobs: what to run.
-        slots: for each of the jobs that run at the same time, changes to its environment: see :func:`slots`.
+        slots: for each of the jobs that run at the same time, changes to its environment (:func:`make_slots`).
         retries: how often a job that has crashed is tried again.
 
     Returns:
@@ -111,7 +111,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: in
                     held.release()
                 display.end(number, outcomes[number], slot)
 
-        with ThreadPoolExecutor(len(slots)) as pool, signals_interrupt(processes.send):
+        with signals_interrupt(processes.send), ThreadPoolExecutor(len(slots)) as pool:
             try:
                 workers = [pool.submit(work, slot) for slot in range(len(slots))]
                 for worker in workers:
@@ -365,7 +365,7 @@ class Display:
         tqdm.write(text, file=self._file)
 
 
-def slots(number: int, gpus_per_run: float = 0.0) -> list[dict[str, str]]:
+def make_slots(number: int, gpus_per_run: float = 0.0) -> list[dict[str, str]]:
     """Slots for at most ``number`` jobs at a time, each with a share of a GPU if ``gpus_per_run`` is not 0.
 
     Raises:

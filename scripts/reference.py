@@ -27,7 +27,7 @@ from neoteny.runners.disk.events import read_points
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.scores import Visit, early_and_late
-from neoteny.runners.sweep import Job, run_all, slots, usable_cores
+from neoteny.runners.sweep import Job, make_slots, run_all, usable_cores
 from neoteny.scripts.compare import markdown, mean_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,7 +147,7 @@ def train(wanted: Sequence[Training], jobs: int) -> None:
     """
     missing = [training for training in wanted if not training.is_done()]
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done", flush=True)
-    run_all([Job(tuple(training.command), training.path) for training in missing], slots(jobs))
+    run_all([Job(tuple(training.command), training.path) for training in missing], make_slots(jobs))
     if failed := [training for training in missing if not training.is_done()]:
         stop(ExitCode.BROKEN, f"{len(failed)} runs failed, the first: {' '.join(failed[0].command)}")
 

@@ -34,7 +34,7 @@ from neoteny.runners.disk.exit_codes import ExitCode, bad_input, check_numbers, 
 from neoteny.runners.disk.files import read_json, write_json
 from neoteny.runners.disk.folder import finished_at, latest_attempt, run_folder
 from neoteny.runners.disk.messages import protect_output, tell
-from neoteny.runners.sweep import Job, Outcome, State, run_all, slots, usable_cores
+from neoteny.runners.sweep import Job, Outcome, State, make_slots, run_all, usable_cores
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "cartpole-rotations"
@@ -309,14 +309,17 @@ def train(sweep: Sweep, jobs: Sequence[Job], args: Sequence[Any]) -> list[Outcom
     threads = max((each.threads for each in args), default=1)
     if sweep.gpus_per_run and any(each.device != "cuda" for each in args):
         raise ValueError("--gpus-per-run is for runs on a GPU that the sweep chooses: add -- --device cuda")
-    if sweep.cluster is not None:
-        if not sweep.gpus_per_run and any(each.device != "cpu" for each in args):
-            raise ValueError("--cluster needs --gpus-per-run for runs on a GPU")
-        from neoteny.runners.cluster import run_on_cluster  # the extra "cluster"
+    if sweep.cluster is not None and not sweep.gpus_per_run and any(each.device != "cpu" for each in args):
+        raise ValueError("--cluster needs --gpus-per-run for runs on a GPU")
+    try:
+        if sweep.cluster is not None:
+            from neoteny.runners.cluster import run_on_cluster  # the extra "cluster"
 
-        return run_on_cluster(todo, sweep.cluster, threads, sweep.gpus_per_run, sweep.retries)
-    most = sweep.jobs or max(1, usable_cores() // threads)
-    return run_all(todo, slots(min(most, max(1, len(todo))), sweep.gpus_per_run), sweep.retries)
+            return run_on_cluster(todo, sweep.cluster, threads, sweep.gpus_per_run, sweep.retries)
+        most = sweep.jobs or max(1, usable_cores() // threads)
+        return run_all(todo, make_slots(min(most, max(1, len(todo))), sweep.gpus_per_run), sweep.retries)
+    except OSError as error:
+        stop(ExitCode.IO, f"the folder of the runs cannot be used: {error}")
 
 
 def list_commands(jobs: Sequence[Job]) -> None:
@@ -325,6 +328,8 @@ def list_commands(jobs: Sequence[Job]) -> None:
         state = ""
         if job.is_done():
             state = "finished"
+        elif not job.path.parent.exists():
+            state = "not started"
         elif (held := claim(job.path)) is None:
             state = "running"
         else:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from neoteny.runners.sweep import Job, run_all, slots
+from neoteny.runners.sweep import Job, make_slots, run_all
 
 STUB = Path(__file__).with_name("stub_run.py")
 
@@ -29,7 +29,7 @@ def stub_jobs(folder, runs, steps=20, pause=0.01):
 def sweep(jobs, width):
     """A whole sweep, as a process's target."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    run_all([job for job in jobs if not job.is_done()], slots(width), retries=1000)
+    run_all([job for job in jobs if not job.is_done()], make_slots(width), retries=1000)
 
 
 def started(jobs, width=2):
@@ -99,7 +99,7 @@ def main():
         calm, wild = (
             stub_jobs(Path(folder) / name, args.runs, args.steps, 0.02) for name in ("calm", "wild")
         )
-        run_all(calm, slots(4))
+        run_all(calm, make_slots(4))
         killed = disturb(wild, args.kills, args.sweeps, random.Random(args.seed), limit=600)
         same = [summary(job) == summary(other) for job, other in zip(calm, wild)]
         attempts = sum(len(list((job.path / "attempts").iterdir())) for job in wild)

@@ -19,7 +19,7 @@ from neoteny.runners.disk.claims import claim
 from neoteny.runners.disk.exit_codes import ExitCode
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.disk.preemption import NAMES
-from neoteny.runners.sweep import Job, Outcome, State, run_all, slots, usable_cores
+from neoteny.runners.sweep import Job, Outcome, State, make_slots, run_all, usable_cores
 from tests.killed_sweep import disturb, started, stub_jobs, summary, wrong
 from tests.tiny_runs import FLAGS, ROOT, outcome, small
 
@@ -43,12 +43,12 @@ PARENT = """
 import pathlib, signal, sys
 from neoteny.runners.disk.preemption import end_at_signals
 end_at_signals()  # as scripts/sweep.py does
-from neoteny.runners.sweep import Job, run_all, slots
+from neoteny.runners.sweep import Job, make_slots, run_all
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 runs = pathlib.Path("runs")
 jobs = [Job((sys.executable, "child.py", name), runs / name) for name in ("one", "two", "three")]
 try:
-    run_all(jobs, slots(2))
+    run_all(jobs, make_slots(2))
 except KeyboardInterrupt:
     sys.exit(75)
 """
@@ -103,7 +103,7 @@ ONCE = "first = not me.with_name('began').exists(); me.with_name('began').touch(
 
 def test_a_preempted_run_goes_on_and_handlers_are_put_back(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    made = run_all([job(tmp_path / "a", f"{ONCE}first and sys.exit(75); {FINISH}")], slots(2), retries=0)
+    made = run_all([job(tmp_path / "a", f"{ONCE}first and sys.exit(75); {FINISH}")], make_slots(2), retries=0)
     assert [each.state for each in made] == [State.DONE]
     assert signal.getsignal(signal.SIGTERM) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "began"]  # no failure, no claim left
@@ -111,7 +111,7 @@ def test_a_preempted_run_goes_on_and_handlers_are_put_back(tmp_path):
 
 def test_a_crashed_run_is_tried_again_and_the_reason_is_kept(tmp_path):
     crash = f"{ONCE}first and sys.exit('out of luck'); {FINISH}"
-    (made,) = run_all([job(tmp_path / "a", crash)], slots(1), retries=1)
+    (made,) = run_all([job(tmp_path / "a", crash)], make_slots(1), retries=1)
     assert made.state == State.DONE
     (failure,) = json.loads((tmp_path / "a.failures.json").read_text())["failures"]
     assert failure["reason"] == "exit code 1: out of luck"
@@ -130,7 +130,7 @@ ENDINGS = {
 def test_tries_are_bounded_and_what_would_fail_again_is_tried_once(script, tmp_path, capfd):
     reason, tries = ENDINGS[script]
     jobs = [job(tmp_path / "bad", script), job(tmp_path / "good", FINISH)]
-    made = run_all(jobs, slots(1), retries=2)
+    made = run_all(jobs, make_slots(1), retries=2)
     assert (made[0].state, made[0].reason, made[1].state) == (State.FAILED, reason, State.DONE)
     assert len(json.loads((tmp_path / "bad.failures.json").read_text())["failures"]) == tries
     lines = capfd.readouterr().err.splitlines()
@@ -139,7 +139,7 @@ def test_tries_are_bounded_and_what_would_fail_again_is_tried_once(script, tmp_p
 
 
 def test_what_another_process_has_taken_over_is_no_failure(tmp_path):
-    (made,) = run_all([job(tmp_path / "a", f"sys.exit({int(ExitCode.TAKEN)})")], slots(1))
+    (made,) = run_all([job(tmp_path / "a", f"sys.exit({int(ExitCode.TAKEN)})")], make_slots(1))
     assert made.state == State.TAKEN
     assert not list(tmp_path.glob("*.json"))
 
@@ -158,7 +158,7 @@ def test_a_run_that_is_to_be_replaced_is_not_done_before_it_was(tmp_path):
 def test_a_run_that_another_sweep_makes_is_waited_for(tmp_path):
     (one,) = stub_jobs(tmp_path, 1)
     held, made = claim(one.path), []
-    thread = threading.Thread(target=lambda: made.extend(run_all([one], slots(1))))
+    thread = threading.Thread(target=lambda: made.extend(run_all([one], make_slots(1))))
     thread.start()
     time.sleep(0.1)
     assert not one.path.exists()
@@ -184,7 +184,7 @@ def test_two_sweeps_in_the_same_moment_share_the_work(tmp_path):
 def test_killed_runs_and_sweeps_leave_what_undisturbed_ones_do(seed, tmp_path):
     """tests/killed_sweep.py does it with more of them."""
     calm, wild = (stub_jobs(tmp_path / name, 4, steps=30, pause=0.005) for name in ("calm", "wild"))
-    run_all(calm, slots(4))
+    run_all(calm, make_slots(4))
     killed = disturb(wild, kills=8, sweeps=2, rng=random.Random(seed), pause=0.05)
     assert list(map(summary, wild)) == list(map(summary, calm))
     assert not wrong(wild)
@@ -225,7 +225,7 @@ def test_bars_of_runs_become_lines_and_one_bar_for_all(monkeypatch, tmp_path):
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: True)
     with contextlib.redirect_stderr(terminal):
-        run_all(stub_jobs(tmp_path, 2, steps=3), slots(2))
+        run_all(stub_jobs(tmp_path, 2, steps=3), make_slots(2))
     shown = terminal.getvalue()
     assert "66%|  | 2/3" in shown
     assert "2.0/2" in shown
@@ -271,11 +271,11 @@ def test_runs_share_gpus(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    names = [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(100, gpus_per_run=0.4)]
+    names = [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(100, gpus_per_run=0.4)]
     assert names == ["0", "1", "0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b,GPU-c")
-    names = [slot["CUDA_VISIBLE_DEVICES"] for slot in slots(4, gpus_per_run=0.5)]
+    names = [slot["CUDA_VISIBLE_DEVICES"] for slot in make_slots(4, gpus_per_run=0.5)]
     assert names == ["GPU-a", "GPU-b", "GPU-c", "GPU-a"]
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="needs a GPU"):
-        slots(4, gpus_per_run=0.5)
+        make_slots(4, gpus_per_run=0.5)
