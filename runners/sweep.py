@@ -86,7 +86,7 @@ def run_all(jobs: Sequence[Job], slots: Sequence[Mapping[str, str]], retries: in
 
     Args:
         jobs: what to run.
-        slots: for each of the jobs that run at the same time, changes to its environment (:func:`make_slots`).
+        slots: for each of the jobs that run at the same time, changes to its environment, see `make_slots`.
         retries: how often a job that has crashed is tried again.
 
     Returns:

@@ -24,15 +24,15 @@ from tests.tiny_runs import FLAGS, outcome, small  # noqa: E402
 
 # Ray leaves files and sockets open.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-STEPS = 4096
+STEPS = 2048
 
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """A cluster of a node with one core, the head, and one with two."""
+    """A cluster of two nodes with two cores each."""
     monkeypatch.setenv("RAY_health_check_period_ms", "500")  # a lost node is noticed in seconds
     monkeypatch.setenv("RAY_health_check_timeout_ms", "2000")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     nodes.lossy = nodes.add_node(num_cpus=2)
     yield nodes
     nodes.shutdown()
@@ -91,7 +91,7 @@ def test_a_grid_is_finished_when_a_node_is_lost_and_equals_that_of_one_machine(
         assert on_cluster["weights"] == alone["weights"]
         assert on_cluster["summary"] == alone["summary"]
     attempts = [len(list((run_folder("ppo", args) / "attempts").iterdir())) for args in runs["b"]]
-    assert 8 < sum(attempts) <= 10
+    assert 8 < sum(attempts) <= 10  # two runs were on that node
 
 
 def test_what_another_sweep_has_claimed_is_waited_for(cluster, tmp_path, monkeypatch):
