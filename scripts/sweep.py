@@ -15,7 +15,6 @@ if __name__ == "__main__":  # before the imports, which take seconds
     end_at_signals()
 
 import dataclasses
-import importlib
 import itertools
 import shlex
 import sys
@@ -35,8 +34,8 @@ from neoteny.runners.disk.files import read_json, write_json
 from neoteny.runners.disk.folder import finished_at, latest_attempt, run_folder
 from neoteny.runners.disk.messages import protect_output, tell
 from neoteny.runners.sweep import Job, Outcome, State, make_slots, run_all, usable_cores
+from neoteny.scripts.agent_files import load_agent
 
-ROOT = Path(__file__).resolve().parent.parent
 DEFAULT = "cartpole-rotations"
 # A reference's agent is Adam without methods, at the learning rate of the preset.
 OF_OPTIMIZER = ("lr", "optim.", "methods.")
@@ -51,7 +50,7 @@ class Sweep:
     streams: tuple[str, ...] = ()
     """Streams to train on, by id, each with the presets for its kind; besides those of --presets."""
     agents: Annotated[tuple[str, ...], tyro.conf.arg(aliases=["--agent"])] = ("ppo",)
-    """Agents, files in agents/."""
+    """Agents: those of neoteny by name, files of your own ending in .py."""
     optims: tuple[str, ...] = ("adam", "adamo")
     """Optimizers to train with."""
     methods: tuple[str, ...] = ("none",)
@@ -114,14 +113,9 @@ class Sweep:
 
 
 def agent_of(name: str) -> Agent:
-    """An agent, by the name of its file; exits with code 2 if there is none."""
-    files = {path.stem: path for path in (ROOT / "agents").glob("*.py") if "launch(" in path.read_text()}
-    if name not in files:
-        stop(
-            ExitCode.BAD_INPUT, f"there is no agent {name!r} in agents/; there are {', '.join(sorted(files))}"
-        )
-    module = importlib.import_module(f"neoteny.agents.{name}")
-    return Agent(files[name], module.Args, module.PRESETS)
+    """An agent, by its name or by the file of a user's own; ValueError if there is none."""
+    module = load_agent(name)
+    return Agent(Path(module.__file__ or name), module.Args, module.PRESETS)
 
 
 def arms_of(sweep: Sweep, flags: Sequence[str]) -> list[Arm]:
