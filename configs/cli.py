@@ -203,23 +203,23 @@ def read_args(args_type: type[Config], path: Path, changes: Mapping[str, Any] | 
             if module and module not in sys.modules:
                 raise ValueError(f"import {module} first, since reading a file imports no modules")
         config.pop("agent", None)
-        words = [f"optim:{optimizer}", *_words(config)]
+        words = [f"optim:{optimizer}", *flag_words(config)]
         for name, fields in methods.items():
-            words += [f"--methods.{name}", *_words(fields, f"methods.{name}.")]
+            words += [f"--methods.{name}", *flag_words(fields, f"methods.{name}.")]
     except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         stop(ExitCode.BAD_INPUT, f"{path} does not hold the arguments of a run: {error}")
     with bad_input():
         return _parse(args_type(), words)
 
 
-def _words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def flag_words(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Flags and values equivalent to a nested dict."""
     for name, value in config.items():
         if not name.isidentifier() or name in ("help", "h"):
             raise ValueError(f"{name!r} is not an argument")
         flag = name.replace("_", "-")
         if isinstance(value, Mapping):
-            yield from _words(value, f"{prefix}{flag}.")
+            yield from flag_words(value, f"{prefix}{flag}.")
         elif isinstance(value, bool):
             yield f"--{prefix}{'' if value else 'no-'}{flag}"
         else:

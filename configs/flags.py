@@ -132,7 +132,7 @@ def _known(flag: str, names: Container[str]) -> str:
 def _nested(config: Any, name: str) -> list[tuple[str, Any]]:
     """The configurations in a field, each with its name on the command line."""
     value = getattr(config, name)
-    if name == "methods":
+    if name == "methods" and all(map(dataclasses.is_dataclass, value)):  # not the names of a sweep
         return [(f"methods.{method}", each) for method, each in zip(methods_as_dict(value), value)]
     return [(name, value)] if dataclasses.is_dataclass(value) else []
 

@@ -28,7 +28,7 @@ from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.intervals import iqm, iqm_interval
 from neoteny.runners.results import Points, over_time
 from neoteny.runners.scores import early_and_late
-from neoteny.runners.sweep import run_all, usable_cores
+from neoteny.runners.sweep import Job, make_slots, run_all, usable_cores
 from neoteny.scripts.comparison_tables import markdown, plus_minus
 
 with bad_input():  # the extra "analysis"
@@ -152,10 +152,8 @@ def train(wanted: Sequence[Training], jobs: int) -> None:
         SystemExit: code 70 if a run failed.
     """
     missing = [training for training in wanted if not training.is_done()]
-    for training in missing:
-        training.path.parent.mkdir(parents=True, exist_ok=True)
     print(f"{len(wanted) - len(missing)} of {len(wanted)} runs are done", flush=True)
-    run_all([training.command for training in missing], jobs)
+    run_all([Job(tuple(training.command), training.path) for training in missing], make_slots(jobs))
     if failed := [training for training in missing if not training.is_done()]:
         stop(ExitCode.BROKEN, f"{len(failed)} runs failed, the first: {' '.join(failed[0].command)}")
 

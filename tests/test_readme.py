@@ -12,7 +12,7 @@ from neoteny.configs.cli import cli, script_args
 from neoteny.envs.registry import registered_streams
 from neoteny.scripts.command import COMMANDS as COMMANDS_OF_NEOTENY
 from neoteny.scripts.evaluate import Evaluate
-from neoteny.scripts.sweep import Sweep
+from neoteny.scripts.sweep import DEFAULT, Sweep
 from tests.pages import PAGES, ROOT, blocks, commands, run
 
 RESULTS = sorted((ROOT / "results").glob("*.md"))
@@ -68,7 +68,7 @@ def test_commands_of_results_have_flags_that_there_are(command):
         return
     settings = script_args(Sweep, words[2:])
     for optim in settings.optims:
-        flags_of_run = [settings.preset, f"optim:{optim}", *shlex.split(flags)]
+        flags_of_run = [*(settings.presets or (DEFAULT,)), f"optim:{optim}", *shlex.split(flags)]
         assert isinstance(cli(ppo.Args, ppo.PRESETS, flags_of_run), ppo.Args)
 
 

@@ -40,6 +40,8 @@ EXTRAS = {
     "ale_py": "atari",
     "Box2D": "box2d",
     "mujoco": "mujoco",
+    "optuna": "tune",
+    "ray": "cluster",
     **dict.fromkeys(("adastop", "matplotlib", "scipy"), "analysis"),
 }
 

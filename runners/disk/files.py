@@ -43,6 +43,15 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     replace_file(path, (json.dumps(to_json(data), indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; ``None`` if there is no such file or it holds something else."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return data if isinstance(data, dict) else None
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Flatten nested dicts into one, with names such as ``stream.id``."""
     flat: dict[str, Any] = {}

@@ -155,8 +155,8 @@ def test_of_a_package_that_is_missing_the_extra_is_named(command, tmp_path, monk
 
 
 SCRIPTS = {
-    "scripts/sweep.py --agent sac": "there is no agent 'sac' in agents/; there are dqn, ppo",
-    "scripts/sweep.py --agent networks": "there is no agent 'networks' in agents/; there are dqn, ppo",
+    "scripts/sweep.py --agent sac": "there is no agent 'sac'; neoteny list",
+    "scripts/sweep.py --agent networks": "there is no agent 'networks'; neoteny list",
     "scripts/sweep.py --preset grid-layout": "there is no preset 'grid-layout'; similar: grid-layouts",
     "scripts/sweep.py --optims adam sgd": "there is no optimizer optim:sgd",
     "scripts/sweep.py --seed 1": "there is no flag --seed; similar: --seeds",

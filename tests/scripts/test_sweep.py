@@ -1,70 +1,233 @@
-"""The sweep's summary: what another process trains is no failure."""
+"""The sweep as a command: its grid, what it prints, references, tuning. Runs are pretended to be made."""
 
+import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from neoteny.runners.disk.exit_codes import ExitCode
+from neoteny.agents import ppo
+from neoteny.configs.cli import cli
+from neoteny.runners.disk.claims import claim
+from neoteny.runners.sweep import Outcome, State
 from neoteny.scripts import sweep
 
-
-def finish(optim):
-    folder = Path("runs/cartpole-rotations/ppo") / optim / "s1"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "summary.json").touch()
+SHORT = ["--", "--stream.period", "2048", "--total-steps", "4096"]
+REFERENCES = ["--reference", "fresh", *SHORT]
 
 
 @pytest.fixture
-def runs(tmp_path, monkeypatch):
-    """Run folders in an empty working directory; commands are not run, but end with given codes."""
+def made(tmp_path, monkeypatch):
+    """Jobs that were made, in an empty working directory; those whose command has a given word fail."""
     monkeypatch.chdir(tmp_path)
-    codes = {}
+    jobs = []
 
-    def run_all(commands, jobs, instead):
-        ended = [instead(number) for number in range(len(commands))]
-        if "finished" in codes:
-            finish(codes["finished"])
-        return [codes["each"][number] if code is None else code for number, code in enumerate(ended)]
+    def run_all(todo, slots, retries):
+        outcomes = []
+        for job in todo:
+            jobs.append(job)
+            words = job.command[2:]
+            if "lr1" in " ".join(words):
+                outcomes.append(Outcome(State.FAILED, "not finite"))
+                continue
+            lr = float(words[words.index("--lr") + 1]) if "--lr" in words else 1e-3
+            job.path.mkdir(parents=True)
+            (job.path / "summary.json").write_text(json.dumps({"score/return_auc": -abs(lr - 1e-3)}))
+            outcomes.append(Outcome(State.DONE))
+        return outcomes
 
     monkeypatch.setattr(sweep, "run_all", run_all)
-    return codes
+    return jobs
 
 
-def test_what_another_process_trains_is_no_failure(runs, capsys):
-    runs |= {"each": [0, int(ExitCode.TAKEN)], "finished": "adam"}
-    assert sweep.main(sweep.Sweep(seeds=(1,))) == 0
-    assert (
-        "1 runs done, 0 were finished before, 0 failed, 1 are trained by another" in capsys.readouterr().out
+def notes(jobs):
+    return [job.path.parent.name for job in jobs]
+
+
+def refused(words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        sweep.run(words)
+    assert ended.value.code == 2
+    assert not Path("runs").exists()
+    return capsys.readouterr().err
+
+
+def test_finished_runs_are_skipped_and_failed_ones_are_listed(made, capsys):
+    words = ["--optims", "adam", "--seeds", "1", "2", "--over", "lr", "1", "1e-3"]
+    assert sweep.run(words) == 1
+    printed = capsys.readouterr().out
+    assert "2 runs done, 0 were finished before, 2 failed" in printed
+    assert len(re.findall(r"failed: .* --lr 1 .*: not finite", printed)) == 2
+    assert sweep.run(words) == 1
+    assert "0 runs done, 2 were finished before, 2 failed" in capsys.readouterr().out
+    assert len(made) == 6
+
+
+def test_what_another_process_trains_is_no_failure(made, monkeypatch, capsys):
+    monkeypatch.setattr(
+        sweep, "run_all", lambda todo, *_: [Outcome(State.DONE_ELSEWHERE), Outcome(State.TAKEN)]
+    )
+    assert sweep.run(["--seeds", "1"]) == 0
+    assert "1 runs done, 0 were finished before, 0 failed, 1 are trained by another process" in (
+        capsys.readouterr().out
     )
 
 
-def test_a_run_without_a_summary_has_failed_whatever_its_code(runs, capsys):
-    runs |= {"each": [0, 0], "finished": "adam"}
-    assert sweep.main(sweep.Sweep(seeds=(1,))) == 1
-    assert "1 runs done, 0 were finished before, 1 failed\nfailed: " in capsys.readouterr().out
+def test_a_stopped_sweep_asks_to_be_run_again(made, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "run_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert sweep.run(["--seeds", "1"]) == 75
+    assert "run the same command to resume" in capsys.readouterr().out
 
 
-def test_a_run_that_another_sweep_finished_meanwhile_is_done(runs, monkeypatch, capsys):
-    def finished_by_another(commands, jobs, instead):
-        for optim in ("adam", "adamo"):
-            finish(optim)
-        return [instead(number) for number in range(len(commands))]
-
-    monkeypatch.setattr(sweep, "run_all", finished_by_another)
-    assert sweep.main(sweep.Sweep(seeds=(1,))) == 0
-    assert "2 runs done, 0 were finished before, 0 failed" in capsys.readouterr().out
-    assert sweep.main(sweep.Sweep(seeds=(1,))) == 0  # nothing is left to do
-    assert "0 runs done, 2 were finished before" in capsys.readouterr().out
-
-
-def test_at_least_one_job():
-    with pytest.raises(ValueError, match="--jobs must be at least 1"):
-        sweep.Sweep(jobs=0)
+def test_the_grid_has_all_that_may_be_combined():
+    words = ["--agents", "ppo", "dqn", "--presets", "grid-layouts-small", "--streams", "cartpole-gravity"]
+    settings = sweep.script_args(
+        sweep.Sweep, [*words, "--methods", "none", "--over", "optim.iso", "0.1", "0.2"]
+    )
+    arms = sweep.arms_of(settings, [])
+    points = sweep.points_of(settings, arms)
+    assert len(arms) == 2 * 2 * 2
+    assert len(points) == 2 * 2 * (1 + 2)
+    assert len({point.folder(1) for point in points}) == len(points)
 
 
-def test_a_run_that_another_sweep_is_training_is_not_started(runs, monkeypatch, capsys):
-    """Two sweeps on one folder."""
-    runs |= {"each": [0, 0], "finished": "adam"}
-    monkeypatch.setattr(sweep, "is_running", lambda command, folder: "adamo" in folder.parts)
-    assert sweep.main(sweep.Sweep(seeds=(1,))) == 0
-    assert "1 runs done, 0 were finished before, 0 failed, 1 are trained" in capsys.readouterr().out
+def test_a_dry_run_prints_commands_and_what_has_been_done(made, capsys):
+    assert sweep.run(["--seeds", "1", *SHORT]) == 0
+    assert sweep.run(["--seeds", "2", "--optims", "adam", *SHORT]) == 0
+    capsys.readouterr()
+    (Path("runs/cartpole-rotations/ppo/adamo/s2/attempts")).mkdir(parents=True)
+    (Path("runs/cartpole-rotations/ppo/adamo/s2/attempts/000001.json")).touch()
+    held = claim(Path("runs/cartpole-rotations/ppo/adamo/s3"))
+    assert sweep.run(["--seeds", "1", "2", "3", "--dry-run", *SHORT]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    held.release()
+    states = [line.rpartition("# ")[2] for line in lines]
+    assert states == ["finished", "finished", "finished", "interrupted", "not started", "running"]
+    words = shlex.split(lines[3].partition("  #")[0])
+    assert words[1].endswith("agents/ppo.py")
+    assert cli(ppo.Args, ppo.PRESETS, words[2:]).seed == 2
+
+
+def test_only_one_run(made):
+    assert sweep.run(["--seeds", "1", "2", "--only", "2"]) == 0
+    assert [(job.path.parent.name, job.path.name) for job in made] == [("adam", "s2")]
+
+
+REFUSED = {
+    "--jobs 0": "--jobs must be at least 1",
+    "--gpus-per-run 2": "--gpus-per-run must be at least 0 and at most 1",
+    "--gpus-per-run 0.5": "for runs on a GPU",
+    "--over lr": "--over takes a flag and its values",
+    "--over lr 1 --over lr 2": "has a flag twice",
+    "--over learning-rate 1 2": "there is no flag --learning-rate",
+    "--over optim.momentum 1 2": "--optim.momentum is a flag of optim:muon",
+    "--over lr 1e-4..1e-2": "which needs --tune-on",
+    "--optims adamo --over optim.iso 0 --over optim.iso-scale 1 2": "--optim.iso is 0",
+    "--only 6": "--only must be at least 0 and below 6",
+    "--trials 3": "do nothing without --tune-on",
+    "--tune-on 0.2": "--tune-on needs --over",
+    "--tune-on 0.2 --over lr 1e-3 --tune-seeds 3": "must differ, but share [3]",
+    "--tune-on 0.2 --over lr 1e-3 --tune-seeds 9 --only 1": "cannot be combined",
+    "--tune-on 2 --over lr 1e-3 --tune-seeds 9": "--tune-on must be above 0 and at most 1",
+    "--tune-on 0.2 --over optim.iso 0.1 0.2 --tune-seeds 9": "1 for ",
+    "--streams CartPole-v1 --reference fresh": "never does",
+    "--reference fresh -- --stream.period 512": "must make at least one update",
+    "--presets cartpole-rotations vectors": "two runs would share the folder",
+    "-- --seed 3": "the sweep sets --seed",
+    "--cluster auto --jobs 3": "--jobs is for one machine",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_be_meant_is_refused(words, made, capsys):
+    assert REFUSED[words] in refused(words.split(), capsys)
+
+
+def test_references_are_shared_between_arms_and_sweeps(made, capsys):
+    assert sweep.run(["--seeds", "1", "2", *REFERENCES]) == 0
+    # of 2 seeds, with 2 tasks each: Adam, which is its own base, and AdamO
+    assert "8 references, of which 0 are there already" in capsys.readouterr().out
+    assert len(made) == 4 + 8
+    assert sweep.run(["--seeds", "1", "2", "--optims", "muon", *REFERENCES]) == 0
+    assert "8 references, of which 4 are there already" in capsys.readouterr().out
+    assert sweep.run(["--seeds", "1", "--optims", "adam", "--methods", "isometry", *REFERENCES]) == 0
+    assert "4 references, of which 2 are there already" in capsys.readouterr().out
+    other = ["--network.hidden", "8", "--note", "small"]
+    assert sweep.run(["--seeds", "1", "--optims", "adam", *REFERENCES, *other]) == 0
+    assert "2 references, of which 0 are there already" in capsys.readouterr().out
+
+
+def test_each_run_names_its_references(made):
+    assert sweep.run(["--seeds", "1", "--optims", "adamo", *REFERENCES]) == 0
+    run = Path("runs/cartpole-rotations/ppo/adamo/s1")
+    found = json.loads((run / "references.json").read_text())
+    for kind, optim in (("base", "adam"), ("own", "adamo")):
+        assert sorted(found[kind]) == ["0", "1"]
+        for task, path in found[kind].items():
+            folder = (run / path).resolve()
+            assert (folder / "summary.json").exists()
+            assert folder.parents[3] == Path("runs/references").resolve()
+            assert re.fullmatch(rf"{optim}-task{task}-\w{{10}}", folder.parent.name)
+
+
+def test_the_learning_rate_of_the_base_is_not_that_of_the_arm(made):
+    words = ["--over", "lr", "1e-3", "3e-3", "--over", "num-envs", "8", "16"]
+    assert sweep.run(["--seeds", "1", "--optims", "adamo", *words, *REFERENCES]) == 0
+    base = {job.path for job in made if "references" in job.path.parts and "optim:adam" in job.command}
+    assert len(base) == 2 * 2  # tasks, numbers of environments
+
+
+GRID = ["--over", "lr", "1", "1e-3", "1e-2"]
+TUNE = [
+    "--optims",
+    "adam",
+    "adamo",
+    "--tune-on",
+    "0.25",
+    "--tune-seeds",
+    "7",
+    "8",
+    "--seeds",
+    "1",
+    "2",
+    *GRID,
+]
+
+
+def test_tuning_picks_on_the_first_part_and_trains_other_seeds_on_the_whole(made, capsys):
+    assert sweep.run([*TUNE, *SHORT]) == 0
+    trials, runs = made[:12], made[12:]
+    for job in trials:
+        assert job.path.parts[:2] == ("runs", "tuning")
+        assert job.path.name in ("s7", "s8")
+    assert cli(ppo.Args, ppo.PRESETS, trials[-1].command[2:]).total_steps == 1024
+    assert notes(runs) == ["adam-lr0.001", "adamo-lr0.001"] * 2
+    found = json.loads(Path("runs/tuning/tuning.json").read_text())
+    assert sorted(found) == ["cartpole-rotations/ppo/adam", "cartpole-rotations/ppo/adamo"]
+    arm = found["cartpole-rotations/ppo/adam"]
+    assert (arm["first_part"], arm["chosen"]) == (0.25, {"lr": "1e-3"})
+    assert [trial["flags"]["lr"] for trial in arm["trials"]] == ["1", "1e-3", "1e-2"]
+    assert [trial["score"] for trial in arm["trials"]] == [None, 0.0, pytest.approx(-0.009)]
+    assert "adamo: lr 1e-3, the best of 3 trials" in capsys.readouterr().out
+
+
+def test_tuning_goes_on_where_it_was_stopped(made):
+    assert sweep.run([*TUNE, *SHORT]) == 0
+    before = len(made)
+    assert sweep.run([*TUNE, *SHORT]) == 0
+    assert notes(made[before:]) == ["adam-lr1", "adamo-lr1"] * 2  # which failed
+
+
+def test_a_dry_run_of_tuning_lists_the_first_trials(made, capsys):
+    assert sweep.run([*TUNE, "--dry-run", *SHORT]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if line.endswith("# not started")]) == 12
+    assert "depend on the results of these" in lines[-1]
+    assert not made
+
+
+def test_an_arm_whose_trials_all_failed_is_not_trained_and_fails_the_sweep(made, capsys):
+    words = ["--over", "lr", "1", "10", "--tune-on", "0.25", "--tune-seeds", "7"]
+    assert sweep.run(["--optims", "adam", *words, *SHORT]) == 1
+    assert "all 2 trials failed" in capsys.readouterr().out

@@ -1,0 +1,123 @@
+"""Sweeps whose processes are killed at random moments, for tests, and for larger numbers as a script.
+
+python -m tests.killed_sweep --runs 8 --kills 30 --sweeps 2 --seed 1
+"""
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from neoteny.runners.sweep import Job, make_slots, run_all
+
+STUB = Path(__file__).with_name("stub_run.py")
+
+
+def stub_jobs(folder, runs, steps=20, pause=0.01):
+    """Jobs of stand-ins for runs."""
+    folders = [folder / f"s{number}" for number in range(runs)]
+    return [Job((sys.executable, str(STUB), str(each), str(steps), str(pause)), each) for each in folders]
+
+
+def sweep(jobs, width):
+    """A whole sweep, as a process's target."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    run_all([job for job in jobs if not job.is_done()], make_slots(width), retries=1000)
+
+
+def started(jobs, width=2):
+    """A process with a sweep."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["neoteny.runners.sweep"])
+    process = context.Process(target=sweep, args=(jobs, width))
+    process.start()
+    return process
+
+
+def disturb(jobs, kills, sweeps, rng, pause=0.1, limit=120):
+    """Run sweeps side by side on one folder, and kill their processes until all is done.
+
+    Args:
+        jobs: of each of the sweeps.
+        kills: how often something is killed: a run, three runs at once, or a sweep, which is started again.
+        sweeps: number of sweeps.
+        rng: decides what and when.
+        pause: mean seconds between kills.
+        limit: seconds after which it has failed.
+
+    Returns:
+        Names of what was killed.
+    """
+    processes, killed, start = [started(jobs) for _ in range(sweeps)], [], time.monotonic()
+    while any(process.is_alive() for process in processes):
+        assert time.monotonic() < start + limit, f"not done after {limit} s: {killed}"
+        time.sleep(rng.expovariate(1 / pause) if len(killed) < kills else 0.02)
+        if len(killed) >= kills:
+            continue
+        what = rng.choice(("run", "run", "three runs", "sweep"))
+        if what == "sweep":
+            place = rng.randrange(sweeps)
+            if processes[place].is_alive():
+                processes[place].kill()
+                processes[place].join()
+                processes[place] = started(jobs)
+                killed.append(what)
+            continue
+        alive = sorted(running(jobs))
+        for process in rng.sample(alive, min(len(alive), 3 if what == "three runs" else 1)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+                killed.append("run")
+    assert all(process.exitcode == 0 for process in processes)
+    return killed
+
+
+def running(jobs):
+    """Ids of the processes that work on runs."""
+    for job in jobs:
+        for attempt in sorted((job.path / "attempts").glob("*.json"))[-1:]:
+            with contextlib.suppress(ValueError, KeyError, OSError):
+                process = json.loads(attempt.read_text())["pid"]
+                if str(job.command[1]) in Path(f"/proc/{process}/cmdline").read_text():
+                    yield process
+
+
+def main():
+    """Kill stand-ins for runs, or the runs of the flags after --, and print what became of them."""
+    parser = argparse.ArgumentParser()
+    for name, default in (("runs", 8), ("kills", 30), ("sweeps", 2), ("seed", 1), ("steps", 50)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        calm, wild = (
+            stub_jobs(Path(folder) / name, args.runs, args.steps, 0.02) for name in ("calm", "wild")
+        )
+        run_all(calm, make_slots(4))
+        killed = disturb(wild, args.kills, args.sweeps, random.Random(args.seed), limit=600)
+        same = [summary(job) == summary(other) for job, other in zip(calm, wild)]
+        attempts = sum(len(list((job.path / "attempts").iterdir())) for job in wild)
+        print(f"killed: {killed.count('run')} runs, {killed.count('sweep')} sweeps; ", end="")
+        print(f"{sum(same)} of {args.runs} equal, {attempts} attempts, {wrong(wild)} wrong")
+
+
+def summary(job):
+    """What a run has left."""
+    return (job.path / "summary.json").read_bytes()
+
+
+def wrong(jobs):
+    """Runs that two processes have worked on at once, or that were made twice."""
+    return [
+        str(path) for job in jobs for path in job.path.iterdir() if "twice" in path.name or "two" in path.name
+    ]
+
+
+if __name__ == "__main__":
+    main()
