@@ -73,9 +73,13 @@ class StreamConfig:
     """What steps the environments: MiniGrid or classic control on tensors, Atari games in a batch, or any
     environment one by one; by default the fastest that gives the same results as single environments, classic
     control on tensors only for agents on a CUDA device."""
+    # Without these docstrings tyro would read the source of this file for comments, at each parse.
     single: SingleConfig = dataclasses.field(default_factory=SingleConfig)
+    """Environments that are stepped one by one in this process, or in worker processes."""
     grid: GridConfig = dataclasses.field(default_factory=GridConfig)
+    """MiniGrid as tensors on the agent's device."""
     atari: AtariConfig = dataclasses.field(default_factory=AtariConfig)
+    """Atari games on ale-py's vector environment."""
 
     def spec(self) -> EnvSpec:
         """The Gymnasium spec of the id; ValueError if it is not registered."""

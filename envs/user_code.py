@@ -70,6 +70,7 @@ def is_users(thing: Any) -> bool:
     return root not in LIBRARIES
 
 
+@functools.cache
 def is_installed(file: str) -> bool:
     """Whether a file belongs to Python or to an installed package."""
     return file.startswith(INSTALLED) or bool(PACKAGE_FOLDERS.intersection(Path(file).parts))

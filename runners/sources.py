@@ -16,7 +16,7 @@ from typing import Any
 import neoteny.runners
 from neoteny.envs.user_code import PACKAGE_FOLDERS, is_installed
 
-ROOT = Path(neoteny.runners.__file__).parents[1]
+ROOT = Path(neoteny.runners.__file__).resolve().parents[1]
 PARTS = ("agents", "configs", "envs", "optim", "runners")
 
 
@@ -32,7 +32,7 @@ class Sources:
     def __init__(self, agent: Path) -> None:
         self.agent_file = agent.resolve()
         self.agent = _digest(self.agent_file)
-        self.neoteny = _digest(*(path for path in _own_files() if path.resolve() != self.agent_file))
+        self.neoteny = _digest(*(path for path in _own_files() if path != self.agent_file))
         self.modules: dict[str, str] = {}
         self._seen: set[str] = set()
         self.update()
@@ -42,7 +42,7 @@ class Sources:
         for name in sys.modules.keys() - self._seen:
             self._seen.add(name)
             file = _file(sys.modules.get(name))
-            if file is None or is_installed(file) or name.startswith("neoteny."):
+            if file is None or name.startswith("neoteny.") or is_installed(file):
                 continue
             path = Path(file)
             if path.resolve() != self.agent_file:
