@@ -55,7 +55,7 @@ from neoteny.runners.disk.events import event_files
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.replay import ReplayMemory
 
-TOTAL, INTERVAL = 2048, 256  # steps of a run, and between checkpoints
+CHECKPOINTS = 8  # of a run
 
 # Points in the writing of a checkpoint at which a process is killed.
 POINTS = (
@@ -175,6 +175,8 @@ class Faults:
     """Agents to run, files in agents/."""
     streams: tuple[str, ...] = tuple(STREAMS)
     """Ids of the streams to run."""
+    steps: int = 2048
+    """Environment steps of each run."""
     jobs: int = os.cpu_count() or 1
     """Number of runs in parallel."""
     seed: int = 1
@@ -191,6 +193,7 @@ class Case:
     stream: str
     optimizer: str
     seed: int
+    steps: int
     faults: tuple[str, ...]
 
 
@@ -219,7 +222,8 @@ def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     optimizer = case.optimizer if case.optimizer in OURS else "adam"
     words = (
         f"--stream.id {case.stream} optim:{optimizer} --seed {case.seed} --runs-dir {runs_dir} "
-        f"--total-steps {TOTAL} --checkpoint-every {INTERVAL} --num-envs 4 --probes.every 5 "
+        f"--total-steps {case.steps} --checkpoint-every {case.steps // CHECKPOINTS} --num-envs 4 "
+        f"--probes.every 5 "
         f"--network.hidden 32 32 --stream.period 700 {AGENTS[case.agent]} {STREAMS.get(case.stream, '')} "
         f"{BOTH.get((case.agent, case.stream), '')} {more}"
     )
@@ -389,7 +393,7 @@ def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
         begun = resume_step(folder)
         point = fault if fault in POINTS else ""
         process = Process(case, args, log, point, nth=rng.choice((1, 3)))
-        moments = sorted(rng.randrange(min(begun, TOTAL - 1), TOTAL) for _ in range(2))
+        moments = sorted(rng.randrange(min(begun, case.steps - 1), case.steps) for _ in range(2))
         if case.stream in IN_WORKERS and process.wait(moments[0]) is None:
             loss = rng.choice(list(WORKER_FAULTS))
             process.send(WORKER_FAULTS[loss], rng.choice(process.workers))
@@ -485,7 +489,7 @@ def cases(faults: Faults) -> Iterator[Case]:
         optimizer = OPTIMIZERS[(number + number // len(kinds)) % len(OPTIMIZERS)]
         chosen = ["SIGKILL", next(points), "SIGTERM", next(points)]
         rng.shuffle(chosen)
-        yield Case(agent, id, optimizer, number + 1, tuple(chosen))
+        yield Case(agent, id, optimizer, number + 1, faults.steps, tuple(chosen))
 
 
 def run_case(case: Case, folder: Path) -> Outcome:
@@ -551,8 +555,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(o.duplicated for o in exact)}, points missing {sum(o.missing for o in exact)}. "
             f"Not counted as different are {len(others)} runs that said they were not exact; "
-            f"{sum(bool(o.different) for o in others)} of them were different. A run has {TOTAL:,} steps "
-            f"and a checkpoint every {INTERVAL}.",
+            f"{sum(bool(o.different) for o in others)} of them were different. A run has "
+            f"{outcomes[0].case.steps:,} steps and a checkpoint every {outcomes[0].case.steps // CHECKPOINTS}.",
         ]
     )
 

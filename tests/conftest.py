@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import signal
 
@@ -5,7 +6,9 @@ import gymnasium as gym
 import pytest
 import torch
 
+from neoteny.envs.single import workers
 from neoteny.runners.disk.preemption import SIGNALS, Preemption
+from tests import forked
 
 # Read when cuBLAS is first used in a process: runs with --deterministic rely on it.
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -38,6 +41,18 @@ def signals():
         signal.signal(number, handler)
     owners = [getattr(handler, "__self__", None) for handler in after.values()]
     assert not any(isinstance(owner, Preemption) for owner in owners), "a run was left open"
+
+
+@pytest.fixture
+def forked_workers(monkeypatch):
+    """Workers of environments are forked from a process that has imported already what takes them seconds.
+
+    Tests of how workers start do without this.
+    """
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context = forked.context()
+        monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
+        monkeypatch.setattr(workers, "serve", forked.serve)
 
 
 @pytest.fixture

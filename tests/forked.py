@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from neoteny.envs.single import workers
+
 IMPORTED = [
     "neoteny.agents.dqn",
     "neoteny.agents.ppo",
@@ -20,6 +22,19 @@ IMPORTED = [
 ]
 
 
+def context():
+    """Starts processes that are forked from one with all imports."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(IMPORTED)
+    return server
+
+
+def serve(*arguments):
+    """Serve as a worker, whose parent is the process that asked for it and not the one it is forked from."""
+    os.getppid = lambda: multiprocessing.parent_process().pid
+    workers.serve(*arguments)
+
+
 def python(script, *words, cwd, timeout=300):
     """A script's exit code and output, as `subprocess.run` returns them."""
     command = [str(script), *map(str, words)]
@@ -27,11 +42,9 @@ def python(script, *words, cwd, timeout=300):
         return subprocess.run(
             [sys.executable, *command], cwd=cwd, capture_output=True, text=True, timeout=timeout
         )
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(IMPORTED)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder) / "out", Path(folder) / "err"
-        process = context.Process(target=_main, args=(command, cwd, dict(os.environ), out, err))
+        process = context().Process(target=_main, args=(command, cwd, dict(os.environ), out, err))
         process.start()
         process.join(timeout)
         if process.exitcode is None:

@@ -85,7 +85,7 @@ def test_the_ten_line_stream(tmp_path):
     (tmp_path / "my_streams.py").write_text(USER_STREAM)
     command = "python agents/ppo.py --stream.id my_streams:HeavyCartPole-v0"
     assert command in AGENT_COMMANDS
-    run(f"{command} --stream.period 1024 --total-steps 3072 --stream.single.workers 2 --num-envs 4", tmp_path)
+    run(f"{command} --stream.period 1024 --total-steps 3072 --stream.single.workers 1 --num-envs 4", tmp_path)
     (summary,) = tmp_path.glob("runs/HeavyCartPole-v0/ppo/adamo/s1/summary.json")
     assert '"task": 2' in summary.read_text()
 

@@ -21,6 +21,7 @@ from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.replay import Batch
 from tests.events import scalars
 from tests.killed import die
+from tests.kinds import available, one_of_each_kind, stream_of
 from tests.simple_envs import PayOrToil
 from tests.simple_methods import SquaresConfig, stepped
 
@@ -181,7 +182,7 @@ def trained_values(monkeypatch, tmp_path, id, observations, **changes):
     """The mean value of observations, gamma = 0.9, after training."""
     networks = []
     monkeypatch.setattr(dqn.Run, "finish", lambda self, agent: networks.append(agent))
-    changes = {"total_steps": 3072, "gamma": 0.9, "lr": 3e-3, "target_every": 20, "train_every": 4} | changes
+    changes = {"total_steps": 2048, "gamma": 0.9, "lr": 3e-3, "target_every": 10, "train_every": 4} | changes
     changes = {"rewards": RewardConfig("none")} | changes
     dqn.main(small(tmp_path, id, **changes))
     return networks[0](observations).mean(1).tolist()
@@ -301,20 +302,22 @@ def test_rewards_are_clipped_for_learning_only(tmp_path, monkeypatch):
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(id, memory, tmp_path, monkeypatch):
     changes = {
         "memory": memory,
-        "checkpoint_every": 500,
+        "total_steps": 1024,
+        "log_every": 128,
+        "checkpoint_every": 250,
         "n_step": 2,
-        "probes": ProbeConfig(every=3),
-        "buffer_size": 600,
+        "probes": ProbeConfig(every=3, pictures=id == "cartpole-rotations"),
+        "buffer_size": 400,
     }
-    stream = StreamConfig(id, period=700)
+    stream = StreamConfig(id, period=350)
     if id == "atari":
         pytest.importorskip("ale_py")
-        stream = dataclasses.replace(GAMES, period=300)
-        changes |= {"total_steps": 512, "log_every": 64, "learning_starts": 128, "checkpoint_every": 128}
-        changes |= {"probes": ProbeConfig(every=3, full_every=0, samples=32)}
-        changes |= {"buffer_size": 240, "network": NetworkConfig(hidden=(16,)), "train_every": 32}
+        stream = dataclasses.replace(GAMES, period=200)
+        changes |= {"total_steps": 384, "log_every": 64, "learning_starts": 128, "checkpoint_every": 128}
+        changes |= {"probes": ProbeConfig(every=3, full_every=0, samples=8, pictures=False), "batch_size": 8}
+        changes |= {"buffer_size": 180, "network": NetworkConfig(hidden=(16,)), "train_every": 32}
     outcomes = []
-    for name, steps in (("calm", ()), ("killed", (300, 420) if id == "atari" else (300, 1300, 1304, 1900))):
+    for name, steps in (("calm", ()), ("killed", (220, 300) if id == "atari" else (152, 652, 656, 952))):
         args = dataclasses.replace(small(tmp_path / name, id, **changes), stream=stream)
         for step in steps:
             die(dqn, args, step, monkeypatch)
@@ -418,9 +421,18 @@ def test_damaged_files_of_a_memory_end_a_run(tmp_path, monkeypatch, capsys):
     assert "cannot be resumed: memory" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("preset", available(PRESETS))
+def test_every_preset_fits_its_stream(preset):
+    args = override(Args(), PRESETS[preset])
+    args.stream.check(args.num_envs)
+    stream = stream_of(args.stream)
+    agent = QNetwork(stream, args.network, args.dueling, args.amp)
+    assert agent(agent.example).shape == (1, stream.single_action_space.n)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_runs(tmp_path, preset):
+@pytest.mark.parametrize("preset", one_of_each_kind(PRESETS))
+def test_every_kind_of_preset_runs(tmp_path, preset):
     args = dataclasses.replace(override(Args(), PRESETS[preset]), num_envs=2)
     few = max(args.batch_size, args.n_step * args.num_envs)
     few_steps = dict.fromkeys(("total_steps", "log_every"), args.train_every)

@@ -196,7 +196,7 @@ def test_agents_learn_from_every_unsigned_type(dtype, shape, agent, tmp_path, mo
     monkeypatch.setattr(Spoiled, "observation_space", Box(0, 100, shape, dtype))
 
     monkeypatch.setattr(Spoiled, "show", lambda self, seen: np.full(shape, self.t, dtype))
-    assert ending(agent, "Spoiled-v0", tmp_path, monkeypatch) == 0
+    assert ending(agent, "Spoiled-v0", tmp_path, monkeypatch, "--total-steps", "64") == 0
 
 
 def add_steps(memory, tasks):

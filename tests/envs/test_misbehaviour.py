@@ -89,6 +89,7 @@ LATE_FAULTS = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", ["0", "2"])
 @pytest.mark.parametrize("fault", LATE_FAULTS)
 def test_a_wrong_step_in_the_middle_of_a_run_is_one_sentence(
@@ -231,7 +232,7 @@ def test_infos_never_meet_the_keys_of_the_stream(kind, register):
     assert info["episode_return"].tolist() == info["episode_length"].tolist() == [10, 10]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_send_infos_only_to_those_who_read_them(register):
     id = register(Steps, info=lambda t: {"t": t, "lock": threading.Lock() if t == 3 else None})
     stream = StreamConfig(id, single=SingleConfig(workers=1)).make(2)
@@ -254,7 +255,7 @@ def test_workers_send_infos_only_to_those_who_read_them(register):
     stream.close()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_actions_are_numbered_from_the_first_of_the_environment(workers, register):
     """Discrete(3, start=-1): indices 0, 1, 2 are the actions -1, 0, 1."""
@@ -315,7 +316,7 @@ def test_several_discrete_actions_are_numbered_from_0_each(register):
     assert stream.step(np.array([[0, 1]]))[0].tolist() == [[4, 4]]  # -1 + 5
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_lambda_and_a_closure_run_in_workers(register, tmp_path):
     id = register(lambda: Steps())
     stream = StreamConfig(id, single=SingleConfig(workers=2)).make(2)
@@ -331,13 +332,14 @@ def test_a_lambda_that_names_environments_of_its_module_runs_in_workers(tmp_path
         "gym.register('Inner-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv')\n"
         "gym.register('Outer-v0', lambda **options: gym.make('Inner-v0', **options), max_episode_steps=50)\n"
     )
-    words = f"{FLAGS} {OWN['ppo'][1]} --stream.id mine:Outer-v0 --stream.single.workers 2"
+    words = f"{FLAGS} {OWN['ppo'][1]} --stream.id mine:Outer-v0 --stream.single.workers 1"
     done = python(ROOT / "agents" / "ppo.py", *words.split(), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.glob("runs/Outer-v0/ppo/adam/s1/summary.json"))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_os_exit_in_a_worker_is_not_the_end_of_a_run(register, tmp_path, monkeypatch, capfd):
     """Code 0 of a worker is no success."""
 

@@ -242,7 +242,7 @@ def test_a_spec_may_say_another_highest_value():
     assert encoded(spec, np.ones((5, 5, 2), np.uint8)).unique().tolist() == [1.0]
 
 
-SMALL = {"num_envs": 8, "optim": AdamConfig(), "probes": ProbeConfig(every=0), "total_steps": 4096, "seed": 3}
+SMALL = {"num_envs": 8, "optim": AdamConfig(), "probes": ProbeConfig(every=0), "total_steps": 3072, "seed": 3}
 
 
 @pytest.mark.slow

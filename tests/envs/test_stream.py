@@ -429,11 +429,11 @@ def assert_same_steps(one, two):
                 np.testing.assert_array_equal(info[key], other_info[key])
 
 
-@pytest.mark.parametrize(("id", "flags"), WITH_FLAGS)
+# That of Atari is in tests/envs/atari: emulators take long to start.
+@pytest.mark.parametrize(("id", "flags"), [case for case in WITH_FLAGS if case.values[0] != "atari"])
 def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
     config, seed = configured(id, **flags or {"audit": "off"}), 4
-    num_envs = 2 if id == "atari" else 3  # an emulator takes long to start
-    stream, restored = config.make(num_envs, seed), config.make(num_envs, seed + 7)
+    stream, restored = config.make(3, seed), config.make(3, seed + 7)
     stream.reset()
     for steps in (1, 16, 10):
         last = advance(stream, steps, seed=steps)[-1][0]
@@ -654,8 +654,17 @@ def test_a_gradual_change_is_audited_at_its_ends():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [{}, {"drift_fraction": 1.0}, {"normalizer": "keep"}])
-def test_spawned_workers_give_the_same_bits(flags):
+def test_spawned_workers_give_the_same_bits():
+    assert_workers_give_the_same_bits()
+
+
+@pytest.mark.usefixtures("forked_workers")
+@pytest.mark.parametrize("flags", [{"drift_fraction": 1.0}, {"normalizer": "keep"}])
+def test_forked_workers_give_the_same_bits(flags):
+    assert_workers_give_the_same_bits(**flags)
+
+
+def assert_workers_give_the_same_bits(**flags):
     config = StreamConfig("cartpole-gravity", period=40, **flags)
     here, there = (
         config.make(2, seed=1),

@@ -613,7 +613,7 @@ def arguments(folder, agent, id, **changes):
     module, flags = RUNS[agent]
     network = NetworkConfig(hidden=(16, 16), activation="maxmin", linear="orthogonal")
     common = {"total_steps": 512, "num_envs": 4, "checkpoint_every": 128, "network": network}
-    common |= {"optim": AdamConfig(), "runs_dir": folder, "probes": ProbeConfig(every=2)}
+    common |= {"optim": AdamConfig(), "runs_dir": folder, "probes": ProbeConfig(every=2, pictures=False)}
     return module.Args(stream=StreamConfig(id), **{**common, **flags, **changes})
 
 

@@ -31,9 +31,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def small(agent, folder, id="grid-layouts", period=256, stream=None, **flags):
+def small(agent, folder, id="grid-layouts", period=128, stream=None, **flags):
     defaults = dict(
-        stream=StreamConfig(id, period=period, **(stream or {})), num_envs=4, total_steps=64 * 8,
+        stream=StreamConfig(id, period=period, **(stream or {})), num_envs=4, total_steps=64 * 5,
         network=NetworkConfig((16,)), probes=ProbeConfig(every=0), runs_dir=folder,
         **SIZES[agent],
     )  # fmt: skip
@@ -132,7 +132,7 @@ def test_forms_of_dqn_are_captured(flags, tmp_path, captured):
 def test_a_killed_run_goes_on_with_graphs(agent, tmp_path, captured, monkeypatch):
     args = small(agent, tmp_path, checkpoint_every=128)
     AGENTS[agent].main(dataclasses.replace(args, runs_dir=tmp_path / "whole"))
-    die(AGENTS[agent], args, 420, monkeypatch)
+    die(AGENTS[agent], args, 292, monkeypatch)
     AGENTS[agent].main(args)
     whole = weights(agent, dataclasses.replace(args, runs_dir=tmp_path / "whole"))
     for name, weight in weights(agent, args).items():

@@ -449,6 +449,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_replaced(tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capfd):
     monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
     args = small(tmp_path, stream=dataclasses.replace(BASE.stream, single=SingleConfig(workers=2)))
@@ -468,6 +469,7 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(workers, "MOST_RESTARTS", 0)
     at(

@@ -22,6 +22,7 @@ from torch.utils.tensorboard.summary import text
 
 from neoteny.configs.cli import cli
 from neoteny.scripts import neutral
+from tests.forked import python
 
 if sys.platform == "win32":
     pytest.skip("there is no SIGKILL on Windows", allow_module_level=True)
@@ -288,8 +289,13 @@ def test_nothing_lives_on_after_an_interruption(repository, monkeypatch):
     assert worktrees(repository) == 1
 
 
-@pytest.mark.slow
 def test_renamed_flags_of_an_older_tree(tmp_path, monkeypatch):
+    def run(self, *words):
+        """In a process that has imported the tree's agents already."""
+        (tmp_path / "script.py").write_text(words[-1])
+        return python(tmp_path / "script.py", cwd=tmp_path)
+
+    monkeypatch.setattr(neutral.Tree, "_run", run)
     tree = neutral.Tree(ROOT, tmp_path / "path")
     renamed = {"--old-period 500": "--stream.period 500", "--stream.jitter 0.5": "--stream.not-there 0.5"}
     monkeypatch.setattr(neutral, "RENAMED_WORDS", renamed)

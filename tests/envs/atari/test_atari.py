@@ -1,8 +1,10 @@
 """Atari games: the vector environment beside the single one, and streams of them."""
 
+import itertools
 import json
 import subprocess
 import sys
+from unittest.mock import patch
 
 import gymnasium as gym
 import numpy as np
@@ -119,12 +121,11 @@ def config(games=("Breakout", "SpaceInvaders"), period=90, **flags):
     return StreamConfig("atari", period=period, games=games, audit="off", **flags)
 
 
-def with_threads(stream, threads):
-    """The stream with so many threads for its emulators."""
-    stream.engine.close()
-    spaces = stream.single_observation_space, stream.single_action_space
-    stream.engine = AtariEngine(stream.make_task, spaces, stream.num_envs, threads=threads)
-    stream.engine.enter(stream.schedule, 0)
+def with_threads(threads, config, num_envs, seed):
+    """A stream with so many threads for its emulators."""
+    with patch.object(AtariEngine.__init__, "__defaults__", (True, threads)):
+        stream = config.make(num_envs, seed)
+    assert stream.engine.threads == threads
     return stream
 
 
@@ -153,8 +154,8 @@ def soon_seeded_again(monkeypatch):
 
 def test_a_restored_stream_goes_on_as_if_never_stopped(soon_seeded_again):
     short = config(games=("Breakout", "Asterix"), period=750)  # whose episodes end soon
-    calm = with_threads(short.make(3, seed=2), 2)
-    calm.reset()
+    calm = with_threads(2, short, 3, seed=2)
+    first, _ = calm.reset()
     expected, states, at = [], {}, [0, 249, 250, 400, 880]
     for t in range(len(ACTIONS)):
         if t in at:
@@ -165,22 +166,22 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(soon_seeded_again):
     assert min(game.seedings.min() for game in calm.engine.games.values()) > 2
     logs = [life["actions"] for game in states[880]["engine"]["games"].values() for life in game["segments"]]
     assert max(map(len, logs)) < 300
-    for i, (t, state) in enumerate(states.items()):
-        restored = with_threads(short.make(3, seed=9), 1 + i % 2)
+    streams = [with_threads(threads, short, 3, seed=9) for threads in (1, 2)]
+    for restored, (t, state) in zip(itertools.cycle(streams), states.items()):
         restored.load_state_dict(state)
+        np.testing.assert_array_equal(restored.observation, expected[t - 1][0] if t else first)
+        assert (restored.steps, restored.task, restored.seed) == (3 * t, 3 * t // 750 % 2, 2)
         again = restored.state_dict()["engine"]["games"]
         assert {k: game["checksum"] for k, game in again.items()} == {
             k: game["checksum"] for k, game in state["engine"]["games"].items()
         }
         assert_same(steps_of(restored, ACTIONS[t : t + 100]), expected[t : t + 100])
-        restored.close()
-    calm.close()
+    for stream in (calm, *streams):
+        stream.close()
 
 
 def test_a_stream_does_not_depend_on_threads_and_does_on_its_seed():
-    one, two, other = (
-        with_threads(config().make(3, seed), threads) for seed, threads in ((1, 1), (1, 2), (2, 2))
-    )
+    one, two, other = (with_threads(threads, config(), 3, seed) for seed, threads in ((1, 1), (1, 2), (2, 2)))
     for stream in (one, two, other):
         stream.reset()
     first = steps_of(one, ACTIONS[:70])  # back in the first game
@@ -361,21 +362,21 @@ def test_scores():
 def run(folder, **stream):
     games = stream.pop("games", ("Breakout", "Asterix"))
     return Args(
-        stream=StreamConfig("atari", 256, games=games, audit="off", **stream), num_envs=2, num_steps=32,
+        stream=StreamConfig("atari", 128, games=games, audit="off", **stream), num_envs=2, num_steps=16,
         epochs=1, network=NetworkConfig(hidden=(8,)), shared_torso=True, probes=ProbeConfig(every=0),
-        checkpoint_every=128, optim=AdamConfig(), runs_dir=folder,
+        checkpoint_every=64, optim=AdamConfig(), runs_dir=folder,
     )  # fmt: skip
 
 
 def test_a_killed_run_of_games_goes_on_to_the_same_end(tmp_path, monkeypatch, capsys):
     calm, killed = run(tmp_path / "calm", cycles=2), run(tmp_path / "killed", cycles=1)
     assert ending(calm) == 0
-    at(monkeypatch, 450, kill)
+    at(monkeypatch, 226, kill)
     assert ending(killed) < 0
     assert ending(run(tmp_path / "killed", games=("Breakout", "Pong"))) == 2
     assert "stream.games" in capsys.readouterr().err
     assert ending(run(tmp_path / "killed", cycles=2)) == 0
-    assert "resumes at step 384, exactly" in capsys.readouterr().out
+    assert "resumes at step 192, exactly" in capsys.readouterr().out
     assert outcome(killed) == outcome(calm)
     assert json.loads((run_folder("ppo", killed) / "args.json").read_text())["stream"]["cycles"] == 2
 

@@ -1,5 +1,6 @@
 """MiniGrid streams: what their docstrings promise of layouts, goals, permutations and lengths of episodes."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -13,8 +14,13 @@ from neoteny.envs.registry import registered_streams
 GRIDS = [id for id in registered_streams() if id.startswith("grid-")]
 
 
+@functools.cache
+def stream(id):
+    return StreamConfig(id).make(1)
+
+
 def task(id, k, seed=1):
-    return StreamConfig(id).make(1).make_task(k, seed)
+    return stream(id).make_task(k, seed)
 
 
 def length_of_an_idle_episode(env):
@@ -74,13 +80,14 @@ def test_kesslers_grids_come_in_his_order():
 def reachable(env):
     """Cells the agent can come to, if it opens what is locked."""
     grid, start = env.unwrapped.grid, tuple(int(i) for i in env.unwrapped.agent_pos)
-    cells = [start]
+    cells, seen = [start], {start}
     for x, y in cells:
-        for cell in ((x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)):
+        for cell in {(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)} - seen:
             thing = grid.get(*cell)
-            if cell not in cells and (thing is None or thing.type in ("goal", "key", "door")):
+            if thing is None or thing.type in ("goal", "key", "door"):
                 cells.append(cell)
-    return cells
+                seen.add(cell)
+    return seen
 
 
 def goal_of(env):

@@ -62,6 +62,7 @@ def no_orphans():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(workers, "CLOSE_SECONDS", 1.0)
     monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
@@ -101,7 +102,7 @@ def test_workers_may_be_lost_at_any_moment_and_nothing_changes(tmp_path, capfd, 
         there.step(np.zeros(3, int))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
     assert workers.MOST_RESTARTS == 3
     monkeypatch.setattr(workers, "MOST_RESTARTS", 1)  # to save time
@@ -118,7 +119,7 @@ def test_a_worker_that_is_always_lost_is_given_up(tmp_path, monkeypatch):
     stream.close()
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_what_an_environment_raises_is_raised_here(tmp_path):
     faults(tmp_path, "step 2,complain")
     here, there = drift_stream(), drift_stream(tmp_path, workers=1)
@@ -173,7 +174,7 @@ def test_a_task_that_cannot_be_pickled_starts_no_worker():
         Stream(local, Schedule(), [SingleConfig(workers=1)], 1)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 def test_a_worker_that_does_not_read_its_commands_is_lost():
     worker = workers.Worker(10.0, (drifting, (gym.spaces.Discrete(1),) * 2, 1, 1))
     assert worker.receive() is None  # it has begun
