@@ -302,6 +302,7 @@ class _Perturbation:
             # Between 0.25 and 0.75: ReLUs are active, and no two units are equal.
             output = 0.25 + 0.5 * torch.rand(call.shape, generator=generator)
             self.outputs.setdefault(call.module, []).append(output.to(example.device))
+        self._calm: dict[int, dict[nn.Module | None, list[Tensor]]] = {}  # inputs by the size of a batch
 
     def reach(self, module: nn.Module | None, each: bool = True) -> dict[nn.Module | None, Tensor]:
         """Which inputs of each layer change if units of `module`, or the observation if it is None, change.
@@ -314,11 +315,12 @@ class _Perturbation:
         outputs = self.outputs[module] if module else []
         rows = outputs[0].shape[_unit_axis(module)] if module and each else 1
         example = self.example if module else self.example + 1
-        before = self._inputs(self.example.expand(rows, *example.shape[1:]), {})
+        if rows not in self._calm:
+            self._calm[rows] = self._inputs(self.example.expand(rows, *example.shape[1:]), {})
         for value in (2.0, -2.0):  # each half of CReLU reacts to one of them
             tried = {module: [_set_units(module, output, value, each) for output in outputs]}
             after = self._inputs(example.expand(rows, *example.shape[1:]), tried)
-            for later, entered in before.items():
+            for later, entered in self._calm[rows].items():
                 for old, new in zip(entered, after[later], strict=True):
                     # More than the rounding differences between equal rows of a batch.
                     changed = ((new - old).abs() > 1e-4).movedim(_unit_axis(later), -1)

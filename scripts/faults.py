@@ -546,7 +546,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     others = [outcome for outcome in outcomes if not outcome.exact]
     total = sum(len(outcome.met) for outcome in outcomes)
     names = " and ".join(sorted({outcome.case.agent.upper() for outcome in outcomes}))
-    streams = len({outcome.case.stream for outcome in outcomes})
+    streams, steps = len({outcome.case.stream for outcome in outcomes}), outcomes[0].case.steps
     return "\n".join(
         [
             *("| " + " | ".join(row) + " |" for row in rows),
@@ -555,8 +555,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(o.duplicated for o in exact)}, points missing {sum(o.missing for o in exact)}. "
             f"Not counted as different are {len(others)} runs that said they were not exact; "
-            f"{sum(bool(o.different) for o in others)} of them were different. A run has "
-            f"{outcomes[0].case.steps:,} steps and a checkpoint every {outcomes[0].case.steps // CHECKPOINTS}.",
+            f"{sum(bool(o.different) for o in others)} of them were different. A run has {steps:,} steps "
+            f"and a checkpoint every {steps // CHECKPOINTS}.",
         ]
     )
 

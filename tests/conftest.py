@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import signal
@@ -19,6 +20,12 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--grid-steps", type=int, default=400, help="steps beside MiniGrid's package, per id")
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is passed over when garbage is collected, as many tests do."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -109,6 +109,7 @@ KINDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_run_is_captured(agent, kind, tmp_path, captured):
@@ -123,11 +124,13 @@ def test_forms_of_ppo_are_captured(flags, tmp_path, captured):
 FORMS_OF_DQN = [{"dueling": True, "double": False}, {"n_step": 3, "tau": 0.1}, {"memory": "disk"}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", FORMS_OF_DQN, ids=str)
 def test_forms_of_dqn_are_captured(flags, tmp_path, captured):
     compare("dqn", small("dqn", tmp_path, **flags), tmp_path, captured, least=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_killed_run_goes_on_with_graphs(agent, tmp_path, captured, monkeypatch):
     args = small(agent, tmp_path, checkpoint_every=128)
@@ -201,6 +204,7 @@ def keeps_the_rate(monkeypatch):
     monkeypatch.setattr(Options, "variant", lambda self: 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("agent", AGENTS)
 def test_an_option_that_changes_is_followed(agent, tmp_path, captured, monkeypatch):
     """As a schedule of one's own changes the learning rate."""

@@ -86,6 +86,7 @@ def weights(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [0, 1])
 def test_replayed_rewards_and_ends_are_compared(workers, tmp_path, monkeypatch, capsys, modules):
     """The observations stay the same, and the rewards are others: today's replay saw nothing."""

@@ -187,7 +187,7 @@ def test_a_stream_does_not_depend_on_threads_and_does_on_its_seed():
     first = steps_of(one, ACTIONS[:70])  # back in the first game
     assert_same(first, steps_of(two, ACTIONS[:70]))
     with pytest.raises(AssertionError):
-        assert_same(first, steps_of(other, ACTIONS[:70]))
+        assert_same(first[:20], steps_of(other, ACTIONS[:20]))
     one.reset()
     assert_same(first, steps_of(one, ACTIONS[:70]))
 
@@ -359,10 +359,10 @@ def test_scores():
     assert np.isnan(human_normalized("Freeway/1/0", 3.0))
 
 
-def run(folder, **stream):
-    games = stream.pop("games", ("Breakout", "Asterix"))
+def run(folder, cycles):
+    games = ("Breakout", "Asterix")
     return Args(
-        stream=StreamConfig("atari", 128, games=games, audit="off", **stream), num_envs=2, num_steps=16,
+        stream=StreamConfig("atari", 128, games=games, cycles=cycles, audit="off"), num_envs=2, num_steps=16,
         epochs=1, network=NetworkConfig(hidden=(8,)), shared_torso=True, probes=ProbeConfig(every=0),
         checkpoint_every=64, optim=AdamConfig(), runs_dir=folder,
     )  # fmt: skip
@@ -373,8 +373,6 @@ def test_a_killed_run_of_games_goes_on_to_the_same_end(tmp_path, monkeypatch, ca
     assert ending(calm) == 0
     at(monkeypatch, 226, kill)
     assert ending(killed) < 0
-    assert ending(run(tmp_path / "killed", games=("Breakout", "Pong"))) == 2
-    assert "stream.games" in capsys.readouterr().err
     assert ending(run(tmp_path / "killed", cycles=2)) == 0
     assert "resumes at step 192, exactly" in capsys.readouterr().out
     assert outcome(killed) == outcome(calm)

@@ -89,6 +89,7 @@ def compare(envs, env, id, steps, rng):
     return largest, ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
 def test_a_step_is_gymnasiums(id):
     rng, most, ends = np.random.default_rng(0), 0.0, 0

@@ -389,6 +389,7 @@ def test_layouts_are_renewed_and_every_environment_sees_them_all():
     assert not later & seen[0]
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_workers_do_not_change_the_engine_and_so_the_results():
     workers = SingleConfig(workers=1)
     with pytest.raises(ValueError, match=r"--stream\.single flags .* ignored: .* --stream\.engine grid"):

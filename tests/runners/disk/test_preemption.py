@@ -81,6 +81,7 @@ def test_each_signal_is_caught_during_imports(name, tmp_path):
     assert (code, output) == (75, f"{name}: {EARLY}\n")
 
 
+@pytest.mark.slow
 def test_importing_an_agent_leaves_signals_alone():
     script = (
         f"import signal\nnumbers = [getattr(signal, name) for name in {NAMES}]\n"
