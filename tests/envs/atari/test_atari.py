@@ -36,6 +36,7 @@ from neoteny.envs.registry import registered_streams
 from neoteny.envs.single.engine import SingleConfig, SingleEngine
 from neoteny.optim import AdamConfig
 from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.identity import Identity
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.killed import at, kill
@@ -359,8 +360,7 @@ def test_scores():
     assert np.isnan(human_normalized("Freeway/1/0", 3.0))
 
 
-def run(folder, cycles):
-    games = ("Breakout", "Asterix")
+def run(folder, cycles, games=("Breakout", "Asterix")):
     return Args(
         stream=StreamConfig("atari", 128, games=games, cycles=cycles, audit="off"), num_envs=2, num_steps=16,
         epochs=1, network=NetworkConfig(hidden=(8,)), shared_torso=True, probes=ProbeConfig(every=0),
@@ -377,6 +377,16 @@ def test_a_killed_run_of_games_goes_on_to_the_same_end(tmp_path, monkeypatch, ca
     assert "resumes at step 192, exactly" in capsys.readouterr().out
     assert outcome(killed) == outcome(calm)
     assert json.loads((run_folder("ppo", killed) / "args.json").read_text())["stream"]["cycles"] == 2
+
+
+def test_a_run_of_other_games_is_refused(tmp_path):
+    made, other = (
+        Identity("ppo", run(tmp_path, 1, games)) for games in (("Breakout", "Asterix"), ("Breakout", "Pong"))
+    )
+    state = {"config": made.config, "machine": made.machine, "code": made.code()}
+    made.check(state)
+    with pytest.raises(ValueError, match=r"with stream\.games .*Asterix.*, not .*Pong"):
+        other.check(state)
 
 
 def test_ppo_learns_from_signs_and_logs_scores(tmp_path, monkeypatch):
