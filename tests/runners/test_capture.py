@@ -158,7 +158,7 @@ def runs(draw):
     id, stream = draw(st.sampled_from(of_stream))
     optim = draw(st.sampled_from([AdamConfig(), AdamOConfig(iso=1.0, iso_every=draw(st.integers(1, 4)))]))
     flags = {
-        "id": id, "stream": stream, "optim": optim, "seed": draw(st.integers(0, 99)),
+        "total_steps": 64 * 8, "id": id, "stream": stream, "optim": optim, "seed": draw(st.integers(0, 99)),
         "period": None if "-v" in id else draw(st.integers(2, 9)) * 32,
         "num_envs": draw(st.sampled_from([1, 2, 8])),
         "gamma": draw(st.sampled_from([0.0, 0.9])),
