@@ -3,9 +3,7 @@
 import copy
 import dataclasses
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -182,16 +180,6 @@ def test_bad_input_is_refused_and_nothing_is_written(line, tmp_path, monkeypatch
     assert output.count("\n") == 1
     assert "Traceback" not in output
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.slow
-def test_the_script_itself_exits_with_code_2(tmp_path):
-    command = [sys.executable, ROOT / "agents" / "ppo.py", "--stream.period", "0"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "period of a stream" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not os.listdir(tmp_path)
 
 
 NO_WEIGHT = "--network.linear orthogonal --stream.id cartpole-rotations"

@@ -196,6 +196,8 @@ def test_refusals_are_printed_whatever_the_encoding(tmp_path):
     assert done.stderr.startswith(
         "error: --note may contain only letters, digits, '.', '_' and '-', not '1/2 "
     )
+    assert "Traceback" not in done.stderr
+    assert not os.listdir(tmp_path)
 
 
 def raised(error: Exception) -> Exception:

@@ -33,7 +33,8 @@ SIZES = {
 
 def small(agent, folder, id="grid-layouts", period=128, stream=None, **flags):
     defaults = dict(
-        stream=StreamConfig(id, period=period, **(stream or {})), num_envs=4, total_steps=64 * 5,
+        stream=StreamConfig(id, period=period, **{"audit": "off", **(stream or {})}), num_envs=4,
+        total_steps=64 * 4,
         network=NetworkConfig((16,)), probes=ProbeConfig(every=0), runs_dir=folder,
         **SIZES[agent],
     )  # fmt: skip
@@ -87,7 +88,8 @@ OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), Mu
 @pytest.mark.parametrize("optim", OPTIMIZERS, ids=lambda optim: optim.name)
 def test_replayed_steps_do_what_steps_do(agent, optim, tmp_path, captured):
     probes = ProbeConfig(every=3, pictures=False)
-    compare(agent, small(agent, tmp_path, optim=optim, probes=probes), tmp_path, captured, least=60)
+    args = small(agent, tmp_path, optim=optim, probes=probes, stream={"audit": "on"})
+    compare(agent, args, tmp_path, captured, least=60)
 
 
 KINDS = {
@@ -135,7 +137,7 @@ def test_forms_of_dqn_are_captured(flags, tmp_path, captured):
 def test_a_killed_run_goes_on_with_graphs(agent, tmp_path, captured, monkeypatch):
     args = small(agent, tmp_path, checkpoint_every=128)
     AGENTS[agent].main(dataclasses.replace(args, runs_dir=tmp_path / "whole"))
-    die(AGENTS[agent], args, 292, monkeypatch)
+    die(AGENTS[agent], args, 228, monkeypatch)
     AGENTS[agent].main(args)
     whole = weights(agent, dataclasses.replace(args, runs_dir=tmp_path / "whole"))
     for name, weight in weights(agent, args).items():
@@ -156,7 +158,7 @@ def runs(draw):
     id, stream = draw(st.sampled_from(of_stream))
     optim = draw(st.sampled_from([AdamConfig(), AdamOConfig(iso=1.0, iso_every=draw(st.integers(1, 4)))]))
     flags = {
-        "id": id, "stream": stream, "optim": optim, "seed": draw(st.integers(0, 99)),
+        "total_steps": 64 * 8, "id": id, "stream": stream, "optim": optim, "seed": draw(st.integers(0, 99)),
         "period": None if "-v" in id else draw(st.integers(2, 9)) * 32,
         "num_envs": draw(st.sampled_from([1, 2, 8])),
         "gamma": draw(st.sampled_from([0.0, 0.9])),

@@ -82,12 +82,13 @@ def test_each_signal_is_caught_during_imports(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_importing_an_agent_leaves_signals_alone():
+def test_importing_agents_leaves_signals_alone_and_imports_no_games():
     script = (
         f"import signal\nnumbers = [getattr(signal, name) for name in {NAMES}]\n"
         "before = [signal.getsignal(number) for number in numbers]\n"
         "import neoteny.agents.ppo, neoteny.agents.dqn\n"
-        "assert [signal.getsignal(number) for number in numbers] == before"
+        "assert [signal.getsignal(number) for number in numbers] == before\n"
+        "import sys\nassert 'ale_py' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
