@@ -29,12 +29,6 @@ def pytest_collection_finish():
     gc.freeze()
 
 
-def pytest_collection_finish():
-    """What was imported stays, and is passed over when garbage is collected, as many tests do."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
