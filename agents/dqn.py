@@ -332,12 +332,12 @@ def main(args: Args) -> dict[str, Any]:
         )  # fmt: skip
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or only the network where environments or memory are on the host.
-        act, step = agent.act, capture(rollout_step, stream, memory)
+        act, step = agent.act, capture(rollout_step, stream, memory, methods)
         if not stream.capturable or args.memory == "disk":
-            act, step = capture(agent.act), rollout_step
+            act, step = capture(agent.act, methods), rollout_step
         draw = capture(sample) if args.memory == "device" else sample
         train = capture(update, optimizer, methods, compile=False)
-        refresh = capture(update_target, compile=False)
+        refresh = capture(update_target, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)

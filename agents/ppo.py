@@ -328,10 +328,10 @@ def main(args: Args) -> dict[str, Any]:
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or only the networks where environments are on the host.
-        policy, step = Policy(agent.act, agent.value), capture(rollout_step, stream)
+        policy, step = Policy(agent.act, agent.value), capture(rollout_step, stream, methods)
         if not stream.capturable:
-            policy, step = Policy(capture(agent.act), capture(agent.value)), rollout_step
-        estimate = capture(estimate_advantages, compile=False)
+            policy, step = Policy(capture(agent.act, methods), capture(agent.value, methods)), rollout_step
+        estimate = capture(estimate_advantages, methods, compile=False)
         draw = capture(select, compile=False)
         train = capture(update, optimizer, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)

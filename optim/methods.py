@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from neoteny.optim.checks import Snapshot
 from neoteny.optim.isometry import isometry_report
 from neoteny.optim.layers import Layer, Network, connect, describe_agent, left_out
 
@@ -105,6 +107,9 @@ class Method:
     """Whether task switches are events; a method that uses them has information that the agent lacks."""
     clipped: bool = False
     """Whether the gradient of the penalty is clipped together with the gradient of the loss."""
+    resets: bool = False
+    """Whether events replace weights by new ones: their moments must then be 0, the target network's the
+    same. This is checked after each event, except for biases, which may take up what a unit gave."""
 
     def watches(self) -> list[Layer]:
         """Connected layers whose activations and gradients `after_step` needs."""
@@ -120,6 +125,18 @@ class Method:
     def on(self, event: Event) -> dict[str, float]:
         """Act on the host; returns metrics to log, by name."""
         return {}
+
+    @property
+    def has_events(self) -> bool:
+        """Whether `on` is ever called."""
+        return self.every > 0 or self.at_switch
+
+    def acted(self) -> bool:
+        """Whether the method has changed anything so far, apart from events, which `Methods` counts.
+
+        A method without events counts as acting in every step; override this if it may not.
+        """
+        return not self.has_events
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state, which a resumed run needs: numbers, strings and tensors in dicts and lists."""
@@ -153,6 +170,23 @@ class MethodConfig:
         raise NotImplementedError
 
 
+def check_fields(
+    config: MethodConfig,
+    names: Sequence[str],
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> None:
+    """Raise ValueError if a field of a configuration is not finite or out of range."""
+    bounds = (("above", above), ("at least", at_least), ("at most", at_most))
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if abs(bound) < math.inf)
+    for name in names:
+        value = getattr(config, name)
+        if not (abs(value) < math.inf and value > above and at_least <= value <= at_most):
+            raise ValueError(f"{name} of {config.name} must be {wanted or 'finite'}, not {value}")
+
+
 class Methods:
     """All methods of a run, at most one of each, with their state.
 
@@ -179,6 +213,8 @@ class Methods:
         self._switched_at = 0
         self._batch: Any = None
         self._tags: dict[str, list[float]] = {}
+        self.changes = {name: 0 for name, method in self.methods.items() if method.has_events}
+        """Number of events of each method that changed the network."""
 
     def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
         """The same methods in their initial state, for another network without a target network."""
@@ -235,10 +271,21 @@ class Methods:
         tags, self._tags = self._tags, {}
         return {tag: sum(values) / len(values) for tag, values in tags.items()}
 
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """For each method, whether it did anything so far, and how many events changed the network."""
+        of_events = {name: {"changes": self.changes[name]} for name in self.changes}
+        return {
+            name: {"acted": self.changes.get(name, 0) > 0 or method.acted(), **of_events.get(name, {})}
+            for name, method in self.methods.items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Counters and the state of every method."""
         methods = {name: method.state_dict() for name, method in self.methods.items()}
-        return {"steps": self.steps, "switched_at": self._switched_at, "methods": methods}
+        changes = dict(self.changes)
+        return {
+            "steps": self.steps, "switched_at": self._switched_at, "changes": changes, "methods": methods
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, before network and optimizer are restored.
@@ -250,6 +297,7 @@ class Methods:
         if saved.keys() != self.methods.keys():
             raise ValueError(f"the checkpoint has the methods {list(saved)}, the run {list(self.methods)}")
         self.steps, self._switched_at = state["steps"], state["switched_at"]
+        self.changes |= state.get("changes", {})  # checkpoints of version 0.2.0 have none
         for name, method in self.methods.items():
             method.load_state_dict(saved[name])
         self._rewatch()
@@ -260,11 +308,14 @@ class Methods:
             return sum(penalties, 0.0)
 
     def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
+        structures, before = self.learner.structures, Snapshot(self.learner)
         with self.seen.paused():
             tags = method.on(Event(kind, self.steps, self._batch))
-        if problem := self.learner.problem():
+        moved = before.moved()
+        if problem := self.learner.problem() or before.problem(method.resets):
             raise RuntimeError(f"after the method {name}: {problem}")
-        for tag, value in tags.items():
+        self.changes[name] += moved != 0.0 or self.learner.structures != structures
+        for tag, value in {**tags, "moved": moved}.items():
             self._tags.setdefault(f"methods/{name}/{tag}", []).append(value)
         self._rewatch()
 
