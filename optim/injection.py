@@ -59,8 +59,10 @@ class Injection(Method):
 
     def _inject(self) -> None:
         learner, new_network = self.learner, self.learner.new_network()
+        origins = {module: path for path, module in new_network.named_modules()}
         for paths in list(self._tails()):
             new = _cut(new_network, paths)
+            learner.origins |= {module: origins[module] for module in new.modules() if module in origins}
             old = _cut(learner.network, paths)
             if learner.target is not None:
                 of_target = Injected(_cut(learner.target, paths), copy.deepcopy(new).requires_grad_(False))

@@ -40,6 +40,8 @@ class Learner:
     _connected: bool = False
     structures: int = 0
     """Number of times that the network's structure changed."""
+    origins: dict[nn.Module, str] = field(default_factory=dict, repr=False)
+    """Of modules that were put into the network: the path in a new network of what they replace."""
 
     def layers(self, on: str = "all", connected: bool = False) -> list[Layer]:
         """The current layers of a part of the network, heads included.

@@ -69,7 +69,7 @@ def resettable(learner: Learner, on: str) -> list[Layer]:
 
 def new_tensors(learner: Learner, layer: Layer, new: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
     """Parameters and buffers of a layer and of its normalization, each with that of a new network."""
-    paths = {module: path for path, module in learner.network.named_modules()}
+    paths = {module: path for path, module in learner.network.named_modules()} | learner.origins
     for module in (layer.module, *layer.normalizations):
         fresh = new.get_submodule(paths[module])
         yield from zip(module.parameters(), fresh.parameters(), strict=True)

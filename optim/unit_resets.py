@@ -32,11 +32,15 @@ class UnitMethod(Method):
 
     def __init__(self, learner: Learner, every: int, on: str) -> None:
         self.learner, self.every, self.part = learner, every, on
-        self.state = {layer.name: self.new_state(layer) for layer in self.layers()}
+        self.state: dict[str, dict[str, Tensor]] = {}
+        self.layers()
 
     def layers(self) -> list[Layer]:
-        """The layers that it acts on."""
-        return resettable(self.learner, self.part)
+        """The layers that it acts on; those that an event made get a state here."""
+        layers = resettable(self.learner, self.part)
+        if [layer.name for layer in layers] != list(self.state):
+            self.state = {layer.name: self.state.get(layer.name) or self.new_state(layer) for layer in layers}
+        return layers
 
     def new_state(self, layer: Layer) -> dict[str, Tensor]:
         """The state of a layer's units at the start, (units, ...) each; nothing by default."""
@@ -59,9 +63,11 @@ class UnitMethod(Method):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore it."""
-        for name, tensors in self.state.items():
-            for key, tensor in tensors.items():
-                tensor.copy_(state[name][key])
+        device = next(self.learner.network.parameters()).device
+        self.state = {
+            name: {key: tensor.to(device, copy=True) for key, tensor in tensors.items()}
+            for name, tensors in state.items()
+        }
 
 
 def dormant(sizes: Tensor, tau: float) -> Tensor:
@@ -85,11 +91,11 @@ class ReDo(UnitMethod):
     def on(self, event: Event) -> dict[str, float]:
         """Reset dormant units."""
         seen = Seen()
-        seen.watch(self.layers())
+        seen.watch(layers := self.layers())
         with torch.enable_grad():  # which is when activations are recorded
             self.learner.network.forward(event.batch.observations)
         seen.watch(())
-        sizes = {name: seen.activations[name].float().abs().mean((0, 2)) for name in self.state}
+        sizes = {layer.name: seen.activations[layer.name].float().abs().mean((0, 2)) for layer in layers}
         return self.reset({name: dormant(size, self.tau) for name, size in sizes.items()})
 
 
@@ -263,7 +269,7 @@ class ContinualBackprop(UnitMethod):
     ) -> None:
         super().__init__(learner, every, on)
         self.rate, self.maturity, self.decay = rate, maturity, decay
-        self.due = dict.fromkeys(self.state, 0.0)
+        self.due: dict[str, float] = {}
 
     def new_state(self, layer: Layer) -> dict[str, Tensor]:
         """Of each unit the age in gradient steps, the utility, and the mean of each input that it feeds."""
@@ -304,7 +310,7 @@ class ContinualBackprop(UnitMethod):
         """The least useful of a layer's old units, as many as are due, (units,)."""
         ages, utilities, _ = self.state[name].values()
         eligible = (ages > self.maturity).nonzero().squeeze(1)
-        self.due[name] += self.rate * self.every * len(eligible)
+        self.due[name] = self.due.get(name, 0.0) + self.rate * self.every * len(eligible)
         number = min(int(self.due[name]), len(eligible))
         self.due[name] -= number
         order = self._corrected(utilities, ages)[eligible].argsort(stable=True)

@@ -274,7 +274,9 @@ class Run:
         if not isinstance(methods, Methods) or not methods.methods:
             return {}
         done = methods.summary()
-        changes = {f"methods/{name}/changes": did["changes"] for name, did in done.items() if "changes" in did}
+        changes = {
+            f"methods/{name}/changes": did["changes"] for name, did in done.items() if "changes" in did
+        }
         self.writer.metrics(changes, self.stream.steps)
         if idle := [name for name, did in done.items() if not did["acted"]]:
             warn(f"warning: in the whole run these methods changed nothing: {', '.join(idle)}")
