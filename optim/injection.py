@@ -51,9 +51,7 @@ class Injection(Method):
         list(self._tails())  # raises if it cannot be done
 
     def on(self, event: Event) -> dict[str, float]:
-        """Inject, if that was not done."""
-        if self.injected:
-            return {}
+        """Inject."""
         self._inject()
         return {"injected": 1.0}
 
@@ -71,7 +69,7 @@ class Injection(Method):
             for before, now in zip(old.parameters(), new.parameters(), strict=True):
                 _replace(learner, before, now)
         learner.structure_changed()
-        self.injected = True
+        self.every, self.at_switch, self.injected = 0, False, True  # there are no further events
 
     def _tails(self) -> Iterator[list[str]]:
         """For each part, the paths in the network of its last modules, from the first injected one on."""

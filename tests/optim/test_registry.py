@@ -27,7 +27,7 @@ SIZES = {
 FLAGS = {
     "redo": {"every": 4, "tau": 0.8},
     "regrama": {"every": 4, "tau": 0.8},
-    "snr": {"every": 4, "eta": 0.3, "longest": 5},
+    "snr": {"every": 2, "longest": 1},
     "continual_backprop": {"rate": 0.05, "maturity": 3, "every": 3},
     "cpr": {"every": 5, "rate": 0.5},
     "reset": {"every": 5, "layers": 2},
