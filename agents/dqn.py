@@ -122,9 +122,8 @@ class Args(RunArgs):
         if self.gamma == 0:
             unused = ("double", "target_every", "tau")
             found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
-        schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
-        if schedule.switched_at(self.total_steps - self.num_envs) == 0:
-            found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
+        if reason := self.without_switches():
+            found["eps_restart"] = reason
         if self.eps_start == self.eps_end:
             equal = f"--eps-start and --eps-end are both {self.eps_end}"
             found |= dict.fromkeys(("eps_steps", "eps_restart"), equal)

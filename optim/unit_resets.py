@@ -291,7 +291,7 @@ class ContinualBackprop(UnitMethod):
             means.lerp_(activations.mean((0, 3)), 1 - self.decay)
             centred = activations - self._corrected(means, ages[:, None])[:, :, None]
             outgoing = sum(
-                later.module.weight.abs().transpose(0, 1)[columns].flatten(1).sum(1)
+                later.module.weight.abs().transpose(0, 1).flatten(1).sum(1)[columns].sum(1)
                 for later, columns in layer.outgoing
             )
             incoming = layer.module.weight.abs().flatten(1).sum(1).clamp(min=1e-12)

@@ -724,6 +724,11 @@ def parse(monkeypatch: pytest.MonkeyPatch, agent: Any, flags: str) -> Any:
         ),
         (dqn, "--methods.redo.on critic", "the network has no part critic; it has: all, q"),
         (ppo, "--methods.reorthogonalize", "finds no orthogonal layer on all"),
+        (
+            ppo,
+            "--stream.id CartPole-v1 --methods.fire-at-switch",
+            "--methods.fire-at-switch does nothing: CartPole-v1 does not switch before the run ends",
+        ),
     ],
 )
 def test_what_cannot_be_is_a_sentence(agent, flags, sentence, tmp_path, monkeypatch, capsys):
