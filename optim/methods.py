@@ -13,7 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -326,6 +326,10 @@ class Methods:
         self.seen.watch([layer for method in self.methods.values() for layer in method.watches()])
 
 
+ByUnit: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+"""Regroups the inputs of a layer by the units that feed them."""
+
+
 class Seen:
     """Activations of the layers that methods watch, and their gradients, in the latest gradient step.
 
@@ -355,7 +359,9 @@ class Seen:
                     f"units of {layer.name} cannot be watched: {layer.problem or 'it is a head'}"
                 )
             later, columns = layer.outgoing[0]
-            hook = functools.partial(self._record, layer.name, columns)
+            in_order = columns.flatten().equal(torch.arange(columns.numel(), device=columns.device))
+            view = functools.partial(_by_unit, columns.shape if in_order else columns)
+            hook = functools.partial(self._record, layer.name, view)
             self._handles.append(later.module.register_forward_pre_hook(hook))
 
     @contextlib.contextmanager
@@ -367,15 +373,15 @@ class Seen:
         finally:
             self._paused = False
 
-    def _record(self, name: str, columns: Tensor, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _record(self, name: str, by_unit: ByUnit, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self._paused or not torch.is_grad_enabled():
             return
-        self.activations[name] = _by_unit(args[0].detach(), module, columns)
+        self.activations[name] = by_unit(module, args[0].detach())
         if args[0].requires_grad:
-            args[0].register_hook(functools.partial(self._record_gradient, name, columns, module))
+            args[0].register_hook(functools.partial(self._record_gradient, name, by_unit, module))
 
-    def _record_gradient(self, name: str, columns: Tensor, module: nn.Module, gradient: Tensor) -> None:
-        self.gradients[name] = _by_unit(gradient.detach(), module, columns)
+    def _record_gradient(self, name: str, by_unit: ByUnit, module: nn.Module, gradient: Tensor) -> None:
+        self.gradients[name] = by_unit(module, gradient.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a network has copies of its hooks, and thus of this object: it does not need the
@@ -383,8 +389,17 @@ class Seen:
         return {**self.__dict__, "activations": {}, "gradients": {}, "_paused": False}
 
 
-def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
-    """The inputs of a layer, regrouped by the units that feed them: (B, units, positions)."""
-    if isinstance(module, nn.Linear):
-        return entering.reshape(-1, entering.shape[-1])[:, columns]
-    return entering.flatten(2)[:, columns].flatten(2)
+def _by_unit(columns: Tensor | torch.Size, module: nn.Module, entering: Tensor) -> Tensor:
+    """The inputs of a layer, regrouped by the units that feed them: (B, units, positions).
+
+    Args:
+        columns: the inputs of each unit, (units, k); only their shape if all are in order, which need no
+            copy then.
+        module: the layer.
+        entering: its inputs.
+    """
+    columns_first = entering.reshape(-1, entering.shape[-1], 1) if isinstance(module, nn.Linear) else entering
+    by_column = columns_first.flatten(2)
+    if isinstance(columns, torch.Size):
+        return by_column.unflatten(1, columns).flatten(2)
+    return by_column[:, columns].flatten(2)
