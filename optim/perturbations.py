@@ -216,9 +216,9 @@ class HareTortoiseConfig(MethodConfig):
 class Fire(Method):
     r"""Makes all weights orthogonal at task switches: W = polar(W) :math:`\sqrt{out / in}`.
 
-    The nearest point, in Frobenius norm, at which the paper's deviation from isometry is 0, from "FIRE:
-    Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity Tradeoff", 2026. polar(W) is
-    the orthogonal factor of W. A convolution is treated per position of its kernel, (out, in) each, and
+    I. Han et al., "FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity
+    Tradeoff", ICLR 2026: the nearest point, in Frobenius norm, at which the deviation from isometry is 0.
+    polar(W) is the orthogonal factor of W. A convolution is treated per position of its kernel, (out, in) each, and
     divided by their number. Heads are included unless `heads` is False. Biases stay; moments and step counts
     of the weights are cleared. The target network gets the same weights.
 
