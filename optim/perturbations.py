@@ -218,9 +218,9 @@ class Fire(Method):
 
     I. Han et al., "FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity
     Tradeoff", ICLR 2026: the nearest point, in Frobenius norm, at which the deviation from isometry is 0.
-    polar(W) is the orthogonal factor of W. A convolution is treated per position of its kernel, (out, in) each, and
-    divided by their number. Heads are included unless `heads` is False. Biases stay; moments and step counts
-    of the weights are cleared. The target network gets the same weights.
+    polar(W) is the orthogonal factor of W. A convolution is treated per position of its kernel, (out, in)
+    each, and divided by their number. Heads are included unless `heads` is False. Biases stay; moments and
+    step counts of the weights are cleared. The target network gets the same weights.
 
     The method knows when the task changes. The authors' code takes 10 Newton-Schulz iterations, which leave
     small singular values too small; here the factor is exact, and a singular value of 0 stays 0.
