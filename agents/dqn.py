@@ -122,8 +122,7 @@ class Args(RunArgs):
         if self.gamma == 0:
             unused = ("double", "target_every", "tau")
             found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
-        if reason := self.without_switches():
-            found["eps_restart"] = reason
+        found |= self.without_switches("eps_restart")
         if self.eps_start == self.eps_end:
             equal = f"--eps-start and --eps-end are both {self.eps_end}"
             found |= dict.fromkeys(("eps_steps", "eps_restart"), equal)

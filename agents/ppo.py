@@ -93,7 +93,7 @@ class Args(RunArgs):
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others: name -> reason."""
-        found = super().unused()
+        found = super().unused() | self.without_switches()
         if self.epochs * self.minibatches == 1:
             found["clip"] = "with one gradient step per update the probability ratio is always 1"
         if self.num_steps == 1 or self.gamma == 0:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from neoteny.optim.layers import WEIGHT_LAYERS, Network
@@ -103,6 +104,24 @@ class Injection(Method):
         """Build the network as it was, for its weights to be loaded."""
         if state["injected"]:
             self._inject()
+
+
+def inject_as_saved(network: nn.Module, names: Iterable[str]) -> None:
+    """Give a new network the injected layers of a saved one, whose tensors have these names.
+
+    The values of the layers are not those of the saved network, and are to be loaded afterwards.
+    """
+    kept = {tuple(name.split(".kept.", 1)) for name in names if ".kept." in name}
+    if not kept:
+        return
+    slots = {slot for slot, _ in kept}
+    layers = len({name.partition(".")[0] for _, name in kept})
+    parts = cast(Network, network).parts()
+    of = [name for name in parts if any(slot.startswith(f"{name}.") for slot in slots)]
+    part = "all" if len(slots) == len(parts) else of[0]
+    optimizer = torch.optim.SGD(network.parameters())
+    learner = Learner(network, optimizer, lambda: copy.deepcopy(network))
+    Injection(learner, layers, on=part).load_state_dict({"injected": True})
 
 
 def _cut(network: nn.Module, paths: list[str]) -> nn.Sequential:

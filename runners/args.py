@@ -102,16 +102,16 @@ class RunArgs:
             found["total_steps"] = f"--stream.cycles {self.stream.cycles} determines the length of the run"
         if self.video_every > self.total_steps:
             found["video_every"] = f"the run ends after {self.total_steps:,} steps"
-        if reason := self.without_switches():
-            names = (f"methods.{method.name}" for method in self.methods)
-            found |= {name: reason for name in names if name.endswith("_at_switch")}
         return found
 
-    def without_switches(self: Any) -> str:
-        """A message if no task switches during the run; else an empty string."""
+    def without_switches(self: Any, *names: str) -> dict[str, str]:
+        """Flags that act at switches, `names` and methods -> why they do nothing, if no task switches."""
         schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
-        switches = schedule.switched_at(self.total_steps - self.num_envs) != 0
-        return "" if switches else f"{self.stream.id} does not switch before the run ends"
+        if schedule.switched_at(self.total_steps - self.num_envs):
+            return {}
+        methods = (method.name for method in self.methods if method.name.endswith("_at_switch"))
+        reason = f"{self.stream.id} does not switch before the run ends"
+        return dict.fromkeys((*names, *(f"methods.{name}" for name in methods)), reason)
 
     def set_up(self) -> torch.device:
         """Set PyTorch up for the run; returns its device."""

@@ -259,7 +259,13 @@ class Run:
         total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
         seconds = {**self.seconds, "total": total}
         evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
-        summary = {**scores, "visits": self.episodes.rows(), **evaluations, "seconds": seconds, **about_methods}
+        summary = {
+            **scores,
+            "visits": self.episodes.rows(),
+            **evaluations,
+            "seconds": seconds,
+            **about_methods,
+        }
         self.writer.flush()
         if self.writer.failing:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")

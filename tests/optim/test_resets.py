@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, Learner, Methods, MuonConfig
-from neoteny.optim.injection import Injected, InjectionAtSwitchConfig, InjectionConfig
+from neoteny.optim.injection import Injected, InjectionAtSwitchConfig, InjectionConfig, inject_as_saved
 from neoteny.optim.perturbations import (
     FireConfig,
     HareTortoiseConfig,
@@ -571,6 +571,20 @@ class TestInjection:
         assert_same(injected.kept.head.state_dict(), before.kept.head.state_dict())
         assert (injected.new.linear2.weight != before.new.linear2.weight).all()
         assert injected.new.head.weight.eq(0).all()
+
+    @pytest.mark.parametrize(
+        ("name", "shared", "on"), [("ppo", False, "all"), ("ppo", False, "critic"), ("dqn", True, "all")]
+    )
+    def test_saved_weights_fit_a_new_network(self, name, shared, on, streams):
+        config = InjectionConfig(after=1, layers=2, on=on)
+        trained = Trained(name, streams["vector"], [config], shared=shared)
+        for _ in range(2):
+            trained.update(trained.batch())
+        new, state = trained.methods.learner.new_network(), trained.network.state_dict()
+        inject_as_saved(new, state)
+        new.load_state_dict(state)
+        observations = trained.batch().observations
+        assert_same(new(observations), trained.network(observations))
 
     def test_what_cannot_be(self, streams):
         with pytest.raises(ValueError, match=r"would begin in shared.linear2, which several parts share"):
