@@ -123,9 +123,7 @@ class Args(RunArgs):
         if self.gamma == 0:
             unused = ("double", "target_every", "tau")
             found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
-        schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
-        if schedule.switched_at(self.total_steps - self.num_envs) == 0:
-            found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
+        found |= self.without_switches("eps_restart")
         if self.eps_start == self.eps_end:
             equal = f"--eps-start and --eps-end are both {self.eps_end}"
             found |= dict.fromkeys(("eps_steps", "eps_restart"), equal)
@@ -297,11 +295,11 @@ def main(args: Args) -> dict[str, Any]:
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or only the network where environments or memory are on the host.
         on_device = stream.capturable and args.memory == "device"
-        step = capture(rollout_step, stream, memory, when=on_device)
-        act = capture(agent.act, when=not on_device)
+        step = capture(rollout_step, stream, memory, methods, when=on_device)
+        act = capture(agent.act, methods, when=not on_device)
         draw = capture(memory.sample, when=args.memory == "device")
         train = capture(update, optimizer, methods, compile=False)
-        refresh = capture(update_target, compile=False)
+        refresh = capture(update_target, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)

@@ -93,7 +93,7 @@ class Args(RunArgs):
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others: name -> reason."""
-        found = super().unused()
+        found = super().unused() | self.without_switches()
         if self.epochs * self.minibatches == 1:
             found["clip"] = "with one gradient step per update the probability ratio is always 1"
         if self.num_steps == 1 or self.gamma == 0:
@@ -328,10 +328,10 @@ def main(args: Args) -> dict[str, Any]:
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or all but the environments if they are on the host.
-        step = capture(rollout_step, stream, when=stream.capturable)
-        before = capture(act, when=not stream.capturable)
-        after = capture(observe, when=not stream.capturable, compile=False)
-        estimate = capture(estimate_advantages, compile=False)
+        step = capture(rollout_step, stream, methods, when=stream.capturable)
+        before = capture(act, methods, when=not stream.capturable)
+        after = capture(observe, methods, when=not stream.capturable, compile=False)
+        estimate = capture(estimate_advantages, methods, compile=False)
         draw = capture(select, compile=False)
         train = capture(update, optimizer, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)

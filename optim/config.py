@@ -17,12 +17,28 @@ from torch.optim import Optimizer
 
 from neoteny.optim import adamo, muon
 from neoteny.optim.adamo import AdamO
+from neoteny.optim.injection import InjectionAtSwitchConfig, InjectionConfig
 from neoteny.optim.isometry import param_groups
 from neoteny.optim.layers import Exclude, split_parameters
 from neoteny.optim.methods import Learner, MethodConfig, Methods
 from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import ReorthogonalizeConfig, is_orthogonal
+from neoteny.optim.perturbations import (
+    FireConfig,
+    HareTortoiseConfig,
+    ShrinkPerturbAtSwitchConfig,
+    ShrinkPerturbConfig,
+    ShrinkPerturbEveryConfig,
+)
 from neoteny.optim.regularizers import IsometryConfig
+from neoteny.optim.resets import ResetAtSwitchConfig, ResetConfig
+from neoteny.optim.unit_resets import (
+    ContinualBackpropConfig,
+    PartialResetsConfig,
+    ReDoConfig,
+    ReGraMaConfig,
+    SelfNormalizedResetsConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -176,7 +192,25 @@ def optimizer_name(optimizer: Optimizer) -> str:
 
 
 METHODS: dict[str, type[MethodConfig]] = {
-    config.name: config for config in (IsometryConfig, ReorthogonalizeConfig)
+    config.name: config
+    for config in (
+        IsometryConfig,
+        ReorthogonalizeConfig,
+        ReDoConfig,
+        ReGraMaConfig,
+        SelfNormalizedResetsConfig,
+        ContinualBackpropConfig,
+        PartialResetsConfig,
+        ResetConfig,
+        ResetAtSwitchConfig,
+        ShrinkPerturbConfig,
+        ShrinkPerturbEveryConfig,
+        ShrinkPerturbAtSwitchConfig,
+        HareTortoiseConfig,
+        FireConfig,
+        InjectionConfig,
+        InjectionAtSwitchConfig,
+    )
 }
 """Plasticity methods by their names on the command line."""
 

@@ -60,6 +60,7 @@ class Layer:
         outgoing: The later layers that its units feed, set by `connect`. Empty for a head, and for a layer
             with a `problem`.
         problem: Why no input of a later layer depends on a single unit of this one; empty if there is none.
+        normalizations: Modules between the layer and its activation function that normalize its output.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Layer:
     is_head: bool = False
     outgoing: tuple[Connection, ...] = ()
     problem: str = ""
+    normalizations: tuple[nn.Module, ...] = ()
 
     @property
     def weight(self) -> nn.Parameter | None:
@@ -128,7 +130,9 @@ def describe(
         calls = trace(network, example.clone())
         for call in calls:
             of = frozenset(name for name, modules in members.items() if call.module in modules)
-            layers.setdefault(call.module, Layer(names[call.module], call.module, of))
+            layer = layers.setdefault(call.module, Layer(names[call.module], call.module, of))
+            normalizing = (m for m in call.following if _is_in(m, _NORMALIZATIONS))
+            layer.normalizations = tuple(m for m in normalizing if not isinstance(m, nn.Identity))
         perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
             reached = perturbation.reach(module, each=False)

@@ -104,6 +104,15 @@ class RunArgs:
             found["video_every"] = f"the run ends after {self.total_steps:,} steps"
         return found
 
+    def without_switches(self: Any, *names: str) -> dict[str, str]:
+        """Flags that act at switches, `names` and methods -> why they do nothing, if no task switches."""
+        schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
+        if schedule.switched_at(self.total_steps - self.num_envs):
+            return {}
+        methods = (method.name for method in self.methods if method.name.endswith("_at_switch"))
+        reason = f"{self.stream.id} does not switch before the run ends"
+        return dict.fromkeys((*names, *(f"methods.{name}" for name in methods)), reason)
+
     def set_up(self) -> torch.device:
         """Set PyTorch up for the run; returns its device."""
         torch.set_num_threads(self.threads)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.transfer import to_host
+from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, shown
 from neoteny.runners.disk.checkpoint import save_checkpoint
@@ -238,7 +239,7 @@ class Run:
         """Save the weights, log the scores, write ``summary.json`` and close.
 
         Returns:
-            The summary: scores, one row per visit, seconds by section.
+            The summary: scores, one row per visit, seconds by section, and what each method did, if any.
 
         Raises:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
@@ -255,13 +256,20 @@ class Run:
         scores = run_scores(self.episodes.rows()) | self.evaluations.scores()
         scores = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(scores, self.stream.steps)
+        about_methods = self._about_methods()
         self.writer.add(end_summary())
         if self.args.probes.pictures:
             self._draw()
         total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
         seconds = {**self.seconds, "total": total}
         evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
-        summary = {**scores, "visits": self.episodes.rows(), **evaluations, "seconds": seconds}
+        summary = {
+            **scores,
+            "visits": self.episodes.rows(),
+            **evaluations,
+            "seconds": seconds,
+            **about_methods,
+        }
         self.writer.flush()
         if self.writer.failing:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
@@ -269,6 +277,20 @@ class Run:
         self._write("summary.json", summary)
         tell(last_lines(self.folder, self.args, self.stream.steps, summary, self.act is not None))
         return summary
+
+    def _about_methods(self) -> dict[str, Any]:
+        """What each plasticity method did, for the summary; warns of those that did nothing."""
+        methods = self.parts.get("methods")
+        if not isinstance(methods, Methods) or not methods.methods:
+            return {}
+        done = methods.summary()
+        changes = {
+            f"methods/{name}/changes": did["changes"] for name, did in done.items() if "changes" in did
+        }
+        self.writer.metrics(changes, self.stream.steps)
+        if idle := [name for name, did in done.items() if not did["acted"]]:
+            warn(f"warning: in the whole run these methods changed nothing: {', '.join(idle)}")
+        return {"methods": done}
 
     def _open(self, remarks: Sequence[str], message: str) -> dict[str, Any] | None:
         """Open the folder and a new event file; returns the state to resume from, or ``None``.

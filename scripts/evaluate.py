@@ -24,6 +24,7 @@ from neoteny.envs.registry import import_typed
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream
 from neoteny.envs.typed import Typed
+from neoteny.optim.injection import inject_as_saved
 from neoteny.runners.disk.checkpoint import DamagedError, checkpoints, read_checkpoint
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.files import replace_file, write_json
@@ -140,6 +141,7 @@ def _restore(folder: Path, network: nn.Module, stream: Stream) -> int:
             state = read_checkpoint(path)
         except DamagedError:  # or removed meanwhile by the running run
             continue
+        inject_as_saved(network, state["parts"]["agent"])
         network.load_state_dict(state["parts"]["agent"])
         stream.load_statistics(state["parts"]["stream"]["preprocessing"])
         return int(state["step"])
