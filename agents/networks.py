@@ -38,6 +38,9 @@ class NetworkConfig:
     linear: Literal["free", "orthogonal"] = "free"
     """Whether the weights of hidden layers, convolutions included, are unconstrained ("free") or kept
     orthogonal in every forward pass by Björck's iteration. Heads are always free."""
+    norm: Literal["none", "layer"] = "none"
+    """Whether layer normalization stands before every activation function: mean 0 and variance 1 over the
+    units of a layer, or over channels and positions of a convolution, without trained scale and offset."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -176,6 +179,8 @@ def hidden_layers(
     for i, (width, size, stride) in enumerate(kernels, start=1):
         conv = hidden_layer(nn.Conv2d(channels, width // units.outputs, size, stride), network)
         layers.add_module(f"conv{i}", conv)
+        if network.norm == "layer":
+            layers.add_module(f"conv{i}_norm", nn.GroupNorm(1, conv.out_channels, affine=False))
         layers.add_module(f"conv{i}_activation", units.make())
         channels = width
     if example.dim() > 2:
@@ -183,6 +188,10 @@ def hidden_layers(
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):
         layers.add_module(f"linear{i}", hidden_layer(nn.Linear(features, width // units.outputs), network))
+        if network.norm == "layer":
+            layers.add_module(
+                f"linear{i}_norm", nn.LayerNorm(width // units.outputs, elementwise_affine=False)
+            )
         layers.add_module(f"linear{i}_activation", units.make())
         features = width
     return layers

@@ -22,7 +22,15 @@ from neoteny.optim.layers import Exclude, split_parameters
 from neoteny.optim.methods import Learner, MethodConfig, Methods
 from neoteny.optim.muon import MuonAdamW
 from neoteny.optim.orthogonal import ReorthogonalizeConfig, is_orthogonal
-from neoteny.optim.regularizers import IsometryConfig
+from neoteny.optim.projections import NaPConfig, WeightClippingConfig
+from neoteny.optim.regularizers import (
+    CChainConfig,
+    IsometryConfig,
+    L2Config,
+    L2InitConfig,
+    ParsevalConfig,
+    SpectralConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -176,8 +184,12 @@ def optimizer_name(optimizer: Optimizer) -> str:
 
 
 METHODS: dict[str, type[MethodConfig]] = {
-    config.name: config for config in (IsometryConfig, ReorthogonalizeConfig)
-}
+    config.name: config
+    for config in (
+        L2Config, L2InitConfig, IsometryConfig, ParsevalConfig, SpectralConfig, CChainConfig,
+        WeightClippingConfig, NaPConfig, ReorthogonalizeConfig,
+    )
+}  # fmt: skip
 """Plasticity methods by their names on the command line."""
 
 MethodConfigs: TypeAlias = Annotated[tuple[MethodConfig, ...], tyro.conf.Suppress]

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
@@ -38,6 +39,8 @@ class Learner:
     _connected: bool = False
     structures: int = 0
     """Number of times that the network's structure changed."""
+    loss: Tensor | None = None
+    """The loss in the current gradient step, (), without penalties and detached."""
 
     def layers(self, on: str = "all", connected: bool = False) -> list[Layer]:
         """The current layers of a part of the network, heads included.
@@ -121,6 +124,17 @@ class Method:
         """Act on the host; returns metrics to log, by name."""
         return {}
 
+    def metrics(self) -> Mapping[str, float | Tensor]:
+        """Numbers to log at the end of each update, by name; tensors are ()."""
+        return {}
+
+    def acted(self) -> bool:
+        """Whether the method has changed anything so far, apart from events, which `Methods` counts.
+
+        A method without events counts as acting in every step; override this if it may not.
+        """
+        return not self.every and not self.at_switch
+
     def state_dict(self) -> dict[str, Any]:
         """The method's state, which a resumed run needs: numbers, strings and tensors in dicts and lists."""
         return {}
@@ -151,6 +165,23 @@ class MethodConfig:
             ValueError: it does not fit the network or the optimizer.
         """
         raise NotImplementedError
+
+
+def check_fields(
+    config: MethodConfig,
+    names: Sequence[str],
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> None:
+    """Raise ValueError if a field of a configuration is not finite or out of range."""
+    bounds = (("above", above), ("at least", at_least), ("at most", at_most))
+    wanted = " and ".join(f"{word} {bound:g}" for word, bound in bounds if abs(bound) < math.inf)
+    for name in names:
+        value = getattr(config, name)
+        if not (abs(value) < math.inf and value > above and at_least <= value <= at_most):
+            raise ValueError(f"{name} of {config.name} must be {wanted or 'finite'}, not {value}")
 
 
 class Methods:
@@ -189,8 +220,9 @@ class Methods:
         isometry = isometry_report(self.learner.optimizer, planned_steps)
         return "\n".join(filter(None, (isometry, left_out(self.learner.network, self.learner.layers()))))
 
-    def penalty(self, batch: Any) -> Tensor | float:
+    def penalty(self, batch: Any, loss: Tensor | None = None) -> Tensor | float:
         """The sum of the penalties whose gradients are clipped together with that of the loss, ()."""
+        self.learner.loss = None if loss is None else loss.detach()
         return self._penalty(batch, clipped=True) if self.methods else 0.0
 
     def add_gradients(self, batch: Any) -> None:
@@ -225,15 +257,19 @@ class Methods:
             switched_at: The environment step of the last switch; 0 before the first.
 
         Returns:
-            Metrics to log: means over the events in the update.
+            Metrics to log: what the events in the update returned, as means, and those of every method.
         """
         if switched_at != self._switched_at and self.steps:
             for name, method in self.methods.items():
                 if method.at_switch:
                     self._act(name, method, "switch")
         self._switched_at = switched_at
-        tags, self._tags = self._tags, {}
-        return {tag: sum(values) / len(values) for tag, values in tags.items()}
+        events, self._tags = self._tags, {}
+        tags = {tag: sum(values) / len(values) for tag, values in events.items()}
+        with self.seen.paused():
+            for name, method in self.methods.items():
+                tags |= {f"methods/{name}/{tag}": float(value) for tag, value in method.metrics().items()}
+        return tags
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the state of every method."""

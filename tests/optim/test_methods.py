@@ -512,7 +512,7 @@ class TestIsometry:
 
     @pytest.mark.parametrize("bad", [{"coef": 0.0}, {"coef": NAN}, {"scale": -1.0}])
     def test_values(self, bad):
-        with pytest.raises(ValueError, match="coef and scale must be finite and positive"):
+        with pytest.raises(ValueError, match="of isometry must be above 0"):
             IsometryConfig(**bad)
 
 
