@@ -45,10 +45,11 @@ class TRAC(CheckedOptimizer):
     hardly move until the scales, which begin at 1e-8, have grown.
 
     Differences to the authors' package: :math:`\Delta` is kept, where the package divides
-    :math:`\theta - \theta_\mathrm{ref}` by the sum of scales plus 1e-8. That is smaller by half as long as
-    the sum is near 1e-8, and rounds to 0 in float32 for all weights that are not near 0. Weights that
-    something else changed, such as a reset, change :math:`\theta_\mathrm{ref}` by as much. The argument of
-    erfi is at most 9 in size, where the package stops with an error once erfi overflows.
+    :math:`\theta - \theta_\mathrm{ref}` by the sum of scales plus 1e-8. That rounds to 0 in float32 for
+    weights that are not near 0 as long as the sum is small, and is 0 for good once the sum is negative.
+    Weights that something else changed, such as a reset, change :math:`\theta_\mathrm{ref}` by as much. The
+    package's erfi is 1 % too low for small arguments; the argument is at most 9 in size here, where the
+    package stops with an error once erfi overflows.
 
     Args:
         params: parameters, named parameters or groups of either.

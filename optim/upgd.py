@@ -105,6 +105,7 @@ def _adam_directions(
     torch._foreach_addcmul_(second, grads, grads, value=1 - beta2)
     directions = []
     for step, mean, square in zip(steps, first, second):
+        step = step.double()  # 1 - .999 has four digits in float32
         root = (square / (1 - beta2**step)).sqrt_().add_(group["eps"])
         directions.append(mean / (1 - beta1**step) / root)
     return directions
