@@ -122,9 +122,7 @@ class Args(RunArgs):
         if self.gamma == 0:
             unused = ("double", "target_every", "tau")
             found |= dict.fromkeys(unused, "with --gamma 0 the target network is not used")
-        schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
-        if schedule.switched_at(self.total_steps - self.num_envs) == 0:
-            found["eps_restart"] = f"{self.stream.id} does not switch before the run ends"
+        found |= self.without_switches("eps_restart")
         if self.eps_start == self.eps_end:
             equal = f"--eps-start and --eps-end are both {self.eps_end}"
             found |= dict.fromkeys(("eps_steps", "eps_restart"), equal)
@@ -181,6 +179,12 @@ class QNetwork(nn.Module):
         """The network: encoded observations (B, ...) -> its outputs, or the advantages if it is dueling."""
         last = self.head.advantage if isinstance(self.head, Dueling) else self.head
         return {"q": nn.Sequential(OrderedDict([*self.torso.named_children(), ("head", last)]))}
+
+
+def make_policy(args: Args, stream: Stream) -> tuple[QNetwork, Callable[[Tensor], Tensor]]:
+    """A new network for a stream, and how it acts in evaluations: observations (B, ...) -> actions (B,)."""
+    agent = QNetwork(stream, args.network, args.dueling, args.amp).to(stream.device)
+    return agent, lambda observations: agent.act(observations, args.eps_end)
 
 
 def epsilon_at(step: int, start: float, end: float, steps: int) -> float:
@@ -306,14 +310,14 @@ def main(args: Args) -> dict[str, Any]:
     device = args.set_up()
 
     def new_agent() -> QNetwork:
-        return QNetwork(stream, args.network, args.dueling, args.amp).to(device)
+        return make_policy(args, stream)[0]
 
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
-        agent = new_agent()
+        agent, policy = make_policy(args, stream)
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
@@ -326,12 +330,12 @@ def main(args: Args) -> dict[str, Any]:
         )  # fmt: skip
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or only the network where environments or memory are on the host.
-        act, step = agent.act, capture(rollout_step, stream, memory)
+        act, step = agent.act, capture(rollout_step, stream, memory, methods)
         if not stream.capturable or args.memory == "disk":
-            act, step = capture(agent.act), rollout_step
+            act, step = capture(agent.act, methods), rollout_step
         draw = capture(sample) if args.memory == "device" else sample
         train = capture(update, optimizer, methods, compile=False)
-        refresh = capture(update_target, compile=False)
+        refresh = capture(update_target, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
@@ -340,7 +344,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = max(0, rounds * args.gradient_steps)
     remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
     run = Run(
-        __file__, args, stream, updates * args.log_every, remarks,
+        __file__, args, stream, updates * args.log_every, remarks, policy,
         methods=methods, agent=agent, target=target, optimizer=optimizer, memory=memory, rewards=transform,
     )  # fmt: skip
     now = Now(stream.observation.clone(), torch.zeros((), device=device))
@@ -373,7 +377,7 @@ def main(args: Args) -> dict[str, Any]:
         added = memory.newest(args.log_every // args.num_envs)
         observed = {"observations": now.observations.float()} | added
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite, act=lambda seen: agent.act(seen, args.eps_end)) as metrics:
+        with run.end_update(finite) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= dict(zip(STATS, losses.mean(0).tolist())) if stats else {}
             metrics |= transform.metrics()

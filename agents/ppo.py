@@ -93,7 +93,7 @@ class Args(RunArgs):
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others: name -> reason."""
-        found = super().unused()
+        found = super().unused() | self.without_switches()
         if self.epochs * self.minibatches == 1:
             found["clip"] = "with one gradient step per update the probability ratio is always 1"
         if self.num_steps == 1 or self.gamma == 0:
@@ -157,6 +157,12 @@ class ActorCritic(nn.Module):
         shared = list(self.shared.named_children())
         own = {"actor": self.actor.named_children(), "critic": self.critic.named_children()}
         return {name: nn.Sequential(OrderedDict([*shared, *layers])) for name, layers in own.items()}
+
+
+def make_policy(args: Args, stream: Stream) -> tuple[ActorCritic, Callable[[Tensor], Tensor]]:
+    """A new network for a stream, and how it acts in evaluations: observations (B, ...) -> actions (B,)."""
+    agent = ActorCritic(stream, args.network, args.shared_torso, args.amp).to(stream.device)
+    return agent, lambda observations: agent.act(observations)[0]
 
 
 def gae(
@@ -309,23 +315,23 @@ def main(args: Args) -> dict[str, Any]:
     device = args.set_up()
 
     def new_agent() -> ActorCritic:
-        return ActorCritic(stream, args.network, args.shared_torso, args.amp).to(device)
+        return make_policy(args, stream)[0]
 
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
-        agent = new_agent()
+        agent, act = make_policy(args, stream)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or only the networks where environments are on the host.
-        policy, step = Policy(agent.act, agent.value), capture(rollout_step, stream)
+        policy, step = Policy(agent.act, agent.value), capture(rollout_step, stream, methods)
         if not stream.capturable:
-            policy, step = Policy(capture(agent.act), capture(agent.value)), rollout_step
-        estimate = capture(estimate_advantages, compile=False)
+            policy, step = Policy(capture(agent.act, methods), capture(agent.value, methods)), rollout_step
+        estimate = capture(estimate_advantages, methods, compile=False)
         draw = capture(select, compile=False)
         train = capture(update, optimizer, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)
@@ -336,7 +342,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
     run = Run(
-        __file__, args, stream, updates * size, remarks,
+        __file__, args, stream, updates * size, remarks, act,
         methods=methods, agent=agent, optimizer=optimizer, rewards=transform,
     )  # fmt: skip
     if not stream.exact:
@@ -370,7 +376,7 @@ def main(args: Args) -> dict[str, Any]:
         observed = {"observations": rollout.observations, "rewards": rollout.rewards}
         observed |= {"final_values": rollout.final_values}
         finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
-        with run.end_update(finite, act=lambda seen: agent.act(seen)[0]) as metrics:
+        with run.end_update(finite) as metrics:
             metrics |= average(losses, rollout.values.flatten(), batch.returns)
             metrics |= {"charts/learning_rate": float(optimizer.param_groups[0]["lr"])}
             metrics |= transform.metrics()

@@ -72,7 +72,8 @@ class Args(RunArgs):
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others: name -> reason."""
-        return super().unused() | {"video_every": "there is nothing to see"}
+        why = "there are no episodes; what is held out is validated at the end of each task"
+        return super().unused() | dict.fromkeys(("video_every", "evaluate_at_switch"), why)
 
 
 class Classifier(nn.Module):
@@ -177,7 +178,7 @@ def main(args: Args) -> dict[str, Any]:
     planned = epochs * stream.batches
     remarks = (f"{args.stream.id}: {stream}", methods.report(planned))
     run = Run(
-        __file__, args, stream, epochs * stream.epoch_steps, remarks, "online_accuracy",
+        __file__, args, stream, epochs * stream.epoch_steps, remarks, chart="online_accuracy",
         methods=methods, agent=agent, optimizer=optimizer,
     )  # fmt: skip
 

@@ -177,16 +177,21 @@ TYPED = ("id", "wrap", "data", "change")
 """Flags of a stream that may name a module of the user's."""
 
 
-def read_args(args_type: type[Config], path: Path) -> Config:
+def read_args(args_type: type[Config], path: Path, changes: Mapping[str, Any] | None = None) -> Config:
     """Read the arguments in a run's ``args.json``, with the checks of the command line.
 
     For safety a file never causes an import: import the module of a user-defined stream or method first.
+
+    Args:
+        args_type: the agent's dataclass.
+        path: of the file.
+        changes: values to use instead, by name.
 
     Raises:
         SystemExit: code 2 and a sentence if the file does not hold the arguments of a run.
     """
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text()) | (changes or {})
         stream, optimizer = config["stream"], config["optim"].pop("name")
         typed = [stream[name] for name in TYPED if stream.get(name) is not None]
         if not typed or not all(isinstance(name, str) for name in (*typed, optimizer)):

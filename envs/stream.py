@@ -25,7 +25,7 @@ from neoteny.envs.checks import try_out
 from neoteny.envs.engine import Engine, EngineConfig, UncoveredError, choose_engine, first_tasks
 from neoteny.envs.observations import Channels, Kind, ObservationSpec, Preprocessing, read_observations
 from neoteny.envs.schedule import Schedule
-from neoteny.envs.tasks import TaskEnv, TaskFunction, agent_actions, is_shipped
+from neoteny.envs.tasks import TaskEnv, TaskFunction, agent_actions, is_shipped, make_task_env
 
 
 class Step(NamedTuple):
@@ -160,10 +160,10 @@ class Stream(VectorEnv):
         self._enter()
 
     def __str__(self) -> str:
-        """Describe schedule and observations, with warnings if there are any, in a line each."""
-        observed = f"observations: {self.observation_spec}, stepped by the engine {self.engine_name}"
+        """Describe schedule and observations in one line; warnings, if there are any, in a line each."""
+        about = f"{self.schedule}; {self.observation_spec}, stepped by the engine {self.engine_name}"
         inexact = self.unrepeatable and f"warning: a resumed run will not be exact: {self.unrepeatable}"
-        return "\n".join(filter(None, (str(self.schedule), observed, *self.remarks, inexact)))
+        return "\n".join(filter(None, (about, *self.remarks, inexact)))
 
     @property
     def seed(self) -> int:
@@ -331,13 +331,22 @@ class Stream(VectorEnv):
         """Load the statistics of a normalizer, to be kept by :meth:`reset`."""
         self.preprocessing.load_state_dict(statistics)
 
-    def make_eval_env(self) -> TaskEnv:
-        """An evaluation environment: the current task, fixed as it is at this step."""
-        return self.engine.single_env(self.schedule, self.steps)
+    def make_eval_env(self, task: int | None = None) -> TaskEnv:
+        """An evaluation environment of a task, as at the start of a visit or after a gradual change.
 
-    def preprocess(self, observations: torch.Tensor, learn: bool = False) -> Any:
-        """Preprocess observations (B, ...) of the current task; with ``learn`` update the normalizer."""
-        return self._to_agent(self.preprocessing(observations, self.task, learn))
+        ``None`` stands for the current task, which stays as it is at this step.
+        """
+        if task is None:
+            return self.engine.single_env(self.schedule, self.steps)
+        alone = Schedule(tasks=(task,), seed=self.seed)
+        return make_task_env(self.make_task, self.raw_spaces, alone, 0)
+
+    def preprocess(self, observations: torch.Tensor, learn: bool = False, task: int | None = None) -> Any:
+        """Preprocess observations (B, ...) of a task, by default the current one.
+
+        With ``learn`` the normalizer is updated.
+        """
+        return self._to_agent(self.preprocessing(observations, self.task if task is None else task, learn))
 
     def misfit_before(self, step: int) -> str:
         """Why the stream ends before ``step``, if it does.

@@ -17,11 +17,19 @@ from torch.optim import Optimizer
 
 from neoteny.optim import muon, upgd
 from neoteny.optim.adamo import AdamO
+from neoteny.optim.injection import InjectionAtSwitchConfig, InjectionConfig
 from neoteny.optim.isometry import param_groups
 from neoteny.optim.layers import Exclude, NamedParameters, split_parameters
 from neoteny.optim.methods import Learner, MethodConfig, Methods
 from neoteny.optim.muon import MuonAdamW, MuonO
 from neoteny.optim.orthogonal import ReorthogonalizeConfig, is_orthogonal
+from neoteny.optim.perturbations import (
+    FireConfig,
+    HareTortoiseConfig,
+    ShrinkPerturbAtSwitchConfig,
+    ShrinkPerturbConfig,
+    ShrinkPerturbEveryConfig,
+)
 from neoteny.optim.projections import NaPConfig, WeightClippingConfig
 from neoteny.optim.pull import check_isometry
 from neoteny.optim.regularizers import (
@@ -32,7 +40,15 @@ from neoteny.optim.regularizers import (
     ParsevalConfig,
     SpectralConfig,
 )
+from neoteny.optim.resets import ResetAtSwitchConfig, ResetConfig
 from neoteny.optim.trac import TRAC
+from neoteny.optim.unit_resets import (
+    ContinualBackpropConfig,
+    PartialResetsConfig,
+    ReDoConfig,
+    ReGraMaConfig,
+    SelfNormalizedResetsConfig,
+)
 from neoteny.optim.upgd import UPGD
 
 
@@ -287,10 +303,31 @@ def optimizer_name(optimizer: Optimizer) -> str:
 METHODS: dict[str, type[MethodConfig]] = {
     config.name: config
     for config in (
-        L2Config, L2InitConfig, IsometryConfig, ParsevalConfig, SpectralConfig, CChainConfig,
-        WeightClippingConfig, NaPConfig, ReorthogonalizeConfig,
+        L2Config,
+        L2InitConfig,
+        IsometryConfig,
+        ParsevalConfig,
+        SpectralConfig,
+        CChainConfig,
+        WeightClippingConfig,
+        NaPConfig,
+        ReorthogonalizeConfig,
+        ReDoConfig,
+        ReGraMaConfig,
+        SelfNormalizedResetsConfig,
+        ContinualBackpropConfig,
+        PartialResetsConfig,
+        ResetConfig,
+        ResetAtSwitchConfig,
+        ShrinkPerturbConfig,
+        ShrinkPerturbEveryConfig,
+        ShrinkPerturbAtSwitchConfig,
+        HareTortoiseConfig,
+        FireConfig,
+        InjectionConfig,
+        InjectionAtSwitchConfig,
     )
-}  # fmt: skip
+}
 """Plasticity methods by their names on the command line."""
 
 MethodConfigs: TypeAlias = Annotated[tuple[MethodConfig, ...], tyro.conf.Suppress]

@@ -177,11 +177,11 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
     """A summary, for the start of a run, of what isometry will do in `planned_steps` optimizer steps.
 
     Returns:
-        Lines with the parameters that are pulled and that are not; and for each group the time constant
-        1 / (8cs) in steps, in which a singular value near sqrt(s) closes 63 % of its distance, and the
-        isometry budget c * planned_steps at the initial learning rate. A line that begins with "warning:"
-        follows if the budget is below 0.1, where the pull has no effect within the run, or above 30, where it
-        keeps the network from fitting its task. Empty without isometry.
+        For each group a line with the time constant 1 / (8cs) in steps, in which a singular value near
+        sqrt(s) closes 63 % of its distance, and the isometry budget c * planned_steps at the initial learning
+        rate. A line that begins with "warning:" follows if the budget is below 0.1, where the pull has no
+        effect within the run, or above 30, where it keeps the network from fitting its task. Indented lines
+        name the parameters that are pulled and those that are not. Empty without isometry.
     """
     pulled = [group for group in optimizer.param_groups if group.get("iso")]
     if not pulled:
@@ -196,8 +196,9 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
         times = sorted({1.0 / (8.0 * c * scale) if c else math.inf for scale in (min(scales), max(scales))})
         time_constant = " to ".join(f"{time:,.0f}" for time in times)
         lines += [
-            f"isometry pulls {', '.join(_names(group))}",
-            f"    time constant {time_constant} steps, budget {budget:.3g} over {planned_steps:,} steps",
+            f"isometry: time constant {time_constant} steps, "
+            f"budget {budget:.3g} over {planned_steps:,} steps",
+            f"    pulls {', '.join(_names(group))}",
         ]
         if budget < MIN_BUDGET:
             lines.append(
@@ -207,7 +208,7 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
             lines.append(
                 f"warning: an isometry budget above {MAX_BUDGET:g} keeps networks from learning: lower iso"
             )
-    lines.append(f"isometry does not pull {', '.join(left)}" if left else "isometry pulls all parameters")
+    lines.append(f"    does not pull {', '.join(left)}" if left else "    pulls all parameters")
     return "\n".join(lines)
 
 

@@ -57,19 +57,19 @@ class Layer:
         module: The torch module.
         parts: Parts of the agent that it belongs to; several if they share it.
         is_head: Whether its output is an output of the network and feeds no other layer.
-        is_normalized: Whether a normalization stands between it and its activation function.
         outgoing: The later layers that its units feed, set by `connect`. Empty for a head, and for a layer
             with a `problem`.
         problem: Why no input of a later layer depends on a single unit of this one; empty if there is none.
+        normalizations: Modules between the layer and its activation function that normalize its output.
     """
 
     name: str
     module: WeightLayer
     parts: frozenset[str] = frozenset()
     is_head: bool = False
-    is_normalized: bool = False
     outgoing: tuple[Connection, ...] = ()
     problem: str = ""
+    normalizations: tuple[nn.Module, ...] = ()
 
     @property
     def weight(self) -> nn.Parameter | None:
@@ -131,7 +131,8 @@ def describe(
         for call in calls:
             of = frozenset(name for name, modules in members.items() if call.module in modules)
             layer = layers.setdefault(call.module, Layer(names[call.module], call.module, of))
-            layer.is_normalized = any(_is_in(step, _NORMALIZATIONS, False) for step in call.following)
+            normalizing = (m for m in call.following if _is_in(m, _NORMALIZATIONS))
+            layer.normalizations = tuple(m for m in normalizing if not isinstance(m, nn.Identity))
         perturbation = _Perturbation(network, example, calls)
         for module, layer in layers.items():
             reached = perturbation.reach(module, each=False)
@@ -398,11 +399,9 @@ def _has_parameters(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _is_in(module: nn.Module, files: set[str], identity: bool = True) -> bool:
+def _is_in(module: nn.Module, files: set[str]) -> bool:
     """Whether a module's class or a base class of it is defined in one of these torch files."""
-    if isinstance(module, nn.Identity):
-        return identity
-    return any(base.__module__ in files for base in type(module).__mro__)
+    return isinstance(module, nn.Identity) or any(base.__module__ in files for base in type(module).__mro__)
 
 
 def _by_unit(module: nn.Module, output: Tensor, positions: int) -> Tensor:

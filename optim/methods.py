@@ -13,12 +13,13 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from neoteny.optim.checks import Snapshot
 from neoteny.optim.isometry import isometry_report
 from neoteny.optim.layers import Layer, Network, connect, describe_agent, left_out
 
@@ -41,6 +42,8 @@ class Learner:
     """Number of times that the network's structure changed."""
     loss: Tensor | None = None
     """The loss in the current gradient step, (), without penalties and detached."""
+    origins: dict[nn.Module, str] = field(default_factory=dict, repr=False)
+    """Of modules that were put into the network: the path in a new network of what they replace."""
 
     def layers(self, on: str = "all", connected: bool = False) -> list[Layer]:
         """The current layers of a part of the network, heads included.
@@ -108,6 +111,9 @@ class Method:
     """Whether task switches are events; a method that uses them has information that the agent lacks."""
     clipped: bool = False
     """Whether the gradient of the penalty is clipped together with the gradient of the loss."""
+    resets: bool = False
+    """Whether events replace weights by new ones: their moments must then be 0, the target network's the
+    same. This is checked after each event, except for biases, which may take up what a unit gave."""
 
     def watches(self) -> list[Layer]:
         """Connected layers whose activations and gradients `after_step` needs."""
@@ -128,12 +134,17 @@ class Method:
         """Numbers to log at the end of each update, by name; tensors are ()."""
         return {}
 
+    @property
+    def has_events(self) -> bool:
+        """Whether `on` is ever called."""
+        return self.every > 0 or self.at_switch
+
     def acted(self) -> bool:
         """Whether the method has changed anything so far, apart from events, which `Methods` counts.
 
         A method without events counts as acting in every step; override this if it may not.
         """
-        return not self.every and not self.at_switch
+        return not self.has_events
 
     def state_dict(self) -> dict[str, Any]:
         """The method's state, which a resumed run needs: numbers, strings and tensors in dicts and lists."""
@@ -210,6 +221,8 @@ class Methods:
         self._switched_at = 0
         self._batch: Any = None
         self._tags: dict[str, list[float]] = {}
+        self.changes = {name: 0 for name, method in self.methods.items() if method.has_events}
+        """Number of events of each method that changed the network."""
 
     def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
         """The same methods in their initial state, for another network without a target network."""
@@ -271,10 +284,21 @@ class Methods:
                 tags |= {f"methods/{name}/{tag}": float(value) for tag, value in method.metrics().items()}
         return tags
 
+    def summary(self) -> dict[str, dict[str, Any]]:
+        """For each method, whether it did anything so far, and how many events changed the network."""
+        of_events = {name: {"changes": self.changes[name]} for name in self.changes}
+        return {
+            name: {"acted": self.changes.get(name, 0) > 0 or method.acted(), **of_events.get(name, {})}
+            for name, method in self.methods.items()
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """Counters and the state of every method."""
         methods = {name: method.state_dict() for name, method in self.methods.items()}
-        return {"steps": self.steps, "switched_at": self._switched_at, "methods": methods}
+        changes = dict(self.changes)
+        return {
+            "steps": self.steps, "switched_at": self._switched_at, "changes": changes, "methods": methods
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a state, before network and optimizer are restored.
@@ -286,6 +310,7 @@ class Methods:
         if saved.keys() != self.methods.keys():
             raise ValueError(f"the checkpoint has the methods {list(saved)}, the run {list(self.methods)}")
         self.steps, self._switched_at = state["steps"], state["switched_at"]
+        self.changes |= state.get("changes", {})  # checkpoints of version 0.2.0 have none
         for name, method in self.methods.items():
             method.load_state_dict(saved[name])
         self._rewatch()
@@ -296,17 +321,24 @@ class Methods:
             return sum(penalties, 0.0)
 
     def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
+        structures, before = self.learner.structures, Snapshot(self.learner)
         with self.seen.paused():
             tags = method.on(Event(kind, self.steps, self._batch))
-        if problem := self.learner.problem():
+        moved = before.moved()
+        if problem := self.learner.problem() or before.problem(method.resets):
             raise RuntimeError(f"after the method {name}: {problem}")
-        for tag, value in tags.items():
+        self.changes[name] += moved != 0.0 or self.learner.structures != structures
+        for tag, value in {**tags, "moved": moved}.items():
             self._tags.setdefault(f"methods/{name}/{tag}", []).append(value)
         self._rewatch()
 
     def _rewatch(self) -> None:
         """Watch the layers as they are now."""
         self.seen.watch([layer for method in self.methods.values() for layer in method.watches()])
+
+
+ByUnit: TypeAlias = Callable[[nn.Module, Tensor], Tensor]
+"""Regroups the inputs of a layer by the units that feed them."""
 
 
 class Seen:
@@ -338,7 +370,9 @@ class Seen:
                     f"units of {layer.name} cannot be watched: {layer.problem or 'it is a head'}"
                 )
             later, columns = layer.outgoing[0]
-            hook = functools.partial(self._record, layer.name, columns)
+            in_order = columns.flatten().equal(torch.arange(columns.numel(), device=columns.device))
+            view = functools.partial(_by_unit, columns.shape if in_order else columns)
+            hook = functools.partial(self._record, layer.name, view)
             self._handles.append(later.module.register_forward_pre_hook(hook))
 
     @contextlib.contextmanager
@@ -350,15 +384,15 @@ class Seen:
         finally:
             self._paused = False
 
-    def _record(self, name: str, columns: Tensor, module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def _record(self, name: str, by_unit: ByUnit, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         if self._paused or not torch.is_grad_enabled():
             return
-        self.activations[name] = _by_unit(args[0].detach(), module, columns)
+        self.activations[name] = by_unit(module, args[0].detach())
         if args[0].requires_grad:
-            args[0].register_hook(functools.partial(self._record_gradient, name, columns, module))
+            args[0].register_hook(functools.partial(self._record_gradient, name, by_unit, module))
 
-    def _record_gradient(self, name: str, columns: Tensor, module: nn.Module, gradient: Tensor) -> None:
-        self.gradients[name] = _by_unit(gradient.detach(), module, columns)
+    def _record_gradient(self, name: str, by_unit: ByUnit, module: nn.Module, gradient: Tensor) -> None:
+        self.gradients[name] = by_unit(module, gradient.detach())
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a network has copies of its hooks, and thus of this object: it does not need the
@@ -366,8 +400,17 @@ class Seen:
         return {**self.__dict__, "activations": {}, "gradients": {}, "_paused": False}
 
 
-def _by_unit(entering: Tensor, module: nn.Module, columns: Tensor) -> Tensor:
-    """The inputs of a layer, regrouped by the units that feed them: (B, units, positions)."""
-    if isinstance(module, nn.Linear):
-        return entering.reshape(-1, entering.shape[-1])[:, columns]
-    return entering.flatten(2)[:, columns].flatten(2)
+def _by_unit(columns: Tensor | torch.Size, module: nn.Module, entering: Tensor) -> Tensor:
+    """The inputs of a layer, regrouped by the units that feed them: (B, units, positions).
+
+    Args:
+        columns: the inputs of each unit, (units, k); only their shape if all are in order, which need no
+            copy then.
+        module: the layer.
+        entering: its inputs.
+    """
+    columns_first = entering.reshape(-1, entering.shape[-1], 1) if isinstance(module, nn.Linear) else entering
+    by_column = columns_first.flatten(2)
+    if isinstance(columns, torch.Size):
+        return by_column.unflatten(1, columns).flatten(2)
+    return by_column[:, columns].flatten(2)

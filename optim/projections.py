@@ -106,7 +106,7 @@ class NaP(Method):
         if any(group.get("iso") for group in learner.optimizer.param_groups):
             raise ValueError("nap and the optimizer's pull both set the size of weights: use optim:adam")
         hidden = [layer for layer in learner.layers(part) if not layer.is_head]
-        if free := [layer.name for layer in hidden if not layer.is_normalized]:
+        if free := [layer.name for layer in hidden if not layer.normalizations]:
             raise ValueError(f"nap needs normalized layers, not {free[0]}: use --network.norm layer")
         if not hidden_layers(learner, part):
             raise ValueError(f"nap finds no hidden weight to act on, on {part}")

@@ -42,6 +42,9 @@ class RunArgs:
     """Environment steps between two checkpoints; 0 saves only when a signal stops the run."""
     video_every: int = dataclasses.field(default=0, metadata=RESUMABLE)
     """Environment steps between two videos of an episode of the current policy; 0 for none."""
+    evaluate_at_switch: int = 0
+    """Play this many episodes of every recurring task before training, at each switch and at the end, for the
+    scores that need it; 0 for none. The time is that of tasks x episodes; no bit of training changes."""
     allow_device_change: bool = dataclasses.field(default=False, metadata=RESUMABLE)
     """Allow resuming on another kind of device; results then differ in their bits."""
     allow_code_change: bool = dataclasses.field(default=False, metadata=RESUMABLE)
@@ -67,7 +70,7 @@ class RunArgs:
             ValueError: names the flag. A missing device is never silently replaced by another.
         """
         check_numbers(self, ("seed",), at_least=0, at_most=2**63 - 1)  # the range of an int64 tensor
-        check_numbers(self, ("checkpoint_every", "video_every"), at_least=0)
+        check_numbers(self, ("checkpoint_every", "video_every", "evaluate_at_switch"), at_least=0)
         check_numbers(self, ("threads",), at_least=1)
         if not re.fullmatch(r"[\w.-]*", self.note):
             raise ValueError(f"--note may contain only letters, digits, '.', '_' and '-', not {self.note!r}")
@@ -76,6 +79,16 @@ class RunArgs:
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"--device {self.device} cannot be used: {reason}") from error
+        if self.evaluate_at_switch and hasattr(self, "total_steps"):
+            self._check_evaluation()
+
+    def _check_evaluation(self: Any) -> None:
+        if not self.stream.schedule().cycle:
+            raise ValueError(f"--evaluate-at-switch: the tasks of {self.stream.id} never recur")
+        if self.stream.normalizer == "reset":
+            raise ValueError(
+                "--evaluate-at-switch: at a switch --stream.normalizer reset discards what the policy needs"
+            )
 
     def unused(self: Any) -> dict[str, str]:
         """Flags that have no effect with the current values of the others -> why."""
@@ -90,6 +103,15 @@ class RunArgs:
         if self.video_every > self.total_steps:
             found["video_every"] = f"the run ends after {self.total_steps:,} steps"
         return found
+
+    def without_switches(self: Any, *names: str) -> dict[str, str]:
+        """Flags that act at switches, `names` and methods -> why they do nothing, if no task switches."""
+        schedule = dataclasses.replace(self.stream.schedule(), seed=self.seed)
+        if schedule.switched_at(self.total_steps - self.num_envs):
+            return {}
+        methods = (method.name for method in self.methods if method.name.endswith("_at_switch"))
+        reason = f"{self.stream.id} does not switch before the run ends"
+        return dict.fromkeys((*names, *(f"methods.{name}" for name in methods)), reason)
 
     def set_up(self) -> torch.device:
         """Set PyTorch up for the run; returns its device."""

@@ -9,7 +9,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard.summary import custom_scalars, hparams, text
 
 from neoteny.runners.disk.files import flatten
-from neoteny.runners.scores import run_scores
+from neoteny.runners.scores import EVALUATION_SCORES, run_scores
 
 # One chart each on TensorBoard's custom-scalars page, with all runs overlaid.
 CHARTS = {
@@ -42,7 +42,8 @@ def setup_summaries(config: Mapping[str, Any], remark: str) -> Iterator[Summary]
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, value in flatten(config).items()
     }
-    yield from hparams(flat, dict.fromkeys(run_scores([]), 0.0))[:2]
+    scores = (*run_scores([]), *(EVALUATION_SCORES if config["evaluate_at_switch"] else ()))
+    yield from hparams(flat, dict.fromkeys(scores, 0.0))[:2]
     yield text("setup", remark.replace("\n", "  \n"))
 
 

@@ -8,7 +8,7 @@ import math
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,9 +19,9 @@ from torch.utils.tensorboard.summary import text
 from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
-from neoteny.envs.stream import Stream
-from neoteny.envs.supervised import SupervisedStream
+from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
+from neoteny.runners.console import first_lines, last_lines, shown
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import named_tensors, not_finite, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
@@ -32,6 +32,7 @@ from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes
+from neoteny.runners.evaluation import Act, Evaluations
 from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
@@ -71,9 +72,12 @@ class Run:
     Args:
         agent_file: file of the agent, which is also its name; or only its name.
         args: the agent's arguments, a :class:`RunArgs` with ``stream`` and ``optim``.
-        stream: the agent's environment, already reset; its ``steps`` are those of the run.
+        stream: the agent's :class:`Stream`, already reset, or :class:`SupervisedStream`; its ``steps`` are
+            those of the run.
         total_steps: environment steps of the whole run.
-        remarks: on the set-up, to be printed and logged to TensorBoard's text page; empty ones are left out.
+        remarks: on the set-up, to be logged to TensorBoard's text page, and to be printed but for indented
+            lines; empty ones are left out.
+        act: the policy, for videos and evaluations.
         chart: name of the chart of scores, if they are not the returns of episodes.
         parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
             change the network's structure, then the stream, then the others in this order. The folder is
@@ -89,9 +93,10 @@ class Run:
         self,
         agent_file: str,
         args: Any,
-        stream: Stream | SupervisedStream,
+        stream: Any,
         total_steps: int,
         remarks: Sequence[str] = (),
+        act: Act | None = None,
         chart: str = "episodic_return",
         **parts: Stateful,
     ) -> None:
@@ -100,9 +105,11 @@ class Run:
             for part in parts.values():
                 if isinstance(part, Optimizer):
                     check_optimizer(part)
-        self.folder = run_folder(agent_file, args, optimizer if isinstance(optimizer, Optimizer) else None)
+            self.evaluations = Evaluations(stream, act, args.evaluate_at_switch)
+        known = optimizer if isinstance(optimizer, Optimizer) else None
+        self.folder = run_folder(agent_file, args, known)
         self.args, self.stream, self.video_every = args, stream, args.video_every
-        self.total_steps = total_steps
+        self.total_steps, self.act = total_steps, act
         self.parts = {"stream": stream, **parts}
         self.identity = Identity(agent_file, args)
         self.episodes = Episodes(chart)
@@ -113,7 +120,7 @@ class Run:
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
             resources.callback(self.preemption.restore)
-            state = self._open(remarks)
+            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known))
             resources.callback(self.writer.close)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
@@ -134,6 +141,7 @@ class Run:
             self.close = weakref.finalize(self, resources.pop_all().close)
         self._last_step = self.stream.steps
         self._start = self._lap = time.perf_counter()
+        self._evaluate()
 
     def lap(self, section: str) -> None:
         """Add the time since the last lap to ``section`` (env, act, learn, probe, ...)."""
@@ -195,9 +203,9 @@ class Run:
 
     @contextlib.contextmanager
     def end_update(
-        self, finite: Mapping[str, Tensor | nn.Module], act: Callable[[Tensor], Tensor] | None = None
+        self, finite: Mapping[str, Tensor | nn.Module]
     ) -> Iterator[dict[str, float | Sequence[float]]]:
-        """End an update: log the metrics that the block fills in, then record a video and save, if due.
+        """End an update: log the metrics that the block fills in; evaluate, record a video and save, if due.
 
         A checkpoint is also saved if a signal asks the run to stop. If a value is not finite, the run ends
         before the block, so that nothing is logged or saved, and the folder ``crash`` holds what
@@ -205,7 +213,6 @@ class Run:
 
         Args:
             finite: tensors and networks that must be finite, by name.
-            act: the policy for videos, observations (1, ...) -> actions (1,).
 
         Yields:
             An empty dict of metrics to fill in, tag -> number or vector.
@@ -220,15 +227,15 @@ class Run:
         yield metrics
         self.updates_made += 1
         self._log_update(metrics)
-        if act is not None:
-            self._record_video(act)
+        self._evaluate()
+        self._record_video()
         self._save_if_due()
 
     def finish(self, network: nn.Module) -> dict[str, Any]:
         """Save the weights, log the scores, write ``summary.json`` and close.
 
         Returns:
-            The summary: scores, one row per visit, seconds by section.
+            The summary: scores, one row per visit, seconds by section, and what each method did, if any.
 
         Raises:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
@@ -242,24 +249,50 @@ class Run:
         self._log_visit()
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
-        scores = run_scores(self.episodes.visits)
+        scores = run_scores(self.episodes.visits) | self.evaluations.scores()
         finite = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(finite, self.stream.steps)
+        about_methods = self._about_methods()
         self.writer.add(end_summary())
         if self.args.probes.pictures:
             self._draw()
         total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
         seconds = {**self.seconds, "total": total}
-        summary = {**scores, "visits": self.episodes.rows(), "seconds": seconds}
+        evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
+        summary = {
+            **scores,
+            "visits": self.episodes.rows(),
+            **evaluations,
+            "seconds": seconds,
+            **about_methods,
+        }
         self.writer.flush()
         if self.writer.failing:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
         self.close()
         self._write("summary.json", summary)
+        tell(last_lines(self.folder, self.args.runs_dir, self.stream.steps, summary))
         return summary
 
-    def _open(self, remarks: Sequence[str]) -> dict[str, Any] | None:
-        """Open the folder and a new event file; returns the state to resume from, or ``None``."""
+    def _about_methods(self) -> dict[str, Any]:
+        """What each plasticity method did, for the summary; warns of those that did nothing."""
+        methods = self.parts.get("methods")
+        if not isinstance(methods, Methods) or not methods.methods:
+            return {}
+        done = methods.summary()
+        changes = {
+            f"methods/{name}/changes": did["changes"] for name, did in done.items() if "changes" in did
+        }
+        self.writer.metrics(changes, self.stream.steps)
+        if idle := [name for name, did in done.items() if not did["acted"]]:
+            warn(f"warning: in the whole run these methods changed nothing: {', '.join(idle)}")
+        return {"methods": done}
+
+    def _open(self, remarks: Sequence[str], message: str) -> dict[str, Any] | None:
+        """Open the folder and a new event file; returns the state to resume from, or ``None``.
+
+        The message is printed where the folder can be used, the remarks go to TensorBoard.
+        """
         identity = self.identity
         remark = "\n".join(filter(None, remarks))
         try:
@@ -270,8 +303,7 @@ class Run:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         self.inexact = identity.inexact(state)
         self._earlier_events = state["event_files"] if state else {}
-        if remark:
-            tell(remark)
+        tell(message)
         if state is None:
             for summary in setup_summaries(identity.config, remark):
                 self.writer.add(summary)
@@ -286,13 +318,14 @@ class Run:
             if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
                 torch.cuda.set_rng_state_all(state["rng"]["cuda"])
             self.episodes.restore(state["visits"])
+            self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
         self._write_meta()
-        if state:
-            exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
-            tell(f"{self.folder} resumes at step {state['step']:,}, {exactly}")
+        exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
+        begins = f"resumes at step {state['step']:,}, {exactly}" if state else "begins"
+        tell(f"{shown(self.folder)} {begins}")
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
@@ -355,18 +388,35 @@ class Run:
         self.writer.metrics({**charts, **metrics, **times, "stream/task": task}, step)
         self.bar.update(step - self.bar.n)
 
-    def _record_video(self, act: Callable[[Tensor], Tensor]) -> None:
+    def _evaluate(self) -> None:
+        """Evaluate the policy if visits have ended since the last time, or before training.
+
+        After a signal the rest is left to the resumed run.
+        """
+        ended = self.evaluations.ended(self.episodes.visits, is_over=self.stream.steps >= self.total_steps)
+        if not ended:
+            return
+
+        def proceed(task: int) -> bool:
+            self.bar.set_postfix_str(f"evaluation, task {task}")
+            return self.preemption.signal is None
+
+        if metrics := self.evaluations.evaluate(ended, proceed):
+            self.writer.metrics(metrics, self.stream.steps)
+        self.lap("evaluation")
+
+    def _record_video(self) -> None:
         """Record a video of the policy if one is due.
 
         Nothing else in the run depends on it: a failure only prints a message, once.
         """
         step, every, before = self.stream.steps, self.video_every, self._video_step
         self._video_step = step
-        if every == 0 or step // every == before // every or not isinstance(self.stream, Stream):
+        if self.act is None or every == 0 or step // every == before // every:
             return
         self._check_attempt()
         try:
-            gif, summary = record_video(self.stream, act)
+            gif, summary = record_video(self.stream, self.act)
         except (Exception, SystemExit) as error:  # a renderer may call sys.exit
             tell(f"there will be no videos: {type(error).__name__}: {error}")
             self.video_every = 0
@@ -437,6 +487,7 @@ class Run:
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": rng,
             "visits": self.episodes.state(),
+            "evaluations": self.evaluations.rows,
             "seconds": self.seconds,
             "event_files": {**self._earlier_events, self.writer.path.name: self.writer.flush()},
         }

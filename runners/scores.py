@@ -127,6 +127,50 @@ def run_scores(visits: Sequence[Visit]) -> dict[str, float]:
     }
 
 
+EVALUATION_SCORES = tuple(
+    f"score/{name}"
+    for name in ("average_performance", "forgetting", "backward_transfer", "zero_shot_transfer")
+)
+"""The tags of :func:`evaluation_scores`."""
+
+
+def evaluation_scores(returns: NDArray[np.float64], tasks: Sequence[int]) -> dict[str, float]:
+    """The ``score/`` tags that need evaluations on all tasks.
+
+    Average performance, forgetting and backward transfer are those of Wolczyk et al. (Continual World, 2021)
+    and Lopez-Paz and Ranzato (2017), where tasks recur: a task is left at the end of its *last* visit. The
+    task of the final visit has had no time to be forgotten: its difference is zero by construction, and it
+    counts in neither. Zero-shot transfer is that of Powers et al. (CORA, 2022), in units of return.
+
+    Args:
+        returns: mean return on each of K tasks, (V + 1, K): before training, then at the end of each visit.
+        tasks: column of the task of each visit, (V,).
+
+    Returns:
+        ``score/average_performance``, the mean over all tasks at the end of the run;
+        ``score/forgetting``, the return on a task when it was left less that at the end, a mean over tasks;
+        ``score/backward_transfer``, its negative;
+        ``score/zero_shot_transfer``, the change of the return on a task during a visit to another, before
+        the first visit to it, a mean over all such pairs of a visit and a task.
+        What cannot be measured is absent.
+    """
+    at_end = returns[-1]
+    scores = {"score/average_performance": float(at_end.mean())}
+    left = {task: visit for visit, task in enumerate(tasks, start=1) if task != tasks[-1]}
+    if left:
+        lost = float(np.mean([returns[visit, task] - at_end[task] for task, visit in left.items()]))
+        scores |= {"score/forgetting": lost, "score/backward_transfer": 0.0 - lost}
+    changes = [
+        returns[visit, task] - returns[visit - 1, task]
+        for visit in range(1, len(returns))
+        for task in range(returns.shape[1])
+        if task not in tasks[:visit]
+    ]
+    if changes:
+        scores["score/zero_shot_transfer"] = float(np.mean(changes))
+    return scores
+
+
 def _mean(values: list[float]) -> float:
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else float("nan")

@@ -5,30 +5,26 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 from tensorboard.compat.proto.summary_pb2 import Summary
-from torch import Tensor
 from torch.utils.tensorboard.summary import text
 
 from neoteny.envs.stream import Stream
 from neoteny.envs.tasks import TaskEnv
 from neoteny.runners.disk.events import image_value
+from neoteny.runners.evaluation import Act, Played, play
 
 LONGEST = 600  # most frames of a video, one per step of the agent; longer episodes are cut short
 SIZE = 240  # longest side of a frame, in pixels
 
 
-def record_video(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes, Summary]:
-    """Record one episode of the current task in an evaluation environment.
-
-    The policy is ``act``, observations (1, ...) -> actions (1,). Episode and actions are drawn from the run's
-    seed and the stream's step; the random state is restored; the stream and its normalizer are only read.
+def record_video(stream: Stream, act: Act) -> tuple[bytes, Summary]:
+    """Record one episode of the current task, drawn from the run's seed and the stream's step.
 
     Returns:
         A GIF, and a TensorBoard summary of the GIF, the number of the task and the return.
@@ -37,29 +33,27 @@ def record_video(stream: Stream, act: Callable[[Tensor], Tensor]) -> tuple[bytes
         ValueError: the environment has no frames to show.
         Exception: any exception of the environment's renderer.
     """
-    words = np.random.SeedSequence([stream.seed, stream.steps, *b"video"]).generate_state(2, np.uint64)
-    episode, policy = int(words[0] >> 33), int(words[1] >> 1)  # old environments take seeds of 31 bits only
-    device = torch.device(stream.device or "cpu")
-    devices = range(torch.cuda.device_count()) if device.type == "cuda" else []  # manual_seed seeds them all
-    env = stream.make_eval_env()
-    with _no_window(), torch.random.fork_rng(devices), _eager(), contextlib.closing(env):
-        torch.manual_seed(policy)
-        observation = env.reset(episode)
-        frames, total, ended = [_frame(env, observation)], 0.0, False
-        while not ended and len(frames) < LONGEST:
-            batch = np.asarray(observation, dtype=env.spaces[0].dtype)[None].copy()
-            with torch.inference_mode():
-                (action,) = act(stream.preprocess(torch.from_numpy(batch))).cpu().numpy()
-            observation, reward, terminated, truncated, _ = env.step(action.astype(env.spaces[1].dtype))
-            total += float(reward)
-            frames.append(_frame(env, observation))
-            ended = bool(terminated or truncated)
-        speed = env.env.metadata.get("render_fps") or 30
+    key = (stream.steps, *b"video")
+    gif, played = record_episodes(stream, act, 1, key=key, longest=LONGEST - 1)
     game = f" ({stream.names[stream.task]})" if stream.names else ""
-    message = f"task {stream.task}{game}: return {total:g} in {len(frames) - 1} steps"
-    gif = _gif(frames, speed)
-    caption = text("video/episode", message + ("" if ended else ", then cut short")).value
+    message = f"task {stream.task}{game}: return {played.returns[0]:g} in {played.lengths[0]} steps"
+    caption = text("video/episode", message + ("" if played.complete[0] else ", then cut short")).value
     return gif, Summary(value=[image_value("video/policy", gif), *caption])
+
+
+def record_episodes(stream: Stream, act: Act, episodes: int, **options: Any) -> tuple[bytes, Played]:
+    """Play episodes as :func:`play` does, which has the ``options``; also returns a GIF of the first."""
+    frames: list[Image.Image] = []
+    speeds: list[float] = []
+
+    def watch(env: TaskEnv, observation: NDArray[Any]) -> None:
+        if len(frames) < LONGEST:
+            frames.append(_frame(env, observation))
+            speeds.append(env.env.metadata.get("render_fps") or 30)
+
+    with _no_window():
+        played = play(stream, act, episodes, watch=watch, **options)
+    return _gif(frames, speeds[0]), played
 
 
 def _frame(env: TaskEnv, observation: Any) -> Image.Image:
@@ -95,12 +89,6 @@ def _gif(frames: list[Image.Image], speed: float) -> bytes:
     duration = 10 * max(2, round(100 / speed))  # in ms; viewers show shorter frames for 100 ms
     first.save(file, "GIF", save_all=True, append_images=rest, duration=duration, loop=0)
     return file.getvalue()
-
-
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled networks eagerly: recompiling for a batch of one could change the training results."""
-    compiling = "torch._dynamo" in sys.modules  # importing it takes a second
-    return torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext()
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import safetensors.torch
 from torch import nn
 
 from neoteny.envs.stream import Stream
+from neoteny.optim.injection import inject_as_saved
 
 NORMALIZER = "normalizer."
 """Prefix of the names of the normalizer's statistics."""
@@ -40,5 +41,6 @@ def load_policy(path: Path, network: nn.Module, stream: Stream) -> None:
     if statistics.keys() != stream.statistics().keys():
         found = "has" if statistics else "has no"
         raise ValueError(f"{path} {found} statistics of a normalizer, unlike the stream")
+    inject_as_saved(network, tensors)
     network.load_state_dict(tensors)
     stream.load_statistics(statistics)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from neoteny.configs.cli import launch_script
+from neoteny.configs.cli import launch_script, script_args
 from neoteny.runners.disk.events import read_points
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 
@@ -185,6 +185,11 @@ def main(args: Compare) -> int:
             draw(group, path, f"{title}, seeds: {group['seed'].nunique()}")
             print(f"figure: {path}")
     return 0
+
+
+def run(words: Sequence[str]) -> int:
+    """Compare with the words of a command line; returns the exit code."""
+    return main(script_args(Compare, words))
 
 
 if __name__ == "__main__":

@@ -95,8 +95,12 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
     return int(bool(failed))
 
 
-if __name__ == "__main__":
-    words = sys.argv[1:]
+def run(words: Sequence[str]) -> int:
+    """Run the sweep of a command line; returns its exit code."""
     split = words.index("--") if "--" in words else len(words)
+    return main(script_args(Sweep, words[:split]), words[split + 1 :])
+
+
+if __name__ == "__main__":
     protect_output()
-    sys.exit(main(script_args(Sweep, words[:split]), flags=words[split + 1 :]))
+    sys.exit(run(sys.argv[1:]))

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+import venv
 from pathlib import Path
 
 import pytest
@@ -26,24 +27,42 @@ def test_the_package_list_equals_the_folders():
 
 
 @pytest.mark.slow
-def test_an_installation_brings_neoteny_and_nothing_else(tmp_path):
-    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet"]
+def test_an_installation_brings_neoteny_and_nothing_else_and_can_be_undone(tmp_path):
+    venv.create(tmp_path / "env", with_pip=False)
+    bin = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin")
+    pip = [sys.executable, "-m", "pip", "--python", bin / "python"]
     # A copy of the sources, since setuptools leaves its build folder in them.
     source = tmp_path / "source"
     subprocess.run(["git", "clone", "--quiet", ROOT, source], check=True)
-    subprocess.run([*install, "--target", tmp_path / "site", source], check=True)
-    installed = {path.name for path in (tmp_path / "site").iterdir()}
-    assert {re.sub(r"-.*", "", name) for name in installed} == {"neoteny"}
-    # Without the editable installation's finder, so that the copy is what is imported.
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet"]
+    subprocess.run([*wheel, "--wheel-dir", tmp_path, source], check=True)
+    before = files(tmp_path / "env")
+    subprocess.run([*pip, "install", "--no-deps", "--quiet", *tmp_path.glob("*.whl")], check=True)
+    added = {path for path in files(tmp_path / "env") - before if "__pycache__" not in path.parts}
+    (site,) = (tmp_path / "env").glob("**/site-packages")
+    outside = {path.relative_to(tmp_path / "env") for path in added if not path.is_relative_to(site)}
+    assert {path.stem for path in outside} == {"neoteny"}
+    inside = {path.relative_to(site).parts[0] for path in added if path.is_relative_to(site)}
+    assert {re.sub(r"-.*", "", name) for name in inside} == {"neoteny"}
+    done = subprocess.run([bin / "neoteny", "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert "neoteny COMMAND" in done.stdout, done.stderr
     script = f"""
 import sys
+sys.path += {[path for path in sys.path if "site-packages" in path]}  # of PyTorch and the others
 sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder)]
-sys.path.insert(0, {str(tmp_path / "site")!r})
 import neoteny.optim
 from neoteny.optim import AdamO
-assert "site/neoteny/optim" in neoteny.optim.__file__
+assert {str(site)!r} in neoteny.optim.__file__
+from neoteny.scripts.agent_files import agent_names
+assert agent_names() == ["dqn", "ppo"]
 """
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    subprocess.run([bin / "python", "-c", script], cwd=tmp_path, check=True)
+    subprocess.run([*pip, "uninstall", "--yes", "--quiet", "neoteny"], check=True)
+    assert files(tmp_path / "env") == before
+
+
+def files(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
 
 
 FILES = [path for part in PARTS for path in (ROOT / part).rglob("[!_]*.py") if ">>> " in path.read_text()]

@@ -165,7 +165,8 @@ def test_the_arguments_of_a_run_are_read_back(tmp_path):
 @pytest.mark.parametrize(
     ("words", "match"),
     [
-        (["--video-every", "10"], "nothing to see"),
+        (["--video-every", "10"], "there are no episodes"),
+        (["--evaluate-at-switch", "10"], "there are no episodes"),
         (["--stream.order", "random"], "never recur without --stream.tasks"),
         (["--stream.data", "mnist"], "must be in data"),
         (["--stream.data", "minst"], "--stream.data must be digits"),

@@ -20,8 +20,8 @@ from neoteny.optim import (
     heads,
 )
 from neoteny.optim.regularizers import IsometryConfig
+from neoteny.optim.unit_resets import ContinualBackpropConfig
 from neoteny.runners.replay import Batch
-from tests.method_sketches import ContinualBackpropConfig
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

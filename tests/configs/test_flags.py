@@ -63,6 +63,7 @@ FOR_BOTH = {
     "runs_dir": Acts("--runs-dir elsewhere", aspect="folder"),
     "threads": Acts("--threads 2", aspect="meta"),
     "checkpoint_every": Acts("--checkpoint-every 64", aspect="files"),
+    "evaluate_at_switch": Acts("--evaluate-at-switch 2", "--stream.tasks 0 1", "tags"),
     "video_every": Acts("--video-every 100", aspect="files"),
     "probes.every": Acts("--probes.every 4 --probes.no-pictures", aspect="tags"),
     "probes.full_every": Acts("--probes.full-every 0", PROBED, "points"),

@@ -1,11 +1,11 @@
-"""Plasticity methods: the interface, the coupled isometry penalty, and what five sketches prove of both."""
+"""Plasticity methods: the interface, the coupled isometry penalty, and methods in combination."""
 
 import copy
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
+from itertools import permutations
 from typing import Any, ClassVar
 
 import pytest
@@ -25,110 +25,34 @@ from neoteny.optim import (
     Method,
     MethodConfig,
     Methods,
-    MuonConfig,
-    build_methods,
-    heads,
 )
+from neoteny.optim.checks import Snapshot
+from neoteny.optim.injection import Injected, InjectionAtSwitchConfig, InjectionConfig
 from neoteny.optim.isometry import matrix_view
 from neoteny.optim.methods import Seen
-from neoteny.optim.regularizers import IsometryConfig
+from neoteny.optim.perturbations import ShrinkPerturbAtSwitchConfig
+from neoteny.optim.regularizers import CChainConfig, IsometryConfig
+from neoteny.optim.unit_resets import ContinualBackpropConfig, ReDoConfig
 from neoteny.runners.disk.checkpoint import load_checkpoint
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.probes.plasticity import plasticity
-from neoteny.runners.replay import Batch as Transitions
 from neoteny.runners.run import Run
 from tests.events import scalars
 from tests.killed import die
-from tests.method_sketches import (
-    CChainConfig,
-    ContinualBackpropConfig,
-    InjectedHead,
-    InjectionConfig,
-    ReDoConfig,
-    ShrinkPerturbConfig,
+from tests.learners import (
+    Net,
+    Trained,
+    assert_same,
+    learner_of,
+    seen_batch,
+    state_of,
+    step,
+    tiny,
 )
-from tests.simple_networks import conv_net, sequential
+from tests.simple_networks import sequential
 
 NAN = float("nan")
-
-
-class Net(nn.Module):
-    """A network with one part, as methods want it."""
-
-    def __init__(self, net: nn.Sequential, *shape: int) -> None:
-        super().__init__()
-        self.net, self.example = net, torch.zeros(1, *shape)
-
-    def encode(self, observations: Tensor) -> Tensor:
-        return observations
-
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.net(observations)
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"net": self.net}
-
-
-def tiny() -> Net:
-    return Net(sequential(linear=nn.Linear(2, 3), act=nn.ReLU(), head=nn.Linear(3, 2)), 2)
-
-
-def convolutional() -> Net:
-    return Net(conv_net(), 2, 5, 5)
-
-
-def learner_of(new: Callable[[], nn.Module] = tiny, config: Any = None, target: bool = False) -> Learner:
-    network = new()
-    optimizer = (config or AdamConfig()).build(network, 1e-2, exclude=heads(network))
-    followed = copy.deepcopy(network).requires_grad_(False) if target else None
-    return Learner(network, optimizer, new, followed)
-
-
-def seen_batch(observations: Tensor) -> Any:
-    return SimpleNamespace(observations=observations)
-
-
-def step(methods: Methods, observations: Tensor, loss: Callable[[Tensor], Tensor] = Tensor.sum) -> None:
-    """A gradient step as agents make it."""
-    learner, batch = methods.learner, seen_batch(observations)
-    outputs = loss(learner.network(observations))
-    learner.optimizer.zero_grad()
-    (outputs + methods.penalty(batch)).backward()
-    methods.add_gradients(batch)
-    learner.optimizer.step()
-    methods.after_step()
-    methods.between_steps(batch)
-
-
-def set_(parameter: Tensor, values: Any) -> None:
-    with torch.no_grad():
-        parameter.copy_(torch.tensor(values))
-
-
-def state_of(*parts: Any) -> list[Any]:
-    return copy.deepcopy([part.state_dict() for part in parts])
-
-
-def leaves(value: Any, path: str = "") -> dict[str, Any]:
-    """All that nested dicts and sequences hold, by path."""
-    if isinstance(value, dict | list | tuple):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        found = {path: type(value)}
-        for key, item in items:
-            found |= leaves(item, f"{path}/{key}")
-        return found
-    return {path: value}
-
-
-def same(now: Any, then: Any) -> bool:
-    return torch.equal(now, then) if isinstance(now, Tensor) else now == then
-
-
-def assert_same(now: Any, then: Any) -> None:
-    now, then = leaves(now), leaves(then)
-    assert list(now) == list(then)
-    assert not [path for path, value in now.items() if not same(value, then[path])]
 
 
 @dataclass(frozen=True)
@@ -159,288 +83,6 @@ class Watcher(Method):
 
 def given(method: type[Method], learner: Learner, *others: MethodConfig) -> Methods:
     return Methods([Given(method=method), *others], learner)
-
-
-@pytest.fixture(scope="module")
-def streams():
-    ids = {"vector": "cartpole-rotations", "grid": "grid-layouts"}
-    streams = {kind: StreamConfig(id).make(2, device="cpu") for kind, id in ids.items()}
-    yield streams
-    for stream in streams.values():
-        stream.close()
-
-
-class Trained:
-    """An agent with its optimizer and methods, and batches for it."""
-
-    def __init__(
-        self,
-        name: str,
-        stream: Any,
-        methods: Sequence[MethodConfig] = (),
-        optim: Any = None,
-        shared: bool = False,
-        network: NetworkConfig | None = None,
-        **args: Any,
-    ) -> None:
-        network = network or NetworkConfig(hidden=(6, 5))
-        module = ppo if name == "ppo" else dqn
-        self.name, self.stream = name, stream
-        self.args = module.Args(**args)
-
-        def new_network() -> nn.Module:
-            if name == "ppo":
-                return ppo.ActorCritic(stream, network, shared)
-            return dqn.QNetwork(stream, network, dueling=shared)
-
-        self.network = new_network()
-        self.optimizer = (optim or AdamConfig()).build(self.network, 1e-2, exclude=heads(self.network))
-        self.target = copy.deepcopy(self.network).requires_grad_(False) if name == "dqn" else None
-        learner = Learner(self.network, self.optimizer, new_network, self.target)
-        self.methods = build_methods(methods, learner)
-
-    def batch(self, size: int = 12) -> Any:
-        space, rewards = self.stream.single_observation_space, torch.randn(3, size)
-        seen = [torch.randn(size, *space.shape) for _ in range(2)]
-        if space.shape[0] > 4 and len(space.shape) == 3:
-            seen = [torch.randint(0, 3, (size, *space.shape), dtype=torch.uint8) for _ in range(2)]
-        actions = torch.randint(0, int(self.stream.single_action_space.n), (size,))
-        if self.name == "ppo":
-            return ppo.Batch(seen[0], actions, -rewards[0].abs(), rewards[1], rewards[2])
-        return Transitions(seen[0], actions, rewards[0], torch.rand(size), seen[1], torch.ones(size))
-
-    def update(self, batch: Any, methods: Methods | None = None) -> None:
-        methods = methods or self.methods
-        learner = methods.learner
-        if self.name == "ppo":
-            ppo.update(learner.network, learner.optimizer, methods, batch, self.args)
-        else:
-            dqn.update(learner.network, learner.target, learner.optimizer, methods, batch, self.args)
-        methods.between_steps(batch)
-        if learner.target is not None:
-            dqn.update_target(learner.target, learner.network, 0.1)
-
-
-class TestReDo:
-    @pytest.mark.parametrize("target", [False, True])
-    def test_dormant_units_by_hand(self, target):
-        learner = learner_of(target=target)
-        linear, head = learner.network.net.linear, learner.network.net.head
-        step(methods := Methods([ReDoConfig(every=2, tau=0.1)], learner), torch.ones(4, 2))
-        set_(linear.weight, [[1.0, 0.0], [0.0, -1.0], [0.02, 0.0]])
-        set_(linear.bias, [0.0, 0.5, 0.0])
-        # On (1, 1) and (3, 1), units are at 1, 0, .02 and 3, 0, .06: means 2, 0 and .04, with a mean of .68.
-        learner.optimizer.param_groups[0]["lr"] = 0.0
-        before = copy.deepcopy(learner)
-        step(methods, torch.tensor([[1.0, 1.0], [3.0, 1.0]]))
-        tags = methods.end_update(0)
-        assert tags == {"methods/redo/reset/net.linear": 2.0}
-
-        networks = [learner.network] + ([learner.target] if target else [])
-        befores = [before.network] + ([before.target] if target else [])
-        for network, old in zip(networks, befores):
-            now, then = network.net, old.net
-            assert_same(now.linear.weight[0], then.linear.weight[0])
-            assert (now.linear.weight[1:] != then.linear.weight[1:]).all()
-            assert_same(now.linear.bias[0], then.linear.bias[0])
-            assert_same(now.linear.bias[1:], torch.zeros(2))
-            assert_same(now.head.weight[:, 0], then.head.weight[:, 0])
-            assert_same(now.head.weight[:, 1:], torch.zeros(2, 2))
-            assert_same(now.head.bias, then.head.bias)
-        if target:
-            assert_same(learner.target.net.linear.weight[1:], linear.weight[1:])
-        for parameter, cleared in (
-            (linear.weight, torch.tensor([[False], [True], [True]]).expand(3, 2)),
-            (linear.bias, torch.tensor([False, True, True])),
-            (head.weight, torch.tensor([[False, True, True]]).expand(2, 3)),
-            (head.bias, torch.zeros(2, dtype=torch.bool)),
-        ):
-            state = learner.optimizer.state[parameter]
-            assert state["step"] == 2
-            for moment in (state["exp_avg"], state["exp_avg_sq"]):
-                assert moment[cleared].eq(0).all()
-        assert learner.optimizer.state[head.weight]["exp_avg"][:, 0].ne(0).all()
-        assert learner.optimizer.state[linear.weight]["exp_avg"][0].ne(0).all()
-
-    def test_what_a_channel_gave_is_gone(self):
-        learner = learner_of(convolutional)
-        net = learner.network.net
-        set_(net.conv1.bias, [0.0, -100.0, 0.0, 0.0])
-        methods = Methods([ReDoConfig(every=1, tau=0.0)], learner)
-        old = copy.deepcopy(net)
-        images = torch.randn(6, 2, 5, 5)
-        methods.between_steps(seen_batch(images))
-        assert methods.end_update(0)["methods/redo/reset/net.conv1"] == 1.0
-        columns = net.linear1.weight.view(6, 4, 9)
-        assert columns[:, 1].eq(0).all()
-        assert columns[:, [0, 2, 3]].ne(0).all()
-        assert (net.conv1.weight[1] != old.conv1.weight[1]).all()
-        torch.testing.assert_close(net(images), old(images))
-
-    @pytest.mark.parametrize(
-        ("network", "sentence"),
-        [
-            (NetworkConfig(hidden=(8, 8), activation="maxmin"), "its units are mixed with others before"),
-            (NetworkConfig(linear="orthogonal"), "has a computed weight"),
-        ],
-    )
-    def test_networks_whose_units_cannot_be_reset(self, network, sentence, streams):
-        with pytest.raises(ValueError, match=f"units of actor.linear1 cannot be reset: .*{sentence}"):
-            Trained("ppo", streams["vector"], [ReDoConfig()], network=network)
-
-
-class TestContinualBackprop:
-    def test_utilities_by_hand(self):
-        learner = learner_of()
-        learner.optimizer.param_groups[0]["lr"] = 0.0
-        methods = Methods([ContinualBackpropConfig(decay=0.9, maturity=10)], learner)
-        net = learner.network.net
-        batches = torch.randn(3, 5, 2)
-        mean, utility = torch.zeros(3), torch.zeros(3)
-        factor = net.head.weight.detach().abs().sum(0) / net.linear.weight.detach().abs().sum(1)
-        for i, observations in enumerate(batches, start=1):
-            step(methods, observations)
-            hidden = net[:2](observations).detach()
-            mean = 0.9 * mean + 0.1 * hidden.mean(0)
-            utility = 0.9 * utility + 0.1 * factor * (hidden - mean / (1 - 0.9**i)).abs().mean(0)
-        units = methods.methods["continual_backprop"].units["net.linear"]
-        torch.testing.assert_close(units.means, mean)
-        torch.testing.assert_close(units.utilities, utility)
-        assert_same(units.ages, torch.full((3,), 3.0))
-
-    def test_the_least_useful_unit_is_replaced_and_its_mean_stays(self):
-        learner = learner_of(target=True)
-        net = learner.network.net
-        set_(net.linear.weight, [[1.0, 1.0], [2.0, 1.0], [1.0, 3.0]])
-        set_(net.head.weight, [[1.0, 0.1, -2.0], [1.0, -0.1, 2.0]])
-        learner.optimizer.param_groups[0]["lr"] = 0.0
-        config = ContinualBackpropConfig(rate=0.5, maturity=1, every=1)
-        methods = Methods([config], learner)
-        observations = torch.tensor([[1.0, 2.0], [1.0, 2.5]])
-        before = copy.deepcopy(net)
-        step(methods, observations)
-        assert methods.end_update(0) == {"methods/continual_backprop/replaced/net.linear": 0.0}
-        step(methods, observations)  # 3 units are old enough, of which 1.5 are due
-        assert methods.end_update(0) == {"methods/continual_backprop/replaced/net.linear": 1.0}
-        units = methods.methods["continual_backprop"].units["net.linear"]
-        assert units.due == 0.5
-        assert_same(units.ages, torch.tensor([2.0, 0.0, 2.0]))
-        assert_same(net.head.weight[:, 1], torch.zeros(2))
-        assert_same(net.linear.weight[[0, 2]], before.linear.weight[[0, 2]])
-        assert (net.linear.weight[1] != before.linear.weight[1]).all()
-        assert_same(learner.target.net.linear.weight[1], net.linear.weight[1])
-        mean = before[:2](observations).mean(0)[1]
-        torch.testing.assert_close(net.head.bias, before.head.bias + before.head.weight[:, 1] * mean)
-
-
-class TestCChain:
-    def test_change_since_two_steps_on_the_minibatch_before(self):
-        learner = learner_of()
-        methods = Methods([CChainConfig(coef=3.0)], learner)
-        networks, batches = [], torch.randn(5, 4, 2)
-        for k, observations in enumerate(batches):
-            networks.append(copy.deepcopy(learner.network))
-            if k:
-                older = networks[max(0, k - 2)]
-                change = learner.network(batches[k - 1]) - older(batches[k - 1])
-                expected = 3.0 * change.square().mean()
-                learner.optimizer.zero_grad()
-                expected.backward()
-                wanted = [parameter.grad.clone() for parameter in learner.network.parameters()]
-            probe = copy.deepcopy(methods)
-            probe.learner.optimizer.zero_grad()
-            probe.add_gradients(seen_batch(observations))
-            grads = [parameter.grad for parameter in probe.learner.network.parameters()]
-            assert_same(grads, wanted if k else [None] * 4)
-            step(methods, observations)
-        assert expected > 0
-
-    def test_a_part_alone(self, streams):
-        trained = Trained("ppo", streams["vector"], [CChainConfig(on="critic")])
-        for _ in range(3):
-            trained.update(trained.batch())
-        trained.optimizer.zero_grad()
-        trained.methods.add_gradients(trained.batch())
-        assert all(parameter.grad is None for parameter in trained.network.actor.parameters())
-        assert all(parameter.grad is not None for parameter in trained.network.critic.parameters())
-
-
-class TestInjection:
-    @pytest.mark.parametrize("optim", [AdamConfig(), AdamOConfig(), MuonConfig()], ids=lambda o: o.name)
-    @pytest.mark.parametrize(("name", "shared"), [("ppo", False), ("ppo", True), ("dqn", True)])
-    def test_the_function_stays_and_the_new_heads_are_trained(self, name, shared, optim, streams):
-        trained = Trained(name, streams["vector"], [InjectionConfig(after=3)], optim, shared)
-        methods, batches = trained.methods, [trained.batch() for _ in range(6)]
-        for batch in batches[:2]:
-            trained.update(batch)
-        observations = batches[0].observations
-        copied = copy.deepcopy(trained.methods)
-        copied.methods["injection"].every = 0
-        for each in (methods, copied):
-            trained.update(batches[2], each)
-        outputs, targets = copied.learner.network(observations), copied.learner.target
-        torch.testing.assert_close(trained.network(observations), outputs, rtol=0, atol=1e-6)
-        if targets is not None:
-            torch.testing.assert_close(trained.target(observations), targets(observations), rtol=0, atol=1e-6)
-        assert methods.end_update(0) == {"methods/injection/injected": 1.0}
-        injected = [module for module in trained.network.modules() if isinstance(module, InjectedHead)]
-        assert len(injected) == 2
-        assert {layer.name for layer in methods.learner.layers() if layer.is_head} >= (
-            {"actor.head.new", "critic.head.start"} if name == "ppo" else {"q.head.head", "head.value.new"}
-        )
-        before = copy.deepcopy(injected)
-        for batch in batches[3:]:
-            trained.update(batch)
-        for now, then in zip(injected, before):
-            assert_same(now.head.state_dict(), then.head.state_dict())
-            assert_same(now.start.state_dict(), then.start.state_dict())
-            assert (now.new.weight != then.new.weight).all()
-            assert now.head.weight.grad is None
-            assert now.head.weight not in trained.optimizer.state
-        assert methods.end_update(0) == {}
-
-    def test_at_the_first_switch_alone(self):
-        learner = learner_of()
-        methods = Methods([InjectionConfig()], learner)
-        assert methods.end_update(0) == {}
-        step(methods, torch.ones(4, 2))
-        assert methods.end_update(10) == {"methods/injection/injected": 1.0}
-        step(methods, torch.ones(4, 2))
-        assert methods.end_update(20) == {}
-        assert isinstance(learner.network.net.head.head, nn.Linear)
-
-
-class TestShrinkPerturb:
-    @pytest.mark.parametrize("target", [False, True])
-    def test_by_hand(self, target):
-        learner = learner_of(target=target)
-        learner.new_network = lambda: constant(tiny(), 5.0)
-        methods = Methods([ShrinkPerturbConfig(share=0.25)], learner)
-        step(methods, torch.ones(4, 2))
-        before, of_target = copy.deepcopy((learner.network, learner.target))
-        moments = copy.deepcopy(learner.optimizer.state_dict()["state"])
-        assert methods.end_update(0) == {}
-        assert methods.end_update(100) == {"methods/shrink_perturb/share": 0.25}
-        for now, then in ((learner.network, before), (learner.target, of_target))[: 1 + target]:
-            for name, parameter in now.named_parameters():
-                torch.testing.assert_close(parameter, 0.75 * then.get_parameter(name) + 1.25)
-        assert_same(learner.optimizer.state_dict()["state"], moments)
-
-    @pytest.mark.parametrize(("shared", "on"), [(False, "actor"), (True, "critic")])
-    def test_a_part_alone(self, shared, on, streams):
-        trained = Trained("ppo", streams["vector"], [ShrinkPerturbConfig(on=on)], shared=shared)
-        trained.methods.steps = 1
-        before = copy.deepcopy(trained.network)
-        trained.methods.end_update(100)
-        for name, parameter in trained.network.named_parameters():
-            of_part = name.startswith((on, "shared"))
-            assert torch.equal(parameter, before.get_parameter(name)) != (of_part and name.endswith("weight"))
-
-
-def constant(network: nn.Module, value: float) -> nn.Module:
-    for parameter in network.parameters():
-        nn.init.constant_(parameter, value)
-    return network
 
 
 class TestIsometry:
@@ -687,9 +329,9 @@ class TestEvents:
         assert methods.end_update(7) == {}  # a switch before any gradient step
         for i in range(1, 5):
             methods.between_steps(seen_batch(torch.full((1, 2), float(i))))
-        assert methods.end_update(7) == {"methods/given/steps": 3.0}
+        assert methods.end_update(7) == {"methods/given/steps": 3.0, "methods/given/moved": 0.0}
         assert methods.end_update(7) == {}
-        assert methods.end_update(20) == {"methods/given/steps": 4.0}
+        assert methods.end_update(20)["methods/given/steps"] == 4.0
         assert [(event.kind, event.steps) for event in events] == [("step", 3), ("switch", 4)]
         assert [event.batch.observations[0, 0].item() for event in events] == [3.0, 4.0]
 
@@ -698,7 +340,7 @@ class TestEvents:
         assert other.end_update(20) == {}
         other.between_steps(None)
         other.between_steps(None)
-        assert other.end_update(20) == {"methods/given/steps": 6.0}
+        assert other.end_update(20)["methods/given/steps"] == 6.0
 
     def test_a_state_of_other_methods_is_refused(self):
         state = given(Method, learner_of()).state_dict()
@@ -737,8 +379,40 @@ class TestCheck:
     def test_a_target_network_that_is_built_otherwise(self, change):
         learner = self.learner()
         net = learner.target.net
-        net.head = nn.Linear(3, 4) if change == "shape" else InjectedHead(net.head, nn.Linear(3, 2))
+        net.head = nn.Linear(3, 4) if change == "shape" else Injected(net.head, nn.Linear(3, 2))
         assert re.search("the target network has another structure", learner.problem())
+
+    @pytest.mark.parametrize(
+        ("fault", "sentence"),
+        [
+            ("moments", "moments of net.head.weight are not cleared"),
+            ("target", "net.head.weight is another in the target network"),
+            ("infinite", "net.linear.bias is not finite"),
+            ("", ""),
+        ],
+    )
+    def test_what_a_reset_must_do(self, fault, sentence):
+        learner = self.learner()
+        net, target = learner.network.net, learner.target.net
+        before = Snapshot(learner)
+        assert before.moved() == 0.0
+        assert not before.problem(resets=True)
+        weight = net.head.weight
+        with torch.no_grad():
+            for each in (weight, target.head.weight):
+                each[1, 2] += 3.0
+            moments = learner.optimizer.state[weight]
+            for name in ("exp_avg", "exp_avg_sq"):
+                moments[name].fill_(1.0)[1, 2] = 0.0
+            if fault == "moments":
+                moments["exp_avg_sq"][1, 2] = 1.0
+            elif fault == "target":
+                target.head.weight[1, 2] += 1.0
+            elif fault:
+                net.linear.bias[0] = NAN
+        assert before.problem(resets=True) == sentence
+        assert before.moved() == pytest.approx(3.0) or fault == "infinite"
+        assert bool(before.problem(resets=False)) == (fault == "infinite")
 
     def test_after_each_event(self):
         class Forgetful(Method):
@@ -757,13 +431,15 @@ class TestSetUp:
     def test_twice_or_against_each_other_or_without_a_name(self):
         with pytest.raises(ValueError, match="the method redo is given twice"):
             Methods([ReDoConfig(), ReDoConfig(tau=0.5)], learner_of())
-        for configs in ([ReDoConfig(), ContinualBackpropConfig()], [ContinualBackpropConfig(), ReDoConfig()]):
-            with pytest.raises(ValueError, match="continual_backprop and redo contradict each other"):
-                Methods(configs, learner_of())
+        for first, second in permutations([ReDoConfig(), ContinualBackpropConfig()]):
+            with pytest.raises(ValueError, match=f"{first.name} and {second.name} contradict each other"):
+                Methods([first, second], learner_of())
         with pytest.raises(ValueError, match="MethodConfig is a method without a name"):
             Methods([MethodConfig()], learner_of())
 
-    @pytest.mark.parametrize("config", [ReDoConfig, CChainConfig, ShrinkPerturbConfig, IsometryConfig])
+    @pytest.mark.parametrize(
+        "config", [ReDoConfig, CChainConfig, ShrinkPerturbAtSwitchConfig, IsometryConfig]
+    )
     def test_a_part_that_is_not_there(self, config, streams):
         with pytest.raises(ValueError, match="the network has no part actor; it has: all, q"):
             Trained("dqn", streams["vector"], [config(on="actor")])
@@ -794,7 +470,7 @@ class TestSetUp:
     def test_orthogonal_layers_bring_their_own(self, streams):
         network = NetworkConfig(linear="orthogonal")
         methods = Trained("ppo", streams["vector"], [CChainConfig()], network=network).methods
-        assert list(methods.methods) == ["cchain", "reorthogonalize"]
+        assert list(methods.methods) == ["c_chain", "reorthogonalize"]
 
     def test_remade(self, streams):
         configs = [ContinualBackpropConfig(maturity=1, rate=0.5, every=1), CChainConfig()]
@@ -808,8 +484,8 @@ class TestSetUp:
         assert list(remade.methods) == list(trained.methods.methods)
         assert (remade.steps, remade.learner.target) == (0, None)
         assert remade.learner.network is fresh
-        assert remade.methods["cchain"].reference is None
-        assert_same(remade.methods["continual_backprop"].units["q.linear1"].ages, torch.zeros(6))
+        assert remade.methods["c_chain"].batches == []
+        assert_same(remade.methods["continual_backprop"].state["q.linear1"]["ages"], torch.zeros(6))
         batch = trained.batch()
         optimizer.zero_grad()
         fresh(batch.observations).sum().backward()
@@ -827,7 +503,7 @@ class TestSetUp:
             ContinualBackpropConfig(maturity=2, rate=0.3, every=2),
             CChainConfig(),
             IsometryConfig(),
-            ShrinkPerturbConfig(),
+            ShrinkPerturbAtSwitchConfig(),
         ]
         trained = Trained(name, streams["vector"], configs, shared=shared)
         methods, batches = trained.methods, [trained.batch() for _ in range(9)]
@@ -918,27 +594,16 @@ AGENTS = {
     ),
 }  # fmt: skip
 RUNS = {
-    "redo": (ReDoConfig(every=5, tau=0.8),),
-    "continual_backprop": (ContinualBackpropConfig(rate=0.02, maturity=5, every=3),),
-    "cchain": (CChainConfig(coef=0.1),),
-    "injection": (InjectionConfig(after=20),),
-    "shrink_perturb": (ShrinkPerturbConfig(),),
-    "cchain-isometry-redo-shrink_perturb": (
-        ShrinkPerturbConfig(share=0.5),
+    "c_chain-isometry-redo-shrink_perturb_at_switch": (
+        ShrinkPerturbAtSwitchConfig(share=0.5),
         IsometryConfig(coef=1e-2),
         CChainConfig(),
         ReDoConfig(every=7, tau=0.5),
     ),
-    "continual_backprop-injection": (
-        InjectionConfig(),
+    "continual_backprop-injection_at_switch": (
+        InjectionAtSwitchConfig(),
         ContinualBackpropConfig(rate=0.05, maturity=2, every=4),
     ),
-}
-LOGGED = {
-    "redo": "redo/reset/",
-    "continual_backprop": "continual_backprop/replaced/",
-    "injection": "injection/injected",
-    "shrink_perturb": "shrink_perturb/share",
 }
 
 
@@ -973,9 +638,8 @@ def test_a_killed_run_comes_to_the_same_end(names, agent, tmp_path, monkeypatch)
         tags = {tag: v for tag, v in scalars(folder).items() if not tag.startswith(("time/", "charts/SPS"))}
         ends.append((load_file(folder / "checkpoint" / "weights.safetensors"), tags))
     assert_same(ends[1], ends[0])
-    logged = {tag for tag in ends[0][1] if tag.startswith("methods/")}
-    for name in names.split("-"):
-        assert name not in LOGGED or any(tag.startswith(f"methods/{LOGGED[name]}") for tag in logged)
+    for name in set(names.split("-")) - {"c_chain", "isometry"}:
+        assert f"methods/{name}/moved" in ends[0][1]
     state = load_checkpoint(folder / "checkpoint")["parts"]["methods"]
     assert set(state["methods"]) == set(names.split("-"))
     assert state["steps"] == (6 * 4 if agent == "ppo" else (384 - 64) // 8 * 2 + 2)
@@ -986,7 +650,7 @@ def test_the_weights_do_not_depend_on_probes(tmp_path):
     for name, every in (("with", 1), ("without", 0)):
         steps = {"plasticity_every": 1, "plasticity_steps": 3} if every else {}
         probes = ProbeConfig(every=every, pictures=False, **steps)
-        methods = RUNS["continual_backprop-injection"]
+        methods = RUNS["continual_backprop-injection_at_switch"]
         args = arguments(tmp_path / name, "dqn", methods, probes=probes, total_steps=256)
         dqn.main(args)
         weights.append(load_file(run_folder("dqn", args) / "checkpoint" / "weights.safetensors"))
@@ -1014,22 +678,24 @@ def parse(monkeypatch: pytest.MonkeyPatch, agent: Any, flags: str) -> Any:
     return parsed[0]
 
 
-OURS = "--methods.tests.method_sketches"
-
-
 @pytest.mark.parametrize(
     ("agent", "flags", "sentence"),
     [
         (ppo, "optim:adamo --methods.isometry", "use optim:adam, or --optim.iso 0"),
         (dqn, "optim:adam --methods.isometry --network.linear orthogonal", "finds no hidden weight"),
-        (ppo, f"{OURS}:ReDoConfig {OURS}:ContinualBackpropConfig", "contradict each other"),
+        (ppo, "--methods.redo --methods.continual-backprop", "contradict each other"),
         (
             ppo,
-            f"{OURS}:ReDoConfig --network.activation maxmin",
+            "--methods.redo --network.activation maxmin",
             "its units are mixed with others before",
         ),
-        (dqn, f"{OURS}:ReDoConfig.on critic", "the network has no part critic; it has: all, q"),
+        (dqn, "--methods.redo.on critic", "the network has no part critic; it has: all, q"),
         (ppo, "--methods.reorthogonalize", "finds no orthogonal layer on all"),
+        (
+            ppo,
+            "--stream.id CartPole-v1 --methods.fire-at-switch",
+            "--methods.fire-at-switch does nothing: CartPole-v1 does not switch before the run ends",
+        ),
     ],
 )
 def test_what_cannot_be_is_a_sentence(agent, flags, sentence, tmp_path, monkeypatch, capsys):

@@ -12,7 +12,7 @@ from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods
 from neoteny.optim.projections import NaPConfig, WeightClippingConfig
 from neoteny.optim.regularizers import IsometryConfig, L2Config
-from tests.optim.test_methods import (
+from tests.learners import (
     Net,
     Trained,
     assert_same,
@@ -21,7 +21,6 @@ from tests.optim.test_methods import (
     seen_batch,
     set_,
     step,
-    streams,  # noqa: F401
     tiny,
 )
 from tests.simple_networks import sequential
@@ -83,7 +82,7 @@ class TestWeightClipping:
         assert methods.end_update(0) == {"methods/weight_clipping/clipped": 0.0}
         assert not methods.methods["weight_clipping"].acted()
 
-    def test_a_part_alone(self, streams: Any) -> None:  # noqa: F811
+    def test_a_part_alone(self, streams: Any) -> None:
         trained = Trained("ppo", streams["grid"], [WeightClippingConfig(kappa=1e-3, on="actor")])
         trained.update(trained.batch())
         largest = {
@@ -144,7 +143,7 @@ class TestNaP:
 
     @pytest.mark.parametrize("name", ["ppo", "dqn"])
     @pytest.mark.parametrize("kind", ["vector", "grid"])
-    def test_the_agents_normalized_networks(self, name: str, kind: str, streams: Any) -> None:  # noqa: F811
+    def test_the_agents_normalized_networks(self, name: str, kind: str, streams: Any) -> None:
         trained = Trained(name, streams[kind], [NaPConfig()], network=NORMALIZED)
         before = copy.deepcopy(trained.network)
         for _ in range(3):
@@ -157,7 +156,7 @@ class TestNaP:
             assert not torch.equal(layer.module.weight, old)
             torch.testing.assert_close(layer.module.weight.norm(), old.norm())
 
-    def test_what_does_not_fit(self, streams: Any) -> None:  # noqa: F811
+    def test_what_does_not_fit(self, streams: Any) -> None:
         with pytest.raises(ValueError, match=r"not actor.linear1: use --network.norm layer"):
             Trained("ppo", streams["vector"], [NaPConfig()])
         with pytest.raises(ValueError, match="nap and the optimizer's pull both set the size of weights"):
@@ -183,7 +182,7 @@ def test_values_out_of_range(make: type[MethodConfig], bad: dict) -> None:
         make(**bad)
 
 
-def test_no_weight_to_clip(streams: Any) -> None:  # noqa: F811
+def test_no_weight_to_clip(streams: Any) -> None:
     with pytest.raises(ValueError, match="weight_clipping finds no hidden weight to act on, on all"):
         Trained(
             "dqn", streams["vector"], [WeightClippingConfig()], network=NetworkConfig(linear="orthogonal")

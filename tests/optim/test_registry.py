@@ -1,5 +1,7 @@
 """Every method of the registry in runs of both agents: it acts, and kills and graphs change no bit."""
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,48 +25,74 @@ SIZES = {
     },
 }  # fmt: skip
 FLAGS = {
+    "redo": {"every": 4, "tau": 0.8},
+    "regrama": {"every": 4, "tau": 0.8},
+    "snr": {"every": 2, "longest": 1},
+    "continual_backprop": {"rate": 0.05, "maturity": 3, "every": 3},
+    "cpr": {"every": 5, "rate": 0.5},
+    "reset": {"every": 5, "layers": 2},
+    "shrink_perturb_every": {"every": 5},
+    "hare_tortoise": {"every": 5, "decay": 0.5},
+    "injection": {"after": 9},
+    "reorthogonalize": {"every": 5},
     "weight_clipping": {"kappa": 0.3},
     "nap": {"every": 3},
-    "reorthogonalize": {"every": 5},
 }
 """Flags with which methods act in short runs."""
 NETWORKS = {"reorthogonalize": {"linear": "orthogonal"}, "nap": {"norm": "layer"}}
 """Networks that methods need."""
 
 
-def arguments(agent, folder, name, **flags):
+def arguments(agent, folder, name, id="cartpole-rotations"):
     """A run with three switches."""
-    network = NetworkConfig((8, 8), **NETWORKS.get(name, {}))
     return AGENTS[agent].Args(
-        stream=StreamConfig("grid-layouts-small", period=72, audit="off"), num_envs=4, total_steps=256,
-        network=network, optim=AdamConfig(), runs_dir=folder, checkpoint_every=64,
-        probes=ProbeConfig(every=0), methods=(METHODS[name](**FLAGS.get(name, {})),), **SIZES[agent], **flags,
+        stream=StreamConfig(id, period=72, audit="off"), num_envs=4, total_steps=256,
+        network=NetworkConfig((8, 8), **NETWORKS.get(name, {})), optim=AdamConfig(), runs_dir=folder,
+        checkpoint_every=64, probes=ProbeConfig(every=0), methods=(METHODS[name](**FLAGS.get(name, {})),),
+        **SIZES[agent],
     )  # fmt: skip
 
 
-def end(agent, args):
+def run(agent, args):
+    """The summary's account of the method, the weights, and all tags without times."""
+    did = AGENTS[agent].main(args)["methods"]
     folder = run_folder(agent, args)
     tags = {tag: v for tag, v in scalars(folder).items() if not tag.startswith(("time/", "charts/SPS"))}
-    return load_file(folder / "checkpoint" / "weights.safetensors"), tags
+    return did, load_file(folder / "checkpoint" / "weights.safetensors"), tags
 
 
-@pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_runs_and_goes_on_bit_for_bit(name, agent, tmp_path, monkeypatch):
-    args = arguments(agent, tmp_path / "plain", name)
-    AGENTS[agent].main(args)
-    weights, tags = end(agent, args)
-    of_method = [values for tag, values in tags.items() if tag.startswith(f"methods/{name}/")]
-    assert all(len(values) >= 3 for values in of_method)
-    assert of_method or name == "reorthogonalize"
+def test_both_agents_run_with_it(name, tmp_path):
+    for agent in AGENTS:
+        did, weights, tags = run(agent, arguments(agent, tmp_path, name))
+        assert did[name]["acted"]
+        assert all(weight.isfinite().all() for weight in weights.values())
+        if changes := did[name].get("changes"):
+            assert len(tags[f"methods/{name}/moved"]) > 0
+            assert tags[f"methods/{name}/changes"] == [(256, changes)]
 
+
+SLOW = pytest.param("dqn", "grid-layouts-small", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("agent", "id"), [("ppo", "cartpole-rotations"), SLOW])
+@pytest.mark.parametrize("name", METHODS)
+def test_kills_and_graphs_change_no_bit(name, agent, id, tmp_path, monkeypatch):
+    did, weights, tags = run(agent, arguments(agent, tmp_path / "plain", name, id))
     monkeypatch.setattr(AGENTS[agent], "Capture", RecordedCapture)
-    args = arguments(agent, tmp_path / "captured", name)
+    args = arguments(agent, tmp_path / "captured", name, id)
     for step in (100, 200):
         die(AGENTS[agent], args, step, monkeypatch)
-    AGENTS[agent].main(args)
-    weights_then, tags_then = end(agent, args)
+    did_then, weights_then, tags_then = run(agent, args)
+    assert did_then == did
     assert tags_then == tags
     assert weights_then.keys() == weights.keys()
     for tensor, value in weights.items():
         assert torch.equal(value, weights_then[tensor]), tensor
+
+
+def test_a_method_that_did_nothing_is_named(tmp_path, capsys):
+    args = arguments("ppo", tmp_path, "reset")
+    summary = ppo.main(dataclasses.replace(args, methods=(METHODS["reset"](every=1_000),)))
+    assert summary["methods"] == {"reset": {"acted": False, "changes": 0}}
+    assert "warning: in the whole run these methods changed nothing: reset" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from neoteny.optim.regularizers import (
     ParsevalConfig,
     SpectralConfig,
 )
-from tests.optim.test_methods import (
+from tests.learners import (
     Net,
     Trained,
     convolutional,
@@ -27,7 +27,6 @@ from tests.optim.test_methods import (
     seen_batch,
     set_,
     step,
-    streams,  # noqa: F401
     tiny,
 )
 from tests.simple_networks import isometry_gradient, sequential
@@ -259,7 +258,7 @@ class TestCChain:
         assert methods.end_update(0) == {"methods/c_chain/churn": pytest.approx(mean_churn)}
 
     @pytest.mark.parametrize(("on", "kept"), [("all", "critic"), ("actor", "critic"), ("critic", "actor")])
-    def test_parts_of_ppo(self, on: Any, kept: str, streams: Any) -> None:  # noqa: F811
+    def test_parts_of_ppo(self, on: Any, kept: str, streams: Any) -> None:
         trained = Trained("ppo", streams["vector"], [CChainConfig(on=on)])
         for _ in range(3):
             trained.update(trained.batch())
@@ -284,7 +283,7 @@ class TestCChain:
 
 @pytest.mark.parametrize("config", PENALTIES, ids=lambda config: config.name)
 class TestEvery:
-    def test_a_part_alone(self, config: MethodConfig, streams: Any) -> None:  # noqa: F811
+    def test_a_part_alone(self, config: MethodConfig, streams: Any) -> None:
         trained = Trained("ppo", streams["grid"], [type(config)(on="critic")])
         with torch.no_grad():
             for parameter in trained.network.parameters():
@@ -293,13 +292,13 @@ class TestEvery:
         found = gradients(trained.methods, batch, torch.tensor(1.0))
         assert {name.split(".")[0] for name, gradient in found.items() if gradient is not None} == {"critic"}
 
-    def test_values(self, config: MethodConfig, streams: Any) -> None:  # noqa: F811
+    def test_values(self, config: MethodConfig, streams: Any) -> None:
         name = "scale" if config.name == "c_chain" else "coef"
         for bad in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match=f"{name} of {config.name} must be above 0, not {bad}"):
                 type(config)(**{name: bad})
 
-    def test_orthogonal_layers(self, config: MethodConfig, streams: Any) -> None:  # noqa: F811
+    def test_orthogonal_layers(self, config: MethodConfig, streams: Any) -> None:
         network = NetworkConfig(hidden=(6, 5), linear="orthogonal")
         if config.name in ("isometry", "parseval", "spectral"):
             with pytest.raises(ValueError, match=f"{config.name} finds no hidden weight to act on, on all"):
