@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from neoteny.optim.perturbations import (
     ShrinkPerturbConfig,
     ShrinkPerturbEveryConfig,
 )
-from neoteny.optim.resets import ResetAtSwitchConfig, ResetConfig, reset_units
+from neoteny.optim.resets import STRUCTURE, ResetAtSwitchConfig, ResetConfig, reset_units
 from neoteny.optim.unit_resets import (
+    UNIT_RESETS,
     ContinualBackpropConfig,
     PartialResetsConfig,
     ReDoConfig,
@@ -613,9 +615,9 @@ def test_values_out_of_range(name, fields):
 
 def test_methods_that_know_of_switches_say_so():
     learner = learner_of()
-    for config in METHODS.values():
-        if config.name != "reorthogonalize":
-            assert config().build(learner).at_switch == config.name.endswith("_at_switch")
+    others = (name for name in METHODS if re.match("reset|shrink|hare|fire", name))
+    for name in (*UNIT_RESETS, *STRUCTURE, *others):
+        assert METHODS[name]().build(learner).at_switch == name.endswith("_at_switch")
 
 
 CONTRADICTIONS = [
