@@ -157,7 +157,9 @@ class NaPConfig(MethodConfig):
     """Normalize and project: hidden weights keep their initial norm; needs `--network.norm layer`."""
 
     name: ClassVar[str] = "nap"
-    conflicts: ClassVar[tuple[str, ...]] = ("isometry", "l2", "l2_init", "parseval", "spectral")
+    conflicts: ClassVar[tuple[str, ...]] = (
+        "isometry", "l2", "l2_init", "parseval", "spectral", "injection", "injection_at_switch",
+    )  # fmt: skip
 
     every: int = 1
     """Gradient steps between two projections."""

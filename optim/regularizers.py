@@ -481,7 +481,7 @@ class CChainConfig(MethodConfig):
     """C-CHAIN: reduce how much a gradient step changes the outputs for other observations."""
 
     name: ClassVar[str] = "c_chain"
-    conflicts: ClassVar[tuple[str, ...]] = ("injection",)
+    conflicts: ClassVar[tuple[str, ...]] = ("injection", "injection_at_switch")
 
     scale: float = 0.01
     """Mean size of the penalty as a share of the loss's; the paper has 0.01 for DQN, 0.05 for PPO."""
