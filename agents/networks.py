@@ -38,6 +38,9 @@ class NetworkConfig:
     linear: Literal["free", "orthogonal"] = "free"
     """Whether the weights of hidden layers, convolutions included, are unconstrained ("free") or kept
     orthogonal in every forward pass by Björck's iteration. Heads are always free."""
+    norm: Literal["none", "layer"] = "none"
+    """Whether layer normalization stands before every activation function: mean 0 and variance 1 over the
+    units of a layer, or over channels and positions of a convolution, without trained scale and offset."""
 
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
@@ -174,18 +177,30 @@ def hidden_layers(
     layers = nn.Sequential()
     channels = example.shape[1]
     for i, (width, size, stride) in enumerate(kernels, start=1):
-        conv = hidden_layer(nn.Conv2d(channels, width // units.outputs, size, stride), network)
-        layers.add_module(f"conv{i}", conv)
-        layers.add_module(f"conv{i}_activation", units.make())
+        _add_hidden(layers, f"conv{i}", nn.Conv2d(channels, width // units.outputs, size, stride), network)
         channels = width
     if example.dim() > 2:
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):
-        layers.add_module(f"linear{i}", hidden_layer(nn.Linear(features, width // units.outputs), network))
-        layers.add_module(f"linear{i}_activation", units.make())
+        _add_hidden(layers, f"linear{i}", nn.Linear(features, width // units.outputs), network)
         features = width
     return layers
+
+
+def _add_hidden(layers: nn.Sequential, name: str, layer: Layer, network: NetworkConfig) -> None:
+    """Add a layer, its normalization and its activation function."""
+    layers.add_module(name, hidden_layer(layer, network))
+    if network.norm == "layer":
+        layers.add_module(f"{name}_norm", layer_norm(layer))
+    layers.add_module(f"{name}_activation", network.units.make())
+
+
+def layer_norm(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """Layer normalization of a layer's outputs, over the units of a sample, and over their positions."""
+    if isinstance(layer, nn.Conv2d):
+        return nn.GroupNorm(1, layer.out_channels, affine=False)
+    return nn.LayerNorm(layer.out_features, elementwise_affine=False)
 
 
 def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:

@@ -137,7 +137,7 @@ def update(agent: Classifier, optimizer: Optimizer, methods: Methods, batch: Bat
     outputs = agent(batch.observations)
     loss = loss_of(outputs, batch.targets)
     optimizer.zero_grad()
-    (loss + methods.penalty(batch)).backward()
+    (loss + methods.penalty(batch, loss)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
     methods.add_gradients(batch)
     optimizer.step()

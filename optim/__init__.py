@@ -8,7 +8,10 @@ from neoteny.optim.config import (
     AdamWConfig,
     MethodConfigs,
     MuonConfig,
+    MuonOConfig,
     OptimConfig,
+    TRACConfig,
+    UPGDConfig,
     build_methods,
     methods_as_dict,
     optimizer_name,
@@ -16,13 +19,16 @@ from neoteny.optim.config import (
 from neoteny.optim.isometry import isometry_penalty, isometry_report, param_groups, pull_norm
 from neoteny.optim.layers import heads
 from neoteny.optim.methods import Event, Learner, Method, MethodConfig, Methods, Seen
-from neoteny.optim.muon import MuonAdamW
+from neoteny.optim.muon import MuonAdamW, MuonO
 from neoteny.optim.optimizer import set_learning_rate
 from neoteny.optim.orthogonal import orthogonalize
+from neoteny.optim.trac import TRAC
+from neoteny.optim.upgd import UPGD
 
 __all__ = [
-    "METHODS", "AdamConfig", "AdamO", "AdamOConfig", "AdamWConfig", "Event", "Learner", "Method",
-    "MethodConfig", "MethodConfigs", "Methods", "MuonAdamW", "MuonConfig", "OptimConfig", "Seen",
-    "build_methods", "heads", "isometry_penalty", "isometry_report", "methods_as_dict", "optimizer_name",
-    "orthogonalize", "param_groups", "pull_norm", "set_learning_rate",
+    "METHODS", "TRAC", "UPGD", "AdamConfig", "AdamO", "AdamOConfig", "AdamWConfig", "Event", "Learner",
+    "Method", "MethodConfig", "MethodConfigs", "Methods", "MuonAdamW", "MuonConfig", "MuonO", "MuonOConfig",
+    "OptimConfig", "Seen", "TRACConfig", "UPGDConfig", "build_methods", "heads", "isometry_penalty",
+    "isometry_report", "methods_as_dict", "optimizer_name", "orthogonalize", "param_groups", "pull_norm",
+    "set_learning_rate",
 ]  # fmt: skip

@@ -1,23 +1,21 @@
 r"""AdamO: Adam with a decoupled pull of the weight matrices towards dynamical isometry."""
 
-import math
-import warnings
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adam import adam
 from torch.optim.optimizer import ParamsT
 
-from neoteny.optim.isometry import isometry_coefficient, isometry_steps, matrix_view
-from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, counter, named_params, options
+from neoteny.optim.isometry import Scale
+from neoteny.optim.optimizer import Batch, adam_state, adam_step, check_moments, counter, named_params
+from neoteny.optim.pull import PullingOptimizer, check_isometry
 
 _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
 
-class AdamO(CheckedOptimizer):
+class AdamO(PullingOptimizer):
     r"""Adam with a decoupled step that pulls weight matrices towards equal singular values.
 
     .. math::
@@ -60,7 +58,7 @@ class AdamO(CheckedOptimizer):
         iso: coefficient of the isometry penalty, :math:`\lambda`; 0 is plain Adam.
         iso_lr: step size of the pull, :math:`\gamma_\mathrm{iso}`; None for the learning rate. Its ratio to
             the group's learning rate is kept, so that it follows learning rate schedules.
-        iso_scale: target s of the squared singular values.
+        iso_scale: target s of the squared singular values; "aspect" for rows / columns of each matrix.
         iso_every: pull only at every k-th step, with k times the coefficient: the same to first order, at
             1/k of the cost. Skipped steps are counted too.
         foreach: as for `torch.optim.Adam`.
@@ -78,7 +76,7 @@ class AdamO(CheckedOptimizer):
         eps: float = 1e-8,
         iso: float = 1e-3,
         iso_lr: float | None = None,
-        iso_scale: float = 1.0,
+        iso_scale: Scale = 1.0,
         iso_every: int = 1,
         *,
         foreach: bool | None = None,
@@ -101,41 +99,20 @@ class AdamO(CheckedOptimizer):
 
     def _accept(self, group: dict[str, Any]) -> None:
         check_options(group)
-        _check_params(group)
+        for name, param in named_params(group):
+            if param.is_complex():
+                raise ValueError(f"AdamO does not support complex parameters: {name}")
+        self._accept_pull(group)
         if len({param.device for group in self.param_groups for param in group["params"]}) > 1:
             raise ValueError("AdamO needs all parameters on one device")
-        group["iso_lr_ratio"] = 1.0 if group["iso_lr"] is None else group["iso_lr"] / group["lr"]
-        group["iso_phase"] = 0
-        stiffness = isometry_coefficient(group) * group["iso_every"] * group["iso_scale"]
-        if stiffness > 0.125:
-            warnings.warn(
-                f"lr * iso * iso_every * iso_scale = {stiffness:.3g} exceeds 1/8, the fastest stable pull: "
-                "pulls are limited to it",
-                stacklevel=3,
-            )
 
     @property
     def skipped_steps(self) -> int:
         """Number of steps skipped because of a NaN or an infinity in a gradient."""
         return max((int(state["skipped"]) for state in self.state.values()), default=0)
 
-    @property
-    def guarded_pulls(self) -> int:
-        """Number of pulls whose coefficient was reduced to stay stable, summed over matrices."""
-        return sum(int(state["guarded"]) for state in self.state.values() if "guarded" in state)
-
     def _new_state(self, param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {**adam_state(param, group), "skipped": counter(param.device)}
-
-    def variant(self) -> tuple[Any, ...]:
-        """What distinguishes the kernels of the next step: options, and whether each group is pulled."""
-        pulled = ((group["iso_phase"] + 1) % group["iso_every"] == 0 for group in self.param_groups)
-        return (*options(self), *pulled)
-
-    def count_replay(self) -> None:
-        """Count a step, whose kernels are replayed."""
-        for group in self.param_groups:
-            group["iso_phase"] = (group["iso_phase"] + 1) % group["iso_every"]
 
     def _step(self, batches: list[Batch]) -> None:
         self.count_replay()
@@ -143,10 +120,12 @@ class AdamO(CheckedOptimizer):
         if skip:
             return
         for batch in batches:
-            _pull(batch, found_inf)
+            self._pull(batch, found_inf)
         # Groups that differ only in isometry options share one call of Adam, at the cost of one group.
         for _, alike in groupby(batches, key=_adam_options):
-            _adam(list(alike), found_inf)
+            group, *lists = zip(*alike)
+            params, grads, states = (list(chain.from_iterable(each)) for each in lists)
+            adam_step(group[0], params, grads, states, found_inf)
 
     def _skip_nonfinite(self, batches: list[Batch]) -> tuple[bool, Tensor | None]:
         """Check gradients for NaN and infinity, and count the step as skipped if there are any.
@@ -182,88 +161,13 @@ def _find_nonfinite(grads: list[Tensor]) -> Tensor:
     return found_inf
 
 
-def _pull(batch: Batch, found_inf: Tensor | None) -> None:
-    """Take the isometry step on a group, in place, if it is due and `found_inf` is not 1."""
-    group, params, _, states = batch
-    coefficient = isometry_coefficient(group) * group["iso_every"]
-    if not params or group["iso_phase"] or (not isinstance(coefficient, Tensor) and not coefficient):
-        return
-    for param, state in zip(params, states):
-        if "guarded" not in state:
-            state["guarded"] = counter(param.device)
-    matrices = [matrix_view(param) for param in params]
-    directions, divisors = isometry_steps(matrices, coefficient, group["iso_scale"])
-    guarded = divisors > 0.125 / coefficient
-    if found_inf is not None:
-        finite = 1.0 - found_inf
-        guarded, divisors = guarded * finite, divisors / finite
-    torch._foreach_add_([state["guarded"] for state in states], list(guarded.unbind()))
-    for matrix, direction, divisor in zip(matrices, directions, divisors.unbind()):
-        matrix.addcdiv_(direction, divisor, value=-0.5)
-
-
 def _adam_options(batch: Batch) -> list[Any]:
     """Adam's options of a group; a tensor stands for itself, since its value is on the device."""
     options = _ADAM_OPTIONS(batch.group)
     return [id(option) if isinstance(option, Tensor) else option for option in options]
 
 
-def _adam(batches: list[Batch], found_inf: Tensor | None) -> None:
-    """Take Adam's step on groups with equal Adam options."""
-    lr, (beta1, beta2), eps, foreach, fused = _ADAM_OPTIONS(batches[0].group)
-    states = [state for batch in batches for state in batch.states]
-    adam(
-        [param for batch in batches for param in batch.params],
-        [grad for batch in batches for grad in batch.grads],
-        [state["exp_avg"] for state in states],
-        [state["exp_avg_sq"] for state in states],
-        [],
-        [state["step"] for state in states],
-        foreach=foreach,
-        fused=fused,
-        found_inf=found_inf,
-        amsgrad=False,
-        beta1=beta1,
-        beta2=beta2,
-        lr=lr,
-        weight_decay=0.0,
-        eps=eps,
-        maximize=False,
-    )
-
-
-def check_options(group: dict[str, Any]) -> None:
+def check_options(options: dict[str, Any]) -> None:
     """Raise ValueError for an option out of range, with its name."""
-    for name in ("lr", "eps", "iso", "iso_lr"):
-        value = group[name]
-        if not (name == "iso_lr" and value is None) and not 0.0 <= value < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, got {value}")
-    if isinstance(group["lr"], Tensor):
-        raise ValueError("lr must be a number, not a tensor")
-    if not all(0.0 <= beta < 1.0 for beta in group["betas"]):
-        raise ValueError(f"betas must lie in [0, 1), got {group['betas']}")
-    if not 0.0 < group["iso_scale"] < math.inf:
-        raise ValueError(f"iso_scale must be finite and positive, got {group['iso_scale']}")
-    if not (isinstance(group["iso_every"], int) and group["iso_every"] >= 1):
-        raise ValueError(f"iso_every must be an integer of at least 1, got {group['iso_every']}")
-    if group["iso_lr"] is not None and not group["lr"]:
-        raise ValueError("iso_lr is kept in proportion to lr, which is zero: set iso instead")
-
-
-def _check_params(group: dict[str, Any]) -> None:
-    """Refuse complex parameters, and in isometry groups vectors and half-precision parameters."""
-    for name, param in named_params(group):
-        if param.is_complex():
-            raise ValueError(f"AdamO does not support complex parameters: {name}")
-        if not group["iso"]:
-            continue
-        if param.ndim < 2:
-            raise ValueError(
-                f"isometry needs matrices, but parameter {name} has shape {tuple(param.shape)}: "
-                "put it in a group with iso=0, as neoteny.optim.param_groups does"
-            )
-        if param.dtype not in (torch.float32, torch.float64):
-            raise ValueError(
-                f"parameter {name} is {param.dtype}, whose precision rounds the isometry pull away: "
-                "keep float32 weights under autocast, or put it in a group with iso=0"
-            )
+    check_isometry(options)
+    check_moments(options)

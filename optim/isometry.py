@@ -14,7 +14,7 @@ the same gradient, so the smaller one is used for its lower cost.
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,18 @@ from neoteny.optim.layers import Exclude, split_parameters
 # maximum the pull dominates and networks stop fitting their task. The paper's experiments use 0.5 to 8.
 MIN_BUDGET = 0.1
 MAX_BUDGET = 30.0
+
+
+Scale: TypeAlias = float | Literal["aspect"]
+"""Target s of the squared singular values: a number, or "aspect" for rows / columns of each matrix.
+
+With the second, a matrix preserves the mean square of the entries of a signal, and not their sum.
+"""
+
+
+def target_scale(weight: Tensor, scale: Scale) -> float:
+    """The target s of the squared singular values of a weight `(out, in)` or `(out, in, *kernel)`."""
+    return len(weight) / weight[0].numel() if isinstance(scale, str) else scale
 
 
 def matrix_view(weight: Tensor) -> Tensor:
@@ -66,7 +78,7 @@ def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
 
 
 def isometry_steps(
-    matrices: list[Tensor], coefficient: float | Tensor, scale: float
+    matrices: list[Tensor], coefficient: float | Tensor, scale: Scale
 ) -> tuple[list[Tensor], Tensor]:
     """Guarded isometry steps, each as a direction and a divisor: W <- W - direction / (2 divisor).
 
@@ -78,12 +90,15 @@ def isometry_steps(
     Args:
         matrices: L matrices `(out, in)`, float32 or float64.
         coefficient: c > 0, step size times penalty coefficient; a number, or `()` on the device.
-        scale: the target s > 0 of the squared singular values.
+        scale: the target s > 0 of the squared singular values, or "aspect".
 
     Returns:
         The directions W W^T W - s W, `(out, in)` each, and the divisors 1 / (8 c_eff), `(L,)`, where c_eff
         is the bounded c. The guard is active where a divisor exceeds 1 / (8c).
     """
+    if isinstance(scale, str):
+        steps = [isometry_steps([each], coefficient, target_scale(each, scale)) for each in matrices]
+        return [direction for (direction,), _ in steps], torch.cat([divisors for _, divisors in steps])
     grams = [gram_matrix(matrix) for matrix in matrices]
     # One vector for all matrices: in small networks kernel launches dominate the cost.
     row_sums = torch.stack([gram.abs().sum(0).amax() for gram in grams])
@@ -177,9 +192,11 @@ def isometry_report(optimizer: Optimizer, planned_steps: int) -> str:
         # A warm-up starts at a learning rate of zero; the scheduler stores the final one as initial_lr.
         c = float(isometry_coefficient({**group, "lr": group.get("initial_lr", group["lr"])}))
         budget = c * planned_steps
-        time_constant = 1.0 / (8.0 * c * group["iso_scale"]) if c else math.inf
+        scales = [target_scale(weight, group["iso_scale"]) for weight in group["params"]]
+        times = sorted({1.0 / (8.0 * c * scale) if c else math.inf for scale in (min(scales), max(scales))})
+        time_constant = " to ".join(f"{time:,.0f}" for time in times)
         lines += [
-            f"isometry: time constant {time_constant:,.0f} steps, "
+            f"isometry: time constant {time_constant} steps, "
             f"budget {budget:.3g} over {planned_steps:,} steps",
             f"    pulls {', '.join(_names(group))}",
         ]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
@@ -40,6 +40,8 @@ class Learner:
     _connected: bool = False
     structures: int = 0
     """Number of times that the network's structure changed."""
+    loss: Tensor | None = None
+    """The loss in the current gradient step, (), without penalties and detached."""
     origins: dict[nn.Module, str] = field(default_factory=dict, repr=False)
     """Of modules that were put into the network: the path in a new network of what they replace."""
 
@@ -126,6 +128,10 @@ class Method:
 
     def on(self, event: Event) -> dict[str, float]:
         """Act on the host; returns metrics to log, by name."""
+        return {}
+
+    def metrics(self) -> Mapping[str, float | Tensor]:
+        """Numbers to log at the end of each update, by name; tensors are ()."""
         return {}
 
     @property
@@ -227,8 +233,9 @@ class Methods:
         isometry = isometry_report(self.learner.optimizer, planned_steps)
         return "\n".join(filter(None, (isometry, left_out(self.learner.network, self.learner.layers()))))
 
-    def penalty(self, batch: Any) -> Tensor | float:
+    def penalty(self, batch: Any, loss: Tensor | None = None) -> Tensor | float:
         """The sum of the penalties whose gradients are clipped together with that of the loss, ()."""
+        self.learner.loss = None if loss is None else loss.detach()
         return self._penalty(batch, clipped=True) if self.methods else 0.0
 
     def add_gradients(self, batch: Any) -> None:
@@ -260,15 +267,19 @@ class Methods:
             switched_at: The environment step of the last switch; 0 before the first.
 
         Returns:
-            Metrics to log: means over the events in the update.
+            Metrics to log: what the events in the update returned, as means, and those of every method.
         """
         if switched_at != self._switched_at and self.steps:
             for name, method in self.methods.items():
                 if method.at_switch:
                     self._act(name, method, "switch")
         self._switched_at = switched_at
-        tags, self._tags = self._tags, {}
-        return {tag: sum(values) / len(values) for tag, values in tags.items()}
+        events, self._tags = self._tags, {}
+        tags = {tag: sum(values) / len(values) for tag, values in events.items()}
+        with self.seen.paused():
+            for name, method in self.methods.items():
+                tags |= {f"methods/{name}/{tag}": float(value) for tag, value in method.metrics().items()}
+        return tags
 
     def summary(self) -> dict[str, dict[str, Any]]:
         """For each method, whether it did anything so far, and how many events changed the network."""

@@ -1,11 +1,10 @@
-"""Muon for the matrices of hidden layers and AdamW for all other parameters, in one optimizer.
+"""Muon for the matrices of hidden layers and AdamW for all other parameters; MuonO also pulls the weights.
 
 K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. Its steps are scaled to the
 size of Adam's as in J. Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, so that one
 learning rate and one weight decay suit both. The computation is torch's own.
 """
 
-import math
 from typing import Any
 
 import torch
@@ -14,7 +13,16 @@ from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, muon
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
-from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, named_params
+from neoteny.optim.isometry import Scale
+from neoteny.optim.optimizer import (
+    Batch,
+    CheckedOptimizer,
+    adam_state,
+    check_moments,
+    check_not_negative,
+    named_params,
+)
+from neoteny.optim.pull import PullingOptimizer
 
 
 class MuonAdamW(CheckedOptimizer):
@@ -79,6 +87,75 @@ class MuonAdamW(CheckedOptimizer):
                 (_muon if batch.group["kind"] == "muon" else _adamw)(batch)
 
 
+class MuonO(PullingOptimizer, MuonAdamW):
+    """`MuonAdamW` with AdamO's decoupled pull of the weights towards dynamical isometry.
+
+    Before each step, the weights of groups with `iso` other than 0 are pulled as by `AdamO`, whichever kind
+    they are: matrices and convolution kernels. The code of AdamO's authors for language models also has this
+    optimizer; there the pull comes after the step and has half the gradient, so that its coefficient is twice
+    the `iso` here.
+
+    Args:
+        params: groups of parameters or of named parameters, each with its `kind`.
+        lr: learning rate, as in `MuonAdamW`.
+        weight_decay: as in `MuonAdamW`; 0, as the pull already bounds the weights.
+        momentum: as in `MuonAdamW`.
+        ns_steps: as in `MuonAdamW`.
+        betas: as in `MuonAdamW`.
+        eps: as in `MuonAdamW`.
+        iso: coefficient of the isometry penalty.
+        iso_lr: step size of the pull; None for the learning rate.
+        iso_scale: target s of the squared singular values; "aspect" for rows / columns of each matrix.
+        iso_every: pull only at every k-th step, with k times the coefficient.
+        fused: as in `MuonAdamW`.
+
+    Raises:
+        ValueError: as in `MuonAdamW` and `AdamO`.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
+        ns_steps: int = 5,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        iso: float = 1e-3,
+        iso_lr: float | None = None,
+        iso_scale: Scale = 1.0,
+        iso_every: int = 1,
+        *,
+        fused: bool | None = None,
+    ) -> None:
+        defaults = {
+            "kind": None,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "ns_steps": ns_steps,
+            "betas": betas,
+            "eps": eps,
+            "iso": iso,
+            "iso_lr": iso_lr,
+            "iso_scale": iso_scale,
+            "iso_every": iso_every,
+            "fused": fused,
+        }
+        CheckedOptimizer.__init__(self, params, defaults)
+
+    def _accept(self, group: dict[str, Any]) -> None:
+        super()._accept(group)
+        self._accept_pull(group)
+
+    def _step(self, batches: list[Batch]) -> None:
+        self.count_replay()
+        for batch in batches:
+            self._pull(batch)
+        super()._step(batches)
+
+
 def _muon(batch: Batch) -> None:
     """Take Muon's step on the matrices of a group."""
     group, params, grads, states = batch
@@ -121,12 +198,10 @@ def _adamw(batch: Batch) -> None:
 
 def check_options(options: dict[str, Any]) -> None:
     """Raise ValueError for an option out of range, with its name."""
-    for name in ("lr", "weight_decay", "eps"):
-        if not 0.0 <= options[name] < math.inf:
-            raise ValueError(f"{name} must be finite and not negative, got {options[name]}")
-    for name, decays in (("betas", options["betas"]), ("momentum", (options["momentum"],))):
-        if not all(0.0 <= decay < 1.0 for decay in decays):
-            raise ValueError(f"{name} must lie in [0, 1), got {options[name]}")
+    check_not_negative(options, "lr", "weight_decay")
+    check_moments(options)
+    if not 0.0 <= options["momentum"] < 1.0:
+        raise ValueError(f"momentum must lie in [0, 1), got {options['momentum']}")
     if not 1 <= options["ns_steps"] < 100:
         raise ValueError(f"ns_steps must lie in [1, 100), got {options['ns_steps']}")
 

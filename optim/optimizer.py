@@ -1,11 +1,13 @@
 """Base class of this package's optimizers: checks parameter groups, and collects gradients and states."""
 
+import math
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.adam import adam
 
 NOT_OPTIONS = {"params", "param_names", "iso_phase"}
 """Entries of a parameter group that are no options."""
@@ -127,6 +129,48 @@ def adam_state(param: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
     step = counter(param.device if group["fused"] else "cpu")
     first, second = (torch.zeros_like(param, memory_format=torch.preserve_format) for _ in range(2))
     return {"step": step, "exp_avg": first, "exp_avg_sq": second}
+
+
+def adam_step(
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: list[dict[str, Tensor]],
+    found_inf: Tensor | None = None,
+) -> None:
+    """Take Adam's step on parameters with a state as `adam_state` makes, unless `found_inf`, (), is 1."""
+    adam(
+        params,
+        grads,
+        [state["exp_avg"] for state in states],
+        [state["exp_avg_sq"] for state in states],
+        [],
+        [state["step"] for state in states],
+        foreach=group.get("foreach"),
+        fused=group["fused"],
+        found_inf=found_inf,
+        amsgrad=False,
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        lr=group["lr"],
+        weight_decay=0.0,
+        eps=group["eps"],
+        maximize=False,
+    )
+
+
+def check_moments(options: dict[str, Any]) -> None:
+    """Raise ValueError if `betas` or `eps` are out of range."""
+    if not all(0.0 <= beta < 1.0 for beta in options["betas"]):
+        raise ValueError(f"betas must lie in [0, 1), got {options['betas']}")
+    check_not_negative(options, "eps")
+
+
+def check_not_negative(options: dict[str, Any], *names: str) -> None:
+    """Raise ValueError if one of these options is negative, infinite or NaN."""
+    for name in names:
+        if not 0.0 <= options[name] < math.inf:
+            raise ValueError(f"{name} must be finite and not negative, got {options[name]}")
 
 
 def named_params(group: dict[str, Any]) -> list[tuple[str, Tensor]]:

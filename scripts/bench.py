@@ -28,7 +28,7 @@ import time
 import unittest.mock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -46,7 +46,22 @@ from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Schedule, StreamConfig
 from neoteny.envs.grid.engine import GridEngine
 from neoteny.envs.observations import read_observations
-from neoteny.optim import AdamConfig, AdamOConfig, AdamWConfig, OptimConfig, orthogonalize
+from neoteny.optim import (
+    METHODS,
+    AdamConfig,
+    AdamOConfig,
+    AdamWConfig,
+    Learner,
+    MethodConfig,
+    Methods,
+    MuonConfig,
+    MuonOConfig,
+    OptimConfig,
+    TRACConfig,
+    UPGDConfig,
+    heads,
+    orthogonalize,
+)
 from neoteny.optim.layers import describe
 from neoteny.runners.probes import Probes, measure
 from neoteny.runners.replay import ReplayMemory
@@ -60,10 +75,13 @@ class Bench:
     """Benchmark a part of neoteny on this machine."""
 
     name: tyro.conf.Positional[
-        Literal["optim", "orthogonal", "probes", "streams", "checks", "checkpoint", "grid", "train"]
+        Literal[
+            "optim", "methods", "orthogonal", "probes", "streams", "checks", "checkpoint", "grid", "train"
+        ]
     ]
-    """optim: AdamO against fused AdamW, 6 minutes. orthogonal: orthogonal layers, by Björck's iteration and
-    by PyTorch's parametrizations, against unconstrained ones, 2 minutes. probes: the probes' share of the
+    """optim: AdamO against fused AdamW, 6 minutes. methods: plasticity methods and optimizers against Adam, 4
+    minutes. orthogonal: orthogonal layers, by Björck's iteration and by PyTorch's parametrizations, against
+    unconstrained ones, 2 minutes. probes: the probes' share of the
     time of PPO, 8 minutes. streams: the share of task switches, audit included, and memory growth over 1,000
     switches, 3 minutes. checks: what every shipped stream costs to check before training and at a switch, 3
     minutes. checkpoint: the share of checkpoints, and the cost of a replay memory on disk, 3
@@ -237,23 +255,22 @@ class Problem:
     """Batch size -> a loss on a fixed random batch of that size."""
 
 
-def problems() -> list[Problem]:
-    """A small, a wide and a convolutional network."""
+def problems(norm: Literal["none", "layer"] = "none") -> list[Problem]:
+    """A small, a wide and a convolutional network, without normalization or with it."""
     stream: gym.vector.VectorEnv = gym.vector.VectorEnv()
     stream.single_observation_space = gym.spaces.Box(-1, 1, (17,))
     stream.single_action_space = gym.spaces.Discrete(6)
-    agent = ppo.ActorCritic(stream, NetworkConfig())
+    agent = ppo.ActorCritic(stream, NetworkConfig(norm=norm))
     heads, parts = ("actor.head", "critic.head"), {"actor": agent.actor, "critic": agent.critic}
-    pixels = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    numbers, pixels = gym.spaces.Box(-1, 1, (64,)), gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     return [
         Problem("PPO MLP 64x64, actor and critic", agent, heads, parts, (17,), ppo_batch),
-        _classifier("MLP 64-512x4-10", gym.spaces.Box(-1, 1, (64,)), (512, 512, 512, 512), 10),
-        _classifier("NatureCNN 4x84x84", pixels, (512,), 6),
+        _classifier("MLP 64-512x4-10", numbers, NetworkConfig((512,) * 4, norm=norm), 10),
+        _classifier("NatureCNN 4x84x84", pixels, NetworkConfig((512,), norm=norm), 6),
     ]
 
 
-def _classifier(name: str, space: gym.spaces.Box, hidden: tuple[int, ...], classes: int) -> Problem:
-    config = NetworkConfig(hidden)
+def _classifier(name: str, space: gym.spaces.Box, config: NetworkConfig, classes: int) -> Problem:
     network = torso(encoder(read_observations(space)), space, config)
     network.add_module("head", head(config, classes, gain=1.0))
 
@@ -358,6 +375,97 @@ def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> di
     loss, stepping = problem.loss(batch), Stopwatch()
     updates = {name: updater(problem, config, loss, stepping) for name, config in configs.items()}
     return alternate(updates, effort, interval=math.lcm(*INTERVALS), label=label, clock=stepping.clocks)
+
+
+def methods(bench: Bench, effort: Effort) -> str:
+    """Extra time of plasticity methods and optimizers compared to Adam, as a share of the whole update."""
+    batch, columns = effort.batches[0], {}
+    for problem, normalized in zip(problems(), problems("layer")):
+        updates = method_updates(problem, normalized, batch)
+        seconds = alternate(updates, effort, interval=max(INTERVALS), label=problem.name)
+        adam = next(iter(seconds))
+        columns[problem.name] = {adam: f"{ms(seconds[adam][:, CPU])} ms"}
+        columns[problem.name] |= {arm: percent(overhead(seconds, arm), "+.0f") for arm in list(seconds)[1:]}
+    arms = next(iter(columns.values()))
+    rows = [[arm, *(column[arm] for column in columns.values())] for arm in arms]
+    return "\n".join([METHODS_EXPLAINED.format(batch=batch), "", table(["method", *columns], rows)])
+
+
+METHODS_EXPLAINED = """\
+An update at batch {batch} is forward, backward, clip_grad_norm_, penalties, step and what methods do after
+each step, without their events. The first row is the CPU time of an update with Adam, the others are by how
+many percent longer it takes, with the flags' defaults: median and quartiles over repeats. "nap" is with layer
+normalization. AdamO and MuonO pull at every 10th step. "Adam again" would be 0 without noise."""
+
+OTHER_OPTIMIZERS: tuple[OptimConfig, ...] = (
+    AdamWConfig(), AdamOConfig(iso=0.1), MuonConfig(), MuonOConfig(iso=0.1), UPGDConfig(), TRACConfig(),
+)  # fmt: skip
+
+
+def method_updates(problem: Problem, normalized: Problem, batch: int) -> dict[str, Callable[[], None]]:
+    """A function for each method and optimizer that makes one update of a copy of the problem's network."""
+    loss = problem.loss(batch)
+    updates = {name: method_update(problem, AdamConfig(), (), loss, batch) for name in ("Adam", "Adam again")}
+    for name, config in METHODS.items():
+        if name != "reorthogonalize":
+            on = normalized if name == "nap" else problem
+            updates[name] = method_update(on, AdamConfig(), (config(),), loss, batch)
+    for optimizer in OTHER_OPTIMIZERS:
+        updates[f"optim:{optimizer.name}"] = method_update(problem, optimizer, (), loss, batch)
+    return updates
+
+
+def method_update(
+    problem: Problem,
+    config: OptimConfig,
+    configs: Sequence[MethodConfig],
+    loss: Callable[[nn.Module], Tensor],
+    batch: int,
+) -> Callable[[], None]:
+    """A function that makes one update of a copy of the problem's network with methods."""
+    network = copy.deepcopy(problem.network)
+    agent = network if isinstance(network, ppo.ActorCritic) else OnePart(network, problem.shape)
+    optimizer = config.build(agent, lr=1e-6, exclude=heads(agent))
+    methods = Methods(configs, Learner(agent, optimizer, lambda: copy.deepcopy(agent)))
+    data = Observations(torch.randn(batch, *problem.shape))
+
+    def update() -> None:
+        value = loss(network)
+        optimizer.zero_grad()
+        (value + methods.penalty(data, value)).backward()
+        nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+        methods.add_gradients(data)
+        optimizer.step()
+        methods.after_step()
+
+    return update
+
+
+class Observations(NamedTuple):
+    """The minibatch that is passed to methods."""
+
+    observations: Tensor
+
+
+class OnePart(nn.Module):
+    """A network as the only part of an agent."""
+
+    def __init__(self, network: nn.Module, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.network, self.example = network, torch.zeros(1, *shape)
+
+    def encode(self, observations: Tensor) -> Tensor:
+        """Observations (B, ...), unchanged."""
+        return observations
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Observations (B, ...) -> outputs (B, O)."""
+        outputs: Tensor = self.network(observations)
+        return outputs
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The network."""
+        return {"network": self.network}
 
 
 torch_orthogonal = nn.utils.parametrizations.orthogonal
@@ -954,6 +1062,7 @@ def emulators(effort: Effort) -> list[str]:
 
 BENCHMARKS: dict[str, Callable[[Bench, Effort], str]] = {
     "optim": optim,
+    "methods": methods,
     "orthogonal": orthogonal,
     "probes": probes,
     "streams": streams,

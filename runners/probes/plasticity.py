@@ -125,7 +125,8 @@ def learn(
         whole = {name: gap.detach() for name, gap in gaps().items()}
     for _ in range(steps):
         optimizer.zero_grad()
-        (sum(gaps().values()) + methods.penalty(batch)).backward()  # type: ignore[union-attr]
+        loss = torch.stack(list(gaps().values())).sum()
+        (loss + methods.penalty(batch, loss)).backward()
         methods.add_gradients(batch)
         optimizer.step()
         methods.after_step()

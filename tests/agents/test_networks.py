@@ -50,6 +50,25 @@ def test_widths_are_those_after_the_activation(spec, activation):
         assert len(layers[name].weight) * ACTIVATIONS[activation].outputs == width
 
 
+@pytest.mark.parametrize("spec", [GRID, ATARI, VECTOR])
+@pytest.mark.parametrize("activation", ["relu", "crelu"])
+def test_normalized_layers_have_mean_0_and_variance_1_before_the_activation(spec, activation):
+    encode = encoder(spec)
+    layers = torso(encode, spec.space, NetworkConfig((32, 16), activation, norm="layer"))
+    free = torso(encode, spec.space, NetworkConfig((32, 16), activation))
+    assert layers.state_dict().keys() == free.state_dict().keys()  # nothing of it is trained
+    entered = []
+    for name, module in layers.named_children():
+        if name.endswith("_activation"):
+            module.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].detach()))
+    observations = torch.as_tensor(np.stack([spec.space.sample() for _ in range(3)]))
+    layers(encode(observations % 4 if spec is GRID else observations))
+    assert len(entered) == (2 if spec is VECTOR else 4 if spec is GRID else 5)
+    for each in entered:
+        torch.testing.assert_close(each.flatten(1).mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+        torch.testing.assert_close(each.flatten(1).var(1, correction=0), torch.ones(3), atol=1e-2, rtol=0)
+
+
 def test_heads_stay_free():
     network = NetworkConfig(linear="orthogonal")
     assert head(network, 3, gain=0.01).weight.norm().item() == pytest.approx(0.01 * 3**0.5)

@@ -92,6 +92,7 @@ FOR_BOTH = {
     "network.hidden": Acts("--network.hidden 4 4"),
     "network.activation": Acts("--network.activation tanh"),
     "network.linear": Acts("--network.linear orthogonal", "optim:adam"),
+    "network.norm": Acts("--network.norm layer"),
     "optim:adam betas": Acts("--optim.betas 0.5 0.9", "optim:adam"),
     "optim:adam eps": Acts("--optim.eps 1e-3", "optim:adam"),
     "optim:adamw betas": Acts("--optim.betas 0.5 0.9", "optim:adamw"),
@@ -107,6 +108,22 @@ FOR_BOTH = {
     "optim:muon momentum": Acts("--optim.momentum 0.5", "optim:muon"),
     "optim:muon ns_steps": Acts("--optim.ns-steps 2", "optim:muon"),
     "optim:muon weight_decay": Acts("--optim.weight-decay 0.5", "optim:muon"),
+    "optim:muono betas": Acts("--optim.betas 0.5 0.9", "optim:muono"),
+    "optim:muono eps": Acts("--optim.eps 1e-3", "optim:muono"),
+    "optim:muono momentum": Acts("--optim.momentum 0.5", "optim:muono"),
+    "optim:muono ns_steps": Acts("--optim.ns-steps 2", "optim:muono"),
+    "optim:muono weight_decay": Acts("--optim.weight-decay 0.5", "optim:muono"),
+    "optim:muono iso": Acts("--optim.iso 1", "optim:muono --optim.iso-every 2"),
+    "optim:muono iso_scale": Acts("--optim.iso-scale aspect", "optim:muono --optim.iso-every 2"),
+    "optim:muono iso_every": Acts("--optim.iso-every 3", "optim:muono --optim.iso 1"),
+    "optim:upgd betas": Acts("--optim.betas 0.5 0.9", "optim:upgd"),
+    "optim:upgd eps": Acts("--optim.eps 1e-3", "optim:upgd"),
+    "optim:upgd beta_utility": Acts("--optim.beta-utility 0.5", "optim:upgd"),
+    "optim:upgd sigma": Acts("--optim.sigma 0.1", "optim:upgd"),
+    "optim:upgd weight_decay": Acts("--optim.weight-decay 0.5", "optim:upgd"),
+    "optim:upgd adaptive": Acts("--optim.no-adaptive", "optim:upgd"),
+    "optim:trac betas": Acts("--optim.betas 0.5 0.9", "optim:trac"),
+    "optim:trac eps": Acts("--optim.eps 1e-3", "optim:trac"),
 }
 TABLE = {
     "ppo": FOR_BOTH | {
@@ -215,7 +232,7 @@ def test_every_flag_acts(agent, name, capsys):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_every_optimizer_is_another(agent):
     weights = {left(agent, f"optim:{name}")["weights"] for name in OPTIMIZERS}
-    assert len(weights) == len(OPTIMIZERS) == 4
+    assert len(weights) == len(OPTIMIZERS) == 7
     assert left(agent, "")["weights"] == left(agent, "optim:adamo")["weights"]
 
 

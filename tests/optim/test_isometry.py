@@ -168,6 +168,26 @@ def test_report_of_a_warm_up_uses_the_learning_rate_it_leads_to() -> None:
     assert "time constant 1,250 steps" in isometry_report(optimizer, 10_000)
 
 
+def test_aspect_is_a_target_for_each_matrix() -> None:
+    shapes = ((6, 3), (3, 6), (4, 2, 3, 3))
+    parameters = [nn.Parameter(torch.randn(*shape, dtype=torch.float64)) for shape in shapes]
+    optimizer = AdamO(parameters, lr=1e-2, iso=0.1, iso_scale="aspect")
+    expected = []
+    for parameter, scale in zip(parameters, (2.0, 0.5, 4 / 18)):
+        parameter.grad = torch.zeros_like(parameter)
+        pull = isometry_gradient(parameter, scale).view_as(parameter)
+        expected.append(parameter.detach() - 1e-2 * 0.1 * pull)
+    norm = pull_norm(optimizer)
+    before = [parameter.detach().clone() for parameter in parameters]
+    optimizer.step()
+    for parameter, by_hand in zip(parameters, expected):
+        torch.testing.assert_close(parameter.detach(), by_hand)
+    moved = [(parameter.detach() - old).square().sum() for parameter, old in zip(parameters, before)]
+    torch.testing.assert_close(norm, torch.stack(moved).sum().sqrt())
+    # 1 / (8 c s) for s = 2 and s = 2/9.
+    assert "time constant 62 to 562 steps" in isometry_report(optimizer, 1_000)
+
+
 def test_report_works_without_names_and_is_empty_without_isometry() -> None:
     assert "(3, 2)" in isometry_report(AdamO([nn.Parameter(torch.ones(3, 2))], iso=1.0), 100)
     assert isometry_report(torch.optim.Adam(network().parameters()), 100) == ""

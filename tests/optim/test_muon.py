@@ -3,13 +3,14 @@
 import copy
 import pickle
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from neoteny.optim import MuonAdamW
-from tests.simple_networks import backward
+from neoteny.optim import MuonAdamW, MuonO
+from tests.simple_networks import backward, isometry_gradient
 
 DEVICES = [
     "cpu",
@@ -162,3 +163,68 @@ def test_complex_parameters_and_sparse_gradients_are_refused() -> None:
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="sparse"):
         one.step()
+
+
+class TestMuonO:
+    def groups(self, matrix: nn.Parameter, kernel: nn.Parameter, bias: nn.Parameter) -> list[dict[str, Any]]:
+        return [
+            {"params": [matrix], "kind": "muon"},
+            {"params": [kernel], "kind": "adamw"},
+            {"params": [bias], "kind": "adamw", "iso": 0.0},
+        ]
+
+    def parameters(self) -> list[nn.Parameter]:
+        torch.manual_seed(0)
+        return [nn.Parameter(torch.randn(*shape)) for shape in ((6, 4), (5, 2, 3, 3), (5,))]
+
+    def test_a_step_is_the_pull_and_then_muons(self) -> None:
+        ours, theirs = self.parameters(), self.parameters()
+        gradients = [torch.randn_like(parameter) for parameter in ours]
+        optimizer = MuonO(self.groups(*ours), lr=1e-2, iso=0.05, iso_scale=2.0)
+        plain = self.groups(*theirs)
+        plain[2].pop("iso")
+        reference = MuonAdamW(plain, lr=1e-2, weight_decay=0.0)
+        for _ in range(2):
+            with torch.no_grad():
+                for parameter in theirs[:2]:
+                    parameter.sub_(1e-2 * 0.05 * isometry_gradient(parameter, 2.0).view_as(parameter))
+            for pair, gradient in zip(zip(ours, theirs), gradients):
+                pair[0].grad, pair[1].grad = gradient.clone(), gradient.clone()
+            optimizer.step()
+            reference.step()
+            for mine, other in zip(ours, theirs):
+                torch.testing.assert_close(mine, other)
+
+    def test_without_a_gradient_weights_come_to_the_aspect_of_their_sides(self) -> None:
+        parameters = self.parameters()
+        before = parameters[2].detach().clone()
+        optimizer = MuonO(self.groups(*parameters), lr=1e-1, iso=0.3, iso_scale="aspect", iso_every=2)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for _ in range(600):
+            optimizer.step()
+        for parameter, aspect in zip(parameters, (6 / 4, 5 / 18)):
+            sigmas = torch.linalg.svdvals(parameter.detach().flatten(1))
+            torch.testing.assert_close(sigmas.square(), torch.full_like(sigmas, aspect), rtol=1e-3, atol=1e-3)
+        assert torch.equal(parameters[2], before)
+
+    def test_isometric_weights_are_left_alone(self) -> None:
+        parameters = self.parameters()
+        for parameter in parameters[:2]:
+            nn.init.orthogonal_(parameter)
+        before = [parameter.detach().clone() for parameter in parameters]
+        optimizer = MuonO(self.groups(*parameters), lr=1e-2, iso=1.0)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        for parameter, old in zip(parameters, before):
+            torch.testing.assert_close(parameter.detach(), old, rtol=0, atol=1e-6)
+
+    def test_what_is_refused(self) -> None:
+        matrix, kernel, bias = self.parameters()
+        with pytest.raises(ValueError, match=r"iso_scale must be .* or 'aspect', got aspects"):
+            MuonO(self.groups(matrix, kernel, bias), iso_scale="aspects")
+        with pytest.raises(ValueError, match=r"isometry needs matrices.*shape \(5,\)"):
+            MuonO([{"params": [bias], "kind": "adamw"}])
+        with pytest.raises(ValueError, match="the kind of a parameter group"):
+            MuonO([matrix])

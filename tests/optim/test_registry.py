@@ -35,9 +35,11 @@ FLAGS = {
     "hare_tortoise": {"every": 5, "decay": 0.5},
     "injection": {"after": 9},
     "reorthogonalize": {"every": 5},
+    "weight_clipping": {"kappa": 0.3},
+    "nap": {"every": 3},
 }
 """Flags with which methods act in short runs."""
-NETWORKS = {"reorthogonalize": {"linear": "orthogonal"}}
+NETWORKS = {"reorthogonalize": {"linear": "orthogonal"}, "nap": {"norm": "layer"}}
 """Networks that methods need."""
 
 

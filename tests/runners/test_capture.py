@@ -12,7 +12,17 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.envs import StreamConfig
-from neoteny.optim import AdamConfig, AdamO, AdamOConfig, AdamWConfig, Methods, MuonConfig
+from neoteny.optim import (
+    AdamConfig,
+    AdamO,
+    AdamOConfig,
+    AdamWConfig,
+    Methods,
+    MuonConfig,
+    MuonOConfig,
+    TRACConfig,
+    UPGDConfig,
+)
 from neoteny.optim.regularizers import IsometryConfig
 from neoteny.runners import capture
 from neoteny.runners.capture import WARM_UP, Capture, Captured, CaptureError, Options
@@ -81,7 +91,13 @@ def compare(agent, args, tmp_path, captured, least):
         assert torch.equal(plain[name], replayed[name]), name
 
 
-OPTIMIZERS = [AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), MuonConfig()]
+OPTIMIZERS = [
+    AdamConfig(), AdamWConfig(), AdamOConfig(iso=0.1, iso_every=3), MuonConfig(),
+    *(
+        pytest.param(config, marks=pytest.mark.slow)
+        for config in (MuonOConfig(iso=0.1, iso_scale="aspect", iso_every=3), UPGDConfig(), TRACConfig())
+    ),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("agent", AGENTS)

@@ -35,7 +35,16 @@ from neoteny.configs.cli import launch, override
 from neoteny.envs import Stream
 from neoteny.envs.single import workers
 from neoteny.envs.single.engine import SingleConfig
-from neoteny.optim import METHODS, AdamConfig, AdamOConfig, AdamWConfig, MuonConfig
+from neoteny.optim import (
+    METHODS,
+    AdamConfig,
+    AdamOConfig,
+    AdamWConfig,
+    MuonConfig,
+    MuonOConfig,
+    TRACConfig,
+    UPGDConfig,
+)
 from neoteny.runners import identity, run
 from neoteny.runners.disk import checkpoint, events, opening
 from neoteny.runners.disk.checkpoint import (
@@ -580,7 +589,12 @@ def test_an_unfinished_run_of_0_1_is_refused_and_left_alone(overwrite, tmp_path,
 
 # Mismatched arguments
 
-OPTIMIZERS = {config.name: config for config in (AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig())}
+OPTIMIZERS = {
+    config.name: config
+    for config in (
+        AdamConfig(), AdamWConfig(), AdamOConfig(), MuonConfig(), MuonOConfig(), UPGDConfig(), TRACConfig(),
+    )
+}  # fmt: skip
 # The device has a test of its own, and so have Atari games, in tests/envs/atari.
 # Methods are in a tuple, and have tests of their own.
 # Flags of other engines, and the channels of vectors, are refused by the stream.

@@ -159,8 +159,8 @@ def test_every_arm_trains_its_own_copy_of_the_network():
 @pytest.fixture
 def few(monkeypatch):
     """Only the first of the networks and presets."""
-    first = bench.problems()[:1]
-    monkeypatch.setattr(bench, "problems", lambda: first)
+    problems = bench.problems
+    monkeypatch.setattr(bench, "problems", lambda norm="none": problems(norm)[:1])
     for presets in ("PROBED_PRESETS", "SAVED_PRESETS"):
         monkeypatch.setattr(bench, presets, getattr(bench, presets)[:1])
 
@@ -195,6 +195,17 @@ def test_optim_smoke(few, capsys):
         assert [len(numbers(cell)) for cell in row[6:]] == [3, 3, 3, 3, 3, 2]
     for name in names:
         assert re.search(rf"(holds |MISSED)  {re.escape(name)}, batch 4, k=10: ", printed)
+
+
+def test_methods_smoke(few, capsys):
+    _, (header, adam, again, *rows) = smoke("methods", capsys)
+    assert header[1:] == [problem.name for problem in bench.problems()]
+    assert (adam[0], again[0]) == ("Adam", "Adam again")
+    assert_positive(adam[1:])
+    names = {row[0] for row in rows}
+    assert names >= {*bench.METHODS} - {"reorthogonalize"}
+    assert {"optim:muono", "optim:upgd", "optim:trac"} < names
+    assert all(len(numbers(cell)) == 3 for row in rows for cell in row[1:])
 
 
 def test_orthogonal_networks_keep_all_but_heads_orthogonal():
