@@ -16,10 +16,9 @@ from neoteny.configs.cli import cli, read_args
 from neoteny.configs.supervised import PRESETS
 from neoteny.envs.datasets import digits
 from neoteny.runners.disk.folder import run_folder
-from neoteny.runners.run import Run
 from tests.envs.test_datasets import write_cifar
 from tests.events import scalars
-from tests.killed import Killed
+from tests.killed import die
 from tests.recorded_graph import RecordedCapture
 
 FLAGS = (
@@ -103,15 +102,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(update, tmp_path, monke
     args = small(tmp_path / "whole")
     whole = main(args)
     killed = dataclasses.replace(args, runs_dir=tmp_path / "killed")
-
-    def die(self, finite):
-        if self.updates_made == update:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "_check_finite", die)
-        with pytest.raises(Killed):
-            main(killed)
+    die(supervised, killed, 64 * update, monkeypatch)
     summary = main(killed)
     assert weights(killed) == weights(args)
     assert summary["visits"] == whole["visits"]

@@ -698,7 +698,15 @@ def test_what_is_not_covered_is_stepped_by_gymnasium(monkeypatch, capsys):
     ],
     ids=["clock", "global generator", "a number"],
 )
-def test_tasks_that_may_be_others_after_a_stop_are_named(gravity, reason):
+def test_tasks_that_may_be_others_after_a_stop_are_named(gravity, reason, monkeypatch):
+    _named_after_a_stop(gravity, reason)
+    for hours in range(3, 24, 4):  # at any time of the day
+        with monkeypatch.context() as patch:
+            patch.setattr(time, "time", lambda clock=time.time, hours=hours: clock() + 3600 * hours)
+            _named_after_a_stop(gravity, reason)
+
+
+def _named_after_a_stop(gravity, reason):
     stream = Stream(
         lambda k, seed: changed("CartPole-v1", gravity=gravity() + k),
         Schedule(10),
