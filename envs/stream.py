@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -79,7 +79,7 @@ class Stream(VectorEnv):
         seed: the run's seed.
         device: of the returned tensors (observations in their own dtype, rewards as float32); ``None``
             returns NumPy arrays, as Gymnasium does.
-        names: of the recurring tasks, if they have any.
+        names: of the recurring tasks, or a function of a task's number and the seed, if they have any.
         audit, normalizer, task_id, observations, channels, engine: as in
             :class:`neoteny.envs.config.StreamConfig`.
 
@@ -104,7 +104,7 @@ class Stream(VectorEnv):
         observations: Kind | Literal["auto"] = "auto",
         channels: Channels | Literal["auto"] = "auto",
         engine: str = "auto",
-        names: Sequence[str] = (),
+        names: Sequence[str] | Callable[[int, int], str] = (),
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
@@ -169,6 +169,13 @@ class Stream(VectorEnv):
     def seed(self) -> int:
         """The run's seed."""
         return self.schedule.seed
+
+    @property
+    def name(self) -> str:
+        """The name of the current task; empty if it has none."""
+        if callable(self.names):
+            return self.names(self.task, self.seed)
+        return self.names[self.task] if self.names else ""
 
     @property
     def observation(self) -> Any:
@@ -411,7 +418,7 @@ class Stream(VectorEnv):
         """Entries about the task for the info of a visit's first step."""
         self._is_first = False
         about = {
-            "game": self.names[self.task] if self.names else None,
+            "game": self.name,
             "fingerprint": self.fingerprints.get(self.task),
             "audit": self.auditor.warning,
         }
