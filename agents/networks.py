@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.activations import ACTIVATIONS, Activation
+from neoteny.agents.sparse import FlagLinear, are_sparse
 from neoteny.envs import Stream
 from neoteny.envs.observations import CODES, ObservationSpec, read_observations, zeros
 from neoteny.optim.orthogonal import orthogonalize
@@ -54,11 +56,15 @@ class NetworkConfig:
 
 
 class Flat(nn.Module):
-    """Flatten any observation to a float vector: (B, ...) -> (B, D)."""
+    """Flatten any observation to a vector: (B, ...) -> (B, D), of floats, or of flags that are mostly false.
+
+    Flags are for a `FlagLinear`, where that is faster.
+    """
 
     def forward(self, observations: Tensor) -> Tensor:
         """Flatten."""
-        return observations.reshape(len(observations), -1).float()
+        flat = observations.reshape(len(observations), -1)
+        return flat if are_sparse(flat) else flat.float()
 
 
 class Images(nn.Module):
@@ -182,7 +188,9 @@ def hidden_layers(
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):
-        layers.add_module(f"linear{i}", hidden_layer(nn.Linear(features, width // units.outputs), network))
+        of_flags = i == 1 and isinstance(encode, Flat) and space.dtype == np.bool_
+        kind = FlagLinear if of_flags else nn.Linear
+        layers.add_module(f"linear{i}", hidden_layer(kind(features, width // units.outputs), network))
         layers.add_module(f"linear{i}_activation", units.make())
         features = width
     return layers

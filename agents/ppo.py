@@ -277,18 +277,19 @@ def rollout_step(
     done = step.terminated | step.truncated
     rollout.add(
         step.observations, actions=actions, log_probs=log_probs, values=values, done=done,
-        rewards=transform.observe(step.rewards, done), final_values=final_values(policy, step),
+        rewards=transform.observe(step.rewards, done), final_values=final_values(policy, step, stream),
     )  # fmt: skip
     return step
 
 
-def final_values(policy: Policy, step: Step) -> Tensor:
+def final_values(policy: Policy, step: Step, stream: Stream) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
-    final = step.final_observations
-    if final is None:
+    final, cut = step.final_observations, step.truncated & ~step.terminated
+    # Floats of episodes that terminated are checked, too.
+    if final is None or stream.reads_ends and not final.is_floating_point() and not cut.any():
         return torch.zeros_like(step.rewards)
     with without_gradients():
-        values = policy.value(final) * (step.truncated & ~step.terminated)
+        values = policy.value(final) * cut
     if final.is_floating_point():  # an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values

@@ -255,7 +255,7 @@ class Stream(VectorEnv):
         self.lengths += 1
         done = terminated | truncated
         final = episodes = None
-        some = not self._reads_ends or bool(done.any())
+        some = not self.reads_ends or bool(done.any())
         if some:
             episodes = self._to_agent(torch.stack((done.double(), self.returns, self.lengths.double())))
         if self._switching:
@@ -287,6 +287,11 @@ class Stream(VectorEnv):
     def capturable(self) -> bool:
         """Whether :meth:`step_tensors` computes on static tensors, but for steps that switch the task."""
         return self.engine.capturable
+
+    @property
+    def reads_ends(self) -> bool:
+        """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
+        return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def variant(self) -> int | None:
         """What distinguishes the kernels of this step: the number of tasks so far.
@@ -368,11 +373,6 @@ class Stream(VectorEnv):
     def close_extras(self, **kwargs: Any) -> None:
         """Close the sub-environments."""
         self.engine.close()
-
-    @property
-    def _reads_ends(self) -> bool:
-        """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
-        return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def _enter(self) -> None:
         """Switch the engine to the task of the current step."""

@@ -1,7 +1,6 @@
 """MinAtar on tensors beside the package, whose random numbers are replaced by those of the tensors."""
 
 import collections
-import sys
 
 import numpy as np
 import pytest
@@ -121,6 +120,21 @@ class Counter:
         }
 
 
+def advance(game, package, games, i, rng):
+    """Begin an episode at a difficulty that takes long to reach."""
+    env, state = package.env.env, games.state
+    if game == "SpaceInvaders":
+        env.ramp_index = int(rng.integers(7))
+        env.enemy_move_interval = 12 - env.ramp_index
+        state.move_every[i] = env.enemy_move_interval
+    if game == "Seaquest":
+        env.ramp_index = int(rng.integers(20))
+        env.e_spawn_speed = 20 - env.ramp_index
+        env.move_speed = 5 - min(3, env.ramp_index // 2)
+        state.ramps[i], state.spawn_every[i] = env.ramp_index, env.e_spawn_speed
+        state.move_every[i] = env.move_speed
+
+
 def play(game, steps, num_envs=16, minimal=False, ramping=True, randomness=0.02):
     """Step both side by side; returns what happened."""
     rng, counter = np.random.default_rng(0), Counter()
@@ -129,8 +143,10 @@ def play(game, steps, num_envs=16, minimal=False, ramping=True, randomness=0.02)
     packages = [Package(game, ramping) for _ in range(num_envs)]
     seeds, everyone = torch.arange(num_envs), torch.ones(num_envs, dtype=torch.bool)
     games.reset(everyone, seeds)
-    for package, draws in zip(packages, drawn(seeds, games.count)):
+    for i, (package, draws) in enumerate(zip(packages, drawn(seeds, games.count))):
         package.reset(draws)
+        if i % 2:
+            advance(game, package, games, i, rng)
     number = {action: i for i, action in enumerate(definition.actions)}
     for step in range(-(-steps // num_envs)):
         chosen = [int(PLAYERS[game](package.env.env, rng)) for package in packages]
@@ -153,9 +169,34 @@ def play(game, steps, num_envs=16, minimal=False, ramping=True, randomness=0.02)
         fresh, draws = games.observe().numpy(), drawn(games.seeds, games.count)
         for i in terminated.nonzero().flatten().tolist():
             assert np.array_equal(fresh[i], packages[i].reset(draws[i]))
+            if i % 2:
+                advance(game, packages[i], games, i, rng)
     return counter.events
 
 
-if __name__ == "__main__":
-    for game in sys.argv[2:] or GAMES:
-        print(game, dict(play(game, int(sys.argv[1]))))
+REACHED = {
+    "Breakout": ("rewards", "ends", "refills"),
+    "Asterix": ("rewards", "ends", "all ramps", "no free row"),
+    "SpaceInvaders": ("rewards", "ends", "waves", "fastest waves"),
+    "Freeway": ("rewards", "ends"),
+    "Seaquest": (
+        "rewards", "ends", "all ramps", "six divers brought up", "surfaced without divers after that",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"minimal": True, "ramping": False}], ids=["v0", "v1"])
+@pytest.mark.parametrize("game", GAMES)
+def test_a_step_is_the_packages(game, options):
+    """The reward, the end of the episode and what is seen."""
+    assert play(game, 640, **options)["rewards"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("game", GAMES)
+def test_a_step_is_the_packages_all_the_way(game, pytestconfig):
+    steps = pytestconfig.getoption("--minatar-steps")
+    happened = play(game, steps // 2) + play(game, steps // 2, minimal=True)
+    print(f"{game}: {steps:,} steps, {dict(+happened)}")
+    if steps >= 200_000:
+        assert all(happened[event] for event in REACHED[game])
