@@ -286,7 +286,7 @@ def final_values(policy: Policy, step: Step, stream: Stream) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
     final, cut = step.final_observations, step.truncated & ~step.terminated
     # Floats of episodes that terminated are checked, too.
-    if final is None or stream.reads_ends and not final.is_floating_point() and not cut.any():
+    if final is None or (stream.reads_ends and not final.is_floating_point() and not cut.any()):
         return torch.zeros_like(step.rewards)
     with without_gradients():
         values = policy.value(final) * cut

@@ -52,8 +52,8 @@ ATARI = {**PICTURES, "rewards": {"normalizer": "none", "clip": True}}
 SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}
 
 # MinAtar: the settings of Tang et al. (2025), C-CHAIN, in their public code, for one environment. There, the
-# network has one convolution instead of two, the loss is squared, gradients are not clipped, and epsilon begins
-# to fall after the random steps.
+# network has one convolution instead of two, the loss is squared, gradients are not clipped, and epsilon
+# begins to fall after the random steps.
 MINATAR: dict[str, Any] = {
     "num_envs": 1,
     "log_every": 1000,

@@ -62,7 +62,7 @@ class StreamConfig:
     """Games of the stream "atari", in this order: Pong, or Freeway/1/0 for mode 1, difficulty 0; or of the
     stream "minatar"."""
     rules: RuleSet | None = None
-    """Rules of MinAtar's games: the package's (default), or gymnax's, which differ and are common in papers."""
+    """Rules of MinAtar's games: the package's (default), or gymnax's, by which many papers play."""
     cycles: int | None = dataclasses.field(default=None, metadata={"resumable": True})
     """Length of the run in cycles through all recurring tasks, instead of --total-steps."""
     drift_fraction: float | None = None
@@ -82,8 +82,8 @@ class StreamConfig:
     task_id: Literal["none", "onehot"] = "none"
     """Append a one-hot id of the current task to observations, as numbers or as channels."""
     engine: Literal["auto", "single", "grid", "control", "minatar", "atari"] = "auto"
-    """What steps the environments: MiniGrid, classic control or MinAtar on tensors, Atari games in a batch, or
-    any environment one by one; by default the fastest that gives the same results as single environments,
+    """What steps the environments: MiniGrid, classic control or MinAtar on tensors, Atari games in a batch,
+    or any environment one by one; by default the fastest that gives the same results as single environments,
     classic control on tensors only for agents on a CUDA device."""
     single: SingleConfig = dataclasses.field(default_factory=SingleConfig)
     grid: GridConfig = dataclasses.field(default_factory=GridConfig)

@@ -16,7 +16,9 @@ torch.set_num_threads(1)
 
 def pytest_addoption(parser):
     parser.addoption("--grid-steps", type=int, default=400, help="steps beside MiniGrid's package, per id")
-    parser.addoption("--minatar-steps", type=int, default=2000, help="steps beside MinAtar's package, per game")
+    parser.addoption(
+        "--minatar-steps", type=int, default=2000, help="steps beside MinAtar's package, per game"
+    )
 
 
 @pytest.fixture(autouse=True)

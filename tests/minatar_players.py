@@ -86,7 +86,11 @@ def seaquest(env, rng):
         NOOP: (x, y), LEFT: (max(0, x - 1), y), RIGHT: (min(9, x + 1), y), UP: (x, max(0, y - 1)),
         DOWN: (x, min(8, y + 1)),
     }  # fmt: skip
-    up = env.diver_count == 6 or env.oxygen < 25 or env.surface and env.diver_count < 0 and rng.random() < 0.1
+    up = (
+        env.diver_count == 6
+        or env.oxygen < 25
+        or (env.surface and env.diver_count < 0 and rng.random() < 0.1)
+    )
     divers = [(each[0] + (1 if each[2] else -1), each[1]) for each in env.divers]
     target = min(divers, key=lambda d: abs(d[0] - x) + abs(d[1] - y)) if divers else (5, 4)
     if up and (env.diver_count or env.oxygen < 15):

@@ -67,15 +67,15 @@ class Game(Protocol):
     """The rules of a game, as functions of tensors: a module."""
 
     @property
-    def CHANNELS(self) -> tuple[str, ...]:  # noqa: N802
+    def CHANNELS(self) -> tuple[str, ...]:
         """What each channel of an observation shows."""
 
     @property
-    def ACTIONS(self) -> tuple[int, ...]:  # noqa: N802
+    def ACTIONS(self) -> tuple[int, ...]:
         """The actions that differ from each other, the package's minimal set."""
 
     @property
-    def GYMNAX_LIMIT(self) -> int | None:  # noqa: N802
+    def GYMNAX_LIMIT(self) -> int | None:
         """Steps of an episode in gymnax 0.0.9; ``None`` for a game that is not played by its rules."""
 
     def begin(self, draws: Draws, rules: Rules) -> Any:
@@ -121,9 +121,7 @@ class Board:
         """Set cells of a channel, (N,) or (k, N), where a condition is true."""
         self.mark_places(torch.tensor(self.places[channel], device=x.device), x, y, where)
 
-    def mark_places(
-        self, place: Tensor, x: Tensor, y: Tensor | int, where: Tensor | None = None
-    ) -> None:
+    def mark_places(self, place: Tensor, x: Tensor, y: Tensor | int, where: Tensor | None = None) -> None:
         """Set cells of channels given by their places, (N,) or (k, N)."""
         entry = (y * SIZE + x) * self.channels + place + self.first
         if where is not None:

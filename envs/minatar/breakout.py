@@ -1,4 +1,4 @@
-"""Breakout: a ball on diagonals breaks three rows of bricks; it must not pass the paddle in the lowest row."""
+"""Breakout: a ball on diagonals breaks three rows of bricks; it must not pass the paddle in the last row."""
 
 from __future__ import annotations
 

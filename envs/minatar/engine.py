@@ -29,7 +29,7 @@ class MinAtarConfig:
     name: ClassVar[str] = "minatar"
     gradual: ClassVar[bool] = False
     on_cpu: ClassVar[bool] = True
-    otherwise: ClassVar[str] = "the games of this stream are stepped one by one, which takes many times longer"
+    otherwise: ClassVar[str] = "the games of this stream are stepped one by one, which takes much longer"
 
     def recognizes(self, env: gym.Env) -> bool:
         """Whether it is a game of MinAtar."""

@@ -12,8 +12,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neoteny.envs.minatar.board import DOWN, FIRE, LEFT, NOOP, RIGHT, SIZE, UP
-from neoteny.envs.minatar.board import Board, Draws, Rules, Step, replace, towards
+from neoteny.envs.minatar.board import (
+    DOWN,
+    FIRE,
+    LEFT,
+    NOOP,
+    RIGHT,
+    SIZE,
+    UP,
+    Board,
+    Draws,
+    Rules,
+    Step,
+    replace,
+    towards,
+)
 
 CHANNELS = (
     "sub_front", "sub_back", "friendly_bullet", "trail", "enemy_bullet", "enemy_fish", "enemy_sub",
@@ -132,8 +145,8 @@ def _spawn_enemy(state: State, draws: Draws) -> State:
     x = torch.where(right, 0, SIZE - 1).short()
     enemies = old._replace(
         there=old.there | new, sub=replace(old.sub, new, sub), right=replace(old.right, new, right),
-        x=replace(old.x, new, x), y=replace(old.y, new, y), timer=replace(old.timer, new, state.move_every.short()),
-        reload=old.reload.masked_fill(new, RELOAD),
+        x=replace(old.x, new, x), y=replace(old.y, new, y),
+        timer=replace(old.timer, new, state.move_every.short()), reload=old.reload.masked_fill(new, RELOAD),
     )  # fmt: skip
     timer = torch.where(due, state.spawn_every, state.spawn_timer)
     return state._replace(enemies=enemies, spawned=state.spawned + (due & ~against), spawn_timer=timer)
@@ -158,8 +171,8 @@ def _act(state: State, action: Tensor) -> State:
     old = state.bullets
     new = torch.stack((~old.there[0], old.there[0])) & fires  # of two, one is always gone
     bullets = old._replace(
-        there=old.there | new, right=replace(old.right, new, state.right), x=replace(old.x, new, state.x.short()),
-        y=replace(old.y, new, state.y.short()),
+        there=old.there | new, right=replace(old.right, new, state.right),
+        x=replace(old.x, new, state.x.short()), y=replace(old.y, new, state.y.short()),
     )  # fmt: skip
     way = towards(action, LEFT, RIGHT)
     return state._replace(

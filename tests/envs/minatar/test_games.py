@@ -97,7 +97,9 @@ def test_things_come_as_often_from_each_side_into_each_row_as_they_should():
     assert chi_squared([subs, 40_000 - subs], [1 / 3, 2 / 3]) > 1e-3
 
 
-@pytest.mark.parametrize(("options", "share"), [({}, 0.1), ({"rules": "gymnax-0.0.9"}, 0.0), ({"sticky": 1}, 1)])
+@pytest.mark.parametrize(
+    ("options", "share"), [({}, 0.1), ({"rules": "gymnax-0.0.9"}, 0.0), ({"sticky": 1}, 1)]
+)
 def test_actions_stick_and_the_last_one_survives_a_reset(options, share):
     games = games_of(Definition("Breakout", minimal=False, **options), 4000)
     assert (games.last_action == NOOP).all()
@@ -266,7 +268,7 @@ def test_the_papers_order_is_random_and_balanced_and_channels_are_permuted_at_ea
     orders = {tuple(game_of_paper(4 * cycle + i, 1) for i in range(4)) for cycle in range(30)}
     assert all(sorted(order) == sorted(PAPER) for order in orders)
     assert len(orders) > 10
-    stream = StreamConfig("minatar-paper-small", period=8).make(2, seed=1, device="cpu")
+    stream = StreamConfig("minatar-paper-small", period=8, audit="off").make(2, seed=1, device="cpu")
     stream.reset()
     places, names = [], []
     for _ in range(4 * 12):
@@ -290,7 +292,10 @@ def test_flags_of_streams(capsys):
     assert StreamConfig("MinAtar-Asterix-v0").make(1).single_action_space.n == 6
     for flags, message in (
         ({"id": "minatar", "games": ("Pong",)}, "there is no MinAtar game"),
-        ({"id": "minatar-chain", "games": ("Breakout",)}, "--stream.games needs --stream.id atari or minatar"),
+        (
+            {"id": "minatar-chain", "games": ("Breakout",)},
+            "--stream.games needs --stream.id atari or minatar",
+        ),
         ({"id": "grid-layouts", "rules": "package"}, "--stream.rules would be ignored"),
     ):
         with pytest.raises(ValueError, match=message):

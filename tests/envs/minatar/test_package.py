@@ -12,7 +12,7 @@ from neoteny.envs.minatar.games import GAMES, Definition, Games
 from tests.minatar_players import PLAYERS
 
 pytest.importorskip("minatar", reason="needs the package minatar, of the extra minatar-parity")
-from minatar import Environment  # noqa: E402
+from minatar import Environment
 
 NUMBERS = 6  # of draws in a step
 MODULES = {name: name.lower() for name in GAMES} | {"SpaceInvaders": "space_invaders"}
