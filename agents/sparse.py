@@ -66,7 +66,7 @@ def are_sparse(inputs: Tensor) -> bool:
     """Whether a batch (B, D) consists of flags whose listed entries are faster than a matrix product."""
     if inputs.dtype != torch.bool or inputs.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return inputs.numel() >= LEAST and np.count_nonzero(inputs.numpy()) <= MOST * inputs.numel()
+    return inputs.numel() >= LEAST and int(np.count_nonzero(inputs.numpy())) <= MOST * inputs.numel()
 
 
 def true_entries(flags: Tensor) -> Entries:

@@ -78,7 +78,7 @@ def seaquest(env, rng):
 
     def danger(place):
         return any(
-            row == place[1] and abs(column - place[0]) <= 2 and (column <= place[0]) == way | (column == place[0])
+            (column, row) == place or (row == place[1] and 0 < (place[0] - column) * (1 if way else -1) <= 2)
             for column, row, way in enemies
         )  # fmt: skip
 

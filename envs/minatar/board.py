@@ -102,7 +102,9 @@ class Board:
     """
 
     def __init__(self, num_envs: int, places: Sequence[int], channels: int, device: torch.device) -> None:
-        self.places, self.channels = places, channels
+        self.places, self.channels = list(places), channels
+        self.place_of = torch.tensor(self.places, device=device)
+        """The same on the device, where the channel depends on the state."""
         self.shape = num_envs, SIZE, SIZE, channels
         self.size = num_envs * SIZE * SIZE * channels
         self.first = torch.arange(0, self.size, SIZE * SIZE * channels, device=device)
@@ -119,9 +121,11 @@ class Board:
 
     def mark(self, channel: int, x: Tensor, y: Tensor | int, where: Tensor | None = None) -> None:
         """Set cells of a channel, (N,) or (k, N), where a condition is true."""
-        self.mark_places(torch.tensor(self.places[channel], device=x.device), x, y, where)
+        self.mark_places(self.places[channel], x, y, where)
 
-    def mark_places(self, place: Tensor, x: Tensor, y: Tensor | int, where: Tensor | None = None) -> None:
+    def mark_places(
+        self, place: Tensor | int, x: Tensor, y: Tensor | int, where: Tensor | None = None
+    ) -> None:
         """Set cells of channels given by their places, (N,) or (k, N)."""
         entry = (y * SIZE + x) * self.channels + place + self.first
         if where is not None:

@@ -90,5 +90,4 @@ def show(state: State, board: Board) -> None:
     board.mark(0, torch.full_like(state.y, COLUMN), state.y)
     board.mark(1, state.at, lane)
     behind = (state.at + 1 - 2 * state.right.long()) % SIZE
-    of_speed = torch.tensor(board.places[2:], device=state.y.device)
-    board.mark_places(of_speed[state.speed - 1], behind, lane)
+    board.mark_places(board.place_of.take(state.speed + 1), behind, lane)

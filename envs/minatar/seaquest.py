@@ -324,8 +324,8 @@ def show(state: State, board: Board) -> None:
     board.mark(1, state.x - _way(state.right), state.y)
     board.mark(2, bullets.x, bullets.y, bullets.there)
     board.mark(4, enemies.shot_x, enemies.y, enemies.shot)
-    of_kind = torch.tensor((board.places[5], board.places[6]), device=state.x.device)
-    board.mark_places(of_kind[enemies.sub.long()], enemies.x, enemies.y, enemies.there)
+    of_kind = board.place_of.take(5 + enemies.sub.long())
+    board.mark_places(of_kind, enemies.x, enemies.y, enemies.there)
     board.mark(9, divers.x, divers.y, divers.there)
     for things in (enemies, divers):
         behind = things.x - _way(things.right)

@@ -1,6 +1,6 @@
 """Speed of MinAtar on tensors, of PPO on it, and of its first layer, in CPU time of one thread.
 
-Example: python scripts/bench/minatar.py
+Example: python scripts/bench/minatar_speed.py
 
 Arms alternate, so that a slowdown of the machine affects all of them; tables show medians. With the package
 minatar installed, a plain loop of it is measured beside the tensors.
@@ -148,7 +148,7 @@ def trainings(repeats: int) -> Iterator[str]:
         rates: dict[str, list[float]] = {"columns": [], "product": []}
         for _ in range(repeats):
             rates["columns"].append(training.rate())
-            with mock.patch.object(networks, "are_sparse", lambda inputs: False):
+            with mock.patch.object(networks, "are_sparse", return_value=False):
                 rates["product"].append(training.rate())
         yield f"| {game} | {' | '.join(f'{statistics.median(each):.1f}' for each in rates.values())} |"
 
