@@ -127,7 +127,7 @@ class Board:
         self, place: Tensor | int, x: Tensor, y: Tensor | int, where: Tensor | None = None
     ) -> None:
         """Set cells of channels given by their places, (N,) or (k, N)."""
-        entry = (y * SIZE + x) * self.channels + place + self.first
+        entry = (y * SIZE + x).long() * self.channels + place + self.first
         if where is not None:
             entry = torch.where(where, entry, self.size)
         self.entries.index_fill_(0, entry.flatten(), True)
@@ -158,4 +158,4 @@ def replace(old: Tensor, where: Tensor, new: Tensor | int) -> Tensor:
     """
     if old.dtype == torch.bool:
         return old & ~where | new & where
-    return old + (new - old) * where
+    return old + (new - old) * (where.view(torch.int8) if old.dtype == torch.int8 else where)

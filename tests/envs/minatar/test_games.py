@@ -169,7 +169,7 @@ def test_an_enemy_that_is_hit_lives_if_an_older_one_equals_it():
         tensor[:2, 0] = torch.tensor(values)
     state = games.state._replace(bullets=seaquest.Things(
         torch.tensor([[True], [False]]), torch.tensor([[False], [False]]),
-        *(torch.tensor([[n], [0]], dtype=torch.int16) for n in (5, 3, 0)),
+        *(torch.tensor([[n], [0]], dtype=torch.int8) for n in (5, 3, 0)),
     ))  # fmt: skip
     after, rewards, _ = seaquest._move_enemies(state)
     assert rewards.item() == 1
