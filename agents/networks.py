@@ -161,11 +161,12 @@ def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]
 def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Sequential:
     """Hidden layers on top of ``encode``: (B, ...) -> (B, network.hidden[-1]), convolutions first."""
     example = encode(zeros(space, 1))
-    return hidden_layers(example, convolutions(encode, example), network)
+    flags = isinstance(encode, Flat) and space.dtype == np.bool_
+    return hidden_layers(example, convolutions(encode, example), network, flags)
 
 
 def hidden_layers(
-    example: Tensor, kernels: Sequence[tuple[int, int, int]], network: NetworkConfig
+    example: Tensor, kernels: Sequence[tuple[int, int, int]], network: NetworkConfig, flags: bool = False
 ) -> nn.Sequential:
     """Hidden layers for inputs like ``example`` (1, ...): convolutions, then linear layers.
 
@@ -175,6 +176,7 @@ def hidden_layers(
         example: an encoded observation.
         kernels: width, kernel size and stride of each convolution.
         network: the linear layers and activations.
+        flags: whether inputs may be flags.
     """
     units = network.units
     layers = nn.Sequential()
@@ -188,8 +190,7 @@ def hidden_layers(
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):
-        of_flags = i == 1 and isinstance(encode, Flat) and space.dtype == np.bool_
-        kind = FlagLinear if of_flags else nn.Linear
+        kind = FlagLinear if flags and i == 1 else nn.Linear
         layers.add_module(f"linear{i}", hidden_layer(kind(features, width // units.outputs), network))
         layers.add_module(f"linear{i}_activation", units.make())
         features = width
