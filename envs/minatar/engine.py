@@ -46,8 +46,9 @@ class MinAtarConfig:
 
     def observation_spec(self, env: gym.Env) -> ObservationSpec | None:
         """Planes, whose channels come last, whatever their number."""
-        if type(env.unwrapped) is MinAtar and env.observation_space == env.unwrapped.observation_space:
-            return ObservationSpec(env.unwrapped.observation_space, "planes", "last")
+        game = env.unwrapped
+        if type(game) is MinAtar and env.observation_space == game.observation_space:
+            return ObservationSpec(game.definition.space, "planes", "last")
         return None
 
     def check(self, num_envs: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -31,7 +31,7 @@ class MinAtar(gym.Env):
         game, options: as in :class:`neoteny.envs.minatar.games.Definition`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
 
     def __init__(self, game: str, render_mode: str | None = None, **options: Any) -> None:
         self.definition = Definition(game, **options)
@@ -64,7 +64,7 @@ class MinAtar(gym.Env):
         reward, terminated, truncated = (result.item() for result in results)
         return self._observation(), reward, bool(terminated), bool(truncated), {}
 
-    def render(self) -> NDArray[np.uint8]:  # type: ignore[override]
+    def render(self) -> NDArray[np.uint8]:
         """A picture of the board, (10, 10, 3), uint8; of several channels in a cell the last is shown."""
         planes = self._observation()[..., self.definition.places]
         shown = (planes * np.arange(1, planes.shape[-1] + 1)).max(-1)

@@ -88,7 +88,7 @@ class Definition:
     @property
     def space(self) -> Box:
         """Of one observation, (10, 10, C), bool."""
-        return Box(0, 1, (SIZE, SIZE, cast(int, self.channels)), np.bool_)
+        return Box(0, 1, (SIZE, SIZE, cast(int, self.channels)), np.bool_)  # type: ignore[arg-type]
 
 
 def check_minatar_games(games: Sequence[str]) -> None:

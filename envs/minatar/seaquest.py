@@ -99,15 +99,20 @@ def begin(draws: Draws, rules: Rules) -> State:
     ones = torch.ones_like(draws.bits)
     no = torch.zeros_like(ones, dtype=torch.bool)
 
-    def none(kind: type, slots: int, flags: int) -> tuple:
-        empty = torch.zeros((slots, *ones.shape), dtype=torch.int8, device=ones.device)
-        return kind(*(empty.bool() if i in flags else empty for i in range(len(kind._fields))))
+    def none(slots: int) -> Tensor:
+        return torch.zeros((slots, *ones.shape), dtype=torch.int8, device=ones.device)
 
+    two, many = none(2), none(ENEMIES)
+    things = Things(there=two.bool(), right=two.bool(), x=two, y=two, timer=two)
+    enemies = Enemies(
+        there=many.bool(), sub=many.bool(), right=many.bool(), x=many, y=many, timer=many, reload=many,
+        shot=many.bool(), shot_x=many,
+    )  # fmt: skip
     return State(
         x=ones * 5, y=ones * 0, right=no, air=ones * AIR, crew=ones * 0, surfaced=~no, cool_down=ones * 0,
         spawn_every=ones * SPAWN, spawn_timer=ones * SPAWN, diver_timer=ones * DIVERS, move_every=ones * MOVE,
-        ramps=ones * 0, spawned=ones * 0, spawned_divers=ones * 0, bullets=none(Things, 2, (0, 1)),
-        divers=none(Things, 2, (0, 1)), enemies=none(Enemies, ENEMIES, (0, 1, 2, 7)),
+        ramps=ones * 0, spawned=ones * 0, spawned_divers=ones * 0, bullets=things, divers=things,
+        enemies=enemies,
     )  # fmt: skip
 
 
