@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 import gymnasium as gym
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.activations import ACTIVATIONS, Activation
+from neoteny.agents.sparse import FlagLinear, are_sparse
 from neoteny.envs import Stream
 from neoteny.envs.observations import CODES, ObservationSpec, read_observations, zeros
 from neoteny.optim.orthogonal import orthogonalize
@@ -57,11 +59,15 @@ class NetworkConfig:
 
 
 class Flat(nn.Module):
-    """Flatten any observation to a float vector: (B, ...) -> (B, D)."""
+    """Flatten any observation to a vector: (B, ...) -> (B, D), of floats, or of flags that are mostly false.
+
+    Flags are for a `FlagLinear`, where that is faster.
+    """
 
     def forward(self, observations: Tensor) -> Tensor:
         """Flatten."""
-        return observations.reshape(len(observations), -1).float()
+        flat = observations.reshape(len(observations), -1)
+        return flat if are_sparse(flat) else flat.float()
 
 
 class Images(nn.Module):
@@ -158,11 +164,12 @@ def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]
 def torso(encode: nn.Module, space: gym.Space, network: NetworkConfig) -> nn.Sequential:
     """Hidden layers on top of ``encode``: (B, ...) -> (B, network.hidden[-1]), convolutions first."""
     example = encode(zeros(space, 1))
-    return hidden_layers(example, convolutions(encode, example), network)
+    flags = isinstance(encode, Flat) and space.dtype == np.bool_
+    return hidden_layers(example, convolutions(encode, example), network, flags)
 
 
 def hidden_layers(
-    example: Tensor, kernels: Sequence[tuple[int, int, int]], network: NetworkConfig
+    example: Tensor, kernels: Sequence[tuple[int, int, int]], network: NetworkConfig, flags: bool = False
 ) -> nn.Sequential:
     """Hidden layers for inputs like ``example`` (1, ...): convolutions, then linear layers.
 
@@ -172,6 +179,7 @@ def hidden_layers(
         example: an encoded observation.
         kernels: width, kernel size and stride of each convolution.
         network: the linear layers and activations.
+        flags: whether inputs may be flags.
     """
     units = network.units
     layers = nn.Sequential()
@@ -183,7 +191,8 @@ def hidden_layers(
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
     for i, width in enumerate(network.hidden, start=1):
-        _add_hidden(layers, f"linear{i}", nn.Linear(features, width // units.outputs), network)
+        kind = FlagLinear if flags and i == 1 else nn.Linear
+        _add_hidden(layers, f"linear{i}", kind(features, width // units.outputs), network)
         features = width
     return layers
 

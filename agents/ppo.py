@@ -263,11 +263,13 @@ def act(agent: ActorCritic, rollout: Rollout) -> Tensor:
     return actions
 
 
-def observe(agent: ActorCritic, step: Step, transform: RewardTransform, rollout: Rollout) -> None:
+def observe(
+    agent: ActorCritic, step: Step, stream: Stream, transform: RewardTransform, rollout: Rollout
+) -> None:
     """Add what followed these actions to the rollout."""
     done = step.terminated | step.truncated
     rewards = transform.observe(step.rewards, done)
-    rollout.add(rewards=rewards, done=done, final_values=final_values(agent, step))
+    rollout.add(rewards=rewards, done=done, final_values=final_values(agent, step, stream))
     rollout.advance(step.observations)
 
 
@@ -279,17 +281,21 @@ def rollout_step(
     actions = act(agent, rollout)
     run.lap("act")
     step = stream.step_tensors(actions)
-    observe(agent, step, transform, rollout)
+    observe(agent, step, stream, transform, rollout)
     return step
 
 
-def final_values(agent: ActorCritic, step: Step) -> Tensor:
+def final_values(agent: ActorCritic, step: Step, stream: Stream) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
-    final = step.final_observations
+    final, cut = step.final_observations, step.truncated & ~step.terminated
     if final is None:
         return torch.zeros_like(step.rewards)
+    # Values that nobody needs are left out; of floats also the final ones that are not cut are checked below.
+    readable = stream.reads_ends and cut.device.type == "cpu"
+    if readable and not final.is_floating_point() and not cut.any():
+        return torch.zeros_like(step.rewards)
     with without_gradients():
-        values = agent.value(final) * (step.truncated & ~step.terminated)
+        values = agent.value(final) * cut
     if final.is_floating_point():  # an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values

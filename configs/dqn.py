@@ -51,6 +51,26 @@ ATARI = {**PICTURES, "rewards": {"normalizer": "none", "clip": True}}
 # A tenth of the memory and a shorter warm-up.
 SMALL_ATARI = {**ATARI, "learning_starts": 5_000, "buffer_size": 100_000, "eps_steps": 50_000}
 
+# MinAtar: the settings of Tang et al. (2025), C-CHAIN, in their public code, for one environment. There, the
+# network has one convolution instead of two, the loss is squared, gradients are not clipped, and epsilon
+# begins to fall after the random steps.
+MINATAR: dict[str, Any] = {
+    "num_envs": 1,
+    "log_every": 1000,
+    "train_every": 1,
+    "gradient_steps": 1,
+    "batch_size": 32,
+    "learning_starts": 10_000,
+    "buffer_size": 100_000,
+    "memory": "disk",
+    "lr": 3e-4,
+    "target_every": 1000,
+    "eps_end": 0.1,
+    "eps_steps": 100_000,
+    "rewards": {"normalizer": "none"},
+    "network": {"hidden": (128,)},
+}
+
 # Where the task never changes, a weaker pull.
 ONE_TASK = {"optim": {"iso": 0.02}}
 
@@ -83,4 +103,6 @@ PRESETS: dict[str, dict] = {
     "atari-switching-small": preset(SMALL_ATARI, "atari-switching-small", 1_500_000, iso=0.02),
     "atari-upper-bound": preset(ATARI, "atari-upper-bound", 9_600_000, iso=0.004),
     "atari-upper-bound-small": preset(SMALL_ATARI, "atari-upper-bound-small", 960_000, iso=0.03),
+    # Three games of MinAtar, once.
+    "minatar-chain": preset(MINATAR, "minatar-chain", 6_000_000, iso=5e-4),
 }

@@ -28,9 +28,27 @@ PICTURES = {
 # Atari: as in both papers, scores are not normalized but replaced by their signs.
 ATARI = {**PICTURES, "rewards": {"normalizer": "none", "clip": True}}
 
+# MinAtar: the network and the settings of Rosseau et al. (2026) where they give them. Open are the discount,
+# the norm of gradients, Adam's epsilon and whether rewards are normalized: the first three are the defaults
+# here, and rewards are raw. The pull is theirs, towards singular values of 1.
+MINATAR = {
+    "epochs": 4,
+    "lr": 2.5e-4,
+    "rewards": {"normalizer": "none"},
+    "network": {"hidden": (64, 64, 64, 64)},
+}
+MINATAR_LARGE = {**MINATAR, "num_envs": 2048, "num_steps": 128, "minibatches": 128}
+MINATAR_SMALL = {**MINATAR, "num_envs": 128, "num_steps": 32, "minibatches": 16}
+
 # Where the task never changes there is no plasticity to keep: a weaker pull, and a learning rate that falls
 # to 0. Otherwise a policy that has solved CartPole-v1 still fails now and then.
 ONE_TASK = {"anneal_lr": True, "optim": {"iso": 0.03}}
+
+
+def minatar(shared: dict, id: str, total_steps: int, iso: float) -> dict:
+    """A preset whose network takes the cells of the board as a vector."""
+    made = preset(shared, id, total_steps, iso, observations="vectors")
+    return {**made, "optim": {"iso": iso, "iso_scale": 1.0}}
 
 
 PRESETS: dict[str, dict] = {
@@ -74,6 +92,11 @@ PRESETS: dict[str, dict] = {
     "atari-switching-small": preset(ATARI, "atari-switching-small", 1_500_000, iso=0.1),
     "atari-upper-bound": preset(ATARI, "atari-upper-bound", 9_600_000, iso=0.015),
     "atari-upper-bound-small": preset(ATARI, "atari-upper-bound-small", 960_000, iso=0.15),
+    # Any games of MinAtar in two cycles; the paper's twenty cycles, and a hundredth of them; C-CHAIN's chain.
+    "minatar": minatar(MINATAR_SMALL, "minatar", 5_000_000, iso=0.05),
+    "minatar-paper": minatar(MINATAR_LARGE, "minatar-paper", 1_200_000_000, iso=0.001),
+    "minatar-paper-small": minatar(MINATAR_SMALL, "minatar-paper-small", 12_000_000, iso=0.02),
+    "minatar-chain": minatar(MINATAR_SMALL, "minatar-chain", 6_000_000, iso=0.04),
 }
 
 # Physics that jump or drift: twenty tasks, or ten to sixteen in the small forms. Observations are normalized,

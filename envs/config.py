@@ -25,15 +25,24 @@ from neoteny.envs.control.engine import ControlConfig
 from neoteny.envs.engine import EngineConfig
 from neoteny.envs.grid import streams as _grid  # noqa: F401
 from neoteny.envs.grid.engine import GridConfig
+from neoteny.envs.minatar import streams as _minatar
+from neoteny.envs.minatar.board import RuleSet
+from neoteny.envs.minatar.engine import MinAtarConfig
+from neoteny.envs.minatar.games import check_minatar_games
 from neoteny.envs.observations import ObservationSpec
-from neoteny.envs.registry import imported
+from neoteny.envs.registry import Names, imported
 from neoteny.envs.schedule import Order, Schedule
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream, observation_spec, recurring_tasks
 from neoteny.envs.tasks import TaskFunction
 from neoteny.envs.typed import Typed
 
-ENGINES: tuple[EngineConfig, ...] = (GridConfig(), ControlConfig(), AtariConfig(), SingleConfig())
+ENGINES: tuple[EngineConfig, ...] = (
+    GridConfig(), ControlConfig(), MinAtarConfig(), AtariConfig(), SingleConfig()
+)  # fmt: skip
+
+CHECKS = {"atari": check_games, "minatar": check_minatar_games}
+"""Checks of the games of streams that take any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +60,10 @@ class StreamConfig:
     jitter: float = 0.0
     """Random shift of each switch, at most this share of half a period either way; 0 to less than 1."""
     games: tuple[str, ...] | None = None
-    """Games of the stream "atari", in this order: Pong, or Freeway/1/0 for mode 1, difficulty 0."""
+    """Games of the stream "atari", in this order: Pong, or Freeway/1/0 for mode 1, difficulty 0; or of the
+    stream "minatar"."""
+    rules: RuleSet | None = None
+    """Rules of MinAtar's games: the package's (default), or gymnax's, by which many papers play."""
     cycles: int | None = dataclasses.field(default=None, metadata={"resumable": True})
     """Length of the run in cycles through all recurring tasks, instead of --total-steps."""
     drift_fraction: float | None = None
@@ -70,10 +82,10 @@ class StreamConfig:
     """Normalize observations by a running mean and variance, which a switch keeps or resets."""
     task_id: Literal["none", "onehot"] = "none"
     """Append a one-hot id of the current task to observations, as numbers or as channels."""
-    engine: Literal["auto", "single", "grid", "control", "atari"] = "auto"
-    """What steps the environments: MiniGrid or classic control on tensors, Atari games in a batch, or any
-    environment one by one; by default the fastest that gives the same results as single environments, classic
-    control on tensors only for agents on a CUDA device."""
+    engine: Literal["auto", "single", "grid", "control", "minatar", "atari"] = "auto"
+    """What steps the environments: MiniGrid, classic control or MinAtar on tensors, Atari games in a batch,
+    or any environment one by one; by default the fastest that gives the same results as single environments,
+    classic control on tensors only for agents on a CUDA device."""
     # Without these docstrings tyro would read the source of this file for comments, at each parse.
     single: SingleConfig = dataclasses.field(default_factory=SingleConfig)
     """Environments that are stepped one by one in this process, or in worker processes."""
@@ -104,10 +116,11 @@ class StreamConfig:
         """
         own = self.spec().kwargs.get("schedule", Schedule())
         if self.games is not None:
-            if self.id != "atari":
-                raise ValueError(f"--stream.games needs --stream.id atari: the tasks of {self.id} are fixed")
+            if self.id not in CHECKS:
+                needed = f"--stream.games needs --stream.id {' or '.join(CHECKS)}"
+                raise ValueError(f"{needed}: the tasks of {self.id} are fixed")
             if not self.games:
-                raise ValueError("--stream.games must name at least one Atari game")
+                raise ValueError("--stream.games must name at least one game")
             own = dataclasses.replace(own, tasks=len(self.games))
         flags = {"period": self.period, "tasks": self.tasks, "drift_fraction": self.drift_fraction}
         given = {name: value for name, value in flags.items() if value is not None}
@@ -146,7 +159,10 @@ class StreamConfig:
             )
         for engine in self._engines():
             engine.check(num_envs)
-        check_games(self.games or ())
+        if self.games:
+            CHECKS[self.id](self.games)
+        if self.rules is not None and not self._is_minatar():
+            raise ValueError(f"--stream.rules would be ignored: {self.id} is not a stream of MinAtar")
         if self.task_id == "onehot":
             recurring_tasks(self.schedule())
 
@@ -174,7 +190,7 @@ class StreamConfig:
             num_envs,
             seed,
             device,
-            names=self.games or self.spec().kwargs.get("names", ()),
+            names=self._names(),
             **{name: getattr(self, name) for name in names},
         )
         for engine in self._engines():
@@ -189,12 +205,27 @@ class StreamConfig:
     def _engines(self) -> tuple[EngineConfig, ...]:
         return tuple(getattr(self, engine.name, engine) for engine in ENGINES)  # some have no flags
 
+    def _names(self) -> Names:
+        """The names of the tasks, or the function that names them."""
+        names = self.spec().kwargs.get("names", ())
+        if self.games is None:
+            return names
+        return functools.partial(names, games=self.games) if callable(names) else self.games
+
+    def _is_minatar(self) -> bool:
+        """Whether the tasks are games of MinAtar."""
+        spec = self.spec()
+        if "task" in spec.kwargs:
+            return spec.kwargs["task"].__module__ == _minatar.__name__
+        return spec.entry_point == _minatar.ENTRY_POINT
+
     def _task(self) -> TaskFunction:
         """The function that makes the tasks."""
         spec = self.spec()
         task = spec.kwargs.get("task") or functools.partial(make_ordinary, spec)
-        if self.games is not None:
-            task = functools.partial(task, games=self.games)
+        given = {"games": self.games, "rules": self.rules}
+        if options := {name: value for name, value in given.items() if value is not None}:
+            task = functools.partial(task, **options)
         return task if self.wrap is None else WrappedTask(task, imported(self.wrap), self.wrap)
 
 
@@ -202,7 +233,7 @@ def make_stream(
     num_envs: int,
     task: TaskFunction,
     schedule: Schedule,
-    names: Sequence[str],
+    names: Names,
     engines: Sequence[EngineConfig] = ENGINES,
     **options: Any,
 ) -> Stream:
@@ -210,9 +241,9 @@ def make_stream(
     return Stream(task, schedule, engines, num_envs, names=names, **options)
 
 
-def make_ordinary(spec: EnvSpec, k: int, seed: int) -> gym.Env:
+def make_ordinary(spec: EnvSpec, k: int, seed: int, **options: Any) -> gym.Env:
     """Make an environment of any Gymnasium id; of MiniGrid's dict observations only the image is kept."""
-    env = gym.make(spec)
+    env = gym.make(spec, **options)
     is_dict = isinstance(env.observation_space, gym.spaces.Dict) and "image" in env.observation_space.spaces
     return ImgObsWrapper(env) if isinstance(env.unwrapped, MiniGridEnv) and is_dict else env
 

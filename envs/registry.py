@@ -18,8 +18,12 @@ TYPED: list[str] = []
 """Modules that :func:`import_typed` has imported; worker processes import them too."""
 
 
+Names = Sequence[str] | Callable[[int, int], str]
+"""Of tasks that recur in cycles, or a function of a task's number and the run's seed."""
+
+
 def stream(
-    id: str, *, period: int, tasks: int | None = None, drift_fraction: float = 0.0, names: Sequence[str] = ()
+    id: str, *, period: int, tasks: int | None = None, drift_fraction: float = 0.0, names: Names = ()
 ) -> Callable[[TaskFunction], TaskFunction]:
     """Register ``task(k, seed) -> env`` with Gymnasium as the stream ``id``.
 
@@ -28,12 +32,14 @@ def stream(
         period: default number of environment steps per task, summed over sub-environments.
         tasks: number of tasks, if they recur in cycles.
         drift_fraction: share of each visit over which the old task turns gradually into the new.
-        names: of tasks that recur in cycles, instead of ``tasks``.
+        names: of tasks that recur in cycles, instead of ``tasks``; or a function that names any task.
     """
 
     def register(task: TaskFunction) -> TaskFunction:
-        schedule = Schedule(period, len(names) or tasks, drift_fraction=drift_fraction)
-        kwargs = {"task": task, "schedule": schedule, "names": tuple(names)}
+        named = names if callable(names) else tuple(names)
+        recurring = tasks if callable(named) else len(named) or tasks
+        schedule = Schedule(period, recurring, drift_fraction=drift_fraction)
+        kwargs = {"task": task, "schedule": schedule, "names": named}
         gym.register(id, vector_entry_point="neoteny.envs.config:make_stream", kwargs=kwargs)
         return task
 

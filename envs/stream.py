@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
@@ -80,7 +80,7 @@ class Stream(VectorEnv):
         seed: the run's seed.
         device: of the returned tensors (observations in their own dtype, rewards as float32); ``None``
             returns NumPy arrays, as Gymnasium does.
-        names: of the recurring tasks, if they have any.
+        names: of the recurring tasks, or a function of a task's number and the seed, if they have any.
         audit, normalizer, task_id, observations, channels, engine: as in
             :class:`neoteny.envs.config.StreamConfig`.
 
@@ -105,7 +105,7 @@ class Stream(VectorEnv):
         observations: Kind | Literal["auto"] = "auto",
         channels: Channels | Literal["auto"] = "auto",
         engine: str = "auto",
-        names: Sequence[str] = (),
+        names: Sequence[str] | Callable[[int, int], str] = (),
     ) -> None:
         if num_envs < 1:
             raise ValueError(f"a stream needs at least 1 environment, not {num_envs}")
@@ -170,6 +170,13 @@ class Stream(VectorEnv):
     def seed(self) -> int:
         """The run's seed."""
         return self.schedule.seed
+
+    @property
+    def name(self) -> str:
+        """The name of the current task; empty if it has none."""
+        if callable(self.names):
+            return self.names(self.task, self.seed)
+        return self.names[self.task] if self.names else ""
 
     @property
     def observation(self) -> Any:
@@ -249,7 +256,7 @@ class Stream(VectorEnv):
         self.lengths += 1
         done = terminated | truncated
         final = episodes = None
-        some = not self._reads_ends or bool(done.any())
+        some = not self.reads_ends or bool(done.any())
         if some:
             episodes = self._to_agent(torch.stack((done.double(), self.returns, self.lengths.double())))
         if self._switching:
@@ -281,6 +288,11 @@ class Stream(VectorEnv):
     def capturable(self) -> bool:
         """Whether :meth:`step_tensors` computes on static tensors, but for steps that switch the task."""
         return self.engine.capturable
+
+    @property
+    def reads_ends(self) -> bool:
+        """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
+        return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def variant(self) -> int | None:
         """What distinguishes the kernels of this step: the number of tasks so far.
@@ -360,11 +372,6 @@ class Stream(VectorEnv):
         """Close the sub-environments."""
         self.engine.close()
 
-    @property
-    def _reads_ends(self) -> bool:
-        """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
-        return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
-
     def _enter(self) -> None:
         """Switch the engine to the task of the current step."""
         self._entered += 1
@@ -409,7 +416,7 @@ class Stream(VectorEnv):
         """Entries about the task for the info of a visit's first step."""
         self._is_first = False
         about = {
-            "game": self.names[self.task] if self.names else None,
+            "game": self.name,
             "fingerprint": self.fingerprints.get(self.task),
             "audit": self.auditor.warning,
         }

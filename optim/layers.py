@@ -42,7 +42,7 @@ class Network(Protocol):
     """One observation, (1, ...), with the environments' shape and dtype; its values do not matter."""
 
     def encode(self, observations: Tensor) -> Tensor:
-        """Observations (B, ...) -> the input of the parts; has no parameters."""
+        """Observations (B, ...) -> the input of the parts, floats or flags; has no parameters."""
 
     def parts(self) -> dict[str, nn.Module]:
         """The networks to measure, by name, each from encoded observations to an output (B, O)."""
@@ -145,6 +145,12 @@ def describe_agent(network: nn.Module) -> list[Layer]:
     """The layers of an agent's network."""
     agent = cast(Network, network)
     return describe(network, agent.example, agent.parts())
+
+
+def encoded(network: Network, observations: Tensor) -> Tensor:
+    """The input of the parts for observations (B, ...), of floats, where `encode` may return flags."""
+    inputs = network.encode(observations)
+    return inputs if inputs.is_floating_point() else inputs.float()
 
 
 def heads(network: nn.Module) -> list[nn.Module]:
@@ -340,7 +346,7 @@ class _Perturbation:
 
         def put_out(module: nn.Module, inputs: Tensor) -> Tensor:
             output = (tried.get(module) or self.outputs[module])[len(entered[module])]
-            entered[module].append(inputs.detach().clone())
+            entered[module].append(inputs.detach() * 1.0)  # a copy, of floats where there were flags
             return output.expand(len(inputs), *output.shape[1:]).clone()
 
         with ExitStack() as stack:

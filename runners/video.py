@@ -35,7 +35,7 @@ def record_video(stream: Stream, act: Act) -> tuple[bytes, Summary]:
     """
     key = (stream.steps, *b"video")
     gif, played = record_episodes(stream, act, 1, key=key, longest=LONGEST - 1)
-    game = f" ({stream.names[stream.task]})" if stream.names else ""
+    game = f" ({stream.name})" if stream.name else ""
     message = f"task {stream.task}{game}: return {played.returns[0]:g} in {played.lengths[0]} steps"
     caption = text("video/episode", message + ("" if played.complete[0] else ", then cut short")).value
     return gif, Summary(value=[image_value("video/policy", gif), *caption])

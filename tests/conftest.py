@@ -21,6 +21,9 @@ torch.set_num_threads(1)
 def pytest_addoption(parser):
     parser.addoption("--grid-steps", type=int, default=400, help="steps beside MiniGrid's package, per id")
     parser.addoption("--board", action="store_true", help="look at TensorBoard in a browser, if there is one")
+    parser.addoption(
+        "--minatar-steps", type=int, default=2000, help="steps beside MinAtar's package, per game"
+    )
 
 
 def pytest_collection_finish():

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods, pull_norm
-from neoteny.optim.layers import Network
+from neoteny.optim.layers import Network, encoded
 from neoteny.runners.disk.exit_codes import check_numbers
 from neoteny.runners.probes.measure import Measured, measure, snapshot, spread, update_norms
 from neoteny.runners.probes.ntk import empirical_ntk, ntk_statistics
@@ -108,7 +108,7 @@ class Probes:
             every > 0 and count % every == 0 for every in (config.full_every, config.plasticity_every)
         )
         observations = spread(observations, config.samples)
-        parts, inputs = agent.parts(), agent.encode(observations)
+        parts, inputs = agent.parts(), encoded(agent, observations)
         values: dict[str, float | list[float]] = {**update_norms(learner.network, self._before)}
         values["update/pull_norm"] = float(pull_norm(learner.optimizer))
         values |= measure(parts, inputs, learner.layers(), operators=full)
@@ -119,7 +119,7 @@ class Probes:
         distinct = observations.unique(dim=0)
         others: Measured = {}
         if full:
-            some = spread(agent.encode(distinct), config.ntk_samples)
+            some = spread(encoded(agent, distinct), config.ntk_samples)
             for name, part in parts.items():
                 statistics = ntk_statistics(empirical_ntk(part, some))
                 others |= {f"isometry/{tag}/{name}": value for tag, value in statistics.items()}

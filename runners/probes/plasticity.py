@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.optim import Methods
-from neoteny.optim.layers import Network
+from neoteny.optim.layers import Network, encoded
 
 
 class Observations(NamedTuple):
@@ -69,7 +69,7 @@ def plasticity(
         torch.manual_seed(seed)
         observations = (observations if next_task is None else next_task.observations).detach().clone()
         network = cast(Network, methods.learner.network)
-        inputs = network.encode(observations)
+        inputs = encoded(network, observations)
         as_it_is, restarted = copy.deepcopy(methods), copy.deepcopy(methods)
         restarted.learner.optimizer = new_optimizer(restarted.learner.network)
         changes = {name: torch.randn_like(part(inputs).detach()) for name, part in network.parts().items()}
@@ -108,7 +108,7 @@ def learn(
         next_task: Is learnt instead of the random task.
     """
     network, optimizer = cast(Network, methods.learner.network), methods.learner.optimizer
-    inputs, batch = network.encode(observations), Observations(observations)
+    inputs, batch = encoded(network, observations), Observations(observations)
     targets, whole = {}, {}
     for name, change in changes.items():
         outputs = network.parts()[name](inputs).detach()

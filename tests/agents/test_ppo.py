@@ -396,7 +396,8 @@ def test_every_preset_fits_its_stream(preset):
 def test_every_kind_of_preset_runs(tmp_path, preset):
     args = override(Args(), PRESETS[preset])
     stream = dataclasses.replace(args.stream, audit="off")  # audits have their own tests
-    short = {"total_steps": 32, "num_envs": 4, "num_steps": 8, "epochs": 1, "probes": ProbeConfig(every=0)}
+    short = {"total_steps": 32, "num_envs": 4, "num_steps": 8, "epochs": 1, "minibatches": 4}
+    short |= {"probes": ProbeConfig(every=0)}
     args = dataclasses.replace(args, **short, stream=stream, runs_dir=tmp_path)
     assert ppo.main(args)["visits"]
 

@@ -36,7 +36,8 @@ def distinct_streams():
     for id in registered_streams():
         kwargs = gym.spec(id).kwargs
         found.setdefault((kwargs["task"], kwargs["schedule"].tasks, kwargs["schedule"].drift_fraction), id)
-    return [id for id in found.values() if not id.startswith(("atari-", *LACKING))]
+    others = ("atari-", "minatar-chain", *LACKING)  # the chain has games that the other streams have
+    return [id for id in found.values() if not id.startswith(others)]
 
 
 def param(id, *flags):

@@ -121,6 +121,8 @@ KINDS = {
     "bfloat16": {"amp": "bf16"},
     "environments on the host": {"id": "cartpole-jumps"},
     "a normalizer": {"id": "cartpole-drift", "stream": {"normalizer": "keep"}},
+    "MinAtar, games that end": {"id": "minatar", "stream": {"games": ("Asterix", "SpaceInvaders")}},
+    "MinAtar, as vectors": {"id": "minatar-paper", "stream": {"observations": "vectors"}},
     "control": {"id": "cartpole-rotations", "stream": {"engine": "control"}},
     "control, repeated and drifting": {"id": "mountaincar-drift", "stream": {"engine": "control"}},
     "control, on its second visit": {"id": "acrobot-jumps", "stream": {"engine": "control", "tasks": (0, 1)}},
