@@ -1,8 +1,8 @@
 """Seaquest: a submarine shoots fish and submarines, picks up divers, and surfaces before its air runs out.
 
-The package keeps enemies in two lists, from which it removes entries while it goes through them from the end.
-So it matters which of several enemies in a cell is older. It removes the first entry of equal value, but where
-that might be another one, a bullet has hit it before.
+The package keeps enemies in two lists, from which it removes entries while it goes through them from the
+end. So it matters which of several enemies in a cell is older. It removes the first entry of equal value, but
+where that might be another one, a bullet has hit it before.
 """
 
 from __future__ import annotations
