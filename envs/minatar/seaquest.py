@@ -1,8 +1,8 @@
 """Seaquest: a submarine shoots fish and submarines, picks up divers, and surfaces before its air runs out.
 
-The package keeps enemies in two lists, and removes entries, found by their values, while it goes through them
-from the end. So it matters which of several enemies in a cell is older, and where two are equal the package
-removes the older one instead of the one that was hit, which is then moved once more. Both are done here.
+The package keeps enemies in two lists, from which it removes entries while it goes through them from the
+end. So it matters which of several enemies in a cell is older. It removes the first entry of equal value, but
+where that might be another one, a bullet has hit it before.
 """
 
 from __future__ import annotations
@@ -235,39 +235,25 @@ def _move_enemies(state: State) -> tuple[State, Tensor, Tensor]:
     stays = (x >= 0) & (x < SIZE)
     arrives = in_row & (x == _small(state.x))
     timer = replace(old.timer - 1, moves, every)
-    there, asked, again = old.there & stays, old.there, torch.zeros_like(moves)
-    age = _age(state.spawned, ENEMIES)
-    rank = ENEMIES - age + ENEMIES * old.sub.view(torch.int8)
+    there = old.there & stays
+    rank = ENEMIES - _age(state.spawned, ENEMIES) + ENEMIES * old.sub.view(torch.int8)
     hits = []
-    for bullet in range(2):
-        here = bullets.there[bullet] & (old.y == bullets.y[bullet])
-        hit, one = _first(there & moves & ~arrives & here & (x == bullets.x[bullet]), rank)
-        # Another enemy in the list that equals the one that is hit goes instead of it, if it is older.
-        reload, is_sub = _of(one, old.reload), _any(one & old.sub)
-        same = (old.x == bullets.x[bullet]) & (old.timer == every) & (old.sub == is_sub) & here & hit
-        equal = there & same & ~moves & (~old.sub | (old.reload == reload)) & (age > _of(one, age))
-        twin, other = _first(equal, age + 1)
-        there = there & ~replace(one, twin, other)
-        asked = asked & ~other
-        again = again | (one & twin)
+    for bullet in range(2):  # each hits the newest submarine that comes to its cell, else the newest fish
+        met = there & moves & ~arrives & (old.y == bullets.y[bullet]) & (x == bullets.x[bullet])
+        hit, one = _first(met & bullets.there[bullet], rank)
+        there = there & ~one
         hits.append(hit)
     hit = torch.stack(hits)
 
-    reload, shot = _shoot(old.reload, asked & old.sub)
-    reload, shot_again = _shoot(reload, again & old.sub)
-    shot = shot | shot_again
+    # A submarine that is hit still shoots.
+    asked = old.there & old.sub
+    shot = asked & (old.reload == 0)
     enemies = old._replace(
-        there=there, x=x, timer=timer - again.view(torch.int8), reload=reload, shot=old.shot | shot,
-        shot_x=replace(old.shot_x, shot, x),
+        there=there, x=x, timer=timer, reload=replace(old.reload - asked.view(torch.int8), shot, RELOAD),
+        shot=old.shot | shot, shot_x=replace(old.shot_x, shot, x),
     )  # fmt: skip
     state = state._replace(enemies=enemies, bullets=bullets._replace(there=bullets.there & ~hit))
     return state, hit.sum(0), _any(arrives | in_row & (old.x == _small(state.x)))
-
-
-def _shoot(reload: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps until the next shots of submarines, and which of those that are asked shoot."""
-    shot = asked & (reload == 0)
-    return replace(reload - asked.view(torch.int8), shot, RELOAD), shot
 
 
 def _fly_shots(state: State) -> tuple[State, Tensor]:
@@ -314,11 +300,6 @@ def _way(right: Tensor) -> Tensor:
 def _any(flags: Tensor) -> Tensor:
     """Whether any thing has a flag, (N,); several times as fast as ``any``."""
     return flags.view(torch.int8).amax(0).bool()
-
-
-def _of(one: Tensor, numbers: Tensor) -> Tensor:
-    """The number of a single thing, not negative, (N,); 0 for none."""
-    return (one.view(torch.int8) * numbers).amax(0)
 
 
 def _small(numbers: Tensor) -> Tensor:

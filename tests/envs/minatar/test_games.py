@@ -156,28 +156,6 @@ def test_without_ramping_the_game_stays_as_it_is():
         assert (games.state.spawn_every == (9 if ramping else 10)).all()
 
 
-def test_an_enemy_that_is_hit_lives_if_an_older_one_equals_it():
-    """`list.remove`, which compares values, removes the older one; the other is then moved once more."""
-    games = games_of(Definition("Seaquest", sticky=0))
-    games.state.spawned.fill_(2)
-    for tensor, values in (
-        (games.state.enemies.there, [True, True]), (games.state.enemies.sub, [True, True]),
-        (games.state.enemies.right, [True, True]), (games.state.enemies.x, [5, 4]),
-        (games.state.enemies.y, [3, 3]), (games.state.enemies.timer, [5, 0]),
-        (games.state.enemies.reload, [2, 2]),
-    ):  # fmt: skip
-        tensor[:2, 0] = torch.tensor(values)
-    state = games.state._replace(bullets=seaquest.Things(
-        torch.tensor([[True], [False]]), torch.tensor([[False], [False]]),
-        *(torch.tensor([[n], [0]], dtype=torch.int8) for n in (5, 3, 0)),
-    ))  # fmt: skip
-    after, rewards, _ = seaquest._move_enemies(state)
-    assert rewards.item() == 1
-    assert after.enemies.there[:2, 0].tolist() == [False, True]
-    assert after.enemies.timer[1].item() == 4
-    assert after.enemies.reload[1].item() == 0
-
-
 def test_an_environment_draws_and_renders():
     env = MinAtar("Seaquest", places=tuple(range(9, -1, -1)))
     first, _ = env.reset(seed=3)
