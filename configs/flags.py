@@ -165,7 +165,8 @@ def _likeness(typed: str, name: str, text: str) -> float:
     parts = [max(_found(word, of_name), 0.9 * _found(word, of_text)) for word in wanted]
     # If two help texts have the words, the shorter one is more likely to be about them.
     meant = sum(parts) / len(parts) - 0.001 * len(of_text) if parts else 0.0
-    return max(spelled, meant)
+    contained = 0.85 * wanted.issuperset(re.findall(r"[a-z]+", _last(name)))  # --clip in --clip-range
+    return max(spelled, meant, contained)
 
 
 def _found(word: str, words: Sequence[str]) -> float:

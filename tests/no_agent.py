@@ -25,7 +25,8 @@ class Steps:
 
 def begin(args, **parts):
     """A run that begins or resumes."""
-    return Run("ppo", args, Steps(), args.total_steps, **parts)
+    act = (lambda observations: observations) if args.evaluate_at_switch else None  # never called
+    return Run("ppo", args, Steps(), args.total_steps, act=act, **parts)
 
 
 def record(run, step, info, episodes=None):

@@ -1,6 +1,7 @@
 """Runs that are killed come out as if they had been left in peace: a small part of scripts/faults.py."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def test_runs_of_what_users_bring_are_the_same_or_say_that_they_are_not(tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout
     assert "4 streams" in done.stdout
-    assert "3 runs that said they were not exact" in done.stdout
+    runs, inexact = map(int, re.search(r"in (\d+) runs.* are (\d+) runs that said", done.stdout).groups())
+    assert 3 <= inexact < runs  # all but those of FaultyRooms
     assert "| code changed before a resume | 1 |" in done.stdout
 
 

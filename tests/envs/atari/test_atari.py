@@ -123,7 +123,7 @@ def config(games=("Breakout", "SpaceInvaders"), period=90, **flags):
 
 def with_threads(threads, config, num_envs, seed):
     """A stream with so many threads for its emulators."""
-    with patch.object(AtariEngine.__init__, "__defaults__", (True, threads)):
+    with patch.object(AtariEngine.__init__, "__defaults__", (True, threads, False)):
         stream = config.make(num_envs, seed)
     assert stream.engine.threads == threads
     return stream
