@@ -46,6 +46,7 @@ class Acts(NamedTuple):
 
 GRID = "--stream.id MiniGrid-Empty-5x5-v0 --stream.period None"
 DOORKEY = "--stream.id MiniGrid-DoorKey-5x5-v0 --stream.period None"  # whose layouts differ
+ALIENS = "--stream.id minatar --stream.games SpaceInvaders Asterix"  # of which rules differ in the number
 PROBED = "--probes.every 2 --probes.no-pictures"
 PLASTIC = f"{PROBED} --probes.full-every 0 --probes.plasticity-every 3"
 FOR_BOTH = {
@@ -89,6 +90,9 @@ FOR_BOTH = {
     "stream.games": Acts("--stream.games Pong", "--stream.id atari --stream.games Breakout"),
     "stream.engine": Acts("--stream.engine single", DOORKEY),
     "stream.grid.layouts": Acts("--stream.grid.layouts 1", DOORKEY),
+    "stream.rules": Acts(
+        "--stream.rules gymnax-0.0.9", "--stream.id minatar --stream.games SpaceInvaders Asterix"
+    ),
     "network.hidden": Acts("--network.hidden 4 4"),
     "network.activation": Acts("--network.activation tanh"),
     "network.linear": Acts("--network.linear orthogonal", "optim:adam"),

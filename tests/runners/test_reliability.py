@@ -599,7 +599,8 @@ OPTIMIZERS = {
 # Methods are in a tuple, and have tests of their own.
 # Flags of other engines, and the channels of vectors, are refused by the stream.
 APART = (
-    "device", "methods", "stream.games", "stream.rules", "stream.channels", "stream.grid.layouts", "stream.atari.replay",
+    "device", "methods", "stream.games", "stream.rules", "stream.channels", "stream.grid.layouts",
+    "stream.atari.replay",
 )  # fmt: skip
 FIELDS = [name for name in flatten(dataclasses.asdict(BASE)) if name not in APART]
 CASES = [("adam", name) for name in FIELDS] + [
