@@ -114,12 +114,12 @@ class Training:
 
     def collect(self, steps: int) -> float:
         """CPU seconds of a whole rollout, measured on some of its steps."""
-        policy, lap = ppo.Policy(self.agent.act, self.agent.value), mock.Mock()
+        run = mock.Mock()
         self.rollout.begin()
         start = time.process_time()
         for _ in range(steps):
             self.stream.begin_step()
-            ppo.rollout_step(policy, self.stream, self.rewards, self.rollout, lap)
+            ppo.rollout_step(self.agent, self.stream, self.rewards, self.rollout, run)
         return (time.process_time() - start) / steps * self.args.num_steps
 
     def learn(self, steps: int) -> float:
