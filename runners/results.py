@@ -120,10 +120,15 @@ def read_results(
             report(f"{folder} holds no readable run: left out ({type(error).__name__}: {error})")
 
 
+def _progress(flags: Mapping[str, Any], steps: float, visits: int) -> float:
+    """The share of a run that has been made: of its steps or, of a supervised learner, of its tasks."""
+    return steps / flags["total_steps"] if "total_steps" in flags else visits / flags["num_tasks"]
+
+
 def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], object]) -> Result:
     flags = flatten(_json(folder / "args.json"))
     flags = {RENAMED.get(name, name): value for name, value in flags.items()}
-    for name in ("agent", "seed", "stream.id", "total_steps"):
+    for name in ("agent", "seed", "optim.name"):
         flags[name]  # raises LookupError if these are not the arguments of a run
     finished = is_finished(folder)
     needed = {PROGRESS, *(f"task/{name}" for name in VISIT)}
@@ -146,7 +151,7 @@ def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], o
         folder,
         flags,
         finished,
-        1.0 if finished else float(last) / flags["total_steps"],
+        1.0 if finished else _progress(flags, float(last), len(visits)),
         visits,
         {tag: row for tag, row in points.items() if wanted(tag)},
         _fresh(folder, report),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RETURNS = {
     "charts/episodic_return": "return",
+    "charts/online_accuracy": "online accuracy",
     "task/return_auc": "return over each visit",
 }
 DIAGNOSTICS = {

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from neoteny.agents import supervised
+from neoteny.configs.cli import cli
 from neoteny.runners.disk.events import EventWriter
 from neoteny.runners.results import curves, read_results
 from neoteny.scripts import compare, comparison_figures, comparison_tables
@@ -354,3 +356,17 @@ def test_an_arm_without_a_score_is_no_row_of_zeros(tmp_path):
     )
     assert cells(table)["muon"] == ["1", "-"]
     assert isinstance(read(tmp_path)[0], Arm)
+
+
+def test_supervised_runs_are_compared(tmp_path, capsys):
+    words = "--stream.samples 64 --stream.epochs 2 --num-tasks 3 --batch-size 16 --network.hidden 8"
+    for optim in ("adam", "adamo"):
+        flags = [f"optim:{optim}", *words.split(), "--runs-dir", str(tmp_path), "--probes.no-pictures"]
+        supervised.main(cli(supervised.Args, {}, flags))
+    capsys.readouterr()
+    assert compare.main(Compare((tmp_path,))) == 0
+    output = capsys.readouterr()
+    assert "SUPERVISED on digits-random-labels" in output.out
+    assert "adamo" in output.out
+    assert "left out" not in output.err
+    assert (tmp_path / "comparison.png").exists()
