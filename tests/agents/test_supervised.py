@@ -104,6 +104,12 @@ def test_every_sample_counts_the_same_in_a_score():
     assert [evaluate(nn.Identity(), samples, chunk) for chunk in (5, 4, 3, 2)] == pytest.approx([0.8] * 4)
 
 
+def test_inputs_of_large_data_are_standardized_by_samples_from_all_of_them():
+    """Which may be in the order of their classes."""
+    mean, deviation = supervised._mean_and_deviation(torch.arange(20_000.0)[:, None])
+    assert (mean, deviation) == pytest.approx((10_000, 20_000 / math.sqrt(12)), rel=1e-3)
+
+
 @pytest.mark.parametrize("update", [1, 3, 4])
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(update, tmp_path, monkeypatch):
     args = small(tmp_path / "whole")
