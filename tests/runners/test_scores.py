@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,6 +75,16 @@ def test_visit_scores_by_hand():
     assert len(visit.last_returns) == 20
     assert math.isnan(Visit(0, 0).return_at_end)
     assert math.isnan(Visit(0, 0).return_auc)
+
+
+def test_a_visit_ends_with_its_last_step_whether_or_not_an_episode_ends_there():
+    episodes = Episodes()
+    episodes.begin_visit(0, 0)
+    of_one = torch.tensor([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0]])  # of two environments: ended, return, length
+    for step, ended in ((2, None), (4, of_one), (6, None)):
+        episodes.record(step, ended)
+    episodes.begin_visit(1, 6)
+    assert [(row["end"], row["episodes"]) for row in episodes.rows()] == [(6, 1), (6, 0)]
 
 
 def test_recurring_tasks_are_compared_with_themselves():
