@@ -195,6 +195,15 @@ def test_a_running_run_is_shown_and_compared_by_what_it_has_ended(tmp_path, caps
     assert "mean return, muon - adam: 0.00 (0 of 1 seeds above 0" in printed
 
 
+def test_the_first_visits_of_a_run_have_its_points_up_to_their_end(tmp_path):
+    folder = run(tmp_path, "adam", 1, [1.0, 2.0, 9.0], {MAX: range(40)}, visits=4)
+    (result,) = read_results([folder], lambda tag: True, pytest.fail)
+    points = {tag: steps.tolist() for tag, (steps, _) in result.first_visits(2).points.items()}
+    assert points["charts/episodic_return"] == [250, 750, 1250, 1750]
+    assert points[MAX] == list(range(0, 2001, 100))
+    assert points["task/return_auc"] == [0, 1]
+
+
 def test_runs_in_their_first_visit_are_listed_alone(tmp_path, capsys):
     run(tmp_path, "adam", 1, [], visits=4)
     assert "No run has ended its first visit." in text(capsys, tmp_path)
