@@ -90,7 +90,11 @@ class TestL2Init:
         assert all(torch.equal(kept[name], value) for name, value in initial.named_parameters())
 
     def test_the_decoupled_step_by_hand(self) -> None:
-        learner = learner_of(config=constant_rate(0.1))
+        learner, rates = learner_of(), {"linear": 0.1, "head": 0.05}
+        groups = [
+            {"params": getattr(learner.network.net, name).parameters(), "lr": rates[name]} for name in rates
+        ]
+        learner.optimizer = torch.optim.SGD(groups)
         methods = Methods([L2InitConfig(coef=2.0, decoupled=True)], learner)
         initial = copy.deepcopy(learner.network)
         for _ in range(2):
@@ -98,8 +102,9 @@ class TestL2Init:
             step(methods, torch.ones(4, 2))
             for name, parameter in learner.network.named_parameters():
                 start = initial.get_parameter(name)
-                stepped = before.get_parameter(name) - 0.1 * parameter.grad
-                torch.testing.assert_close(parameter, stepped - 2 * 0.1 * 2.0 * (stepped - start))
+                rate = rates[name.split(".")[1]]
+                stepped = before.get_parameter(name) - rate * parameter.grad
+                torch.testing.assert_close(parameter, stepped - 2 * rate * 2.0 * (stepped - start))
         assert methods.end_update(0)["methods/l2_init/distance"] > 0.01
 
     def test_both_forms_are_one_with_plain_gradient_descent(self) -> None:
