@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig
-from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods
+from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods, regularizers
 from neoteny.optim.regularizers import (
     CChainConfig,
     IsometryConfig,
@@ -237,23 +237,28 @@ class TestSpectral:
 
 
 class TestCChain:
-    def test_churn_of_the_last_step_on_the_minibatch_of_two_steps_ago(self) -> None:
+    @pytest.mark.parametrize("horizon", [regularizers.HORIZON, 3])
+    def test_churn_of_the_last_step_on_the_minibatch_of_two_steps_ago(
+        self, horizon: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(regularizers, "HORIZON", horizon)
         torch.manual_seed(0)
+        mean_loss = mean_churn = 0.0
         methods = Methods([CChainConfig(scale=0.5)], learner_of())
-        learner, networks, losses, churns = methods.learner, [], [], []
+        learner, networks = methods.learner, []
         batches = torch.randn(6, 4, 2)
         for k, observations in enumerate(batches):
             networks.append(copy.deepcopy(learner.network))
             reference, older = batches[max(0, k - 2)], networks[max(0, k - 1)]
             churn = F.mse_loss(learner.network(reference), older(reference).detach())
-            losses.append(2.0 + k)
-            churns.append(churn.item())
-            mean_loss, mean_churn = sum(losses) / len(losses), sum(churns) / len(churns)
+            loss = torch.tensor(-2.0 - k)
+            rate = max(1 / (k + 1), 1 / horizon)  # the mean of all, later a moving average
+            mean_loss += rate * (2.0 + k - mean_loss)
+            mean_churn += rate * (churn.item() - mean_churn)
             learner.optimizer.zero_grad()
             (0.5 * mean_loss / (mean_churn + 1e-8) * churn).backward()
             wanted = [parameter.grad.clone() for parameter in learner.network.parameters()]
-            batch, loss = seen_batch(observations), torch.tensor(-losses[-1])
-            found = gradients(methods, batch, loss)
+            found = gradients(methods, seen_batch(observations), loss)
             for gradient, by_hand in zip(found.values(), wanted):
                 torch.testing.assert_close(gradient, by_hand, rtol=1e-4, atol=1e-6)
             assert k == 0 or any(gradient.any() for gradient in wanted)
