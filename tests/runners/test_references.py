@@ -58,6 +58,7 @@ def test_a_reference_is_one_visit_on_one_task_without_probes():
     run = parsed("--video-every", "64", "--stream.jitter", "0.5", "--seed", "3", "--overwrite")
     args = with_task(reference_args(run), run, 5, CODE)
     assert (args.total_steps, args.stream.period, args.stream.tasks) == (100, 100, (5,))
+    assert args.stream.jitter == 0  # no visit ends early
     assert (args.probes.every, args.video_every, args.overwrite, args.seed) == (0, 0, False, 3)
     assert args.runs_dir == run.runs_dir / "references"
     assert args.network == run.network

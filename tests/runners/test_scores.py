@@ -141,6 +141,7 @@ def test_a_visit_without_episodes_sets_no_level():
 def test_thirds_by_hand():
     assert thirds(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])) == (1.5, 3.5, 7.0)
     assert thirds(np.array([1.0, 2.0, 3.0, 9.0])) == (1.0, 2.5, 9.0)  # the outer thirds are equally long
+    assert thirds(np.array([1.0, 2.0, 3.0, 4.0, 9.0])) == (1.5, 3.0, 6.5)
     assert thirds(np.array([1.0, math.nan, 3.0, 4.0, 5.0, 9.0])) == (1.0, 3.5, 7.0)
     assert all(map(math.isnan, thirds(np.array([1.0, 2.0]))))
 

@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neoteny.runners.disk.events import EventWriter
-from neoteny.runners.results import curves, read_results
+from neoteny.runners.results import curves, over_time, read_results
 from neoteny.scripts import compare, comparison_figures, comparison_tables
 from neoteny.scripts.compare import Compare, arms_of
 from neoteny.scripts.comparison_tables import ISOMETRY, SPECTRUM, Arm, held, isometry_table
@@ -202,6 +202,12 @@ def test_the_first_visits_of_a_run_have_its_points_up_to_their_end(tmp_path):
     assert points["charts/episodic_return"] == [250, 750, 1250, 1750]
     assert points[MAX] == list(range(0, 2001, 100))
     assert points["task/return_auc"] == [0, 1]
+
+
+def test_parts_of_a_run_end_with_their_last_step():
+    points = np.array([1.0, 5.0, 6.0, 10.0]), np.array([1.0, 3.0, 5.0, 7.0])
+    assert over_time(points, 10, 2).tolist() == [2.0, 6.0]
+    assert over_time(points, 10, 5).tolist() == [1.0, 1.0, 4.0, 4.0, 7.0]
 
 
 def test_runs_in_their_first_visit_are_listed_alone(tmp_path, capsys):

@@ -236,7 +236,7 @@ def test_a_task_of_ones_own_runs_on_tensors_and_is_repeatable():
 
 @pytest.mark.parametrize("game", GAMES)
 def test_a_state_is_restored(game):
-    one, two = engine(game, 8, seed=1), engine(game, 8, seed=1)
+    one, two = (engine(game, 8, seed=1, sticky=0.5) for _ in range(2))  # the last actions count
     actions = torch.from_numpy(np.random.default_rng(1).integers(6, size=(80, 8)))
     for action in actions[:40]:
         _, terminated, *_ = one.step(action)
