@@ -681,6 +681,18 @@ def assert_workers_give_the_same_bits(**flags):
     there.close()
 
 
+def test_a_normalizer_knows_the_first_observations_of_episodes_that_replace_others():
+    config = StreamConfig(
+        "cartpole-gravity", normalizer="keep", engine="single", single=SingleConfig(replay=False)
+    )
+    one, two = (config.make(2, 1, "cpu") for _ in range(2))
+    one.reset()
+    advance(one, 5)
+    two.load_state_dict(one.state_dict())
+    assert not two.exact
+    assert [int(stream.statistics()["count"]) for stream in (one, two)] == [12, 14]
+
+
 def test_noise_on_what_was_constant_is_not_blown_up():
     normalizer = Normalizer((2,), "cpu")
     normalizer.update(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
