@@ -249,6 +249,15 @@ def test_learning_starts(tmp_path):
     assert [step for step, _ in events["losses/td_loss"]] == [768, 1024]
 
 
+def test_transitions_are_stored_with_the_task_in_which_they_were_made(tmp_path, monkeypatch):
+    """Those of the last step of a visit too, after which the stream is at the next task."""
+    shares = []
+    monkeypatch.setattr(dqn.ReplayMemory, "discard", lambda self: shares.append(self.tasks()))
+    args = small(tmp_path, "cartpole-rotations", total_steps=256)
+    dqn.main(dataclasses.replace(args, stream=dataclasses.replace(args.stream, period=64)))
+    assert shares == [dict.fromkeys(range(4), 0.25)]
+
+
 def test_the_target_network_is_updated_at_intervals(tmp_path, monkeypatch):
     made, at = [], []
     update = dqn.update

@@ -10,6 +10,7 @@ from neoteny.agents.networks import (
     Images,
     NetworkConfig,
     OneHotGrid,
+    convolutions,
     encoder,
     head,
     torso,
@@ -90,6 +91,16 @@ def test_images_are_vectors_if_asked():
     encode = encoder(spec)
     assert torch.equal(encode(observation), observation.flatten(1).float())
     assert torso(encode, spec.space, NetworkConfig()).linear1.in_features == 147
+
+
+@pytest.mark.parametrize(
+    ("side", "widths"), [(4, []), (5, [16, 32]), (35, [16, 32]), (36, [32, 64, 64]), (84, [32, 64, 64])]
+)
+def test_convolutions_by_the_smaller_side_of_an_image(side, widths):
+    space = gym.spaces.Box(0, 255, (1, side, 90), np.uint8)
+    encode = encoder(ObservationSpec(space, "pictures", "first"))
+    kernels = convolutions(encode, encode(torch.zeros(1, *space.shape)))
+    assert [width for width, _, _ in kernels] == widths
 
 
 @pytest.mark.parametrize(

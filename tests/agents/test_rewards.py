@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import gymnasium as gym
@@ -10,8 +11,10 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.envs import StreamConfig
+from neoteny.envs.single.engine import SingleConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
+from tests.killed import die
 
 
 def learned(rewards, **flags):
@@ -86,10 +89,11 @@ def test_normalized_rewards_do_not_depend_on_their_unit(factor, steps):
     assert torch.allclose(plain.normalize(rewards), scaled.normalize(factor * rewards), rtol=1e-3, atol=1e-6)
 
 
-def test_statistics_go_on_where_they_were_saved():
+@pytest.mark.parametrize("switch", [7, 13])
+def test_statistics_go_on_where_they_were_saved(switch):
     whole, first, second = (normalizer("reset", num_envs=2, gamma=0.9) for _ in range(3))
     rewards, done = torch.randn(20, 2).tolist(), (torch.rand(20, 2) < 0.2).tolist()
-    tasks = [0] * 13 + [1] * 7
+    tasks = [0] * switch + [1] * (20 - switch)
     observed(whole, rewards, done, tasks)
     observed(first, rewards[:10], done[:10], tasks[:10])
     second.load_state_dict(first.state_dict())
@@ -105,6 +109,23 @@ def test_episodes_that_could_not_be_resumed_count_nothing():
     transform.begin_episodes()
     observed(transform, [[4.0]], [[False]])
     assert transform.scale.item() == pytest.approx(math.sqrt((3**2 + 4**2) / 2))
+
+
+@pytest.mark.parametrize("agent", [ppo, dqn])
+def test_returns_begin_anew_where_a_resumed_run_has_other_episodes(agent, tmp_path, monkeypatch):
+    """Without replay, and so with new episodes; with it, they go on, and so do their returns."""
+    own = {"num_steps": 8} if agent is ppo else {"log_every": 32, "train_every": 8, "learning_starts": 64}
+    args = agent.Args(
+        stream=StreamConfig("cartpole-rotations"), num_envs=2, total_steps=96, checkpoint_every=32, **own,
+        network=NetworkConfig(hidden=(4,)), probes=ProbeConfig(every=0), runs_dir=tmp_path,
+    )  # fmt: skip
+    begun, begin = [], RewardTransform.begin_episodes
+    monkeypatch.setattr(RewardTransform, "begin_episodes", lambda self: (begun.append(1), begin(self)))
+    die(agent, args, 80, monkeypatch)
+    assert not begun
+    without = dataclasses.replace(args.stream, single=SingleConfig(replay=False))
+    agent.main(dataclasses.replace(args, stream=without))
+    assert len(begun) == 1
 
 
 @pytest.mark.slow

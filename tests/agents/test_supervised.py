@@ -11,10 +11,11 @@ from safetensors.torch import save
 from torch import nn
 
 from neoteny.agents import supervised
-from neoteny.agents.supervised import Args, Classifier, loss_of, main, score_of
+from neoteny.agents.supervised import Args, Classifier, evaluate, loss_of, main, score_of
 from neoteny.configs.cli import cli, read_args
 from neoteny.configs.supervised import PRESETS
 from neoteny.envs.datasets import digits
+from neoteny.envs.supervised import Batch
 from neoteny.runners.disk.folder import run_folder
 from tests.envs.test_datasets import write_cifar
 from tests.events import scalars
@@ -95,6 +96,18 @@ def test_what_is_validated_is_of_the_current_task(tmp_path):
     main(args)
     accuracies = scalars(run_folder("supervised", args))["charts/validation_accuracy"]
     assert [value > 0.8 for _, value in accuracies] == [True, True]
+
+
+def test_every_sample_counts_the_same_in_a_score():
+    """Whatever the pieces in which they are scored, of which the last is smaller."""
+    samples = Batch(torch.eye(2)[[0, 0, 0, 1, 1]], torch.tensor([0, 0, 0, 0, 1]))
+    assert [evaluate(nn.Identity(), samples, chunk) for chunk in (5, 4, 3, 2)] == pytest.approx([0.8] * 4)
+
+
+def test_inputs_of_large_data_are_standardized_by_samples_from_all_of_them():
+    """Which may be in the order of their classes."""
+    mean, deviation = supervised._mean_and_deviation(torch.arange(20_000.0)[:, None])
+    assert (mean, deviation) == pytest.approx((10_000, 20_000 / math.sqrt(12)), rel=1e-3)
 
 
 @pytest.mark.parametrize("update", [1, 3, 4])

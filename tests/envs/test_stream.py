@@ -20,6 +20,7 @@ from neoteny.envs.atari.engine import AtariEngine
 from neoteny.envs.audit import fingerprint
 from neoteny.envs.config import ENGINES
 from neoteny.envs.grid.engine import GridEngine
+from neoteny.envs.normalizer import Normalizer
 from neoteny.envs.registry import registered_streams
 from neoteny.envs.seeds import episode_seed
 from neoteny.envs.single.engine import SingleConfig
@@ -678,6 +679,26 @@ def assert_workers_give_the_same_bits(**flags):
     here.load_state_dict(state)
     assert_same_steps(advance(here, 10), advance(there, 10))
     there.close()
+
+
+def test_a_normalizer_knows_the_first_observations_of_episodes_that_replace_others():
+    config = StreamConfig(
+        "cartpole-gravity", normalizer="keep", engine="single", single=SingleConfig(replay=False)
+    )
+    one, two = (config.make(2, 1, "cpu") for _ in range(2))
+    one.reset()
+    advance(one, 5)
+    two.load_state_dict(one.state_dict())
+    assert not two.exact
+    assert [int(stream.statistics()["count"]) for stream in (one, two)] == [12, 14]
+
+
+def test_noise_on_what_was_constant_is_not_blown_up():
+    normalizer = Normalizer((2,), "cpu")
+    normalizer.update(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+    assert normalizer(torch.tensor([[1 + 2**-17, 0.5], [2.0, -20.0]])).tolist() == [
+        [pytest.approx(2**-17 * 1e4), 0.5], [10.0, -10.0]
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("policy", ["keep", "reset"])

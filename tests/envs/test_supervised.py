@@ -107,6 +107,16 @@ def test_every_epoch_goes_through_the_samples_once_in_another_order():
     assert stream.steps == 168
 
 
+def test_the_next_data_are_those_of_the_next_visit():
+    stream = make(schedule=Schedule(period=1, tasks=(4, 1)), samples=40)
+    for task in (1, 4, 1):
+        following = stream.next_data()
+        played(stream, 2)
+        stream.begin_epoch()
+        assert stream.task == task
+        assert all(torch.equal(a, b) for a, b in zip(stream.data, following, strict=True))
+
+
 def test_tasks_change_after_their_epochs():
     stream = make()
     assert [task for task, *_ in played(stream, 5)] == [0] * 14 + [1] * 14 + [2] * 7

@@ -195,6 +195,20 @@ class TestMuonO:
             for mine, other in zip(ours, theirs):
                 torch.testing.assert_close(mine, other)
 
+    def test_it_pulls_at_every_second_step_twice_as_far(self) -> None:
+        parameters = self.parameters()[:2]
+        expected = [parameter.detach().clone() for parameter in parameters]
+        groups = [{"params": [parameter], "kind": "adamw"} for parameter in parameters]
+        optimizer = MuonO(groups, lr=1e-3, iso=0.1, iso_scale=2.0, iso_every=2)
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        for pulls in (False, True, False, True):
+            optimizer.step()
+            for parameter, value in zip(parameters, expected):
+                if pulls:
+                    value -= 2 * 1e-3 * 0.1 * isometry_gradient(value, 2.0).view_as(value)
+                torch.testing.assert_close(parameter.detach(), value)
+
     def test_without_a_gradient_weights_come_to_the_aspect_of_their_sides(self) -> None:
         parameters = self.parameters()
         before = parameters[2].detach().clone()

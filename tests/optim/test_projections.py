@@ -61,6 +61,14 @@ class TestWeightClipping:
         assert methods.end_update(0) == {"methods/weight_clipping/clipped": pytest.approx(6 / 17)}
         assert methods.methods["weight_clipping"].acted()
 
+    def test_what_was_clipped_before_a_resume_counts(self) -> None:
+        methods = Methods([WeightClippingConfig(kappa=1e-3)], learner_of())
+        methods.after_step()
+        resumed = Methods([WeightClippingConfig(kappa=1e-3)], methods.learner)
+        resumed.load_state_dict(methods.state_dict())
+        assert resumed.summary()["weight_clipping"]["acted"]
+        assert resumed.end_update(0) == methods.end_update(0) != {"methods/weight_clipping/clipped": 0.0}
+
     def test_fan_in_of_convolutions_and_free_heads(self) -> None:
         methods = Methods([WeightClippingConfig(kappa=1.0, heads=False)], learner_of(convolutional))
         net = methods.learner.network.net

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig
-from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods
+from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods, regularizers
 from neoteny.optim.regularizers import (
     CChainConfig,
     IsometryConfig,
@@ -90,7 +90,11 @@ class TestL2Init:
         assert all(torch.equal(kept[name], value) for name, value in initial.named_parameters())
 
     def test_the_decoupled_step_by_hand(self) -> None:
-        learner = learner_of(config=constant_rate(0.1))
+        learner, rates = learner_of(), {"linear": 0.1, "head": 0.05}
+        groups = [
+            {"params": getattr(learner.network.net, name).parameters(), "lr": rates[name]} for name in rates
+        ]
+        learner.optimizer = torch.optim.SGD(groups)
         methods = Methods([L2InitConfig(coef=2.0, decoupled=True)], learner)
         initial = copy.deepcopy(learner.network)
         for _ in range(2):
@@ -98,8 +102,9 @@ class TestL2Init:
             step(methods, torch.ones(4, 2))
             for name, parameter in learner.network.named_parameters():
                 start = initial.get_parameter(name)
-                stepped = before.get_parameter(name) - 0.1 * parameter.grad
-                torch.testing.assert_close(parameter, stepped - 2 * 0.1 * 2.0 * (stepped - start))
+                rate = rates[name.split(".")[1]]
+                stepped = before.get_parameter(name) - rate * parameter.grad
+                torch.testing.assert_close(parameter, stepped - 2 * rate * 2.0 * (stepped - start))
         assert methods.end_update(0)["methods/l2_init/distance"] > 0.01
 
     def test_both_forms_are_one_with_plain_gradient_descent(self) -> None:
@@ -232,23 +237,28 @@ class TestSpectral:
 
 
 class TestCChain:
-    def test_churn_of_the_last_step_on_the_minibatch_of_two_steps_ago(self) -> None:
+    @pytest.mark.parametrize("horizon", [regularizers.HORIZON, 3])
+    def test_churn_of_the_last_step_on_the_minibatch_of_two_steps_ago(
+        self, horizon: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(regularizers, "HORIZON", horizon)
         torch.manual_seed(0)
+        mean_loss = mean_churn = 0.0
         methods = Methods([CChainConfig(scale=0.5)], learner_of())
-        learner, networks, losses, churns = methods.learner, [], [], []
+        learner, networks = methods.learner, []
         batches = torch.randn(6, 4, 2)
         for k, observations in enumerate(batches):
             networks.append(copy.deepcopy(learner.network))
             reference, older = batches[max(0, k - 2)], networks[max(0, k - 1)]
             churn = F.mse_loss(learner.network(reference), older(reference).detach())
-            losses.append(2.0 + k)
-            churns.append(churn.item())
-            mean_loss, mean_churn = sum(losses) / len(losses), sum(churns) / len(churns)
+            loss = torch.tensor(-2.0 - k)
+            rate = max(1 / (k + 1), 1 / horizon)  # the mean of all, later a moving average
+            mean_loss += rate * (2.0 + k - mean_loss)
+            mean_churn += rate * (churn.item() - mean_churn)
             learner.optimizer.zero_grad()
             (0.5 * mean_loss / (mean_churn + 1e-8) * churn).backward()
             wanted = [parameter.grad.clone() for parameter in learner.network.parameters()]
-            batch, loss = seen_batch(observations), torch.tensor(-losses[-1])
-            found = gradients(methods, batch, loss)
+            found = gradients(methods, seen_batch(observations), loss)
             for gradient, by_hand in zip(found.values(), wanted):
                 torch.testing.assert_close(gradient, by_hand, rtol=1e-4, atol=1e-6)
             assert k == 0 or any(gradient.any() for gradient in wanted)

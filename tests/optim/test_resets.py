@@ -557,6 +557,17 @@ class TestInjection:
         assert methods.end_update(20) == {}
         assert isinstance(learner.network.net.head.kept, nn.Sequential)
 
+    def test_layers_that_stay_keep_the_state_of_their_units(self, streams):
+        configs = [InjectionConfig(after=3), ContinualBackpropConfig()]
+        trained = Trained("dqn", streams["vector"], configs)
+        for _ in range(5):
+            trained.update(trained.batch())
+        state = trained.methods.methods["continual_backprop"].state
+        ages = {name: each["ages"].unique().tolist() for name, each in state.items()}
+        (stays,) = (name for name in ages if name.endswith("linear1"))
+        (new,) = ages.keys() - {stays}
+        assert ages == {stays: [5.0], new: [2.0]}
+
     def test_units_of_new_layers_are_reset_from_their_own_initializer(self, streams):
         """And those of kept layers are left alone, while all copies lose what a reset unit gave them."""
         configs = [InjectionConfig(after=1), ReDoConfig(every=2, tau=1e9)]

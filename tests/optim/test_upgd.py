@@ -21,7 +21,7 @@ def params(*values: list[float]) -> list[nn.Parameter]:
 def test_two_steps_by_hand(adaptive: bool) -> None:
     weights = params([1.0, -2.0], [0.5])
     flags = {"beta_utility": 0.75, "sigma": 0.0, "weight_decay": 0.1, "adaptive": adaptive}
-    optimizer = UPGD(weights, lr=0.1, betas=(0.5, 0.8), eps=1e-3, **flags)
+    optimizer = UPGD(weights, lr=0.1, betas=(0.75, 0.8), eps=1e-3, **flags)
     values, utilities = [1.0, -2.0, 0.5], [0.0] * 3
     first, second = [0.0] * 3, [0.0] * 3
     for step, gradients in enumerate([[0.5, 1.0, -1.0], [-1.0, 0.25, 2.0]], start=1):
@@ -29,10 +29,10 @@ def test_two_steps_by_hand(adaptive: bool) -> None:
         weights[1].grad = torch.tensor(gradients[2:], dtype=torch.float64)
         optimizer.step()
         utilities = [0.75 * u - 0.25 * g * w for u, g, w in zip(utilities, gradients, values)]
-        first = [0.5 * m + 0.5 * g for m, g in zip(first, gradients)]
+        first = [0.75 * m + 0.25 * g for m, g in zip(first, gradients)]
         second = [0.8 * v + 0.2 * g * g for v, g in zip(second, gradients)]
         for i, gradient in enumerate(gradients):
-            mean, square = first[i] / (1 - 0.5**step), second[i] / (1 - 0.8**step)
+            mean, square = first[i] / (1 - 0.75**step), second[i] / (1 - 0.8**step)
             direction = mean / (math.sqrt(square) + 1e-3) if adaptive else gradient
             share = 1 - sigmoid(utilities[i] / max(utilities))
             values[i] = (1 - 0.1 * 0.1) * values[i] - 0.1 * direction * share

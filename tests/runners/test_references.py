@@ -58,13 +58,19 @@ def test_a_reference_is_one_visit_on_one_task_without_probes():
     run = parsed("--video-every", "64", "--stream.jitter", "0.5", "--seed", "3", "--overwrite")
     args = with_task(reference_args(run), run, 5, CODE)
     assert (args.total_steps, args.stream.period, args.stream.tasks) == (100, 100, (5,))
+    assert args.stream.jitter == 0  # no visit ends early
     assert (args.probes.every, args.video_every, args.overwrite, args.seed) == (0, 0, False, 3)
     assert args.runs_dir == run.runs_dir / "references"
     assert args.network == run.network
 
 
-def test_a_one_hot_task_id_keeps_its_length():
-    run = parsed("--stream.tasks", "0", "2", "4", "--stream.task-id", "onehot")
+def test_a_reference_is_no_longer_than_a_run_that_ends_in_its_first_visit():
+    assert reference_args(parsed("--total-steps", "48")).total_steps == 48
+
+
+@pytest.mark.parametrize("tasks", ["024", "0242"])
+def test_a_one_hot_task_id_keeps_its_length(tasks):
+    run = parsed("--stream.tasks", *tasks, "--stream.task-id", "onehot")
     args = with_task(reference_args(run), run, 4, CODE)
     assert args.stream.tasks == (4, 0, 2)
     assert args.stream.schedule().task_at(args.total_steps - 1) == 4

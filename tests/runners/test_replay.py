@@ -348,6 +348,9 @@ def test_too_many_steps_between_checkpoints_are_refused_before_any_is_written(tm
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     memory.flush()
     add(memory, histories, [0, 0])
+    memory.cut()  # takes a place too
+    with pytest.raises(RuntimeError, match="room for 2 steps"):
+        add(memory, histories, [0, 0])
 
 
 WRITER = """

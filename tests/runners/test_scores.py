@@ -3,6 +3,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +77,16 @@ def test_visit_scores_by_hand():
     assert math.isnan(Visit(0, 0).return_auc)
 
 
+def test_a_visit_ends_with_its_last_step_whether_or_not_an_episode_ends_there():
+    episodes = Episodes()
+    episodes.begin_visit(0, 0)
+    of_one = torch.tensor([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0]])  # of two environments: ended, return, length
+    for step, ended in ((2, None), (4, of_one), (6, None)):
+        episodes.record(step, ended)
+    episodes.begin_visit(1, 6)
+    assert [(row["end"], row["episodes"]) for row in episodes.rows()] == [(6, 1), (6, 0)]
+
+
 def test_recurring_tasks_are_compared_with_themselves():
     visits = [{"task": task, "start": i} for i, task in enumerate([0, 1, 2, 0, 1, 2, 0, 1, 2])]
     early, late = early_and_late(visits)
@@ -130,6 +141,7 @@ def test_a_visit_without_episodes_sets_no_level():
 def test_thirds_by_hand():
     assert thirds(np.array([1.0, 2.0, 3.0, 4.0, 5.0, 9.0])) == (1.5, 3.5, 7.0)
     assert thirds(np.array([1.0, 2.0, 3.0, 9.0])) == (1.0, 2.5, 9.0)  # the outer thirds are equally long
+    assert thirds(np.array([1.0, 2.0, 3.0, 4.0, 9.0])) == (1.5, 3.0, 6.5)
     assert thirds(np.array([1.0, math.nan, 3.0, 4.0, 5.0, 9.0])) == (1.0, 3.5, 7.0)
     assert all(map(math.isnan, thirds(np.array([1.0, 2.0]))))
 

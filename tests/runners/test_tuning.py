@@ -101,3 +101,4 @@ def test_optuna_searches_ranges_and_can_be_resumed():
             score = -abs(float(flags["lr"]) - 0.01) if flags["epochs"] != "1" else None
             known.append(Trial(flags, {1: score}))
     assert best(known[ROUND:]).score >= best(known[:ROUND]).score - 0.01
+    assert known[ROUND].flags != known[0].flags  # both are drawn, since so few trials are known

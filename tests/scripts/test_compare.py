@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from neoteny.agents import supervised
 from neoteny.configs.cli import cli
 from neoteny.runners.disk.events import EventWriter
-from neoteny.runners.results import curves, read_results
+from neoteny.runners.results import curves, over_time, read_results
 from neoteny.scripts import compare, comparison_figures, comparison_tables
 from neoteny.scripts.compare import Compare, arms_of
 from neoteny.scripts.comparison_tables import ISOMETRY, SPECTRUM, Arm, held, isometry_table
@@ -195,6 +195,21 @@ def test_a_running_run_is_shown_and_compared_by_what_it_has_ended(tmp_path, caps
     assert "What follows is of the finished runs." in printed
     assert re.search(r"\| muon +\| 2 +\| 100%", printed) is None
     assert "mean return, muon - adam: 0.00 (0 of 1 seeds above 0" in printed
+
+
+def test_the_first_visits_of_a_run_have_its_points_up_to_their_end(tmp_path):
+    folder = run(tmp_path, "adam", 1, [1.0, 2.0, 9.0], {MAX: range(40)}, visits=4)
+    (result,) = read_results([folder], lambda tag: True, pytest.fail)
+    points = {tag: steps.tolist() for tag, (steps, _) in result.first_visits(2).points.items()}
+    assert points["charts/episodic_return"] == [250, 750, 1250, 1750]
+    assert points[MAX] == list(range(0, 2001, 100))
+    assert points["task/return_auc"] == [0, 1]
+
+
+def test_parts_of_a_run_end_with_their_last_step():
+    points = np.array([1.0, 5.0, 6.0, 10.0]), np.array([1.0, 3.0, 5.0, 7.0])
+    assert over_time(points, 10, 2).tolist() == [2.0, 6.0]
+    assert over_time(points, 10, 5).tolist() == [1.0, 1.0, 4.0, 4.0, 7.0]
 
 
 def test_runs_in_their_first_visit_are_listed_alone(tmp_path, capsys):

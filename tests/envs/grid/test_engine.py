@@ -401,6 +401,22 @@ def test_layouts_drawn_ahead_are_those_drawn_when_they_are_due():
         assert torch.equal(ahead.pools[0].data, late.pools[0].data)
 
 
+@pytest.mark.parametrize("steps", [5, 16, 20, 39])
+def test_a_restored_engine_has_the_layouts_of_the_last_renewal(steps):
+    """Which takes place after 16 draws, one a step here."""
+    one, two = (
+        engine(wrapped(ImgObsWrapper, "MiniGrid-FourRooms-v0"), 2, layouts=8, renew_every=1) for _ in range(2)
+    )
+    for _ in range(steps):
+        one.begin_step()
+    two.load_state_dict(one.state_dict(), Schedule(), 0, torch.zeros(2))
+    for _ in range(2):
+        assert torch.equal(one.pools[0].cells, two.pools[0].cells)
+        for each in (one, two):
+            for _ in range(16):
+                each.begin_step()
+
+
 @pytest.mark.usefixtures("forked_workers")
 def test_workers_do_not_change_the_engine_and_so_the_results():
     workers = SingleConfig(workers=1)

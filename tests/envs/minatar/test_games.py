@@ -148,6 +148,26 @@ def test_by_gymnaxs_rules_a_thing_is_deleted_where_no_row_is_free():
         assert games.state.there.sum() == left
 
 
+def test_by_gymnaxs_rules_the_thing_that_is_deleted_is_not_in_the_row_that_is_left_out():
+    draws, rules = Draws(torch.arange(2000), torch.zeros(2000, dtype=torch.int64)), Rules("gymnax-0.0.9")
+    state = asterix.begin(draws, rules)
+    for tensor, value in ((state.there, True), (state.at, 3), (state.spawn_timer, 0)):
+        tensor.fill_(value)
+    left = asterix.step(state, torch.zeros(2000, dtype=torch.int64), draws, rules).state.there
+    skipped = (8 * draws(asterix.SKIPPED)).long()
+    pairs = set(zip(skipped.tolist(), left.int().argmin(0).tolist()))
+    assert pairs == {(one, other) for one in range(8) for other in range(8) if one != other}
+
+
+def test_of_two_columns_at_the_same_distance_the_left_one_shoots():
+    games = games_of(Definition("SpaceInvaders", sticky=0))
+    games.state.aliens.zero_()
+    games.state.aliens[2:4] = 1 << 3 | 1 << 7  # the cannon is in column 5
+    games.state.shot_timer.fill_(0)
+    games.step(torch.tensor([NOOP]))
+    assert games.state.enemy_bullets.flatten().tolist() == [0, 0, 0, 1 << 3, *[0] * 6]
+
+
 def test_without_ramping_the_game_stays_as_it_is():
     for ramping in (True, False):
         games = games_of(Definition("Asterix", ramping=ramping, sticky=0), 4)
@@ -216,7 +236,7 @@ def test_a_task_of_ones_own_runs_on_tensors_and_is_repeatable():
 
 @pytest.mark.parametrize("game", GAMES)
 def test_a_state_is_restored(game):
-    one, two = engine(game, 8, seed=1), engine(game, 8, seed=1)
+    one, two = (engine(game, 8, seed=1, sticky=0.5) for _ in range(2))  # the last actions count
     actions = torch.from_numpy(np.random.default_rng(1).integers(6, size=(80, 8)))
     for action in actions[:40]:
         _, terminated, *_ = one.step(action)

@@ -39,6 +39,26 @@ def test_a_released_claim_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_file_that_was_replaced_while_it_was_opened_is_no_claim(tmp_path, monkeypatch):
+    """The last owner removed it, and a third process has claimed the run with a file of its own."""
+    import fcntl
+
+    lock, others = fcntl.flock, []
+
+    def replaced_once(descriptor, how):
+        lock(descriptor, how)
+        if not others:
+            monkeypatch.undo()
+            (path,) = tmp_path.iterdir()
+            path.unlink()
+            others.append(claim(tmp_path / "s1"))
+
+    monkeypatch.setattr(fcntl, "flock", replaced_once)
+    assert claim(tmp_path / "s1") is None
+    others[0].release()
+    assert claim(tmp_path / "s1") is not None
+
+
 def test_a_process_that_is_killed_loses_its_claim_when_its_run_has_ended_too(tmp_path):
     import neoteny.runners.disk.claims as module
 
