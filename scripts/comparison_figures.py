@@ -72,7 +72,9 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
         handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(arms)), frameon=False)
+        longest = max(map(len, colors))
+        ncols = max(1, min(4, len(arms), 120 // longest))  # names may hold flags, and must fit
+        figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
         figure.suptitle(title)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(f"{path}.png", dpi=130)

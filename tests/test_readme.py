@@ -1,5 +1,6 @@
 """What the README and the pages of docs/ say is true: commands run, links lead to files, tables are whole."""
 
+import itertools
 import os
 import re
 import shlex
@@ -67,9 +68,9 @@ def test_commands_of_results_have_flags_that_there_are(command):
         assert isinstance(cli(args_type, presets, words[2:]), args_type)
         return
     settings = script_args(Sweep, words[2:])
-    for optim in settings.optims:
+    for agent, optim in itertools.product(settings.agents, settings.optims):
         flags_of_run = [*(settings.presets or (DEFAULT,)), f"optim:{optim}", *shlex.split(flags)]
-        assert isinstance(cli(ppo.Args, ppo.PRESETS, flags_of_run), ppo.Args)
+        assert isinstance(cli(*AGENTS[agent], flags_of_run), AGENTS[agent][0])
 
 
 def test_commands_with_a_module_of_the_readers_name_one_that_a_page_makes():
