@@ -187,7 +187,7 @@ def test_characters_that_a_terminal_does_not_have_are_question_marks():
 def test_ctrl_c_through_a_pipe_whose_reader_it_ended_saves_the_run(tmp_path):
     """As ``ppo.py 2>&1 | tee log`` and Ctrl-C, which ends tee too; then ``ppo.py --help | head -1``."""
     agent = [sys.executable, str(ROOT / "agents" / "ppo.py")]
-    words = [*FLAGS.split(), "--total-steps", "1e6", "--checkpoint-every", "512", "--runs-dir", str(tmp_path)]
+    words = f"{FLAGS} --total-steps 1e6 --checkpoint-every 4096 --runs-dir {tmp_path}".split()
     reader, writer = os.pipe()
     process = subprocess.Popen([*agent, *words], stdout=writer, stderr=writer)
     os.close(writer)
@@ -198,7 +198,7 @@ def test_ctrl_c_through_a_pipe_whose_reader_it_ended_saves_the_run(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 75
     steps = [int(path.name.removeprefix("step_")) for path in tmp_path.rglob("step_*")]
-    assert max(steps) % 512  # more than the periodic checkpoint
+    assert max(steps) % 4096  # more than the periodic checkpoint
     help = subprocess.Popen([*agent, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     help.stdout.close()
     assert (help.stderr.read(), help.wait(60)) == (b"", 0)
