@@ -266,7 +266,7 @@ def act(agent: ActorCritic, rollout: Rollout) -> Tensor:
 def observe(
     agent: ActorCritic, step: Step, stream: Stream, transform: RewardTransform, rollout: Rollout
 ) -> None:
-    """Add what followed these actions to the rollout."""
+    """Add what followed the actions to the rollout."""
     done = step.terminated | step.truncated
     rewards = transform.observe(step.rewards, done)
     rollout.add(rewards=rewards, done=done, final_values=final_values(agent, step, stream))
@@ -290,9 +290,9 @@ def final_values(agent: ActorCritic, step: Step, stream: Stream) -> Tensor:
     final, cut = step.final_observations, step.truncated & ~step.terminated
     if final is None:
         return torch.zeros_like(step.rewards)
-    # Values that nobody needs are left out; of floats also the final ones that are not cut are checked below.
-    readable = stream.reads_ends and cut.device.type == "cpu"
-    if readable and not final.is_floating_point() and not cut.any():
+    # Where reading is cheap, the network is left out if no value is needed. Floats are all checked below.
+    is_read = stream.reads_ends and cut.device.type == "cpu"
+    if is_read and not final.is_floating_point() and not cut.any():
         return torch.zeros_like(step.rewards)
     with without_gradients():
         values = agent.value(final) * cut

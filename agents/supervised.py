@@ -12,6 +12,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -91,6 +92,9 @@ class Classifier(nn.Module):
         super().__init__()
         self.amp = amp
         inputs = stream.dataset.inputs
+        if network.kind == "cnn" and (inputs.dim() != 4 or min(inputs.shape[2:]) < 7):
+            shape = "x".join(map(str, inputs.shape[1:]))
+            raise ValueError(f"--network.kind cnn needs images of at least 7x7 pixels, not inputs of {shape}")
         self.register_buffer("example", torch.zeros_like(inputs[:1]), persistent=False)
         self.mean, self.deviation = _mean_and_deviation(inputs)
         self.classifier = hidden_layers(self.encode(inputs[:1]), KERNELS[network.kind], network)
@@ -132,17 +136,25 @@ def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
 STATS = ("losses/loss", "update/grad_norm", "score")
 
 
-def update(agent: Classifier, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args) -> Tensor:
-    """One gradient step on a minibatch; returns its `STATS`, (3,), from before the step."""
+def loss_and_score(agent: Classifier, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Loss and score of the current network on a minibatch."""
     outputs = agent(batch.observations)
-    loss = loss_of(outputs, batch.targets)
+    return loss_of(outputs, batch.targets), score_of(outputs.detach(), batch.targets)
+
+
+def update(
+    agent: Classifier, optimizer: Optimizer, methods: Methods, batch: Batch, args: Args,
+    loss_and_score: Callable[..., tuple[Tensor, Tensor]] = loss_and_score,
+) -> Tensor:  # fmt: skip
+    """One gradient step on a minibatch; returns its `STATS`, (3,), from before the step."""
+    loss, score = loss_and_score(agent, batch)
     optimizer.zero_grad()
     (loss + methods.penalty(batch, loss)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
     methods.add_gradients(batch)
     optimizer.step()
     methods.after_step()
-    return torch.stack((loss.detach(), grad_norm, score_of(outputs.detach(), batch.targets)))
+    return torch.stack((loss.detach(), grad_norm, score))
 
 
 @torch.no_grad()
@@ -172,7 +184,8 @@ def main(args: Args) -> dict[str, Any]:
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         capture = Capture(device, args.graphs, args.compile)
         draw = capture(select, stream, compile=False)
-        train = capture(update, optimizer, methods)
+        train = capture(update, optimizer, methods, compile=False)
+        compiled_loss = capture.compiled(loss_and_score)
     probes = Probes(args.probes, methods, new_optimizer)
     epochs = args.num_tasks * args.stream.epochs
     planned = epochs * stream.batches
@@ -188,7 +201,7 @@ def main(args: Args) -> dict[str, Any]:
         stats, task_ends = [], stream.visit_ends
         for chosen in stream.epoch():
             minibatch = draw(stream.data, chosen)
-            stats.append(train(agent, optimizer, methods, minibatch, args).clone())
+            stats.append(train(agent, optimizer, methods, minibatch, args, compiled_loss).clone())
             methods.between_steps(minibatch)
         run.lap("learn")
 

@@ -106,8 +106,6 @@ class SupervisedStream:
             first two tasks are the same.
     """
 
-    exact, inexact = True, ()
-
     def __init__(
         self,
         dataset: Dataset,

@@ -75,18 +75,22 @@ def dormant(sizes: Tensor, tau: float) -> Tensor:
     return sizes <= tau * sizes.mean()
 
 
-class ReDo(UnitMethod):
-    """Resets dormant units: those whose mean |activation| is at most tau times the mean of their layer.
-
-    G. Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML 2023, definition 3.1
-    and algorithm 1. The activations are those of the latest minibatch.
-    """
+class SmallUnits(UnitMethod):
+    """Base class of methods that reset units of a size of at most tau times their layer's mean."""
 
     resets = True
 
     def __init__(self, learner: Learner, every: int, tau: float, on: str = "all") -> None:
         super().__init__(learner, every, on)
         self.tau = tau
+
+
+class ReDo(SmallUnits):
+    """Resets dormant units: those whose mean |activation| is at most tau times the mean of their layer.
+
+    G. Sokar et al., "The Dormant Neuron Phenomenon in Deep Reinforcement Learning", ICML 2023, definition 3.1
+    and algorithm 1. The activations are those of the latest minibatch.
+    """
 
     def on(self, event: Event) -> dict[str, float]:
         """Reset dormant units."""
@@ -121,19 +125,13 @@ class ReDoConfig(MethodConfig):
         return ReDo(learner, self.every, self.tau, self.on)
 
 
-class ReGraMa(UnitMethod):
+class ReGraMa(SmallUnits):
     """Resets units whose mean |gradient| is at most tau times the mean of their layer.
 
     J. Liu et al., "Measure gradients, not activations! Enhancing neuronal activity in deep reinforcement
     learning", 2025. The gradient is the loss's with respect to the unit's activation, on the latest
     minibatch; penalties are not in it.
     """
-
-    resets = True
-
-    def __init__(self, learner: Learner, every: int, tau: float, on: str = "all") -> None:
-        super().__init__(learner, every, on)
-        self.tau = tau
 
     def new_state(self, layer: Layer) -> dict[str, Tensor]:
         """The mean |gradient| of each unit."""

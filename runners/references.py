@@ -79,9 +79,7 @@ def with_task(args: Any, of_run: Any, task: int, code: Mapping[str, Any]) -> Any
         code: as from :func:`code_of`.
     """
     tasks: tuple[int, ...] = (task,)
-    if (
-        args.stream.task_id == "onehot"
-    ):  # it is as long as there are tasks, but the reference meets only the first
+    if args.stream.task_id == "onehot":  # which is as long as there are tasks; only the first is met
         tasks += tuple(each for each in dict.fromkeys(of_run.stream.schedule().cycle) if each != task)
     args = dataclasses.replace(args, stream=dataclasses.replace(args.stream, tasks=tasks))
     return dataclasses.replace(args, note=f"task{task}-{hash_of(args, code)}", seed=of_run.seed)

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import nn
 
 from neoteny.agents import supervised
@@ -121,23 +122,33 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(update, tmp_path, monke
     assert summary["visits"] == whole["visits"]
 
 
-LARGER = "tests.agents.test_supervised:larger_digits"
-
-
-def larger_digits(folder):
-    """Digits large enough for three convolutions."""
-    data = digits(folder)
-    inputs, validation_inputs = (F.interpolate(images, scale_factor=2) for images in (data[0], data[2]))
-    return data._replace(inputs=inputs, validation_inputs=validation_inputs)
-
-
-@pytest.mark.parametrize("words", ["", f"optim:adam --network.kind cnn --stream.data {LARGER}"])
+@pytest.mark.parametrize("words", ["", "optim:adam --network.kind cnn"])
 def test_replayed_steps_do_what_steps_do(words, tmp_path, monkeypatch):
     monkeypatch.setattr(supervised, "Capture", RecordedCapture)
     plain, captured = (small(tmp_path / name, *words.split()) for name in ("plain", "captured"))
     main(dataclasses.replace(plain, graphs=False))
     main(captured)
     assert weights(plain) == weights(captured)
+
+
+VECTORS = "tests.agents.test_supervised:vectors"
+
+
+def vectors(folder):
+    """Digits as vectors."""
+    data = digits(folder)
+    return data._replace(inputs=data.inputs.flatten(1).float())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # its own
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_loss_is_nearly_the_same(tmp_path):
+    plain, compiled = (small(tmp_path / name, *flags) for name, flags in (("a", ()), ("b", ("--compile",))))
+    for args in (plain, compiled):
+        main(dataclasses.replace(args, num_tasks=1))
+    one, two = (load(weights(args)) for args in (plain, compiled))
+    assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
 def test_values_are_regressed():
@@ -174,6 +185,7 @@ def test_the_arguments_of_a_run_are_read_back(tmp_path):
         (["--stream.order", "random"], "never recur without --stream.tasks"),
         (["--stream.data", "mnist"], "must be in data"),
         (["--stream.data", "minst"], "--stream.data must be digits"),
+        (["--network.kind", "cnn", "--stream.data", VECTORS], "not inputs of 64"),
         (["--batch-size", "0"], "must be above 0"),
         (["--num-tasks", "0"], "must be above 0"),
         (["--max-grad-norm", "0"], "must be above 0"),
