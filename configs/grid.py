@@ -39,6 +39,8 @@ class Arm:
         optim: name of the optimizer.
         methods: names of methods, joined by ``+``, or "none".
         flags: words for every run.
+        own: words for this arm alone, such as those of its network.
+        over: flags of this arm alone, with their values.
     """
 
     agent: Agent
@@ -46,12 +48,17 @@ class Arm:
     optim: str
     methods: str
     flags: tuple[str, ...]
-    _parsed: dict[tuple[str, ...], Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    own: tuple[str, ...] = ()
+    over: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    _parsed: dict[tuple[str, ...], Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def words(self) -> list[str]:
         """The words of its command lines, without those of a grid point and a seed."""
         names = [] if self.methods == "none" else self.methods.split("+")
-        return [*self.begin, f"optim:{self.optim}", *(f"--methods.{name}" for name in names), *self.flags]
+        methods = (f"--methods.{name}" for name in names)
+        return [*self.begin, f"optim:{self.optim}", *methods, *self.own, *self.flags]
 
     def parse(self, words: Sequence[str] = ()) -> Any:
         """The agent's arguments, with further words; exits with code 2 and a sentence for bad ones."""
@@ -87,12 +94,12 @@ class Point:
 
 
 def values_of(arm: Arm, over: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The flags of a grid that an arm has, with their values: ``optim.iso`` is for AdamO alone.
+    """The flags that an arm has, of a grid and its own: ``optim.iso`` is for AdamO alone.
 
     Raises:
         ValueError: a flag is set for every run too.
     """
-    known = names_of_flags(arm.parse())
+    known, over = names_of_flags(arm.parse()), {**arm.over, **over}
     for word in arm.flags:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and (name == "seed" or any(_same(name, flag) for flag in over)):
@@ -115,7 +122,8 @@ def point(arm: Arm, values: Values, more: Sequence[str] = (), named: Iterable[st
         words += _flag_words(flag, value, before[flag.replace("-", "_")])
     args = arm.parse(words)
     after = _config(args)
-    notes = [_note(flag, after[flag.replace("-", "_")], named) for flag in values]
+    known = {*arm.over, *named}
+    notes = [_note(flag, after[flag.replace("-", "_")], known) for flag in values]
     note = "-".join(filter(None, (args.note, *notes)))
     if notes:
         words += ["--note", note]

@@ -24,7 +24,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import script_args
+from neoteny.configs.flags import no_such
 from neoteny.configs.grid import Agent, Arm, Point, combinations, point, values_of
 from neoteny.configs.words import words_of
 from neoteny.runners import references, tuning
@@ -55,14 +57,17 @@ class Sweep:
     """Optimizers to train with."""
     methods: tuple[str, ...] = ("none",)
     """Plasticity methods to train with: "none", the name of one, or names joined by +."""
+    arms: tuple[str, ...] = ()
+    """Instead of --optims and --methods: arms by name, each with its own flag to tune and three values of it;
+    `neoteny list arms` shows them."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds to train with."""
     over: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """A flag and its values, such as lr 1e-3 3e-4; once for each flag. Runs whose optimizer, methods or agent
     do not have the flag are trained without it."""
-    reference: Literal["none", "fresh"] = "none"
+    reference: Literal["none", "base", "fresh"] = "none"
     """Also train fresh agents on each task of each run, with the budget of one visit, for the plasticity
-    gap: with Adam and no method, and with the optimizer and methods of the run."""
+    gap: with Adam and no method (base), or these and others with the optimizer and methods of the run."""
     tune_on: float | None = None
     """Choose among the values of --over by trials on this first share of the stream, such as 0.2; then train
     with the best values of each optimizer and methods."""
@@ -92,6 +97,10 @@ class Sweep:
         for name in ("jobs", "trials"):
             if getattr(self, name) is not None:
                 check_numbers(self, (name,), at_least=1)
+        if self.arms and (self.optims, self.methods) != (Sweep.optims, Sweep.methods):
+            raise ValueError("--arms are optimizers and methods: they take neither --optims nor --methods")
+        if unknown := [name for name in self.arms if name not in ARMS]:
+            raise ValueError(no_such("arm", unknown[0], ARMS, "neoteny list arms"))
         if any(len(words) < 2 for words in self.over):
             raise ValueError("--over takes a flag and its values, such as lr 1e-3 3e-4")
         flags = [words[0].replace("-", "_") for words in self.over]
@@ -104,7 +113,7 @@ class Sweep:
                 raise ValueError("--tune-seeds and --trials do nothing without --tune-on")
             return
         check_numbers(self, ("tune_on",), above=0, at_most=1)
-        if not self.over or not self.tune_seeds:
+        if not (self.over or self.arms) or not self.tune_seeds:
             raise ValueError("--tune-on needs --over, what is chosen, and --tune-seeds, apart from --seeds")
         if shared := set(self.tune_seeds) & set(self.seeds):
             raise ValueError(f"--tune-seeds and --seeds must differ, but share {sorted(shared)}")
@@ -124,8 +133,15 @@ def arms_of(sweep: Sweep, flags: Sequence[str]) -> list[Arm]:
         ("--stream.id", id) for id in sweep.streams
     ]
     agents = [agent_of(name) for name in sweep.agents]
-    product = itertools.product(agents, begins or [(DEFAULT,)], sweep.optims, sweep.methods)
-    return [Arm(agent, begin, optim, methods, tuple(flags)) for agent, begin, optim, methods in product]
+    places = list(itertools.product(agents, begins or [(DEFAULT,)]))
+    if sweep.arms:
+        return [
+            Arm(*place, arm.optim, arm.methods, tuple(flags), arm.words, {arm.flag: arm.values})
+            for place in places
+            for arm in map(ARMS.__getitem__, sweep.arms)
+        ]
+    product = itertools.product(places, sweep.optims, sweep.methods)
+    return [Arm(*place, optim, methods, tuple(flags)) for place, optim, methods in product]
 
 
 def points_of(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
@@ -146,7 +162,7 @@ def points_of(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
 
 
 def spaces_of(arms: Sequence[Arm], over: Mapping[str, Sequence[str]]) -> list[dict[str, Sequence[str]]]:
-    """For each arm, the flags of the grid that it has; the command line refuses a flag that none has."""
+    """For each arm, the flags of the grid that it has, and its own; a flag that none has is refused."""
     spaces = [values_of(arm, over) for arm in arms]
     for flag, values in over.items():
         if not any(flag in space for space in spaces):
@@ -182,21 +198,22 @@ class References:
     Args:
         points: of the grid.
         seeds: of the runs.
+        own: whether there are references with the optimizer and methods of each run too.
 
     Raises:
         ValueError: a stream does not switch, or a visit is shorter than an update.
     """
 
-    def __init__(self, points: Sequence[Point], seeds: Sequence[int]) -> None:
+    def __init__(self, points: Sequence[Point], seeds: Sequence[int], own: bool = True) -> None:
         self.jobs: dict[Path, Job] = {}
         self.of_run: dict[Path, dict[str, dict[int, Path]]] = {}
         self._words: dict[Any, list[str]] = {}
         for each in points:
-            base = {flag: v for flag, v in each.values.items() if not f"{flag}.".startswith(OF_OPTIMIZER)}
-            kinds = {
-                "base": references.base_args(point(each.arm, base).args),
-                "own": each.args,
-            }
+            plain = dataclasses.replace(each.arm, methods="none", own=(), over={})
+            values = {flag: v for flag, v in each.values.items() if not f"{flag}.".startswith(OF_OPTIMIZER)}
+            kinds = {"base": references.base_args(point(plain, values).args)}
+            if own:
+                kinds["own"] = each.args
             code = references.code_of(each.arm.agent.file)
             for seed in seeds:
                 self.of_run[each.folder(seed)] = {
@@ -361,7 +378,9 @@ def _main(sweep: Sweep, flags: Sequence[str]) -> int:
     arms = arms_of(sweep, flags)
     points = tune(sweep, arms) if sweep.tune_on is not None else points_of(sweep, arms)
     jobs = distinct([job_of(each, seed) for seed in sweep.seeds for each in points])
-    added = References(points, sweep.seeds) if sweep.reference == "fresh" else None
+    added = None
+    if sweep.reference != "none":
+        added = References(points, sweep.seeds, own=sweep.reference == "fresh")
     if added is not None:
         there = sum(job.is_done() for job in added.jobs.values())
         tell(f"{len(added.jobs)} references, of which {there} are there already")

@@ -118,6 +118,8 @@ REFUSED = {
     "--jobs 0": "--jobs must be at least 1",
     "--gpus-per-run 2": "--gpus-per-run must be at least 0 and at most 1",
     "--gpus-per-run 0.5": "for runs on a GPU",
+    "--arms adams": "there is no arm 'adams'; similar: adam",
+    "--arms adam --methods l2": "take neither --optims nor --methods",
     "--over lr": "--over takes a flag and its values",
     "--over lr 1 --over lr 2": "has a flag twice",
     "--over learning-rate 1 2": "there is no flag --learning-rate",
@@ -210,6 +212,26 @@ def test_tuning_picks_on_the_first_part_and_trains_other_seeds_on_the_whole(made
     assert [trial["flags"]["lr"] for trial in arm["trials"]] == ["1", "1e-3", "1e-2"]
     assert [trial["score"] for trial in arm["trials"]] == [None, 0.0, pytest.approx(-0.009)]
     assert "adamo: lr 1e-3, the best of 3 trials" in capsys.readouterr().out
+
+
+def test_arms_tune_what_is_their_own_and_share_one_base(made, capsys):
+    arms = ["--arms", "adam", "l2", "layer_norm", "--tune-on", "0.25", "--tune-seeds", "7", "--seeds", "1"]
+    assert sweep.run([*arms, "--reference", "base", *SHORT]) == 0
+    assert notes(made[:9]) == [
+        *("adam-lr0.0003", "adam-lr0.001", "adam-lr0.003"),
+        *("adam-l2-coef0.0001", "adam-l2-coef0.001", "adam-l2-coef0.01"),
+        *("adam-layer_norm-lr0.0003", "adam-layer_norm-lr0.001", "adam-layer_norm-lr0.003"),
+    ]
+    assert "2 references, of which 0 are there already" in capsys.readouterr().out
+    assert notes(made[9:12]) == ["adam-lr0.001", "adam-l2-coef0.0001", "adam-layer_norm-lr0.001"]
+    references = made[12:]
+    assert len(references) == 2
+    for job in references:
+        args = cli(ppo.Args, ppo.PRESETS, job.command[2:])
+        assert (args.lr, args.network.norm, args.methods) == (1e-3, "none", ())
+    before = len(made)
+    assert sweep.run([*arms[:2], "redo", *arms[4:], "--reference", "base", *SHORT]) == 0
+    assert len(made) == before + 4  # three trials and a run of ReDo
 
 
 def test_tuning_goes_on_where_it_was_stopped(made):
