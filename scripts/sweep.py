@@ -136,12 +136,15 @@ def arms_of(sweep: Sweep, flags: Sequence[str]) -> list[Arm]:
     places = list(itertools.product(agents, begins or [(DEFAULT,)]))
     if sweep.arms:
         return [
-            Arm(*place, arm.optim, arm.methods, tuple(flags), arm.words, {arm.flag: arm.values})
-            for place in places
+            Arm(agent, begin, arm.optim, arm.methods, tuple(flags), arm.words, {arm.flag: arm.values})
+            for agent, begin in places
             for arm in map(ARMS.__getitem__, sweep.arms)
         ]
-    product = itertools.product(places, sweep.optims, sweep.methods)
-    return [Arm(*place, optim, methods, tuple(flags)) for place, optim, methods in product]
+    return [
+        Arm(agent, begin, optim, methods, tuple(flags))
+        for agent, begin in places
+        for optim, methods in itertools.product(sweep.optims, sweep.methods)
+    ]
 
 
 def points_of(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:

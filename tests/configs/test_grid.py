@@ -7,8 +7,8 @@ import pytest
 from neoteny.agents import dqn, ppo
 from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import cli
-from neoteny.configs.grid import Agent, Arm, combinations, point, values_of
 from neoteny.configs.flags import OPTIMIZERS
+from neoteny.configs.grid import Agent, Arm, combinations, point, values_of
 from neoteny.configs.words import effective, words_of
 from neoteny.optim import METHODS
 from tests.tiny_runs import ROOT
