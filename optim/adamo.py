@@ -1,16 +1,20 @@
 r"""AdamO: Adam with a decoupled pull of the weight matrices towards dynamical isometry."""
 
+from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from neoteny.optim.isometry import Scale
+from neoteny.optim.adam import Moments
+from neoteny.optim.isometry import Scale, param_groups
+from neoteny.optim.layers import Exclude, split_parameters
 from neoteny.optim.optimizer import Batch, adam_state, adam_step, check_moments, counter, named_params
-from neoteny.optim.pull import PullingOptimizer, check_isometry
+from neoteny.optim.pull import IsometryFlags, PullingOptimizer, check_isometry
 
 _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
@@ -171,3 +175,27 @@ def check_options(options: dict[str, Any]) -> None:
     """Raise ValueError for an option out of range, with its name."""
     check_isometry(options)
     check_moments(options)
+
+
+@dataclass(frozen=True)
+class AdamOConfig(IsometryFlags, Moments):
+    """Adam with a decoupled pull of the hidden weights towards dynamical isometry."""
+
+    name: ClassVar[str] = "adamo"
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others: name -> reason."""
+        return {} if self.iso else dict.fromkeys(("iso_scale", "iso_every"), "--optim.iso is 0")
+
+    def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
+        """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
+
+        Raises:
+            ValueError: if `iso` is not 0 and no weight can be pulled.
+        """
+        if self.iso and not split_parameters(module, exclude)[0]:
+            raise ValueError(
+                "AdamO has no weight to pull towards isometry, since all are kept orthogonal or excluded: "
+                "use optim:adam"
+            )
+        return AdamO(param_groups(module, exclude), lr=lr, fused=True, **vars(self))

@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -101,3 +102,21 @@ def _check_params(group: dict[str, Any]) -> None:
                 f"parameter {name} is {param.dtype}, whose precision rounds the isometry pull away: "
                 "keep float32 weights under autocast, or put it in a group with iso=0"
             )
+
+
+@dataclass(frozen=True)
+class IsometryFlags:
+    """Flags of optimizers that pull weights towards isometry."""
+
+    iso: float = 1e-3
+    """Coefficient of the isometry penalty; choose it so that lr * iso * gradient steps is 0.1 to 30."""
+    iso_scale: float | Literal["aspect"] = 1.0
+    """Target value of the squared singular values; 2 suits ReLU layers initialized with gain sqrt(2); aspect
+    is rows / columns of each weight."""
+    iso_every: int = 10
+    """Pull at every k-th step only, with k times the coefficient: almost the same result at 1/k the cost."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()  # type: ignore[misc]
+        check_isometry({"lr": 1.0, "iso_lr": None, **vars(self)})

@@ -11,23 +11,20 @@ from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, Learner, Methods, MuonConfig
+from neoteny.optim.continual_backprop import ContinualBackpropConfig
+from neoteny.optim.cpr import PartialResetsConfig
+from neoteny.optim.fire import FireConfig
+from neoteny.optim.hare_tortoise import HareTortoiseConfig
 from neoteny.optim.injection import Injected, InjectionAtSwitchConfig, InjectionConfig, inject_as_saved
-from neoteny.optim.perturbations import (
-    FireConfig,
-    HareTortoiseConfig,
+from neoteny.optim.redo import ReDoConfig, ReGraMaConfig
+from neoteny.optim.resets import STRUCTURE, ResetAtSwitchConfig, ResetConfig, reset_units
+from neoteny.optim.shrink_perturb import (
     ShrinkPerturbAtSwitchConfig,
     ShrinkPerturbConfig,
     ShrinkPerturbEveryConfig,
 )
-from neoteny.optim.resets import STRUCTURE, ResetAtSwitchConfig, ResetConfig, reset_units
-from neoteny.optim.unit_resets import (
-    UNIT_RESETS,
-    ContinualBackpropConfig,
-    PartialResetsConfig,
-    ReDoConfig,
-    ReGraMaConfig,
-    SelfNormalizedResetsConfig,
-)
+from neoteny.optim.snr import SelfNormalizedResetsConfig
+from neoteny.optim.unit_resets import UNIT_RESETS
 from tests.learners import (
     Net,
     Trained,
