@@ -27,6 +27,14 @@ class SmallUnits(UnitMethod):
         super().__init__(learner, every, on)
         self.tau = tau
 
+    def sizes(self, event: Event) -> dict[str, Tensor]:
+        """The sizes of each layer's units, (units,), by the layer's name."""
+        raise NotImplementedError
+
+    def on(self, event: Event) -> dict[str, float]:
+        """Reset small units."""
+        return self.reset({name: dormant(sizes, self.tau) for name, sizes in self.sizes(event).items()})
+
 
 class ReDo(SmallUnits):
     """Resets dormant units: those whose mean |activation| is at most tau times the mean of their layer.
@@ -35,15 +43,14 @@ class ReDo(SmallUnits):
     and algorithm 1. The activations are those of the latest minibatch.
     """
 
-    def on(self, event: Event) -> dict[str, float]:
-        """Reset dormant units."""
+    def sizes(self, event: Event) -> dict[str, Tensor]:
+        """The mean |activation| of each unit."""
         seen = Seen()
         seen.watch(layers := self.layers())
         with torch.enable_grad():  # which is when activations are recorded
             self.learner.network.forward(event.batch.observations)
         seen.watch(())
-        sizes = {layer.name: seen.activations[layer.name].float().abs().mean((0, 2)) for layer in layers}
-        return self.reset({name: dormant(size, self.tau) for name, size in sizes.items()})
+        return {layer.name: seen.activations[layer.name].float().abs().mean((0, 2)) for layer in layers}
 
 
 @dataclass(frozen=True)
@@ -69,34 +76,36 @@ class ReDoConfig(MethodConfig):
 
 
 class ReGraMa(SmallUnits):
-    """Resets units whose mean |gradient| is at most tau times the mean of their layer.
+    """Resets units that hardly learn: their mean |gradient| is at most tau times the mean of their layer.
 
     J. Liu et al., "Measure gradients, not activations! Enhancing neuronal activity in deep reinforcement
-    learning", 2025. The gradient is the loss's with respect to the unit's activation, on the latest
-    minibatch; penalties are not in it.
+    learning", 2025. As in the authors' code, the gradient of a unit is that of its incoming weights in the
+    latest gradient step. (That of its activation would not be small for a unit of ReLU that is always 0, as
+    long as later layers have weights for it.) It is the gradient that enters the optimizer: clipped, which
+    changes no share of a mean, and with penalties.
+
+    Differences to the authors' code: it leaves outgoing weights as they are, and draws new biases.
     """
 
     def new_state(self, layer: Layer) -> dict[str, Tensor]:
-        """The mean |gradient| of each unit."""
-        return {"gradients": layer.module.weight.new_zeros(layer.units)}
+        """The mean |gradient| of each unit's incoming weights."""
+        return {"gradients": layer.module.weight.new_ones(layer.units)}
 
-    def watches(self) -> list[Layer]:
-        """All layers that it acts on."""
-        return self.layers()
-
+    @torch.no_grad()
     def after_step(self, seen: Seen) -> None:
         """Note the gradients."""
-        for name, state in self.state.items():
-            state["gradients"].copy_(seen.gradients[name].float().abs().mean((0, 2)))
+        for layer in self.layers():
+            if (gradient := layer.module.weight.grad) is not None:
+                self.state[layer.name]["gradients"].copy_(gradient.abs().flatten(1).mean(1))
 
-    def on(self, event: Event) -> dict[str, float]:
-        """Reset units with small gradients."""
-        return self.reset({name: dormant(state["gradients"], self.tau) for name, state in self.state.items()})
+    def sizes(self, event: Event) -> dict[str, Tensor]:
+        """The mean |gradient| of each unit's incoming weights."""
+        return {name: state["gradients"] for name, state in self.state.items()}
 
 
 @dataclass(frozen=True)
 class ReGraMaConfig(MethodConfig):
-    """Reset units that get hardly any gradient."""
+    """Reset units whose incoming weights get hardly any gradient."""
 
     name: ClassVar[str] = "regrama"
     conflicts: ClassVar[tuple[str, ...]] = others("regrama")
