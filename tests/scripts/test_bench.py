@@ -206,6 +206,9 @@ def test_methods_smoke(few, capsys):
     assert names >= {*bench.METHODS} - {"reorthogonalize"}
     assert {"optim:muono", "optim:upgd", "optim:trac"} < names
     assert all(len(numbers(cell)) == 3 for row in rows for cell in row[1:])
+    events = {row[0] for row in rows[rows.index(["event", *header[1:]]) + 1 :]}
+    assert events >= {"redo", "snr", "injection", "fire_at_switch"}
+    assert not events & {"l2", "shrink_perturb", "weight_clipping"}
 
 
 def test_orthogonal_networks_keep_all_but_heads_orthogonal():
