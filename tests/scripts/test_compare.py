@@ -120,11 +120,13 @@ def test_scores_of_evaluations_and_of_each_task(tmp_path, capsys):
     path = run(tmp_path, "adam", 1, [1.0, 2.0, 4.0])
     summary = json.loads((path / "summary.json").read_text())
     summary["visits"][2]["task"] = 0
+    summary["visits"][1]["human_normalized"] = 0.25
     summary |= {"score/forgetting": 0.25, "score/return_auc": 99.0, "score/recovered": None}
     (path / "summary.json").write_text(json.dumps(summary))
     tables = [cells(part) for part in text(capsys, tmp_path).split("\n\n") if part.startswith("| arm")]
     returns = dict(zip(tables[0]["arm"], tables[0]["adam"]))
     assert returns["forgetting"] == "0.25"
+    assert returns["human-normalized"] == "0.25"
     assert returns["mean return"] == "2.333"  # from the visits
     assert tables[1] == {"arm": ["seeds", "task 0", "task 1"], "adam": ["1", "2.5", "2"], **tables[1]}
 
