@@ -249,7 +249,7 @@ def _copy(recorded: Any, given: Any) -> None:
     """Copy a tensor, or a tuple of tensors, to where it is read."""
     if isinstance(given, Tensor):
         recorded.copy_(given)
-    elif isinstance(given, tuple) and all([field is None or isinstance(field, Tensor) for field in given]):
+    elif isinstance(given, tuple) and all(field is None or isinstance(field, Tensor) for field in given):
         there = [(into, field) for into, field in zip(recorded, given) if field is not None]
         torch._foreach_copy_([into for into, _ in there], [field for _, field in there])
     elif recorded != given:

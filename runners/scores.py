@@ -137,11 +137,11 @@ def run_scores(visits: Sequence[Row]) -> dict[str, float]:
 
 
 def comparison_scores(visits: Sequence[Row]) -> dict[str, float]:
-    """Scores that comparisons add: thirds of a run, slope, and the mean human-normalized score of Atari games.
+    """The ``score/`` tags that comparisons add: thirds, slope, and the mean human-normalized score.
 
-    The thirds are means of ``return_auc``; the slope is that of ``return_auc`` over visits. Where tasks differ in difficulty, the thirds of one run may differ for that reason alone: compare them
-    between runs on the same tasks, or look at the slope, which compares each task only with itself if any
-    task recurs.
+    The thirds are means of ``return_auc`` over parts of a run; the slope is that from visit to visit. Where
+    tasks differ in difficulty, the thirds of one run may differ for that reason alone: compare them between
+    runs on the same tasks, or look at the slope, which compares each task only with itself if any recurs.
     """
     returns = column(visits, "return_auc")
     early, middle, late = thirds(returns)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Styles = Mapping[str, tuple[str, str]]
-"""Name of an arm -> colour and style of its line."""
+Styles = Mapping[str, dict[str, Any]]
+"""Name of an arm -> ``color`` and ``linestyle`` of its curve."""
 
 RETURNS = {
     "charts/episodic_return": "return",
@@ -41,7 +41,7 @@ GAPS = {
     "base": "gap in area, base: to a fresh agent with Adam",
     "own": "gap in area, own: to a fresh agent of the arm",
 }
-LINES = ("-", "--", ":", "-.")
+COLORS, LINES = 10, ("-", "--", ":", "-.")  # the eleventh arm has the first colour, dashed
 SWITCHES = 60  # with more switches none are drawn, since the lines would hide the plot
 FEW_SEEDS = 4  # up to so many, the curves of the seeds are drawn instead of intervals, which would be huge
 
@@ -62,9 +62,10 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    names = [arm.name for arm in arms]
-    # There are ten colours: the next ten arms are dashed.
-    styles = {name: (f"C{number % 10}", LINES[number // 10 % len(LINES)]) for number, name in enumerate(names)}
+    styles = {
+        arm.name: {"color": f"C{number % COLORS}", "linestyle": LINES[number // COLORS % len(LINES)]}
+        for number, arm in enumerate(arms)
+    }
     panels = panels_of(arms, isometry)
     columns = 2 if len(panels) < 5 else 3
     lines = max(1, -(-len(panels) // columns))
@@ -120,10 +121,7 @@ def _add_legend(figure: Figure, styles: Styles) -> None:
     """Name the arms below the panels, in as many columns as fit."""
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=color, linestyle=line, label=textwrap.fill(name, 80))
-        for name, (color, line) in styles.items()
-    ]
+    handles = [Line2D([], [], label=textwrap.fill(name, 80), **style) for name, style in styles.items()]
     for columns in range(min(4, len(handles)), 0, -1):
         legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
         if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
@@ -138,10 +136,10 @@ def _draw_panel(
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for name, (x, seeds) in panel.items():
-        (color, line), marker = styles[name], "." if len(x) < 3 else None
+        color, marker = styles[name]["color"], "." if len(x) < 3 else None
         seeds = np.where(np.isfinite(seeds).all(0), seeds, np.nan)
         middle, low, high = _interval(seeds)
-        axis.plot(x, middle, line, color=color, linewidth=1.8, marker=marker, zorder=3)
+        axis.plot(x, middle, **styles[name], linewidth=1.8, marker=marker, zorder=3)
         if len(seeds) <= FEW_SEEDS:
             axis.plot(x, seeds.T, color=color, linewidth=0.7, alpha=0.45, zorder=2)
         else:

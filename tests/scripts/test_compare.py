@@ -194,7 +194,7 @@ def test_values_that_the_note_of_a_sweep_tells_are_not_repeated(tmp_path):
     ("name", "columns"), [("adam", 4), ("a" * 30, 2), ("adamo-parseval-" * 4, 1), (120 * "a", 1)]
 )
 def test_names_of_arms_fit_below_a_figure(name, columns):
-    arms = {f"{name}{i}": ("C0", "-") for i in range(12)}
+    arms = {f"{name}{i}": {"color": "C0", "linestyle": "-"} for i in range(12)}
     figure = Figure((8.6, 6))
     comparison_figures._add_legend(figure, arms)
     (legend,) = figure.legends
