@@ -339,11 +339,9 @@ def main(args: Args) -> dict[str, Any]:
                 run.lap("learn")
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
-        added = memory.newest(args.log_every // args.num_envs)
-        observed = {"observations": observations.float()} | added
-        finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         statistics = (dict(zip(STATS, losses.mean(0))) if stats else {}) | transform.statistics()
-        with run.end_update(finite, statistics) as metrics:
+        observed = {"observations": observations.float(), **memory.newest(args.log_every // args.num_envs)}
+        with run.end_update({**observed, "losses": losses, "weights": agent}, statistics) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:

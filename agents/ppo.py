@@ -236,8 +236,7 @@ STATS = (*(f"losses/{name}" for name in LOSSES), "update/grad_norm")
 def loss_of(agent: ActorCritic, batch: Batch, args: Args) -> tuple[Tensor, Tensor]:
     """Loss of the current policy on a minibatch, and its statistics, as `ppo_loss` returns them."""
     log_probs, entropy, values = agent.evaluate(batch.observations, batch.actions)
-    loss, stats = ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)
-    return loss, stats
+    return ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)
 
 
 def update(
@@ -288,15 +287,11 @@ def rollout_step(
 def final_values(agent: ActorCritic, step: Step, stream: Stream) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
     final, cut = step.final_observations, step.truncated & ~step.terminated
-    if final is None:
-        return torch.zeros_like(step.rewards)
-    # Where reading is cheap, the network is left out if no value is needed. Floats are all checked below.
-    is_read = stream.reads_ends and cut.device.type == "cpu"
-    if is_read and not final.is_floating_point() and not cut.any():
+    if final is None or not (final.is_floating_point() or stream.may_have(cut)):
         return torch.zeros_like(step.rewards)
     with without_gradients():
         values = agent.value(final) * cut
-    if final.is_floating_point():  # an activation may have hidden an infinity
+    if final.is_floating_point():  # all are checked: an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values
 
@@ -380,11 +375,9 @@ def main(args: Args) -> dict[str, Any]:
         run.lap("learn")
 
         losses = torch.stack(stats)
-        observed = {"observations": rollout.observations, "rewards": rollout.rewards}
-        observed |= {"final_values": rollout.final_values}
-        finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         statistics = average(losses, rollout.values.flatten(), batch.returns) | transform.statistics()
-        with run.end_update(finite, statistics) as metrics:
+        observed = rollout.observed()
+        with run.end_update({**observed, "losses": losses, "weights": agent}, statistics) as metrics:
             metrics |= {"charts/learning_rate": lr}
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:

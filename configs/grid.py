@@ -123,7 +123,7 @@ def point(arm: Arm, values: Values, more: Sequence[str] = (), named: Iterable[st
     args = arm.parse(words)
     after = _config(args)
     known = {*arm.over, *named}
-    notes = [_note(flag, after[flag.replace("-", "_")], known) for flag in values]
+    notes = [note_of(flag, after[flag.replace("-", "_")], known) for flag in values]
     note = "-".join(filter(None, (args.note, *notes)))
     if notes:
         words += ["--note", note]
@@ -151,7 +151,7 @@ def _flag_words(flag: str, value: str, before: Any) -> list[str]:
     return [f"--{flag}", *shlex.split(value)]
 
 
-def _note(flag: str, value: Any, named: Iterable[str]) -> str:
+def note_of(flag: str, value: Any, named: Iterable[str]) -> str:
     """A flag and its value as a part of a folder's name: ``lr0.001``."""
     name = flag.replace("-", "_")
     last = name.rpartition(".")[2]

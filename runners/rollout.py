@@ -68,6 +68,10 @@ class Rollout(NamedTuple):
         self.t.add_(1)
         self.add(observations=observation)
 
+    def observed(self) -> dict[str, Tensor]:
+        """What depends on the environments, by name; it is finite if they are."""
+        return {name: getattr(self, name) for name in ("observations", "rewards", "final_values")}
+
     def flat(self) -> Batch:
         """All transitions as a batch of T * N, in the memory of the rollout."""
         fields = (self.observations[:-1], self.actions, self.log_probs, self.advantages, self.returns)

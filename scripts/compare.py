@@ -21,6 +21,7 @@ from typing import Any, Literal
 import tyro
 
 from neoteny.configs.cli import launch_script, script_args
+from neoteny.configs.grid import note_of
 from neoteny.runners.args import RunArgs
 from neoteny.runners.board import is_charted
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
@@ -131,20 +132,26 @@ def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
 
 def arms_of(results: Sequence[Result]) -> list[Arm]:
     """The runs of a stream and an agent, grouped by optimizer, methods, note, and whatever flags differ."""
-    shown = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
+    differ = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
     variants: dict[str, list[Result]] = {}
     for result in results:
         variants.setdefault(result.place[2], []).append(result)
     arms: dict[str, dict[int, Result]] = {}
     for variant, alike in variants.items():
-        own = [name for name in differing(alike) if f"{name}.".startswith(ARM[:2])]
+        within = [name for name in differing(alike) if not f"{name}.".startswith(ARM[2:])]
+        between = [name for name in differ if name not in within and not _is_noted(name, alike[0], differ)]
         for result in alike:
-            words = [f"{name}={result.flags.get(name)}" for name in (*shown, *own)]
+            words = [f"{name}={result.flags.get(name)}" for name in (*between, *within)]
             arm = arms.setdefault(" ".join([variant, *words]), {})
             if result.seed in arm:
                 warn(f"warning: {result.folder} repeats {arm[result.seed].folder}: left out")
             arm.setdefault(result.seed, result)
     return [Arm(name, [seeds[seed] for seed in sorted(seeds)]) for name, seeds in sorted(arms.items())]
+
+
+def _is_noted(flag: str, result: Result, others: Sequence[str]) -> bool:
+    """Whether the note that a sweep gave to a run tells the value of a flag."""
+    return f"-{note_of(flag, result.flags.get(flag), others)}-" in f"-{result.place[2]}-"
 
 
 def comparable(arms: Sequence[Arm]) -> tuple[list[Arm], str]:

@@ -15,6 +15,7 @@ from neoteny.runners.scores import area_per_task
 # Column -> the score that it shows.
 RETURNS = {
     "mean return": "score/return_auc",
+    "human-normalized": "score/human_normalized",
     "early third": "score/early_third",
     "middle third": "score/middle_third",
     "late third": "score/late_third",
