@@ -153,10 +153,10 @@ def test_the_policy_sees_the_id_of_the_task_that_is_played(lengths):
     "config",
     [
         StreamConfig("cartpole-rotations", period=2_000, tasks=(0, 1), task_id="onehot", normalizer="keep"),
-        StreamConfig("minatar", games=("breakout", "freeway"), period=100_000),
+        StreamConfig("minatar", games=("Breakout", "Freeway"), period=100_000),
         pytest.param(StreamConfig("grid-doorkey", tasks=(0,), period=10_000), marks=pytest.mark.slow),
         pytest.param(
-            StreamConfig("grid-doorkey", tasks=(0,), period=10_000, observations="vectors", normalizer="keep"),
+            StreamConfig("grid-doorkey", tasks=(0,), period=10_000, observations="vectors"),
             marks=pytest.mark.slow,
         ),
         pytest.param(

@@ -57,19 +57,19 @@ def test_the_gaps_of_a_sweep_are_those_of_its_summaries(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sweep, "run_all", train)
     pairs = len(SEEDS) * len(TASKS)
-    assert swept(capsys, "--optims", "adamo", *TINY) == (2 * pairs, 0)  # of both kinds
+    assert swept(capsys, "--optims", "muon", *TINY) == (2 * pairs, 0)  # of both kinds
     again = swept(capsys, "--optims", "adam", "--methods", "none", "isometry", *TINY)
     assert again == (2 * pairs, pairs)  # those of the method are new, those of Adam are there
     assert compare.main(Compare((Path("runs"),), pooled=False)) == 0
     with open("runs/comparison.csv") as file:
         rows = {(row["arm"], int(row["seed"])): row for row in csv.DictReader(file)}
-    assert rows.keys() == {(arm, seed) for arm in ("adam", "adam-isometry", "adamo") for seed in SEEDS}
+    assert rows.keys() == {(arm, seed) for arm in ("adam", "adam-isometry", "muon") for seed in SEEDS}
     for (arm, seed), row in rows.items():
         for kind, fresh in (("base", "adam"), ("own", arm)):
             for score, measure in MEASURES.items():
                 shown = float(row[f"score/{score}/{kind}"])
                 assert shown == pytest.approx(gap_by_hand(arm, fresh, seed, measure))
-    base, own = (rows["adamo", 1][f"score/plasticity_gap_auc/{kind}"] for kind in ("base", "own"))
+    base, own = (rows["muon", 1][f"score/plasticity_gap_auc/{kind}"] for kind in ("base", "own"))
     assert base != own
     others = [*TINY, "--note", "other", "--network.hidden", "8"]
-    assert swept(capsys, "--optims", "adamo", *others) == (2 * pairs, 0)
+    assert swept(capsys, "--optims", "muon", *others) == (2 * pairs, 0)
