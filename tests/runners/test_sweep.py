@@ -196,7 +196,7 @@ def test_killed_real_runs_leave_what_undisturbed_ones_do(tmp_path):
     (_, calm), (jobs, wild) = (real_jobs(tmp_path / name, 2, steps=2048) for name in ("calm", "wild"))
     for args in calm:
         ppo.main(args)
-    killed = disturb(jobs, kills=3, sweeps=1, rng=random.Random(3), pause=0.5)
+    killed = disturb(jobs, kills=3, sweeps=1, rng=random.Random(3), pause=0.5, limit=600)
     assert killed
     for one, other in zip(calm, wild):
         assert left(other, is_real=True) == left(one, is_real=True)
