@@ -63,7 +63,7 @@ class Evaluate:
     """Device of the network: cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, ("episodes",), at_least=1)
+        check_numbers(self, ("episodes",), at_least=1, at_most=10**6)
 
 
 class Policy(NamedTuple):

@@ -92,11 +92,11 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other or would do nothing."""
-        check_numbers(self, ("retries",), at_least=0)
+        check_numbers(self, ("retries",), at_least=0, at_most=1_000)
         check_numbers(self, ("gpus_per_run",), at_least=0, at_most=1)
-        for name in ("jobs", "trials"):
+        for name, most in (("jobs", 1_000), ("trials", 10**6)):
             if getattr(self, name) is not None:
-                check_numbers(self, (name,), at_least=1)
+                check_numbers(self, (name,), at_least=1, at_most=most)
         if self.arms and (self.optims, self.methods) != (Sweep.optims, Sweep.methods):
             raise ValueError("--arms are optimizers and methods: they take neither --optims nor --methods")
         if unknown := [name for name in self.arms if name not in ARMS]:
