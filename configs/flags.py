@@ -47,6 +47,17 @@ def name_of(word: str) -> str:
     return re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
 
 
+def with_flags(words: Sequence[str], later: Sequence[str]) -> list[str]:
+    """The words of a command line with other flags, in place of those that it has already."""
+    names, kept, is_kept = {name_of(word) for word in later if word.startswith("--")}, list[str](), True
+    for word in words:
+        if word.startswith(("--", "optim:")):
+            is_kept = not (word.startswith("--") and name_of(word) in names)
+        if is_kept:
+            kept.append(word)
+    return [*kept, *later]
+
+
 def unused(config: Any) -> dict[str, str]:
     """The flags that have no effect in a configuration: name -> reason."""
     found: dict[str, str] = config.unused() if hasattr(config, "unused") else {}

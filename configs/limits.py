@@ -20,23 +20,18 @@ LARGEST, SMALLEST = 1e9, 1e-37
 SEEDS = ("seed", "seeds", "tune_seeds")
 
 
-def check_words(words: Sequence[str], kind: type) -> None:
-    """Check the words of a command line before they are parsed.
-
-    Args:
-        words: without the program's name.
-        kind: the dataclass of its flags.
-
-    Raises:
-        ValueError: a word is not Unicode, or a flag is given twice, so that its first value would be ignored.
-    """
+def check_words(words: Sequence[str]) -> None:
+    """Raise ValueError for a word of a command line that can be neither a flag nor a value."""
     for word in words:
         if not word.isprintable():
             raise ValueError(f"{word!r} has characters that cannot be printed")
         if word.endswith("=--") or word == "--":
             raise ValueError(f"no flag takes the word {word!r}")
-    appended = set(_appended(kind))
-    seen = set()
+
+
+def check_repeated(words: Sequence[str], kind: type) -> None:
+    """Raise ValueError if a flag of a dataclass is given twice, so that its first value would be ignored."""
+    appended, seen = set(_appended(kind)), set[str]()
     for word in words:
         if word.startswith("--") and (name := name_of(word)) not in appended:
             if name in seen:

@@ -141,7 +141,7 @@ def fault(line: Line, outcome: Outcome) -> str:
     """What is wrong with how a command line ended; empty if nothing is."""
     if "Traceback" in outcome.output or "Error in sys.excepthook" in outcome.output:
         return "traceback"
-    if outcome.code == -signal.SIGKILL and outcome.seconds < SECONDS:
+    if outcome.code == -signal.SIGKILL:
         return "hangs"
     if outcome.code in (0, ExitCode.BROKEN) and line.cannot_be and "usage:" not in outcome.output:
         return "accepted"

@@ -26,8 +26,9 @@ import tyro
 
 from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import script_args
-from neoteny.configs.flags import no_such
+from neoteny.configs.flags import no_such, with_flags
 from neoteny.configs.grid import Agent, Arm, Point, combinations, point, values_of
+from neoteny.configs.limits import check_repeated
 from neoteny.configs.words import words_of
 from neoteny.runners import references, tuning
 from neoteny.runners.disk.claims import claim
@@ -233,7 +234,7 @@ class References:
         for task in references.tasks_of(of_run):
             alone = references.with_task(common, of_run, task, code)
             folders[task] = run_folder(str(agent.file), alone)
-            words = [*self._words[key], *references.task_words(alone)]
+            words = with_flags(self._words[key], references.task_words(alone))
             job = Job((sys.executable, str(agent.file), *words), folders[task])
             self.jobs.setdefault(folders[task], job)
         return folders
@@ -378,6 +379,7 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
 
 
 def _main(sweep: Sweep, flags: Sequence[str]) -> int:
+    check_repeated(flags, Sweep)
     arms = arms_of(sweep, flags)
     points = tune(sweep, arms) if sweep.tune_on is not None else points_of(sweep, arms)
     jobs = distinct([job_of(each, seed) for seed in sweep.seeds for each in points])
