@@ -59,7 +59,8 @@ class Arm:
         """The words of its command lines, without those of a grid point and a seed."""
         names = [] if self.methods == "none" else self.methods.split("+")
         methods = (f"--methods.{name}" for name in names)
-        return [*self.begin, f"optim:{self.optim}", *methods, *self.own, *self.flags]
+        own = [*self.begin, f"optim:{self.optim}", *methods, *self.own]
+        return with_flags(own, self.flags)
 
     def parse(self, words: Sequence[str] = ()) -> Any:
         """The agent's arguments, with further words; exits with code 2 and a sentence for bad ones."""
