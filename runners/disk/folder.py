@@ -73,6 +73,15 @@ def check_path(folder: Path) -> None:
         raise ValueError(f"{above} cannot be written")
 
 
+def check_file(path: Path) -> None:
+    """Raise ValueError if no file of this name can be written, in a folder that may have to be made."""
+    check_path(path.absolute().parent)
+    if len(os.fsencode(path.name)) > LONGEST_NAME - 8:  # which leaves room for an ending
+        raise ValueError(f"{path.name[:40]}... is longer than the {LONGEST_NAME - 8} bytes of a file's name")
+    if path.is_dir() or not path.name:
+        raise ValueError(f"{path} is a folder, not a file")
+
+
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Exit with code 2 if a run cannot start or resume in the folder."""
     if is_finished(folder) and not overwrite:

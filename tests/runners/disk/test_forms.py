@@ -95,7 +95,8 @@ def test_a_state_keeps_its_form_while_it_is_trained(agent, words, tmp_path, monk
     small = SMALL[agent].replace("--network.hidden 16 16", "--network.hidden 16 16 16")
     if agent is dqn:
         small += " --total-steps 256 --stream.period 100 --probes.every 0"
-    args = cli(agent.Args, agent.PRESETS, f"{small} --runs-dir {tmp_path} {words}".replace("_", "-").split())
+    line = [*f"{small} {words}".replace("_", "-").split(), "--runs-dir", str(tmp_path)]
+    args = cli(agent.Args, agent.PRESETS, line)
     fresh, seen = {}, []
     begin, end = Run.__init__, Run.finish
 
