@@ -22,7 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import Dueling, NetworkConfig, encoder, head, observation_spec, precision, torso
+from neoteny.agents.networks import (
+    Dueling,
+    NetworkConfig,
+    check_minibatch,
+    encoder,
+    head,
+    observation_spec,
+    precision,
+    torso,
+)
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
@@ -100,6 +109,7 @@ class Args(RunArgs):
             "buffer_size", "lr", "n_step", "target_every", "tau", "eps_steps", "max_grad_norm",
         )  # fmt: skip
         check_numbers(self, positive, above=0)
+        check_numbers(self, ("n_step",), at_most=10_000)  # of a window in the replay memory
         check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
         for name, factor in (("train_every", "num_envs"), ("log_every", "train_every")):
             value, divisor = getattr(self, name), getattr(self, factor)
@@ -112,6 +122,8 @@ class Args(RunArgs):
                 f"--learning-starts must be at least {least}, which one gradient step needs, and at most "
                 f"--buffer-size, {self.buffer_size}, not {self.learning_starts}"
             )
+        steps = self.log_every // self.train_every * self.gradient_steps
+        self.check_update(steps, "--log-every / --train-every * --gradient-steps")
         self.stream.check(self.num_envs)
         self.set_length(self.log_every, f"--log-every {self.log_every}")
 
@@ -282,6 +294,7 @@ def main(args: Args) -> dict[str, Any]:
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
         agent, policy = make_policy(args, stream)
+        check_minibatch(agent, agent.example, args.batch_size, "--batch-size")
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -22,8 +23,13 @@ from neoteny.agents.sparse import FlagLinear, are_sparse
 from neoteny.envs import Stream
 from neoteny.envs.observations import CODES, ObservationSpec, read_observations, zeros
 from neoteny.optim.orthogonal import orthogonalize
+from neoteny.runners.memory import check_memory
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+
+OF_A_WEIGHT = 4 * 4
+"""Bytes: float32 of the weight, its gradient and two moments."""
+MOST_LAYERS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +53,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"--network.hidden must be positive widths, not {self.hidden}")
+        if len(self.hidden) > MOST_LAYERS:
+            raise ValueError(f"--network.hidden must be at most {MOST_LAYERS} widths, not {len(self.hidden)}")
         multiple = self.units.multiple
         if any(width % multiple for width in self.hidden):
             needed = f"{self.activation} needs --network.hidden to be multiples of {multiple}"
@@ -190,6 +198,7 @@ def hidden_layers(
     if example.dim() > 2:
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
+    check_widths((features, *network.hidden))
     for i, width in enumerate(network.hidden, start=1):
         kind = FlagLinear if flags and i == 1 else nn.Linear
         _add_hidden(layers, f"linear{i}", kind(features, width // units.outputs), network)
@@ -223,7 +232,40 @@ def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:
 
 def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
     """The output layer, (B, network.hidden[-1]) -> (B, outputs)."""
+    check_widths((network.hidden[-1], outputs))
     return orthogonal(nn.Linear(network.hidden[-1], outputs), gain)
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """Raise ValueError, before they are made, if linear layers between these widths do not fit in memory."""
+    weights = sum(before * after for before, after in itertools.pairwise(widths))
+    shown = " ".join(map(str, widths))
+    check_memory(f"a network of the widths {shown} (--network.hidden)", weights * OF_A_WEIGHT)
+
+
+def check_minibatch(network: nn.Module, example: Tensor, size: int, flags: str) -> None:
+    """Raise ValueError if the activations of a minibatch do not fit in the memory of the network's device.
+
+    Args:
+        network: of an agent.
+        example: an observation, (1, ...).
+        size: of a minibatch.
+        flags: that say its size.
+    """
+    made: list[int] = [example.numel()]
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
+        for module in network.modules()
+        if not list(module.children())
+    ]
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    needed = 2 * 4 * sum(made) * size  # floats, and their gradients
+    check_memory(f"a minibatch of {size:,} ({flags})", needed, example.device)
 
 
 class Dueling(nn.Module):

@@ -21,7 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
+from neoteny.agents.networks import (
+    NetworkConfig,
+    check_minibatch,
+    encoder,
+    head,
+    observation_spec,
+    precision,
+    torso,
+    zeros,
+)
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
@@ -88,6 +97,7 @@ class Args(RunArgs):
                 f"--minibatches {self.minibatches} leaves one of num_envs * num_steps, {size}, transitions "
                 "per minibatch, and one advantage cannot be normalized"
             )
+        self.check_update(self.epochs * self.minibatches, "--epochs * --minibatches")
         self.stream.check(self.num_envs)
         self.set_length(size, f"--num-envs {self.num_envs} * --num-steps {self.num_steps}")
 
@@ -323,7 +333,11 @@ def main(args: Args) -> dict[str, Any]:
 
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
+        rollout = Rollout.zeros(args.num_steps, stream, device)
         agent, policy = make_policy(args, stream)
+        size = args.num_steps * args.num_envs
+        flags = "--num-steps * --num-envs / --minibatches"
+        check_minibatch(agent, agent.example, size // args.minibatches, flags)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
@@ -338,7 +352,6 @@ def main(args: Args) -> dict[str, Any]:
         compiled_loss = capture.compiled(loss_of)
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
-    size = args.num_steps * args.num_envs
     updates = args.total_steps // size
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
@@ -348,7 +361,6 @@ def main(args: Args) -> dict[str, Any]:
     )  # fmt: skip
     if not stream.exact:
         transform.begin_episodes()
-    rollout = Rollout.zeros(args.num_steps, stream, device)
     rollout.observations[-1] = stream.observation
     batch = rollout.flat()
 

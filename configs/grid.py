@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from neoteny.configs.cli import cli, flag_words
 from neoteny.configs.flags import flags as names_of_flags
+from neoteny.configs.flags import with_flags
 from neoteny.optim import methods_as_dict
 from neoteny.runners.disk.files import flatten, to_json
 from neoteny.runners.disk.folder import run_folder
@@ -58,14 +59,15 @@ class Arm:
         """The words of its command lines, without those of a grid point and a seed."""
         names = [] if self.methods == "none" else self.methods.split("+")
         methods = (f"--methods.{name}" for name in names)
-        return [*self.begin, f"optim:{self.optim}", *methods, *self.own, *self.flags]
+        own = [*self.begin, f"optim:{self.optim}", *methods, *self.own]
+        return with_flags(own, self.flags)
 
     def parse(self, words: Sequence[str] = ()) -> Any:
         """The agent's arguments, with further words; exits with code 2 and a sentence for bad ones."""
         key = tuple(words)
         if key not in self._parsed:
             with contextlib.chdir("."):  # a module of the user's may change the working directory
-                args = cli(self.agent.args_type, self.agent.presets, [*self.words(), *words])
+                args = cli(self.agent.args_type, self.agent.presets, with_flags(self.words(), words))
             self._parsed[key] = args
         return self._parsed[key]
 
@@ -119,15 +121,15 @@ def point(arm: Arm, values: Values, more: Sequence[str] = (), named: Iterable[st
     before = _config(arm.parse(more))
     words = [*more]
     for flag, value in values.items():
-        words += _flag_words(flag, value, before[flag.replace("-", "_")])
+        words = with_flags(words, _flag_words(flag, value, before[flag.replace("-", "_")]))
     args = arm.parse(words)
     after = _config(args)
     known = {*arm.over, *named}
     notes = [note_of(flag, after[flag.replace("-", "_")], known) for flag in values]
     note = "-".join(filter(None, (args.note, *notes)))
     if notes:
-        words += ["--note", note]
-    return Point(arm, values, (*arm.words(), *words), dataclasses.replace(args, note=note))
+        words = with_flags(words, ["--note", note])
+    return Point(arm, values, tuple(with_flags(arm.words(), words)), dataclasses.replace(args, note=note))
 
 
 def combinations(over: Mapping[str, Sequence[str]]) -> Iterator[Values]:

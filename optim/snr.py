@@ -79,7 +79,8 @@ class SelfNormalizedResetsConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_fields(self, ("every", "longest"), at_least=1)
+        check_fields(self, ("every",), at_least=1)
+        check_fields(self, ("longest",), at_least=1, at_most=10_000)  # each unit has a count for each length
         check_fields(self, ("eta",), above=0, at_most=1)
 
     def build(self, learner: Learner) -> Method:

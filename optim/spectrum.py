@@ -228,7 +228,8 @@ class SpectralConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
-        check_fields(self, ("coef", "power"), above=0)
+        check_fields(self, ("coef",), above=0)
+        check_fields(self, ("power",), above=0, at_most=100)
 
     def build(self, learner: Learner) -> Spectral:
         """The method for a network."""

@@ -35,8 +35,14 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": _for_torch(state["state"])})
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     groups = [(group, param) for group in optimizer.param_groups for param in group["params"]]
+    names: dict[int, Any] = {}  # of the tensors of a parameter, by group
     for number, (group, param) in zip(numbers, groups):
         saved = state["state"].get(number, {})
+        if group.get("fused") and not all(isinstance(value, Tensor) for value in saved.values()):
+            raise ValueError(f"the state of parameter {number} is not of tensors")
+        first = names.setdefault(id(group), saved.keys()) if saved else ()
+        if group.get("fused") and saved and saved.keys() != first:
+            raise ValueError(f"the state of parameter {number} has not the names {', '.join(first)}")
         loaded = optimizer.state[param] if saved else {}
         for name, value in saved.items():
             loaded[name] = now = _as_saved(value, loaded.get(name), param)

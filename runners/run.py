@@ -26,9 +26,10 @@ from neoteny.runners.console import first_lines, last_lines, shown
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
-from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, reason, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
-from neoteny.runners.disk.folder import latest_attempt, run_folder
+from neoteny.runners.disk.folder import check_path, latest_attempt, run_folder
+from neoteny.runners.disk.forms import check_form
 from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
@@ -109,6 +110,8 @@ class Run:
             self.evaluations = Evaluations(stream, act, args.evaluate_at_switch)
         known = optimizer if isinstance(optimizer, Optimizer) else None
         self.folder = run_folder(agent_file, args, known)
+        with bad_input():
+            check_path(self.folder)
         self.args, self.stream, self.video_every = args, stream, args.video_every
         self.total_steps, self.act = total_steps, act
         self.parts = {"stream": stream, **parts}
@@ -319,11 +322,12 @@ class Run:
         for name in sorted(self.parts, key=lambda name: name != "methods"):
             self._restore_part(name, state["parts"] if state else None)
         if state:
-            torch.set_rng_state(state["rng"]["cpu"])
-            if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
-                torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-            self.episodes.restore(state["visits"])
-            self.evaluations.rows = state.get("evaluations", [])
+            with bad_input(f"{self.folder} cannot be resumed: "):
+                torch.set_rng_state(state["rng"]["cpu"])
+                if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
+                    torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+                self.episodes.restore(state["visits"])
+                self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
             self._write("stream.json", self.episodes.tasks())
@@ -338,14 +342,16 @@ class Run:
             if isinstance(part, OnDisk):
                 part.open()
             state = states.get(name, {}) if states else None  # checkpoints may lack a part without a state
+            if state is not None:
+                check_form(state, part.state_dict(), "its state")
             if state is not None and isinstance(part, Optimizer):
                 load_optimizer(part, state)
             elif state is not None:
                 part.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
-            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {error}")
         except OSError as error:
             stop(ExitCode.IO, f"{name} could not be opened: {error}")
+        except Exception as error:  # the state may hold anything
+            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {reason(error)}")
         reasons = list(getattr(part, "inexact", ()))
         if states and not reasons and not getattr(part, "exact", True):
             reasons = [f"{name} could not be restored exactly"]

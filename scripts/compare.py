@@ -26,6 +26,7 @@ from neoteny.runners.args import RunArgs
 from neoteny.runners.board import is_charted
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file
+from neoteny.runners.disk.folder import check_file
 from neoteny.runners.disk.messages import warn
 from neoteny.runners.identity import resumable
 from neoteny.runners.pooled import write_pooled
@@ -248,6 +249,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:
 
 def main(args: Compare) -> int:
     """Print and write the comparison; exits with code 2 for runs that should not be compared."""
+    if args.out is not None:
+        with bad_input():
+            check_file(args.out)
     if args.stop_rule:
         with bad_input():
             importlib.import_module("adastop")

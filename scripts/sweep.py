@@ -26,8 +26,9 @@ import tyro
 
 from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import script_args
-from neoteny.configs.flags import no_such
+from neoteny.configs.flags import no_such, with_flags
 from neoteny.configs.grid import Agent, Arm, Point, combinations, point, values_of
+from neoteny.configs.limits import check_repeated
 from neoteny.configs.words import words_of
 from neoteny.runners import references, tuning
 from neoteny.runners.disk.claims import claim
@@ -92,11 +93,11 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other or would do nothing."""
-        check_numbers(self, ("retries",), at_least=0)
+        check_numbers(self, ("retries",), at_least=0, at_most=1_000)
         check_numbers(self, ("gpus_per_run",), at_least=0, at_most=1)
-        for name in ("jobs", "trials"):
+        for name, most in (("jobs", 1_000), ("trials", 10**6)):
             if getattr(self, name) is not None:
-                check_numbers(self, (name,), at_least=1)
+                check_numbers(self, (name,), at_least=1, at_most=most)
         if self.arms and (self.optims, self.methods) != (Sweep.optims, Sweep.methods):
             raise ValueError("--arms are optimizers and methods: they take neither --optims nor --methods")
         if unknown := [name for name in self.arms if name not in ARMS]:
@@ -233,7 +234,7 @@ class References:
         for task in references.tasks_of(of_run):
             alone = references.with_task(common, of_run, task, code)
             folders[task] = run_folder(str(agent.file), alone)
-            words = [*self._words[key], *references.task_words(alone)]
+            words = with_flags(self._words[key], references.task_words(alone))
             job = Job((sys.executable, str(agent.file), *words), folders[task])
             self.jobs.setdefault(folders[task], job)
         return folders
@@ -378,6 +379,7 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
 
 
 def _main(sweep: Sweep, flags: Sequence[str]) -> int:
+    check_repeated(flags, Sweep)
     arms = arms_of(sweep, flags)
     points = tune(sweep, arms) if sweep.tune_on is not None else points_of(sweep, arms)
     jobs = distinct([job_of(each, seed) for seed in sweep.seeds for each in points])

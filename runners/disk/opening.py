@@ -8,6 +8,7 @@ from typing import Any
 
 from neoteny.runners.disk.checkpoint import (
     CheckpointError,
+    DamagedError,
     load_checkpoint,
     newest_manifest,
     remove_unfinished,
@@ -16,6 +17,7 @@ from neoteny.runners.disk.events import check_event_files, cut_event_files
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.files import write_json
 from neoteny.runners.disk.folder import begin_attempt, check_folder, clear_folder, is_finished
+from neoteny.runners.disk.forms import check_state
 from neoteny.runners.disk.messages import warn
 
 
@@ -67,9 +69,7 @@ def open_run(
 def _load(folder: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any] | None:
     """Read and check the last checkpoint's state; ``None`` if there is no checkpoint."""
     try:
-        state = load_checkpoint(
-            folder / "checkpoint", lambda state: check_event_files(folder, state["event_files"])
-        )
+        state = load_checkpoint(folder / "checkpoint", lambda state: _check_contents(folder, state))
         if state is not None:
             check(state)
     except CheckpointError as error:
@@ -77,6 +77,15 @@ def _load(folder: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str,
     except ValueError as error:
         stop(ExitCode.BAD_INPUT, f"{folder} {error}")
     return state
+
+
+def _check_contents(folder: Path, state: Any) -> None:
+    """Raise DamagedError if a state is not one of a run, or the run's event files do not match it."""
+    try:
+        check_state(state)
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"a checkpoint in {folder} is not one of a run ({error})") from error
+    check_event_files(folder, state["event_files"])
 
 
 def _remove_videos(folder: Path, after: int) -> None:

@@ -928,8 +928,11 @@ def other_methods(state):
     ("change", "sentence"),
     [
         (foreign_agent, "holds an unfinished run with agent dqn, not ppo"),
-        (foreign_network, "cannot be resumed: agent: Error(s) in loading state_dict for ActorCritic"),
-        (no_optimizer, "cannot be resumed: optimizer: 'state'"),
+        (
+            foreign_network,
+            "cannot be resumed: agent: RuntimeError: Error(s) in loading state_dict for ActorCritic",
+        ),
+        (no_optimizer, "cannot be resumed: optimizer: KeyError: 'state'"),
         (other_groups, "cannot be resumed: optimizer: loaded state dict has a different number of"),
         (foreign_moments, "cannot be resumed: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
         (no_moments, "cannot be resumed: optimizer: exp_avg_sq has shape () instead of (16, 16)"),
