@@ -21,16 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import (
-    NetworkConfig,
-    check_minibatch,
-    encoder,
-    head,
-    observation_spec,
-    precision,
-    torso,
-    zeros,
-)
+from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
@@ -336,8 +327,7 @@ def main(args: Args) -> dict[str, Any]:
         rollout = Rollout.zeros(args.num_steps, stream, device)
         agent, policy = make_policy(args, stream)
         size = args.num_steps * args.num_envs
-        flags = "--num-steps * --num-envs / --minibatches"
-        check_minibatch(agent, agent.example, size // args.minibatches, flags)
+        args.check_minibatch(agent, size // args.minibatches, "--num-steps * --num-envs / --minibatches")
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, check_minibatch, head, hidden_layers, precision
+from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precision
 from neoteny.configs.cli import launch
 from neoteny.configs.supervised import PRESETS
 from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
@@ -180,7 +180,7 @@ def main(args: Args) -> dict[str, Any]:
     with bad_input():
         stream = args.stream.make(args.batch_size, args.seed, device)
         agent = new_agent()
-        check_minibatch(agent, agent.example, args.batch_size, "--batch-size")
+        args.check_minibatch(agent, args.batch_size, "--batch-size")
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         capture = Capture(device, args.graphs, args.compile)
