@@ -41,6 +41,7 @@ from neoteny.scripts.comparison_tables import (
     held,
     isometry_table,
     markdown,
+    number,
     score_tables,
     stop_rule,
 )
@@ -190,7 +191,7 @@ def unfinished_table(arms: Sequence[Arm]) -> str:
 
 def _so_far(result: Result) -> list[str]:
     score = result.scores.get("score/return_auc")
-    return ["-" if score is None else f"{score:.4g}"]
+    return ["-" if score is None else number(score)]
 
 
 def report(group: Group, arms: Sequence[Arm], baseline: str, args: Compare, note: str) -> Iterator[str]:
