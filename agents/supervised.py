@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precision
+from neoteny.agents.vit import VisionTransformer
 from neoteny.configs.cli import launch
 from neoteny.configs.supervised import PRESETS
 from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
@@ -33,17 +34,31 @@ from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
 
 KERNELS = {"mlp": [], "cnn": [(32, 3, 1), (32, 3, 1), (32, 3, 2)]}
-"""Width, kernel size and stride of the convolutions of each kind of network."""
+"""Width, kernel size and stride of the convolutions of each kind of network but vision transformers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedNetworkConfig(NetworkConfig):
     """Layers and activations of the network."""
 
-    kind: Literal["mlp", "cnn"] = "mlp"
-    """Linear layers only, or three convolutions first."""
+    kind: Literal["mlp", "cnn", "vit"] = "mlp"
+    """Linear layers only, three convolutions first, or a vision transformer."""
     hidden: tuple[int, ...] = (128, 128, 128)
-    """Output widths of the hidden linear layers, counted after the activation."""
+    """Output widths of the hidden linear layers, counted after the activation; of a vision transformer, the
+    widths of its blocks, which must be equal."""
+    patch: int = 4
+    """Pixels of a side of a vision transformer's patches."""
+    heads: int = 4
+    """Attention heads of each of its blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, ("patch", "heads"), at_least=1, prefix="network.")
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others -> why."""
+        why = f"it is for --network.kind vit, not {self.kind}"
+        return {} if self.kind == "vit" else dict.fromkeys(("patch", "heads"), why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +112,7 @@ class Classifier(nn.Module):
             raise ValueError(f"--network.kind cnn needs images of at least 7x7 pixels, not inputs of {shape}")
         self.register_buffer("example", torch.zeros_like(inputs[:1]), persistent=False)
         self.mean, self.deviation = _mean_and_deviation(inputs)
-        self.classifier = hidden_layers(self.encode(inputs[:1]), KERNELS[network.kind], network)
-        self.classifier.add_module("head", head(network, stream.dataset.outputs, gain=1.0))
+        self.classifier = classifier(self.encode(inputs[:1]), stream.dataset.outputs, network)
 
     def encode(self, observations: Tensor) -> Tensor:
         """Inputs (B, ...) as floats, standardized."""
@@ -113,6 +127,15 @@ class Classifier(nn.Module):
     def parts(self) -> dict[str, nn.Module]:
         """The network, from standardized inputs to outputs."""
         return {"classifier": self.classifier}
+
+
+def classifier(example: Tensor, outputs: int, network: SupervisedNetworkConfig) -> nn.Module:
+    """The network of a kind, from inputs like ``example`` (1, ...) to outputs (B, O)."""
+    if network.kind == "vit":
+        return VisionTransformer(example, outputs, network.patch, network.heads, network)
+    layers = hidden_layers(example, KERNELS[network.kind], network)
+    layers.add_module("head", head(network, outputs, gain=1.0))
+    return layers
 
 
 def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
