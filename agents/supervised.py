@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -144,16 +144,41 @@ def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
     return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
+class Criterion(NamedTuple):
+    """What is minimized, what is reported, the higher the better, and its name in tags; means over samples."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_name: str
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose class (B,) has the largest of its outputs (B, O)."""
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def negative_mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The negative mean squared error of outputs (B, O)."""
+    return -F.mse_loss(outputs, targets)
+
+
+CLASSIFICATION = Criterion(F.cross_entropy, accuracy, "accuracy")
+REGRESSION = Criterion(F.mse_loss, negative_mse, "negative_mse")
+
+
+def criterion(targets: Tensor) -> Criterion:
+    """The criterion for classes (B,), or for values (B, O)."""
+    return REGRESSION if targets.is_floating_point() else CLASSIFICATION
+
+
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy for classes (B,), mean squared error for values (B, O)."""
-    return (F.mse_loss if targets.is_floating_point() else F.cross_entropy)(outputs, targets)
+    """The loss on samples, ()."""
+    return criterion(targets).loss(outputs, targets)
 
 
 def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Accuracy for classes (B,), the negative mean squared error for values (B, O)."""
-    if targets.is_floating_point():
-        return -F.mse_loss(outputs, targets)
-    return (outputs.argmax(1) == targets).float().mean()
+    """The score on samples, ()."""
+    return criterion(targets).score(outputs, targets)
 
 
 STATS = ("losses/loss", "update/grad_norm", "score")
@@ -214,8 +239,9 @@ def main(args: Args) -> dict[str, Any]:
     epochs = args.num_tasks * args.stream.epochs
     planned = epochs * stream.batches
     remarks = (f"{args.stream.id}: {stream}", methods.report(planned))
+    score_name = criterion(stream.dataset.targets).score_name
     run = Run(
-        __file__, args, stream, epochs * stream.epoch_steps, remarks, chart="online_accuracy",
+        __file__, args, stream, epochs * stream.epoch_steps, remarks, chart=f"online_{score_name}",
         methods=methods, agent=agent, optimizer=optimizer,
     )  # fmt: skip
 
@@ -236,9 +262,9 @@ def main(args: Args) -> dict[str, Any]:
             metrics["charts/learning_rate"] = float(optimizer.param_groups[0]["lr"])
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if task_ends:
-                metrics["charts/train_accuracy"] = evaluate(agent, stream.data)
+                metrics[f"charts/train_{score_name}"] = evaluate(agent, stream.data)
                 if len(stream.validation.targets):
-                    metrics["charts/validation_accuracy"] = evaluate(agent, stream.validation)
+                    metrics[f"charts/validation_{score_name}"] = evaluate(agent, stream.validation)
             if probes.due:
                 next_task = NextTask(*stream.next_data(), loss_of) if args.probes.plasticity_every else None
                 metrics |= probes.measure(stream.data.observations, next_task)
