@@ -312,7 +312,15 @@ class SupervisedStreamConfig:
         _named(self.change, TASKS, "change")
         if self.epochs < 1 or (self.samples is not None and self.samples < 1):
             raise ValueError("--stream.epochs and --stream.samples must be at least 1")
-        Schedule(period=1, tasks=self.tasks, order="cycle" if self.tasks is None else self.order)
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """Which task each visit is to; the period is one visit, as its samples are not known before data are.
+
+        Raises:
+            ValueError: a task is no number from 0 on, or there is none.
+        """
+        return Schedule(period=1, tasks=self.tasks, order="cycle" if self.tasks is None else self.order)
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect -> why."""
@@ -326,9 +334,8 @@ class SupervisedStreamConfig:
         """
         dataset = _named(self.data, DATASETS, "data")(self.folder)
         task = _named(self.change, TASKS, "change")
-        schedule = Schedule(period=1, tasks=self.tasks, order=self.order)
         return SupervisedStream(
-            dataset, task, schedule, self.epochs, batch_size, self.samples, seed, device, self.audit
+            dataset, task, self.schedule(), self.epochs, batch_size, self.samples, seed, device, self.audit
         )
 
 
