@@ -145,7 +145,7 @@ def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
 
 
 class Criterion(NamedTuple):
-    """What is minimized, what is reported, the higher the better, and its name in tags; means over samples."""
+    """What is minimized; what is reported, the higher the better; and its name in tags. Both are means."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]

@@ -45,7 +45,9 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"--network.kind vit needs {needed}, not inputs of {shape}")
         if set(network.hidden) != {width} or width % heads or width % 4:
             needed = f"equal widths that are multiples of 4 and of --network.heads {heads}"
-            raise ValueError(f"--network.kind vit needs --network.hidden to be {needed}, not {network.hidden}")
+            raise ValueError(
+                f"--network.kind vit needs --network.hidden to be {needed}, not {network.hidden}"
+            )
         self.patch = patch
         self.places: Tensor
         self.register_buffer(

@@ -19,6 +19,7 @@ VIT = {**PAPER, "network": {"kind": "vit", "hidden": (128, 128, 128, 128)}, "opt
 
 # The same networks on fewer samples and tasks, at a larger learning rate: minutes instead of days.
 SMALL = {"num_tasks": 40, "lr": 1e-3, "optim": {"iso": 0.1, "iso_scale": 1.0}}
+SMALL_MLP = {**MLP, **SMALL}
 
 # Dohare et al. (Nature, 2024): a network too small for its task, and a new sample in each gradient step.
 REGRESSION = {"network": {"hidden": (5,)}, "batch_size": 1, "num_tasks": 100, "probes": {"every": 4}}
@@ -45,15 +46,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # Rosseau et al.: need the files of MNIST or CIFAR in --stream.folder.
     "mnist-permuted-pixels": preset(MLP, "mnist", "permuted-pixels", epochs=40),
-    "mnist-permuted-pixels-small": preset({**MLP, **SMALL}, "mnist", "permuted-pixels", 10, samples=5_000),
+    "mnist-permuted-pixels-small": preset(SMALL_MLP, "mnist", "permuted-pixels", 10, samples=5_000),
     "cifar10-permuted-pixels": preset(MLP, "cifar10", "permuted-pixels", epochs=40),
-    "cifar10-permuted-pixels-small": preset({**MLP, **SMALL}, "cifar10", "permuted-pixels", 10, samples=5_000),
+    "cifar10-permuted-pixels-small": preset(SMALL_MLP, "cifar10", "permuted-pixels", 10, samples=5_000),
     "cifar10-permuted-pixels-vit": preset(VIT, "cifar10", "permuted-pixels", epochs=40),
     "cifar10-random-labels": preset(
         MLP, "cifar10", "random-labels", epochs=256, batch_size=128, num_tasks=200
     ),
     "cifar10-random-labels-small": preset(
-        {**MLP, **SMALL}, "cifar10", "random-labels", epochs=50, samples=1_280, batch_size=128
+        SMALL_MLP, "cifar10", "random-labels", epochs=50, samples=1_280, batch_size=128
     ),
     "cifar100-shuffled-labels": preset(CNN, "cifar100", "shuffled-labels", epochs=40),
     "cifar100-shuffled-labels-small": preset(

@@ -75,7 +75,7 @@ def mnist1d(folder: Path) -> Dataset:
 
 
 def bits(folder: Path) -> Dataset:
-    """10,000 vectors of 20 random bits, 1,000 more for validation, and what a random network makes of them."""
+    """10,000 vectors of 20 bits, 1,000 more for validation, and what a random network makes of them."""
     rng = np.random.default_rng(0)
     target_network = TargetNetwork(INPUT_BITS, rng)
     inputs, validation_inputs = (random_bits((count, INPUT_BITS), rng) for count in (10_000, 1_000))
@@ -97,7 +97,9 @@ class TargetNetwork:
     """
 
     def __init__(self, inputs: int, rng: np.random.Generator) -> None:
-        weights = [rng.integers(2, size=size) * 2 - 1 for size in ((TARGET_UNITS, inputs + 1), TARGET_UNITS + 1)]
+        weights = [
+            rng.integers(2, size=size) * 2 - 1 for size in ((TARGET_UNITS, inputs + 1), TARGET_UNITS + 1)
+        ]
         self.hidden, self.out = (torch.from_numpy(weight).float() for weight in weights)
         self.thresholds = THRESHOLD * (inputs + 1) - (self.hidden == -1).sum(1)
 

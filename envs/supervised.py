@@ -119,7 +119,12 @@ def flipping_bits(data: Dataset, k: int, seed: int) -> Dataset:
 TASKS: dict[str, SupervisedTask] = {
     function.__name__.replace("_", "-"): function
     for function in (
-        permuted_pixels, random_labels, shuffled_labels, noisy_labels, new_classes, flipping_bits
+        permuted_pixels,
+        random_labels,
+        shuffled_labels,
+        noisy_labels,
+        new_classes,
+        flipping_bits,
     )
 }
 """Kinds of tasks, by name."""

@@ -89,9 +89,7 @@ def pooled_charts(tags: Container[str]) -> Charts:
     return {"over seeds, with 95 % intervals": found}
 
 
-def setup_summaries(
-    config: Mapping[str, Any], switches: bool, remark: str, score: str
-) -> Iterator[Summary]:
+def setup_summaries(config: Mapping[str, Any], switches: bool, remark: str, score: str) -> Iterator[Summary]:
     """Custom charts, hyperparameters and a text remark, to be logged at the start of a run."""
     yield custom_scalars(charts(switches, config["probes"], score))
     # SummaryWriter.add_hparams would open a second run for these.

@@ -24,7 +24,7 @@ from tests.killed import die
 from tests.optim.test_registry import FLAGS
 from tests.recorded_graph import RecordedCapture
 
-VIT = "--network.kind vit --network.hidden 8 8 --network.heads 2 --network.norm layer".split()
+VIT = "--network.kind vit --network.hidden 8 8 --network.heads 2 --network.norm layer"
 IN_BLOCK = ("query", "key", "value", "out", "up", "down")
 
 
@@ -147,7 +147,9 @@ def test_probes_measure_it():
     assert dead == {"plasticity/dead/net.blocks.0.up", "plasticity/dead/net.blocks.1.up"}
     block = network.blocks[0]
     tokens = network.embedding(patches(images, 2)) + network.places
-    tokens = tokens + block.out(attention(*(f(block.norm1(tokens)) for f in (block.query, block.key, block.value)), 2))
+    tokens = tokens + block.out(
+        attention(*(f(block.norm1(tokens)) for f in (block.query, block.key, block.value)), 2)
+    )
     active = (block.up(block.norm2(tokens)) > 0).flatten(0, 1).any(0)
     assert measured["plasticity/dead/net.blocks.0.up"] == pytest.approx(1 - float(active.float().mean()))
 
@@ -169,7 +171,10 @@ def test_every_method_acts_on_it_or_says_why_not(name):
         with pytest.raises(ValueError, match=REFUSED[name]):
             build_methods(configs, learner)
         return
-    methods, batch = build_methods(configs, learner), Batch(stream.data.observations[:8], stream.data.targets[:8])
+    methods, batch = (
+        build_methods(configs, learner),
+        Batch(stream.data.observations[:8], stream.data.targets[:8]),
+    )
     for _ in range(6):
         update(agent, optimizer, methods, batch, Args())
         methods.between_steps(batch)
@@ -180,7 +185,7 @@ def test_every_method_acts_on_it_or_says_why_not(name):
 
 def test_a_killed_run_goes_on_and_replayed_steps_do_what_steps_do(tmp_path, monkeypatch):
     whole, killed, captured = (
-        small(tmp_path / name, "optim:adamo", *VIT) for name in ("whole", "killed", "captured")
+        small(tmp_path / name, "optim:adamo", *VIT.split()) for name in ("whole", "killed", "captured")
     )
     supervised.main(whole)
     die(supervised, killed, 64 * 3, monkeypatch)

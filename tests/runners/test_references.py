@@ -133,7 +133,9 @@ def test_a_run_finds_its_references_by_paths_from_its_folder(tmp_path):
 
 
 def supervised_run(folder, *words):
-    flags = "--stream.samples 32 --stream.epochs 2 --batch-size 16 --network.hidden 8 --probes.every 0 --seed 3"
+    flags = (
+        "--stream.samples 32 --stream.epochs 2 --batch-size 16 --network.hidden 8 --probes.every 0 --seed 3"
+    )
     return cli(supervised.Args, supervised.PRESETS, [*flags.split(), *words, "--runs-dir", str(folder)])
 
 
