@@ -28,7 +28,7 @@ from neoteny.agents import supervised
 from neoteny.agents.supervised import Classifier
 from neoteny.configs.cli import cli, launch_script
 from neoteny.envs.supervised import SupervisedStream
-from neoteny.optim import AdamConfig, AdamOConfig, Learner, build_methods, heads
+from neoteny.optim import AdamConfig, AdamOConfig, Learner, OptimConfig, build_methods, heads
 from neoteny.optim.layers import Call, trace
 from neoteny.runners.disk.exit_codes import check_numbers
 from neoteny.runners.rollout import select
@@ -60,7 +60,10 @@ class Revival:
     """The figure, without its suffix."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, ("before", "after", "every"), at_least=1)
+        check_numbers(self, ("before", "after"), at_least=1)
+        check_numbers(self, ("every",), at_least=1, at_most=300)  # gradient steps of a task
+        if not self.seeds:
+            raise ValueError("--seeds must name at least one")
         check_numbers(self, ("lr", "iso"), above=0)
 
 
@@ -84,19 +87,20 @@ def put_out_of_reach(agent: Classifier, samples: Tensor) -> None:
     """
     for call in hidden_calls(agent, samples):
         assert call.activations is not None
+        assert call.module.bias is not None
         dead = (call.activations == 0).all(0)
         longest = torch.linalg.matrix_norm(call.module.weight, ord=2) * call.inputs.norm(dim=1).max()
         call.module.bias[dead] = -2 * longest  # twice, since inputs of later layers grow
 
 
 def learn(
-    agent: Classifier, stream: SupervisedStream, config: AdamConfig | AdamOConfig, tasks: int, args: Revival
+    agent: Classifier, stream: SupervisedStream, config: OptimConfig, epochs: int, args: Revival
 ) -> Iterator[NDArray[np.bool_]]:
-    """Learn tasks with a new optimizer; yields dead units at every `args.every`-th gradient step."""
+    """Learn with a new optimizer; yields dead units at every `args.every`-th gradient step."""
     optimizer = config.build(agent, args.lr, exclude=heads(agent))
     methods = build_methods((), Learner(agent, optimizer, lambda: copy.deepcopy(agent)))
     steps, flags = 0, supervised.Args(lr=args.lr)
-    for _ in range(tasks * stream.schedule.period // stream.epoch_steps):
+    for _ in range(epochs):
         stream.begin_epoch()
         for chosen in stream.epoch():
             supervised.update(agent, optimizer, methods, select(stream.data, chosen), flags)
@@ -109,16 +113,17 @@ def run(seed: int, args: Revival) -> tuple[Dead, dict[str, Dead]]:
     """Dead units before, and after in each arm."""
     torch.manual_seed(seed)
     flags = cli(supervised.Args, supervised.PRESETS, ["digits-random-labels"])
-    stream = flags.stream.make(flags.batch_size, seed)
+    stream, epochs = flags.stream.make(flags.batch_size, seed), flags.stream.epochs
     agent = Classifier(stream, flags.network)
-    before = np.stack(list(learn(agent, stream, AdamConfig(), args.before, args)))
+    before = np.stack(list(learn(agent, stream, AdamConfig(), args.before * epochs, args)))
     adamo = AdamOConfig(iso=args.iso, iso_scale=2.0)
-    after = {}
-    for name, config in {ADAM: AdamConfig(), ADAMO: adamo, TOO_LOW: adamo}.items():
+    after: dict[str, Dead] = {}
+    arms: dict[str, OptimConfig] = {ADAM: AdamConfig(), ADAMO: adamo, TOO_LOW: adamo}
+    for name, config in arms.items():
         copied, again = copy.deepcopy((agent, stream))
         if name == TOO_LOW:
             put_out_of_reach(copied, again.data.observations)
-        after[name] = np.stack(list(learn(copied, again, config, args.after, args)))
+        after[name] = np.stack(list(learn(copied, again, config, args.after * epochs, args)))
     return before, after
 
 

@@ -30,7 +30,8 @@ def test_units_that_are_0_on_all_samples_are_dead(agent):
         second = layers.linear2(first).relu()
     dead = dead_units(network, samples)
     assert dead.tolist() == [not units.any() for units in (*first.T, *second.T)]
-    assert dead[2] and dead[8 + 5] and not dead.all()
+    assert dead[[2, 8 + 5]].all()
+    assert not dead.all()
 
 
 def test_no_rotation_of_its_weights_brings_a_unit_out_of_reach_back(agent):
