@@ -221,9 +221,12 @@ def layer_norm(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     return nn.LayerNorm(layer.out_features, elementwise_affine=False)
 
 
-def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:
-    """Initialize a hidden layer with an orthogonal weight, and constrain it if ``network.linear`` says so."""
-    orthogonal(layer, network.units.gain)
+def hidden_layer(layer: Layer, network: NetworkConfig, gain: float | None = None) -> Layer:
+    """Initialize a hidden layer with an orthogonal weight, and constrain it if ``network.linear`` says so.
+
+    Its singular values are ``gain``, which by default suits the activation function.
+    """
+    orthogonal(layer, network.units.gain if gain is None else gain)
     if isinstance(layer, nn.Conv2d):
         # Up to 1.5 times as fast.
         layer = nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)

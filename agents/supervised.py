@@ -13,7 +13,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precision
+from neoteny.agents.vit import VisionTransformer
 from neoteny.configs.cli import launch
 from neoteny.configs.supervised import PRESETS
 from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
@@ -33,17 +34,31 @@ from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
 
 KERNELS = {"mlp": [], "cnn": [(32, 3, 1), (32, 3, 1), (32, 3, 2)]}
-"""Width, kernel size and stride of the convolutions of each kind of network."""
+"""Width, kernel size and stride of the convolutions of each kind of network but vision transformers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedNetworkConfig(NetworkConfig):
     """Layers and activations of the network."""
 
-    kind: Literal["mlp", "cnn"] = "mlp"
-    """Linear layers only, or three convolutions first."""
+    kind: Literal["mlp", "cnn", "vit"] = "mlp"
+    """Linear layers only, three convolutions first, or a vision transformer."""
     hidden: tuple[int, ...] = (128, 128, 128)
-    """Output widths of the hidden linear layers, counted after the activation."""
+    """Output widths of the hidden linear layers, counted after the activation; of a vision transformer, the
+    widths of its blocks, which must be equal."""
+    patch: int = 4
+    """Pixels of a side of a vision transformer's patches."""
+    heads: int = 4
+    """Attention heads of each of its blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, ("patch", "heads"), at_least=1, prefix="network.")
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others -> why."""
+        why = f"it is for --network.kind vit, not {self.kind}"
+        return {} if self.kind == "vit" else dict.fromkeys(("patch", "heads"), why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +112,7 @@ class Classifier(nn.Module):
             raise ValueError(f"--network.kind cnn needs images of at least 7x7 pixels, not inputs of {shape}")
         self.register_buffer("example", torch.zeros_like(inputs[:1]), persistent=False)
         self.mean, self.deviation = _mean_and_deviation(inputs)
-        self.classifier = hidden_layers(self.encode(inputs[:1]), KERNELS[network.kind], network)
-        self.classifier.add_module("head", head(network, stream.dataset.outputs, gain=1.0))
+        self.classifier = classifier(self.encode(inputs[:1]), stream.dataset.outputs, network)
 
     def encode(self, observations: Tensor) -> Tensor:
         """Inputs (B, ...) as floats, standardized."""
@@ -115,22 +129,56 @@ class Classifier(nn.Module):
         return {"classifier": self.classifier}
 
 
+def classifier(example: Tensor, outputs: int, network: SupervisedNetworkConfig) -> nn.Module:
+    """The network of a kind, from inputs like ``example`` (1, ...) to outputs (B, O)."""
+    if network.kind == "vit":
+        return VisionTransformer(example, outputs, network.patch, network.heads, network)
+    layers = hidden_layers(example, KERNELS[network.kind], network)
+    layers.add_module("head", head(network, outputs, gain=1.0))
+    return layers
+
+
 def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
     """Of all numbers of all inputs, so that a permutation of pixels changes neither."""
     numbers = inputs[:: max(1, len(inputs) // 5_000)].double()
     return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
+class Criterion(NamedTuple):
+    """What is minimized; what is reported, the higher the better; and its name in tags. Both are means."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_name: str
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose class (B,) has the largest of its outputs (B, O)."""
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def negative_mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The negative mean squared error of outputs (B, O)."""
+    return -F.mse_loss(outputs, targets)
+
+
+CLASSIFICATION = Criterion(F.cross_entropy, accuracy, "accuracy")
+REGRESSION = Criterion(F.mse_loss, negative_mse, "negative_mse")
+
+
+def criterion(targets: Tensor) -> Criterion:
+    """The criterion for classes (B,), or for values (B, O)."""
+    return REGRESSION if targets.is_floating_point() else CLASSIFICATION
+
+
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy for classes (B,), mean squared error for values (B, O)."""
-    return (F.mse_loss if targets.is_floating_point() else F.cross_entropy)(outputs, targets)
+    """The loss on samples, ()."""
+    return criterion(targets).loss(outputs, targets)
 
 
 def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Accuracy for classes (B,), the negative mean squared error for values (B, O)."""
-    if targets.is_floating_point():
-        return -F.mse_loss(outputs, targets)
-    return (outputs.argmax(1) == targets).float().mean()
+    """The score on samples, ()."""
+    return criterion(targets).score(outputs, targets)
 
 
 STATS = ("losses/loss", "update/grad_norm", "score")
@@ -191,8 +239,9 @@ def main(args: Args) -> dict[str, Any]:
     epochs = args.num_tasks * args.stream.epochs
     planned = epochs * stream.batches
     remarks = (f"{args.stream.id}: {stream}", methods.report(planned))
+    score_name = criterion(stream.dataset.targets).score_name
     run = Run(
-        __file__, args, stream, epochs * stream.epoch_steps, remarks, chart="online_accuracy",
+        __file__, args, stream, epochs * stream.epoch_steps, remarks, chart=f"online_{score_name}",
         methods=methods, agent=agent, optimizer=optimizer,
     )  # fmt: skip
 
@@ -213,9 +262,9 @@ def main(args: Args) -> dict[str, Any]:
             metrics["charts/learning_rate"] = float(optimizer.param_groups[0]["lr"])
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if task_ends:
-                metrics["charts/train_accuracy"] = evaluate(agent, stream.data)
+                metrics[f"charts/train_{score_name}"] = evaluate(agent, stream.data)
                 if len(stream.validation.targets):
-                    metrics["charts/validation_accuracy"] = evaluate(agent, stream.validation)
+                    metrics[f"charts/validation_{score_name}"] = evaluate(agent, stream.validation)
             if probes.due:
                 next_task = NextTask(*stream.next_data(), loss_of) if args.probes.plasticity_every else None
                 metrics |= probes.measure(stream.data.observations, next_task)

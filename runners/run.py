@@ -313,7 +313,7 @@ class Run:
         tell(message)
         if state is None:
             switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
-            for summary in setup_summaries(identity.config, switches, remark):
+            for summary in setup_summaries(identity.config, switches, remark, self.episodes.chart):
                 self.writer.add(summary)
         return state
 
@@ -396,7 +396,7 @@ class Run:
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
         if (score := f"charts/{self.episodes.chart}") in charts:
-            progress = f"task {task}, {self.episodes.chart.rpartition('_')[2]} {charts[score]:.2f}"
+            progress = f"task {task}, {self.episodes.chart.partition('_')[2]} {charts[score]:.2f}"
             self.bar.set_postfix_str(progress, refresh=False)
         if self.stream.audit_seconds:
             self.seconds["audit"] = self.stream.audit_seconds

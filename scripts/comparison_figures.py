@@ -24,6 +24,7 @@ Styles = Mapping[str, dict[str, Any]]
 RETURNS = {
     "charts/episodic_return": "return",
     "charts/online_accuracy": "online accuracy",
+    "charts/online_negative_mse": "negative mean squared error, online",
     "task/return_auc": "return over each visit",
 }
 DIAGNOSTICS = {
