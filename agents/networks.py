@@ -243,31 +243,6 @@ def check_widths(widths: Sequence[int]) -> None:
     check_memory(f"a network of the widths {shown} (--network.hidden)", weights * OF_A_WEIGHT)
 
 
-def check_minibatch(network: nn.Module, example: Tensor, size: int, flags: str) -> None:
-    """Raise ValueError if the activations of a minibatch do not fit in the memory of the network's device.
-
-    Args:
-        network: of an agent.
-        example: an observation, (1, ...).
-        size: of a minibatch.
-        flags: that say its size.
-    """
-    made: list[int] = [example.numel()]
-    hooks = [
-        module.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
-        for module in network.modules()
-        if not list(module.children())
-    ]
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    needed = 2 * 4 * sum(made) * size  # floats, and their gradients
-    check_memory(f"a minibatch of {size:,} ({flags})", needed, example.device)
-
-
 class Dueling(nn.Module):
     """Dueling head (Wang et al., 2016): the state value plus each action's advantage over the mean."""
 

@@ -21,16 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import (
-    NetworkConfig,
-    check_minibatch,
-    encoder,
-    head,
-    observation_spec,
-    precision,
-    torso,
-    zeros,
-)
+from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
@@ -40,6 +31,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.memory import check_minibatch
 from neoteny.runners.probes import Probes
 from neoteny.runners.rollout import Batch, Rollout, select
 from neoteny.runners.run import Run
@@ -337,7 +329,7 @@ def main(args: Args) -> dict[str, Any]:
         agent, policy = make_policy(args, stream)
         size = args.num_steps * args.num_envs
         flags = "--num-steps * --num-envs / --minibatches"
-        check_minibatch(agent, agent.example, size // args.minibatches, flags)
+        check_minibatch(agent, size // args.minibatches, flags)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)

@@ -114,7 +114,7 @@ def _become(line: Line, folder: Path, output: int) -> typing.NoReturn:
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
         torch.set_num_threads(1)
-        Run.__init__ = _briefly(Run.__init__)
+        Run.__init__ = _briefly(Run.__init__)  # type: ignore[method-assign]
         sweep.train = lambda *arguments: os._exit(0)
         run(line)
         code = 0
