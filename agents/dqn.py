@@ -34,6 +34,7 @@ from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.memory import check_minibatch
 from neoteny.runners.probes import Probes
 from neoteny.runners.replay import Batch, ReplayMemory
 from neoteny.runners.run import Run
@@ -285,7 +286,7 @@ def main(args: Args) -> dict[str, Any]:
     with bad_input():
         stream = args.stream.make(args.num_envs, args.seed, device)
         agent, policy = make_policy(args, stream)
-        args.check_minibatch(agent, args.batch_size, "--batch-size")
+        check_minibatch(agent, args.batch_size, "--batch-size")
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))

@@ -31,6 +31,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.memory import check_minibatch
 from neoteny.runners.probes import Probes
 from neoteny.runners.rollout import Batch, Rollout, select
 from neoteny.runners.run import Run
@@ -327,7 +328,7 @@ def main(args: Args) -> dict[str, Any]:
         rollout = Rollout.zeros(args.num_steps, stream, device)
         agent, policy = make_policy(args, stream)
         size = args.num_steps * args.num_envs
-        args.check_minibatch(agent, size // args.minibatches, "--num-steps * --num-envs / --minibatches")
+        check_minibatch(agent, size // args.minibatches, "--num-steps * --num-envs / --minibatches")
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)

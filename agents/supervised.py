@@ -29,6 +29,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.memory import check_minibatch
 from neoteny.runners.probes import NextTask, Probes
 from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
@@ -228,7 +229,7 @@ def main(args: Args) -> dict[str, Any]:
     with bad_input():
         stream = args.stream.make(args.batch_size, args.seed, device)
         agent = new_agent()
-        args.check_minibatch(agent, args.batch_size, "--batch-size")
+        check_minibatch(agent, args.batch_size, "--batch-size")
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         capture = Capture(device, args.graphs, args.compile)

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from neoteny.optim import MethodConfigs
 from neoteny.runners.disk.exit_codes import MOST, check_numbers
-from neoteny.runners.memory import check_memory
 from neoteny.runners.probes import ProbeConfig
 
 MOST_THREADS = 256
@@ -164,30 +162,6 @@ class RunArgs:
         if gradient_steps > LONGEST_UPDATE:
             most = f"at most {LONGEST_UPDATE:,}, since nothing is saved in between"
             raise ValueError(f"an update makes {gradient_steps:,} gradient steps ({flags}) instead of {most}")
-
-    def check_minibatch(self, agent: nn.Module, size: int, flags: str) -> None:
-        """Raise ValueError if the activations of a minibatch do not fit in the memory of the agent's device.
-
-        Args:
-            agent: with a buffer ``example``, an observation, (1, ...).
-            size: of a minibatch.
-            flags: that say its size.
-        """
-        example = agent.get_buffer("example")
-        made = [example.numel()]
-        hooks = [
-            module.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
-            for module in agent.modules()
-            if not list(module.children())
-        ]
-        try:
-            with torch.no_grad():
-                agent(example)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        needed = 2 * 4 * sum(made) * size  # floats, and their gradients
-        check_memory(f"a minibatch of {size:,} ({flags})", needed, example.device)
 
     def report_length(self: Any, update: int) -> str:
         """A message if the number of steps is rounded down to whole updates; else an empty string."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 
 def check_memory(what: str, size: int, device: torch.device | str = "cpu") -> None:
@@ -31,3 +34,28 @@ def free_memory(device: torch.device) -> int | None:
         return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
         return None
+
+
+def check_minibatch(network: nn.Module, size: int, flags: str) -> None:
+    """Raise ValueError if the activations of a minibatch do not fit in the memory of the network's device.
+
+    Args:
+        network: of an agent, with an ``example`` of its observations, (1, ...).
+        size: of a minibatch.
+        flags: that say its size.
+    """
+    example: Any = network.example
+    made: list[int] = [example.numel()]
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
+        for module in network.modules()
+        if not list(module.children())
+    ]
+    try:
+        with torch.no_grad():
+            network(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    needed = 2 * 4 * sum(made) * size  # floats, and their gradients
+    check_memory(f"a minibatch of {size:,} ({flags})", needed, example.device)
