@@ -179,7 +179,7 @@ def test_values_are_regressed():
 
 
 OF_FILES = [name for name in PRESETS if name.startswith(("mnist", "cifar"))]
-SHORT = "--num-tasks 3 --batch-size 10 --stream.epochs 1 --checkpoint-every 40 --probes.every 3"
+SHORT = "--num-tasks 3 --batch-size 10 --stream.epochs 1 --checkpoint-every 40 --probes.every 0"
 QUICK = ("mnist-permuted-pixels", "cifar10-permuted-pixels-vit")
 
 
@@ -195,7 +195,7 @@ def test_protocols_run_on_files_in_their_format_and_go_on_when_killed(name, tmp_
     kind = PRESETS[name]["network"].get("kind", "mlp")
     hidden = {"mlp": ["16"] * 4, "cnn": ["16"] * 2, "vit": ["8"] * 4}[kind]
     words = [name, *SHORT.split(), "--stream.samples", "20", "--network.hidden", *hidden]
-    words += ["--stream.folder", str(tmp_path), "--probes.full-every", "0", "--probes.no-pictures"]
+    words += ["--stream.folder", str(tmp_path)]
     whole = cli(Args, PRESETS, [*words, "--runs-dir", str(tmp_path / "whole")])
     rows = main(whole)["visits"]
     assert [(row["task"], row["end"]) for row in rows] == [(0, 20), (1, 40), (2, 60)]
