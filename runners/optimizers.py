@@ -13,6 +13,8 @@ from torch.optim import Optimizer
 
 COUNTERS = ("step", "skipped", "guarded")
 """States of fused optimizers that are scalars; all others have the shape of their parameter."""
+OWN = ("tuners", "scale")
+"""States of TRAC that no fused kernel is given, of shapes of their own."""
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -46,8 +48,9 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         loaded = optimizer.state[param] if saved else {}
         for name, value in saved.items():
             loaded[name] = now = _as_saved(value, loaded.get(name), param)
-            counts = name in COUNTERS and isinstance(now, Tensor) and now.ndim == 0
-            if group.get("fused") and isinstance(now, Tensor) and not counts and now.shape != param.shape:
+            if not (group.get("fused") and isinstance(now, Tensor)) or name in OWN:
+                continue
+            if now.shape != param.shape and not (name in COUNTERS and now.ndim == 0):
                 raise ValueError(f"{name} has shape {tuple(now.shape)} instead of {tuple(param.shape)}")
 
 

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from neoteny.configs.flags import OPTIMIZERS
 from neoteny.runners.disk.checkpoint import load_checkpoint, save_checkpoint
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from tests.killed import die
@@ -82,12 +83,18 @@ def leaves(value):
     return (value.dtype, value.tolist()) if isinstance(value, torch.Tensor) else (type(value), value)
 
 
-@pytest.mark.parametrize(("name", "options"), [*CASES, ("Peculiar", {})], ids=str)
+def optimizer_of(net, name, options):
+    if name in OPTIMIZERS:  # our own
+        return OPTIMIZERS[name](**options).build(net, 1e-2)
+    return ALL.get(name, Peculiar)(net.parameters(), lr=1e-2, **options)
+
+
+OURS = [(name, {"sigma": 0.0} if name == "upgd" else {}) for name in OPTIMIZERS]  # without its noise
+
+
+@pytest.mark.parametrize(("name", "options"), [*CASES, ("Peculiar", {}), *OURS], ids=str)
 def test_every_optimizer_goes_on_from_a_checkpoint_bit_for_bit(name, options, tmp_path):
-    kind = ALL.get(name, Peculiar)
-    nets, optimizers = zip(
-        *((net, kind(net.parameters(), lr=1e-2, **options)) for net in (network(), network()))
-    )
+    nets, optimizers = zip(*((net, optimizer_of(net, name, options)) for net in (network(), network())))
     train(nets[0], optimizers[0], range(5))
     check_optimizer(optimizers[0])
     state = {"net": nets[0].state_dict(), "optimizer": optimizers[0].state_dict()}
