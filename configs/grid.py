@@ -86,6 +86,20 @@ class Point:
         """The words of the command line of a run, and its arguments."""
         return [*self.words, "--seed", str(seed)], dataclasses.replace(self.args, seed=seed)
 
+    def together(self, python: str, seeds: Sequence[int]) -> tuple[str, ...]:
+        """The command line of the runs of several seeds in one process."""
+        return (python, str(self.arm.agent.file), *self.words, "--seeds", *map(str, seeds))
+
+    def refuses_together(self, seeds: Sequence[int]) -> str:
+        """Why seeds cannot be trained in one process; empty if they can."""
+        if not hasattr(self.args, "seeds"):
+            return f"{self.arm.agent.file.stem} trains one seed at a time"
+        try:
+            dataclasses.replace(self.args, seeds=tuple(seeds))
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def command(self, python: str, seed: int) -> tuple[str, ...]:
         """The command line of a run."""
         return (python, str(self.arm.agent.file), *self.of_seed(seed)[0])

@@ -19,6 +19,9 @@ from neoteny.optim.layers import Exclude, split_parameters
 class Moments:
     """Flags that all optimizers with Adam's moments share."""
 
+    stackable: ClassVar[bool] = False
+    """Whether a step on stacked parameters is that of each network, see `neoteny.optim.stacked`."""
+
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of the running averages of the gradient and of its square."""
     eps: float = 1e-8
@@ -36,6 +39,7 @@ class AdamConfig(Moments):
     """Adam, as torch.optim.Adam."""
 
     name: ClassVar[str] = "adam"
+    stackable: ClassVar[bool] = True
 
     def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
         """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
@@ -48,6 +52,7 @@ class AdamWConfig(Moments):
     """Adam with decoupled weight decay, as torch.optim.AdamW."""
 
     name: ClassVar[str] = "adamw"
+    stackable: ClassVar[bool] = True
 
     weight_decay: float = 0.01
     """Decoupled weight decay: each step shrinks all parameters, biases included, by lr * weight_decay."""

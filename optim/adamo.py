@@ -138,6 +138,8 @@ class AdamO(PullingOptimizer):
             Whether to skip the step, and None. If the kernels can skip it themselves, without synchronizing
             with the host: False and a tensor `()`, 1 to skip the step, else 0.
         """
+        if batches[0].group.get("stacked"):
+            return False, None  # a step must not be skipped for all networks: their gradients were checked
         grads = [grad for batch in batches for grad in batch.grads]
         found_inf = _find_nonfinite(grads)
         on_device = self._skips_on_device(found_inf)
@@ -182,6 +184,7 @@ class AdamOConfig(IsometryFlags, Moments):
     """Adam with a decoupled pull of the hidden weights towards dynamical isometry."""
 
     name: ClassVar[str] = "adamo"
+    stackable: ClassVar[bool] = True
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others: name -> reason."""

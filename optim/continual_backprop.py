@@ -113,6 +113,7 @@ class ContinualBackpropConfig(MethodConfig):
     """Replace the least useful units, a few at a time."""
 
     name: ClassVar[str] = "continual_backprop"
+    stackable: ClassVar[bool] = False
     conflicts: ClassVar[tuple[str, ...]] = others("continual_backprop")
 
     rate: float = 1e-4

@@ -158,6 +158,7 @@ class InjectionAtSwitchConfig(MethodConfig):
     """Train new last layers beside the old ones from the first switch on, which this tells the agent."""
 
     name: ClassVar[str] = "injection_at_switch"
+    stackable: ClassVar[bool] = False
     conflicts: ClassVar[tuple[str, ...]] = ("injection",)
 
     layers: int = 2

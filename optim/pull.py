@@ -58,10 +58,12 @@ class PullingOptimizer(CheckedOptimizer):
         coefficient = isometry_coefficient(group) * group["iso_every"]
         if not params or group["iso_phase"] or (not isinstance(coefficient, Tensor) and not coefficient):
             return
+        stacked = group.get("stacked", False)
         for param, state in zip(params, states):
             if "guarded" not in state:
-                state["guarded"] = counter(param.device)
-        matrices = [matrix_view(param) for param in params]
+                one = counter(param.device)
+                state["guarded"] = one.repeat(len(param)) if stacked else one
+        matrices = [matrix_view(param, stacked) for param in params]
         directions, divisors = isometry_steps(matrices, coefficient, group["iso_scale"])
         guarded = divisors > 0.125 / coefficient
         if found_inf is not None:
@@ -69,7 +71,7 @@ class PullingOptimizer(CheckedOptimizer):
             guarded, divisors = guarded * finite, divisors / finite
         torch._foreach_add_([state["guarded"] for state in states], list(guarded.unbind()))
         for matrix, direction, divisor in zip(matrices, directions, divisors.unbind()):
-            matrix.addcdiv_(direction, divisor, value=-0.5)
+            matrix.addcdiv_(direction, divisor[..., None, None], value=-0.5)
 
 
 def check_isometry(group: dict[str, Any]) -> None:

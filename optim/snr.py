@@ -68,6 +68,7 @@ class SelfNormalizedResetsConfig(MethodConfig):
     """Reset units that are silent for longer than is usual for them."""
 
     name: ClassVar[str] = "snr"
+    stackable: ClassVar[bool] = False
     conflicts: ClassVar[tuple[str, ...]] = others("snr")
 
     every: int = 100

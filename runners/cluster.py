@@ -73,7 +73,7 @@ def run_on_cluster(
 def _make(job: Job, retries: int, folder: str) -> Outcome | None:
     """On a node: run a job in a folder; ``None`` if another sweep has claimed it."""
     os.chdir(folder)
-    held = claim(job.path)
+    held = claim(job.path, *job.others)
     if held is None:
         return None
     processes = Processes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +15,12 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import text
-from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
-from neoteny.runners.console import first_lines, last_lines, shown
+from neoteny.runners.console import first_lines, last_lines, progress_bar, shown
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
 from neoteny.runners.disk.events import EventWriter, image_value
@@ -30,7 +28,7 @@ from neoteny.runners.disk.exit_codes import ExitCode, bad_input, reason, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
 from neoteny.runners.disk.folder import check_path, latest_attempt, run_folder
 from neoteny.runners.disk.forms import check_form
-from neoteny.runners.disk.messages import tell, tolerant, warn
+from neoteny.runners.disk.messages import tell, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes
@@ -39,6 +37,7 @@ from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import run_scores
+from neoteny.runners.together import Together
 from neoteny.runners.video import record_video
 from neoteny.runners.weights import policy_as_bytes
 
@@ -81,6 +80,7 @@ class Run:
             lines; empty ones are left out.
         act: the policy, for videos and evaluations.
         chart: name of the chart of scores, if they are not the returns of episodes.
+        together: what it shares with the runs of other seeds in this process.
         parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
             change the network's structure, then the stream, then the others in this order. The folder is
             named after ``optimizer``.
@@ -100,6 +100,7 @@ class Run:
         remarks: Sequence[str] = (),
         act: Act | None = None,
         chart: str = "episodic_return",
+        together: Together | None = None,
         **parts: Stateful,
     ) -> None:
         optimizer = parts.get("optimizer")
@@ -113,7 +114,7 @@ class Run:
         with bad_input():
             check_path(self.folder)
         self.args, self.stream, self.video_every = args, stream, args.video_every
-        self.total_steps, self.act = total_steps, act
+        self.total_steps, self.act, self.together = total_steps, act, together
         self.parts = {"stream": stream, **parts}
         self._on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         self.identity = Identity(agent_file, args)
@@ -123,22 +124,15 @@ class Run:
         self._video_lost = self._audit_warned = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
-            self.preemption = Preemption()
-            resources.callback(self.preemption.restore)
+            self.preemption = together or resources.enter_context(Preemption())
             state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known))
             resources.callback(self.writer.close)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
-            self.bar = tqdm(
-                total=total_steps,
-                initial=self._first,
-                unit="step",
-                unit_scale=True,
-                mininterval=1.0,  # seconds; a line takes as long to draw as an update to log
-                desc=name,
-                file=tolerant(sys.stderr),
-            )
-            resources.callback(self.bar.close)
+            if together:
+                self.bar = together.bar(name, total_steps, self._first)
+            else:
+                self.bar = resources.enter_context(progress_bar(name, total_steps, self._first))
             self._restore(state)
             if self.preemption.signal:
                 reason = f"stopped by {self.preemption.signal} before an update; the same command resumes it"
@@ -302,15 +296,19 @@ class Run:
         """
         identity = self.identity
         remark = "\n".join(filter(None, remarks))
+        latest = self.together.step if self.together else math.inf
         try:
-            self.attempt, state = open_run(self.folder, identity.config, identity.check, self.args.overwrite)
+            self.attempt, state = open_run(
+                self.folder, identity.config, identity.check, self.args.overwrite, latest
+            )
             purge_step = state["step"] + 1 if state else 0
             self.writer = EventWriter(self.folder, self.attempt, purge_step)
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         self.inexact = identity.inexact(state)
         self._earlier_events = state["event_files"] if state else {}
-        tell(message)
+        if self.together is None or self.together.is_first(self.args.seed):
+            tell(message)
         if state is None:
             switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
             for summary in setup_summaries(identity.config, switches, remark, self.episodes.chart):
@@ -468,7 +466,8 @@ class Run:
         except OSError as error:
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
-            if self._failed_saves == FAILED_SAVES or self.preemption.signal or misfit:
+            most = 1 if self.together else FAILED_SAVES  # so that all seeds have a checkpoint at one step
+            if self._failed_saves == most or self.preemption.signal or misfit:
                 stop(ExitCode.IO, f"{reason}; the last one is intact")
             warn(f"warning: {reason}; the run continues until the next one")
         else:

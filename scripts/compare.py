@@ -52,7 +52,7 @@ with bad_input():  # the extra "analysis"
 
 ARM = ("optim.", "methods.", "note.", "seed.")
 """Flags that are always compared."""
-WATCHING = (*resumable(RunArgs()), "evaluate_at_switch.")
+WATCHING = (*resumable(RunArgs()), "evaluate_at_switch.", "seeds.")
 """Flags that change how a run is watched, kept or computed, but not what it learns."""
 
 

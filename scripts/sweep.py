@@ -77,6 +77,9 @@ class Sweep:
     trials: int | None = None
     """Trials for each optimizer and methods: drawn from the values of --over, or by Optuna from a range such
     as 1e-4..1e-2; by default all combinations."""
+    batch_seeds: int = 1
+    """Train up to this many seeds in one process, several times as fast in all, with agents and methods that
+    allow it; the results are those of separate runs but for rounding."""
     jobs: int | None = None
     """Number of runs in parallel; by default as many as the cores that the sweep may use, or the shares of
     GPUs."""
@@ -95,6 +98,7 @@ class Sweep:
         """Refuse settings that contradict each other or would do nothing."""
         check_numbers(self, ("retries",), at_least=0, at_most=1_000)
         check_numbers(self, ("gpus_per_run",), at_least=0, at_most=1)
+        check_numbers(self, ("batch_seeds",), at_least=1, at_most=1_000)
         for name, most in (("jobs", 1_000), ("trials", 10**6)):
             if getattr(self, name) is not None:
                 check_numbers(self, (name,), at_least=1, at_most=most)
@@ -182,6 +186,29 @@ def job_of(point: Point, seed: int) -> Job:
     return Job(point.command(sys.executable, seed), folder, replaces)
 
 
+def jobs_of(points: Sequence[Point], seeds: Sequence[int], batch: int) -> list[Job]:
+    """The runs of points of the grid with all seeds, at most ``batch`` of them in a process where it can be.
+
+    Seeds that are trained one by one nevertheless are reported, with the reason.
+    """
+    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
+    alone: dict[str, None] = {}
+    jobs = []
+    for part in parts:
+        for each in points:
+            if len(part) > 1 and not (reason := each.refuses_together(part)):
+                *others, path = map(each.folder, part)
+                replaces = finished_at(path) if each.args.overwrite else None
+                jobs.append(Job(each.together(sys.executable, part), path, replaces, tuple(others)))
+            else:
+                if len(part) > 1:
+                    alone[f"{each.folder(part[0]).parent}: {reason}"] = None
+                jobs += [job_of(each, seed) for seed in part]
+    for reason in alone:
+        tell(reason)
+    return jobs
+
+
 def distinct(jobs: Sequence[Job]) -> list[Job]:
     """Jobs without repetitions.
 
@@ -266,7 +293,7 @@ def tune(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
             for arm, of_arm in zip(arms, proposed)
         ]
         points = [each for of_arm in made for _, each in of_arm]
-        jobs = distinct([job_of(each, seed) for seed in sweep.tune_seeds for each in points])
+        jobs = distinct(jobs_of(points, sweep.tune_seeds, sweep.batch_seeds))
         if sweep.dry_run and not all(job.is_done() for job in jobs):
             list_commands(jobs)
             tell("the other runs depend on the results of these")
@@ -345,7 +372,7 @@ def list_commands(jobs: Sequence[Job]) -> None:
             state = "finished"
         elif not job.path.parent.exists():
             state = "not started"
-        elif (held := claim(job.path)) is None:
+        elif (held := claim(job.path, *job.others)) is None:
             state = "running"
         else:
             held.release()
@@ -382,7 +409,7 @@ def _main(sweep: Sweep, flags: Sequence[str]) -> int:
     check_repeated(flags, Sweep)
     arms = arms_of(sweep, flags)
     points = tune(sweep, arms) if sweep.tune_on is not None else points_of(sweep, arms)
-    jobs = distinct([job_of(each, seed) for seed in sweep.seeds for each in points])
+    jobs = distinct(jobs_of(points, sweep.seeds, sweep.batch_seeds))
     added = None
     if sweep.reference != "none":
         added = References(points, sweep.seeds, own=sweep.reference == "fresh")
@@ -400,7 +427,7 @@ def _main(sweep: Sweep, flags: Sequence[str]) -> int:
     todo = [job for job in jobs if not job.is_done()]
     outcomes = train(sweep, todo, [each.args for each in points])
     if added is not None:
-        added.write(job.path for job in jobs)
+        added.write(path for job in jobs for path in (job.path, *job.others))
     code = report(todo, len(jobs) - len(todo), outcomes)
     return code or int(len(points) < len(arms))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -90,6 +91,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
+def step_of(checkpoint: Path) -> int:
+    """Environment steps of a run when it was saved."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def newest_manifest(folder: Path) -> bytes | None:
     """The manifest of the newest checkpoint, which identifies it; ``None`` if there is no checkpoint."""
     try:
@@ -105,14 +111,22 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(rest, ignore_errors=True)
 
 
+def remove_later(folder: Path, step: float) -> None:
+    """Remove the checkpoints after a step."""
+    for checkpoint in checkpoints(folder):
+        if step_of(checkpoint) > step:
+            _remove(checkpoint)
+
+
 def load_checkpoint(
-    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None
+    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None, step: float = math.inf
 ) -> dict[str, Any] | None:
     """Read the newest intact checkpoint; damaged ones are reported and renamed to ``.corrupt_*``.
 
     Args:
         folder: of the run's checkpoints.
         check: raises :class:`DamagedError` if a state does not match the other files of the run.
+        step: checkpoints after this one are left out.
 
     Returns:
         The state, tensors on the CPU; ``None`` if there never was a checkpoint.
@@ -121,6 +135,8 @@ def load_checkpoint(
         CheckpointError: all checkpoints are damaged, or the newest has another format.
     """
     for checkpoint in reversed(checkpoints(folder)):
+        if step_of(checkpoint) > step:
+            continue
         try:
             state = read_checkpoint(checkpoint)
             check(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from neoteny.runners.disk.checkpoint import (
     DamagedError,
     load_checkpoint,
     newest_manifest,
+    remove_later,
     remove_unfinished,
 )
 from neoteny.runners.disk.events import check_event_files, cut_event_files
@@ -22,7 +24,11 @@ from neoteny.runners.disk.messages import warn
 
 
 def open_run(
-    folder: Path, config: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None], overwrite: bool
+    folder: Path,
+    config: Mapping[str, Any],
+    check: Callable[[Mapping[str, Any]], None],
+    overwrite: bool,
+    step: float = math.inf,
 ) -> tuple[int, dict[str, Any] | None]:
     """Make this process the owner of a run, and restore its folder to the state of the last checkpoint.
 
@@ -35,6 +41,7 @@ def open_run(
         check: raises ValueError if a checkpoint's state belongs to another run; the folder's name is put
             before the message.
         overwrite: replace a finished run.
+        step: that the run goes on from at the latest; checkpoints after it are removed.
 
     Returns:
         The number of this process among those that have worked on the run, and the state of the last
@@ -47,14 +54,15 @@ def open_run(
     """
     check_folder(folder, overwrite)
     read = newest_manifest(folder / "checkpoint")
-    state = None if is_finished(folder) else _load(folder, check)
+    state = None if is_finished(folder) else _load(folder, check, step)
     attempt = begin_attempt(folder)
     check_folder(folder, overwrite)  # it may have been finished meanwhile
     remove_unfinished(folder / "checkpoint")
     if is_finished(folder):
         state = None
     elif newest_manifest(folder / "checkpoint") != read:
-        state = _load(folder, check)
+        state = _load(folder, check, step)
+    remove_later(folder / "checkpoint", step)
     if state is not None:
         cut_event_files(folder, state["event_files"])
         _remove_videos(folder, after=state["step"])
@@ -66,10 +74,10 @@ def open_run(
     return attempt, state
 
 
-def _load(folder: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any] | None:
-    """Read and check the last checkpoint's state; ``None`` if there is no checkpoint."""
+def _load(folder: Path, check: Callable[[Mapping[str, Any]], None], step: float) -> dict[str, Any] | None:
+    """Read and check the state of the last checkpoint up to a step; ``None`` if there is none."""
     try:
-        state = load_checkpoint(folder / "checkpoint", lambda state: _check_contents(folder, state))
+        state = load_checkpoint(folder / "checkpoint", lambda state: _check_contents(folder, state), step)
         if state is not None:
             check(state)
     except CheckpointError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neoteny.agents import ppo
+from neoteny.agents import ppo, supervised
 from neoteny.configs.cli import cli
 from neoteny.runners.disk.claims import claim
 from neoteny.runners.sweep import Outcome, State
@@ -253,3 +253,25 @@ def test_an_arm_whose_trials_all_failed_is_not_trained_and_fails_the_sweep(made,
     words = ["--over", "lr", "1", "10", "--tune-on", "0.25", "--tune-seeds", "7"]
     assert sweep.run(["--optims", "adam", *words, *SHORT]) == 1
     assert "all 2 trials failed" in capsys.readouterr().out
+
+
+def test_seeds_are_trained_in_one_process_where_that_is_possible(made, capsys):
+    words = ["--agents", "supervised", "--preset", "digits-random-labels", "--optims", "adam"]
+    words += ["--methods", "none", "snr", "--seeds", "1", "2", "3", "4", "--batch-seeds", "3", "--dry-run"]
+    assert sweep.run([*words, "--", "--num-tasks", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line.partition("  #")[0]) for line in lines if "  #" in line]
+    trained = [cli(supervised.Args, supervised.PRESETS, words[2:]) for words in commands]
+    alone = [each.seed for each in trained if not each.seeds]
+    assert [each.seeds for each in trained if each.seeds] == [(1, 2, 3)]
+    assert sorted(alone) == [1, 2, 3, 4, 4]
+    assert "adam-snr: with snr seeds are trained one by one" in "\n".join(lines)
+
+
+def test_a_job_of_several_seeds_is_done_when_all_have_finished(tmp_path):
+    folders = [tmp_path / f"s{seed}" for seed in (1, 2)]
+    job = sweep.Job((), folders[1], others=(folders[0],))
+    for folder, is_done in zip(reversed(folders), (False, True)):
+        folder.mkdir()
+        (folder / "summary.json").touch()
+        assert job.is_done() is is_done
