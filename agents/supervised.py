@@ -12,7 +12,7 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precisio
 from neoteny.agents.vit import VisionTransformer
 from neoteny.configs.cli import launch
 from neoteny.configs.supervised import PRESETS
-from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
+from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig, minibatches_of
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
 from neoteny.optim.stacked import Stack
 from neoteny.runners.args import RESUMABLE, RunArgs
@@ -335,29 +335,6 @@ def update_together(
     return torch.stack((losses, grad_norms, scores), dim=1)
 
 
-def minibatches(streams: Mapping[int, SupervisedStream], count: int) -> Iterator[Batch]:
-    """The minibatches of an epoch of several seeds, (K, B, ...).
-
-    Args:
-        streams: by the place of their seed.
-        count: K; places without a stream, whose seeds have ended, get the minibatches of the first.
-    """
-    orders = {k: torch.stack(list(stream.epoch())) for k, stream in streams.items()}
-    first = next(iter(streams))
-    for part in range(0, len(orders[first]), AT_ONCE):
-        chosen = {k: order[part : part + AT_ONCE] for k, order in orders.items()}
-        of_seeds = {
-            k: [field.unflatten(0, rows.shape) for field in select(streams[k].data, rows.flatten())]
-            for k, rows in chosen.items()
-        }
-        fields = zip(*(of_seeds.get(k, of_seeds[first]) for k in range(count)))
-        yield from map(Batch, *(torch.stack(field, dim=1) for field in fields))
-
-
-AT_ONCE = 32
-"""Minibatches that are copied to where they are read in one operation."""
-
-
 def train_together(args: Args) -> dict[str, Any]:
     """Train all seeds in one process, their networks stacked; returns the summary of each run, by seed."""
     of_seeds = [dataclasses.replace(args, seed=seed) for seed in args.seeds]
@@ -384,7 +361,7 @@ def train_together(args: Args) -> dict[str, Any]:
             streams = {k: learning[k].stream for k in together.live}
             stats = [
                 update_together(stack, methods, minibatch, args, together)
-                for minibatch in minibatches(streams, len(learning))
+                for minibatch in minibatches_of(streams, len(learning))
             ]
             losses = torch.stack(stats, dim=1)  # (K, n, 3)
             stack.share()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -277,6 +277,29 @@ class SupervisedStream:
             return
         if _fingerprint(self._sampled(first)).same_as(_fingerprint(self._sampled(second))):
             raise ValueError(f"the switch changed nothing: task {second} is task {first}; {LET_THROUGH}")
+
+
+def minibatches_of(streams: Mapping[int, SupervisedStream], count: int) -> Iterator[Batch]:
+    """The minibatches of an epoch of several seeds, (K, B, ...).
+
+    Args:
+        streams: by the place of their seed, from 0 to K - 1.
+        count: K; places without a stream, whose seeds have ended, get the minibatches of the first.
+    """
+    orders = {k: torch.stack(list(stream.epoch())) for k, stream in streams.items()}
+    first = next(iter(streams))
+    for part in range(0, len(orders[first]), AT_ONCE):
+        rows = {k: order[part : part + AT_ONCE] for k, order in orders.items()}
+        chosen = {
+            k: [field.index_select(0, rows[k].flatten()).unflatten(0, rows[k].shape) for field in stream.data]
+            for k, stream in streams.items()
+        }
+        fields = zip(*(chosen.get(k, chosen[first]) for k in range(count)))
+        yield from map(Batch, *(torch.stack(field, dim=1) for field in fields))
+
+
+AT_ONCE = 32
+"""Minibatches that are copied to where they are read in one operation."""
 
 
 @dataclasses.dataclass(frozen=True)
