@@ -29,7 +29,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
-from neoteny.runners.memory import check_minibatch
+from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import NextTask, Probes
 from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
@@ -226,7 +226,7 @@ def main(args: Args) -> dict[str, Any]:
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
-    with bad_input():
+    with bad_input(), checked_weights():
         stream = args.stream.make(args.batch_size, args.seed, device)
         agent = new_agent()
         check_minibatch(agent, args.batch_size, "--batch-size")

@@ -60,6 +60,7 @@ KINDS = {
     "network": "dqn --network.hidden 10000000000 10000000000",
     "layers": f"ppo --network.hidden {'4 ' * 101}",
     "network of a dataset": "supervised --network.hidden 1000000000",
+    "transformer": "supervised --network.kind vit --network.hidden 1000000000 1000000000",
     "gradient steps": "ppo --epochs 1e8",
     "layouts": "ppo grid-layouts-small --stream.grid.layouts 4294967296",
     "environments": "ppo --num-envs 1e9",
