@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
@@ -23,12 +22,9 @@ from neoteny.agents.sparse import FlagLinear, are_sparse
 from neoteny.envs import Stream
 from neoteny.envs.observations import CODES, ObservationSpec, read_observations, zeros
 from neoteny.optim.orthogonal import orthogonalize
-from neoteny.runners.memory import check_memory
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
-OF_A_WEIGHT = 4 * 4
-"""Bytes: float32 of the weight, its gradient and two moments."""
 MOST_LAYERS = 100
 
 
@@ -198,7 +194,6 @@ def hidden_layers(
     if example.dim() > 2:
         layers.add_module("flatten", nn.Flatten())
     features = layers(example).shape[1]
-    check_widths((features, *network.hidden))
     for i, width in enumerate(network.hidden, start=1):
         kind = FlagLinear if flags and i == 1 else nn.Linear
         _add_hidden(layers, f"linear{i}", kind(features, width // units.outputs), network)
@@ -235,15 +230,7 @@ def hidden_layer(layer: Layer, network: NetworkConfig, gain: float | None = None
 
 def head(network: NetworkConfig, outputs: int, gain: float) -> nn.Linear:
     """The output layer, (B, network.hidden[-1]) -> (B, outputs)."""
-    check_widths((network.hidden[-1], outputs))
     return orthogonal(nn.Linear(network.hidden[-1], outputs), gain)
-
-
-def check_widths(widths: Sequence[int]) -> None:
-    """Raise ValueError, before they are made, if linear layers between these widths do not fit in memory."""
-    weights = sum(before * after for before, after in itertools.pairwise(widths))
-    shown = " ".join(map(str, widths))
-    check_memory(f"a network of the widths {shown} (--network.hidden)", weights * OF_A_WEIGHT)
 
 
 class Dueling(nn.Module):

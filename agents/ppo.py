@@ -31,7 +31,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
-from neoteny.runners.memory import check_minibatch
+from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import Probes
 from neoteny.runners.rollout import Batch, Rollout, select
 from neoteny.runners.run import Run
@@ -323,7 +323,7 @@ def main(args: Args) -> dict[str, Any]:
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
-    with bad_input():
+    with bad_input(), checked_weights():
         stream = args.stream.make(args.num_envs, args.seed, device)
         rollout = Rollout.zeros(args.num_steps, stream, device)
         agent, policy = make_policy(args, stream)

@@ -31,7 +31,7 @@ from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.folder import run_folder
-from neoteny.runners.memory import check_minibatch
+from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import NextTask, Probes
 from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
@@ -290,7 +290,7 @@ def main(args: Args) -> dict[str, Any]:
     if args.seeds:
         return train_together(args)
     device = args.set_up()
-    with bad_input():
+    with bad_input(), checked_weights():
         one = Learning(args, device)
         capture = Capture(device, args.graphs, args.compile)
         draw = capture(select, one.stream, compile=False)
@@ -342,7 +342,7 @@ def train_together(args: Args) -> dict[str, Any]:
     summaries: dict[str, Any] = {}
     with Together(args.seeds, folders, args.overwrite) as together:
         learning: list[Learning] = []
-        with bad_input():
+        with bad_input(), checked_weights():
             for k, each in enumerate(of_seeds):
                 with together.random_state_of(k):
                     learning.append(Learning(each, each.set_up()))

@@ -49,11 +49,11 @@ class VisionTransformer(nn.Module):
                 f"--network.kind vit needs --network.hidden to be {needed}, not {network.hidden}"
             )
         self.patch = patch
+        self.embedding = hidden_layer(nn.Linear(image.shape[1] * patch**2, width), network, gain=1.0)
         self.places: Tensor
         self.register_buffer(
             "places", place_codes(image.shape[2] // patch, image.shape[3] // patch, width), persistent=False
         )
-        self.embedding = hidden_layer(nn.Linear(image.shape[1] * patch**2, width), network, gain=1.0)
         self.blocks = nn.Sequential(*(Block(width, heads, network) for _ in network.hidden))
         self.norm = token_norm(width, network)
         self.head = head(network, outputs, gain=1.0)

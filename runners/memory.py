@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+OF_A_WEIGHT = 4 * 4
+"""Bytes: float32 of the weight, its gradient and two moments."""
 
 
 def check_memory(what: str, size: int, device: torch.device | str = "cpu") -> None:
@@ -36,6 +42,30 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+@contextlib.contextmanager
+def checked_weights() -> Iterator[None]:
+    """Refuse networks that do not fit in the memory, whatever makes them, before their weights are filled.
+
+    Raises:
+        ValueError: a weight, its gradient and moments need more than is free.
+    """
+
+    def check(module: nn.Module, name: str, weight: Tensor | None) -> None:
+        if weight is not None:
+            shape = " x ".join(map(str, weight.shape))
+            check_memory(f"a {name} of {shape} (--network.hidden)", weight.numel() * OF_A_WEIGHT)
+
+    hook = register_module_parameter_registration_hook(check)
+    try:
+        yield
+    except RuntimeError as error:  # of an allocation, whose address space alone is too large
+        if "alloc" not in str(error) and "overflow" not in str(error):
+            raise
+        raise ValueError("the networks do not fit in the memory (--network.hidden)") from error
+    finally:
+        hook.remove()
+
+
 def check_minibatch(network: nn.Module, size: int, flags: str) -> None:
     """Raise ValueError if the activations of a minibatch do not fit in the memory of the network's device.
 
@@ -48,8 +78,8 @@ def check_minibatch(network: nn.Module, size: int, flags: str) -> None:
     made: list[int] = [example.numel()]
     hooks = [
         module.register_forward_hook(lambda module, inputs, output: made.append(output.numel()))
-        for module in network.modules()
-        if not list(module.children())
+        for name, module in network.named_modules()
+        if not list(module.children()) and "parametrizations" not in name  # whose outputs are weights
     ]
     try:
         with torch.no_grad():

@@ -46,7 +46,7 @@ from neoteny.scripts.malformed_lines import RUN, Line, malformed, registered
 
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS, BYTES = 2.0, 2**30  # that a refusal may take: of the processor, resident
-HANGS = 60.0  # seconds by the clock after which a process is ended
+HANGS = 300.0  # seconds by the clock after which a process is ended
 ROOM = 3 * 2**30  # bytes of address space besides what is forked
 TRAINING = 1.0  # seconds by the clock for which a valid line is trained
 
@@ -227,10 +227,10 @@ def main(args: Malformed) -> int:
                     shutil.copytree(made / RUN, Path(empty) / RUN)
                 return ends(line, Path(empty))
 
-        outcomes = [outcome(line, type_in) for line in tqdm(lines, unit="line", disable=None)]
+        outcomes = [outcome(line, type_in) for line in tqdm(lines, unit="line", mininterval=10)]
         refused = [line for line, ended in zip(lines, outcomes) if ended.code == ExitCode.BAD_INPUT]
         again = random.Random(args.seed).sample(refused, min(args.processes, len(refused)))
-        outcomes += [outcome(line, in_new_process) for line in tqdm(again, unit="process", disable=None)]
+        outcomes += [outcome(line, in_new_process) for line in tqdm(again, unit="process", mininterval=10)]
     lines += [line._replace(kind="new processes") for line in again]
     faults = [fault(*pair) for pair in zip(lines, outcomes)]
     for line, found, ended in zip(lines, faults, outcomes):

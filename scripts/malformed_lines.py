@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 
 from neoteny.configs.flags import OPTIMIZERS, flags
+from neoteny.envs.atari.game import ale
 from neoteny.optim import METHODS
 from neoteny.scripts import compare, evaluate, sweep
 from neoteny.scripts.agent_files import agent_names, load_agent
@@ -184,5 +186,7 @@ def _line(command: str, flag: Flag, kind: str, draw: random.Random) -> Line:
 
 def registered(agents: Sequence[str] = ("ppo", "dqn")) -> Iterator[Line]:
     """A command line for each registered environment of Gymnasium and each agent."""
+    with contextlib.suppress(ValueError):
+        ale()  # registers its games
     for id, agent in itertools.product(sorted(gym.registry), agents):
         yield Line(agent, "id", ("--stream.id", id), id)
