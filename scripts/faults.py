@@ -1,6 +1,7 @@
 """Kill runs in many ways, resume them, and compare them bit for bit with undisturbed runs.
 
 python scripts/faults.py --kills 200
+python scripts/faults.py --kills 200 --methods
 
 Each run is killed several times: by SIGKILL at a random step, by SIGKILL while a checkpoint is written, and
 by SIGTERM; the worker processes of some runs are killed or stopped too, and the code of some streams is
@@ -48,6 +49,7 @@ from neoteny.envs import stream, wrappers
 from neoteny.envs.audit import set_parameters
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
+from neoteny.optim import METHODS
 from neoteny.runners import run
 from neoteny.runners.disk import checkpoint
 from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
@@ -141,7 +143,7 @@ STREAMS = {
     "grid-layouts": "--stream.order random --stream.jitter 0.5",
     "grid-goals": "--stream.engine single",
     "grid-resampled-crossings": "",
-    "grid-permuted-actions": "--network.activation maxmin",
+    "grid-permuted-actions": "",
     "atari": "--stream.games Breakout Pong",
     "FaultyMemory-v0": "",
     "FaultyNoise-v0": "",
@@ -155,14 +157,36 @@ AGENTS = {
 }
 BOTH = {
     ("ppo", "mountaincar-drift"): "--anneal-lr",
-    ("ppo", "grid-goals"): "--shared-torso",
     ("dqn", "grid-goals"): "--dueling --no-double",
     ("dqn", "cartpole-rotations"): "--eps-restart",
 }
+# What some methods refuse.
+WITHOUT_METHODS = {
+    ("ppo", "grid-goals"): "--shared-torso",
+    ("ppo", "grid-permuted-actions"): "--network.activation maxmin",
+    ("dqn", "grid-permuted-actions"): "--network.activation maxmin",
+}
 # The project's optimizers, and torch's, which a copied agent would use.
-OURS = ("adamo", "adam", "muon", "adamw")
+OURS = ("adamo", "adam", "muon", "adamw", "upgd", "muono", "trac")
 TORCHS = ("NAdam", "ASGD", "Adafactor", "RMSprop", "Rprop", "Adagrad", "SGD", "RAdam", "Adamax", "Adadelta")
 OPTIMIZERS = (*OURS, *TORCHS)
+# Flags with which methods act several times in runs as short as these.
+OF_METHODS = {
+    "redo": "--methods.redo.every 7 --methods.redo.tau 0.5",
+    "regrama": "--methods.regrama.every 7 --methods.regrama.tau 0.5",
+    "snr": "--methods.snr.every 5 --methods.snr.longest 2",
+    "continual_backprop": "--methods.continual-backprop.every 5 --methods.continual-backprop.rate 0.02 "
+    "--methods.continual-backprop.maturity 7",
+    "cpr": "--methods.cpr.every 7 --methods.cpr.rate 0.5",
+    "reset": "--methods.reset.every 23",
+    "shrink_perturb_every": "--methods.shrink-perturb-every.every 9",
+    "hare_tortoise": "--methods.hare-tortoise.every 11 --methods.hare-tortoise.decay 0.9",
+    "injection": "--methods.injection.after 21",
+    "nap": "--methods.nap.every 3 --network.norm layer",
+    "reorthogonalize": "--methods.reorthogonalize.every 7 --network.linear orthogonal",
+}
+# Those that set what AdamO's pull sets, or leave no weight to it.
+NEED_ADAM = {"nap", "reorthogonalize", "isometry", "parseval", "spectral"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +201,8 @@ class Faults:
     """Ids of the streams to run."""
     steps: int = 2048
     """Environment steps of each run."""
+    methods: bool = False
+    """Give each run one of the plasticity methods, and an optimizer of the project's."""
     jobs: int = os.cpu_count() or 1
     """Number of runs in parallel."""
     seed: int = 1
@@ -195,6 +221,7 @@ class Case:
     seed: int
     steps: int
     faults: tuple[str, ...]
+    method: str = ""
 
 
 @dataclasses.dataclass
@@ -220,12 +247,15 @@ def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
     """A short run with many switches, checkpoints and probes."""
     module = importlib.import_module(f"neoteny.agents.{case.agent}")
     optimizer = case.optimizer if case.optimizer in OURS else "adam"
+    others = WITHOUT_METHODS.get((case.agent, case.stream), "")
+    if case.method:
+        others = OF_METHODS.get(case.method, f"--methods.{case.method.replace('_', '-')}")
     words = (
         f"--stream.id {case.stream} optim:{optimizer} --seed {case.seed} --runs-dir {runs_dir} "
         f"--total-steps {case.steps} --checkpoint-every {case.steps // CHECKPOINTS} --num-envs 4 "
         f"--probes.every 5 "
         f"--network.hidden 32 32 --stream.period 700 {AGENTS[case.agent]} {STREAMS.get(case.stream, '')} "
-        f"{BOTH.get((case.agent, case.stream), '')} {more}"
+        f"{BOTH.get((case.agent, case.stream), '')} {others} {more}"
     )
     if case.agent == "dqn" and case.seed % 4 < 2:
         words += " --memory disk"
@@ -486,10 +516,13 @@ def cases(faults: Faults) -> Iterator[Case]:
     kinds = list(itertools.product(faults.agents, faults.streams))
     for number in itertools.count():
         agent, id = kinds[number % len(kinds)]
-        optimizer = OPTIMIZERS[(number + number // len(kinds)) % len(OPTIMIZERS)]
+        turn = number + number // len(kinds)
+        method = sorted(METHODS)[turn % len(METHODS)] if faults.methods else ""
+        optimizers = ("adam", "adamw") if method in NEED_ADAM else OURS if method else OPTIMIZERS
+        optimizer = optimizers[turn % len(optimizers)]
         chosen = ["SIGKILL", next(points), "SIGTERM", next(points)]
         rng.shuffle(chosen)
-        yield Case(agent, id, optimizer, number + 1, faults.steps, tuple(chosen))
+        yield Case(agent, id, optimizer, number + 1, faults.steps, tuple(chosen), method)
 
 
 def run_case(case: Case, folder: Path) -> Outcome:
@@ -547,11 +580,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
     total = sum(len(outcome.met) for outcome in outcomes)
     names = " and ".join(sorted({outcome.case.agent.upper() for outcome in outcomes}))
     streams, steps = len({outcome.case.stream for outcome in outcomes}), outcomes[0].case.steps
+    methods = len({outcome.case.method for outcome in outcomes} - {""})
+    with_methods = f" with {methods} methods" if methods else ""
     return "\n".join(
         [
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams: "
+            f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams{with_methods}: "
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(o.duplicated for o in exact)}, points missing {sum(o.missing for o in exact)}. "
             f"Not counted as different are {len(others)} runs that said they were not exact; "
