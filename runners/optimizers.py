@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-COUNTERS = ("step", "skipped", "guarded")
-"""States of fused optimizers that are scalars; all others have the shape of their parameter."""
+from neoteny.optim import trac
+
+SHAPES = {"step": (), "skipped": (), "guarded": (), "scale": (), "tuners": (3, len(trac.DECAYS))}
+"""Shapes of the states of fused optimizers that may have another one than their parameter."""
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -40,9 +42,9 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
         loaded = optimizer.state[param] if saved else {}
         for name, value in saved.items():
             loaded[name] = now = _as_saved(value, loaded.get(name), param)
-            counts = name in COUNTERS and isinstance(now, Tensor) and now.ndim == 0
-            if group.get("fused") and isinstance(now, Tensor) and not counts and now.shape != param.shape:
-                raise ValueError(f"{name} has shape {tuple(now.shape)} instead of {tuple(param.shape)}")
+            shapes = param.shape, SHAPES.get(name, param.shape)
+            if group.get("fused") and isinstance(now, Tensor) and now.shape not in shapes:
+                raise ValueError(f"{name} has shape {tuple(now.shape)} instead of {tuple(shapes[1])}")
 
 
 def _for_torch(value: Any) -> Any:

@@ -23,12 +23,13 @@ from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, shown
+from neoteny.runners.disk.attempts import Attempt
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
-from neoteny.runners.disk.events import EventWriter, image_value
+from neoteny.runners.disk.events import EventWriter, event_files, image_value, missing_events
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
-from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
-from neoteny.runners.disk.folder import latest_attempt, run_folder
+from neoteny.runners.disk.files import replace_file, to_json, write_json
+from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
@@ -60,8 +61,9 @@ class OnDisk(Protocol):
 
     @property
     def due(self) -> bool: ...  # noqa: D102  (whether it asks for a checkpoint)
-    def open(self) -> None: ...  # noqa: D102  (before it is restored)
+    def open(self, attempt: Attempt) -> None: ...  # noqa: D102  (before it is restored)
     def flush(self) -> None: ...  # noqa: D102  (before each checkpoint)
+    def discard(self) -> None: ...  # noqa: D102  (at the end of the run)
 
 
 class Run:
@@ -122,8 +124,7 @@ class Run:
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = Preemption()
             resources.callback(self.preemption.restore)
-            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known))
-            resources.callback(self.writer.close)
+            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known), resources)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
             self.bar = tqdm(
@@ -188,7 +189,7 @@ class Run:
         Raises:
             SystemExit: code 73 if another process has taken the run over.
         """
-        self._check_attempt()
+        self.attempt.check()
         if self.episodes.visits:
             self._log_visit()
             self._log_switch(task, start, fingerprint)
@@ -196,7 +197,8 @@ class Run:
             self._warn_of_switch(warning, start)
         self.episodes.begin_visit(task, start, fingerprint, game)
         try:
-            write_json(self.folder / "stream.json", self.episodes.tasks())
+            with self.attempt.section():
+                write_json(self.folder / "stream.json", self.episodes.tasks())
         except OSError as error:
             warn(f"warning: stream.json could not be written ({error.strerror})")
 
@@ -244,7 +246,7 @@ class Run:
         Raises:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
         """
-        self._check_attempt()
+        self.attempt.check()
         self._report_inexact()
         self._write_meta()  # with what was imported since the last checkpoint
         self.episodes.collect()
@@ -273,8 +275,13 @@ class Run:
         self.writer.flush()
         if self.writer.failing:
             stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
+        with self.attempt.section():
+            if lost := missing_events(self.folder, self._event_files()):
+                stop(ExitCode.IO, f"{lost} is not as it was written; the last checkpoint is intact")
+            self._write("summary.json", summary)
+            for part in self._on_disk:
+                part.discard()
         self.close()
-        self._write("summary.json", summary)
         tell(last_lines(self.folder, self.args, self.stream.steps, summary, self.act is not None))
         return summary
 
@@ -292,7 +299,9 @@ class Run:
             warn(f"warning: in the whole run these methods changed nothing: {', '.join(idle)}")
         return {"methods": done}
 
-    def _open(self, remarks: Sequence[str], message: str) -> dict[str, Any] | None:
+    def _open(
+        self, remarks: Sequence[str], message: str, resources: contextlib.ExitStack
+    ) -> dict[str, Any] | None:
         """Open the folder and a new event file; returns the state to resume from, or ``None``.
 
         The message is printed where the folder can be used, the remarks go to TensorBoard.
@@ -301,12 +310,17 @@ class Run:
         remark = "\n".join(filter(None, remarks))
         try:
             self.attempt, state = open_run(self.folder, identity.config, identity.check, self.args.overwrite)
+            resources.callback(self.attempt.close)
             purge_step = state["step"] + 1 if state else 0
-            self.writer = EventWriter(self.folder, self.attempt, purge_step)
+            with self.attempt.section():
+                self.writer = EventWriter(self.folder, self.attempt.number, purge_step)
+            resources.callback(self.writer.close)
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         self.inexact = identity.inexact(state)
-        self._earlier_events = state["event_files"] if state else {}
+        present = {path.name for path in event_files(self.folder)}  # the user may have removed some
+        earlier = state["event_files"] if state else {}
+        self._earlier_events = {name: size for name, size in earlier.items() if name in present}
         tell(message)
         if state is None:
             switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
@@ -336,7 +350,7 @@ class Run:
         part = self.parts[name]
         try:
             if isinstance(part, OnDisk):
-                part.open()
+                part.open(self.attempt)
             state = states.get(name, {}) if states else None  # checkpoints may lack a part without a state
             if state is not None and isinstance(part, Optimizer):
                 load_optimizer(part, state)
@@ -374,9 +388,10 @@ class Run:
 
     def _end_broken(self, bad: Sequence[str], tensors: Mapping[str, Tensor]) -> NoReturn:
         """End the run with a crash bundle of these tensors, some of which are not finite."""
-        self._check_attempt()
+        self.attempt.check()
         try:
-            crash = save_crash(self.folder, self.stream.steps, bad, tensors)
+            with self.attempt.section():
+                crash = save_crash(self.folder, self.stream.steps, bad, tensors)
             again = f"python scripts/replay_crash.py {crash} reproduces it"
         except OSError as error:
             again = f"{self.folder / 'crash'} could not be written ({error.strerror})"
@@ -424,7 +439,7 @@ class Run:
         self._video_step = step
         if self.act is None or every == 0 or step // every == before // every:
             return
-        self._check_attempt()
+        self.attempt.check()
         try:
             gif, summary = record_video(self.stream, self.act)
         except (Exception, SystemExit) as error:  # a renderer may call sys.exit
@@ -433,8 +448,9 @@ class Run:
             return
         path = self.folder / "videos" / f"step_{step:09d}.gif"
         try:
-            path.parent.mkdir(exist_ok=True)
-            replace_file(path, gif)
+            with self.attempt.section():
+                path.parent.mkdir(exist_ok=True)
+                replace_file(path, gif)
         except OSError as error:
             if not self._video_lost:
                 warn(f"warning: {path} could not be written ({error.strerror})")
@@ -450,7 +466,7 @@ class Run:
         misfit = self._misfit()
         if not (due or any(part.due for part in self._on_disk) or self.preemption.signal or misfit):
             return
-        self._check_attempt()
+        self.attempt.check()
         self._report_inexact()
         try:
             for part in self._on_disk:
@@ -458,8 +474,9 @@ class Run:
             state = self._state()
             if self.writer.failing:  # points that are still in memory would be lost on resume
                 raise OSError(errno.ENOSPC, "its events could not be")
-            save_checkpoint(self.folder / "checkpoint", step, state)
+            save_checkpoint(self.folder / "checkpoint", step, state, self.attempt.section)
         except OSError as error:
+            self.attempt.check()  # a newer process removes what an older one has half written
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
             if self._failed_saves == FAILED_SAVES or self.preemption.signal or misfit:
@@ -498,22 +515,23 @@ class Run:
             "visits": self.episodes.state(),
             "evaluations": self.evaluations.rows,
             "seconds": self.seconds,
-            "event_files": {**self._earlier_events, self.writer.path.name: self.writer.flush()},
+            "event_files": self._event_files(),
         }
 
-    def _check_attempt(self) -> None:
-        if latest_attempt(self.folder) != self.attempt:
-            stop(ExitCode.TAKEN, f"{self.folder} was taken over by another process")
+    def _event_files(self) -> dict[str, int]:
+        """The run's event files and their sizes in bytes, once pending events are written."""
+        return {**self._earlier_events, self.writer.path.name: self.writer.flush()}
 
     def _write(self, name: str, data: bytes | Mapping[str, Any]) -> None:
         """Write a file; a failure ends the run."""
         path = self.folder / name
         try:
-            path.parent.mkdir(exist_ok=True)
-            if isinstance(data, bytes):
-                write_bytes(path, data)
-            else:
-                write_json(path, data)
+            with self.attempt.section():
+                path.parent.mkdir(exist_ok=True)
+                if isinstance(data, bytes):
+                    replace_file(path, data)
+                else:
+                    write_json(path, data)
         except OSError as error:
             reason = f"{path} could not be written ({error.strerror})"
             stop(ExitCode.IO, f"{reason}; the last checkpoint is intact")
@@ -545,8 +563,9 @@ class Run:
             switches = [visit.start for visit in self.episodes.visits[1:]]
             for name, png in draw_pictures(self.folder, switches).items():
                 path = self.folder / "pictures" / f"{name}.png"
-                path.parent.mkdir(exist_ok=True)
-                replace_file(path, png)
+                with self.attempt.section():
+                    path.parent.mkdir(exist_ok=True)
+                    replace_file(path, png)
                 self.writer.add(Summary(value=[image_value(f"pictures/{name}", png)]), self.stream.steps)
         except ModuleNotFoundError:
             tell('pictures of the run need matplotlib: pip install -e ".[analysis]"')

@@ -204,6 +204,12 @@ def check_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
             raise DamagedError(f"{path} is shorter than the {sizes[path.name]:,} bytes of the checkpoint")
 
 
+def missing_events(folder: Path, sizes: Mapping[str, int]) -> Path | None:
+    """The first event file of a run, name -> size in bytes, that has another size; ``None`` if none has."""
+    found = {path.name: path.stat().st_size for path in event_files(folder)}
+    return next((folder / name for name, size in sizes.items() if found.get(name) != size), None)
+
+
 def cut_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
     """Truncate the event files of a run to the sizes of a checkpoint, file name -> bytes; remove newer files.
 

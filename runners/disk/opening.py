@@ -6,22 +6,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from neoteny.runners.disk.attempts import Attempt, begin_attempt, locked
 from neoteny.runners.disk.checkpoint import (
     CheckpointError,
-    load_checkpoint,
+    DamagedError,
+    check_not_lost,
+    find_checkpoint,
     newest_manifest,
-    remove_unfinished,
+    set_aside,
 )
 from neoteny.runners.disk.events import check_event_files, cut_event_files
 from neoteny.runners.disk.exit_codes import ExitCode, stop
-from neoteny.runners.disk.files import write_json
-from neoteny.runners.disk.folder import begin_attempt, check_folder, clear_folder, is_finished
+from neoteny.runners.disk.files import remove_temporary, write_json
+from neoteny.runners.disk.folder import check_folder, clear_folder, is_finished
 from neoteny.runners.disk.messages import warn
+
+State = dict[str, Any]
+Seen = tuple[bool, bytes | None]
 
 
 def open_run(
     folder: Path, config: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None], overwrite: bool
-) -> tuple[int, dict[str, Any] | None]:
+) -> tuple[Attempt, State | None]:
     """Make this process the owner of a run, and restore its folder to the state of the last checkpoint.
 
     The checkpoint is read before ownership is taken, since a refused command must not disturb a process that
@@ -35,48 +41,70 @@ def open_run(
         overwrite: replace a finished run.
 
     Returns:
-        The number of this process among those that have worked on the run, and the state of the last
-        checkpoint; ``None`` if the run starts from the beginning.
+        The ownership, and the state of the last checkpoint; ``None`` if the run starts from the beginning.
 
     Raises:
         SystemExit: code 2 and a sentence, if the folder holds a finished run and ``overwrite`` is false, an
             unfinished run with other arguments or of an older version, or only damaged checkpoints.
         OSError: the folder cannot be written.
     """
-    check_folder(folder, overwrite)
-    read = newest_manifest(folder / "checkpoint")
-    state = None if is_finished(folder) else _load(folder, check)
-    attempt = begin_attempt(folder)
-    check_folder(folder, overwrite)  # it may have been finished meanwhile
-    remove_unfinished(folder / "checkpoint")
+    while True:
+        check_folder(folder, overwrite)
+        seen = _seen(folder)
+        state, damaged = _read(folder, check, seen)
+        with locked(folder):
+            if _seen(folder) != seen:
+                continue
+            attempt = begin_attempt(folder)
+            try:
+                _restore(attempt, state, damaged)
+                write_json(folder / "args.json", config)
+            except BaseException:
+                attempt.close()
+                raise
+        return attempt, state
+
+
+def _seen(folder: Path) -> Seen:
+    """Whether the run is finished, and what identifies its newest checkpoint."""
+    return is_finished(folder), newest_manifest(folder / "checkpoint")
+
+
+def _read(
+    folder: Path, check: Callable[[Mapping[str, Any]], None], seen: Seen
+) -> tuple[State | None, dict[Path, DamagedError]]:
+    """Read and check the last checkpoint's state, as :func:`find_checkpoint` does; none if finished."""
     if is_finished(folder):
-        state = None
-    elif newest_manifest(folder / "checkpoint") != read:
-        state = _load(folder, check)
-    if state is not None:
-        cut_event_files(folder, state["event_files"])
-        _remove_videos(folder, after=state["step"])
-    else:
-        if (folder / "args.json").exists() and not is_finished(folder):
-            warn(f"{folder} holds no checkpoint yet: the run starts from the beginning")
-        clear_folder(folder)
-    write_json(folder / "args.json", config)
-    return attempt, state
-
-
-def _load(folder: Path, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any] | None:
-    """Read and check the last checkpoint's state; ``None`` if there is no checkpoint."""
+        return None, {}
     try:
-        state = load_checkpoint(
+        state, damaged = find_checkpoint(
             folder / "checkpoint", lambda state: check_event_files(folder, state["event_files"])
         )
         if state is not None:
             check(state)
+        elif _seen(folder) == seen:  # else another process has removed what was being read
+            check_not_lost(folder / "checkpoint", damaged)
     except CheckpointError as error:
         stop(ExitCode.BAD_INPUT, str(error))
     except ValueError as error:
         stop(ExitCode.BAD_INPUT, f"{folder} {error}")
-    return state
+    return state, damaged
+
+
+def _restore(attempt: Attempt, state: State | None, damaged: Mapping[Path, DamagedError]) -> None:
+    """Restore a folder to the state of a checkpoint, or clear it; what a killed process left is removed."""
+    folder = attempt.folder
+    for place in (folder, *(folder / name for name in ("checkpoint", "videos", "pictures"))):
+        remove_temporary(place)
+    set_aside(damaged)
+    attempt.check()
+    if state is not None:
+        cut_event_files(folder, state["event_files"])
+        _remove_videos(folder, after=state["step"])
+        return
+    if (folder / "args.json").exists() and not is_finished(folder):
+        warn(f"{folder} holds no checkpoint yet: the run starts from the beginning")
+    clear_folder(folder)
 
 
 def _remove_videos(folder: Path, after: int) -> None:
