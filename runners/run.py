@@ -23,22 +23,23 @@ from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, shown
+from neoteny.runners.disk.appended import VISITS, Journal, changed_file, read_rows
 from neoteny.runners.disk.attempts import Attempt
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
-from neoteny.runners.disk.events import EventWriter, event_files, image_value, missing_events
+from neoteny.runners.disk.events import EventWriter, event_files, image_value
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_json
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
-from neoteny.runners.episodes import Episodes
+from neoteny.runners.episodes import Episodes, visit_of
 from neoteny.runners.evaluation import Act, Evaluations
 from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
-from neoteny.runners.scores import run_scores
+from neoteny.runners.scores import Visit, run_scores
 from neoteny.runners.video import record_video
 from neoteny.runners.weights import policy_as_bytes
 
@@ -116,7 +117,7 @@ class Run:
         self.parts = {"stream": stream, **parts}
         self._on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         self.identity = Identity(agent_file, args)
-        self.episodes = Episodes(chart)
+        self.episodes = Episodes(chart, recurring=stream.schedule.tasks is not None)
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = self._audit_warned = False
@@ -190,17 +191,13 @@ class Run:
             SystemExit: code 73 if another process has taken the run over.
         """
         self.attempt.check()
-        if self.episodes.visits:
+        if self.episodes.visit:
             self._log_visit()
-            self._log_switch(task, start, fingerprint)
+            self._log_switch(self.episodes.visit, task, start, fingerprint)
+            self.journal.append(self.episodes.row())
         if warning:
             self._warn_of_switch(warning, start)
         self.episodes.begin_visit(task, start, fingerprint, game)
-        try:
-            with self.attempt.section():
-                write_json(self.folder / "stream.json", self.episodes.tasks())
-        except OSError as error:
-            warn(f"warning: stream.json could not be written ({error.strerror})")
 
     def score(self, values: Sequence[float], length: int) -> None:
         """Add scores to the current visit, each of ``length`` steps, one after the other."""
@@ -250,12 +247,16 @@ class Run:
         self._report_inexact()
         self._write_meta()  # with what was imported since the last checkpoint
         self.episodes.collect()
-        # Once more, since the disk may have been full at a switch.
-        self._write("stream.json", self.episodes.tasks())
         self._log_visit()
+        self.journal.append(self.episodes.row())
+        self.journal.flush()
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
-        scores = run_scores(self.episodes.rows()) | self.evaluations.scores()
+        visits = [
+            {name: value for name, value in row.items() if name != "fingerprint"}
+            for row in read_rows(self.journal.path)
+        ]
+        scores = run_scores(visits) | self.evaluations.scores()
         scores = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(scores, self.stream.steps)
         about_methods = self._about_methods()
@@ -267,17 +268,19 @@ class Run:
         evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
         summary = {
             **scores,
-            "visits": self.episodes.rows(),
+            "visits": visits,
             **evaluations,
             "seconds": seconds,
             **about_methods,
         }
         self.writer.flush()
-        if self.writer.failing:
-            stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
+        for file in (self.writer, self.journal):
+            if file.failing:
+                stop(ExitCode.IO, f"{file.path} could not be written; the last checkpoint is intact")
         with self.attempt.section():
-            if lost := missing_events(self.folder, self._event_files()):
-                stop(ExitCode.IO, f"{lost} is not as it was written; the last checkpoint is intact")
+            sizes = {**self._event_files(), VISITS: self.journal.flush()}
+            if changed := changed_file(self.folder, sizes):
+                stop(ExitCode.IO, f"{changed} is not as it was written; the last checkpoint is intact")
             self._write("summary.json", summary)
             for part in self._on_disk:
                 part.discard()
@@ -313,8 +316,13 @@ class Run:
             resources.callback(self.attempt.close)
             purge_step = state["step"] + 1 if state else 0
             with self.attempt.section():
-                self.writer = EventWriter(self.folder, self.attempt.number, purge_step)
-            resources.callback(self.writer.close)
+                counts = state.get("event_counts") if state else None
+                section = self.attempt.section
+                self.writer = EventWriter(self.folder, self.attempt.number, purge_step, counts, section)
+                resources.callback(self.writer.close)
+                path = self.folder / VISITS
+                self.journal = Journal(path, new=not path.exists())
+                resources.callback(self.journal.close)
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         self.inexact = identity.inexact(state)
@@ -336,15 +344,26 @@ class Run:
             torch.set_rng_state(state["rng"]["cpu"])
             if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
                 torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-            self.episodes.restore(state["visits"])
+            self._restore_visits(state)
             self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
-            self._write("stream.json", self.episodes.tasks())
         self._write_meta()
         exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
         begins = f"resumes at step {state['step']:,}, {exactly}" if state else "begins"
         tell(f"{shown(self.folder)} {begins}")
+
+    def _restore_visits(self, state: Mapping[str, Any]) -> None:
+        """Restore the visits of a checkpoint; those of earlier versions hold all of them."""
+        if "visits" in state:
+            *ended, current = state["visits"] or [None]
+            for row in ended:
+                known = {"fingerprint": row["fingerprint"]} if row["fingerprint"] else {}
+                self.journal.append(visit_of(row).row() | known)
+            self.journal.flush()
+        else:
+            current = state["visit"]
+        self.episodes.restore(read_rows(self.journal.path), current)
 
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
@@ -401,7 +420,7 @@ class Run:
 
     def _log_update(self, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Log an update's metrics, its ended episodes, speed and times; advance the progress bar."""
-        step, task = self.stream.steps, self.episodes.visits[-1].task
+        step, task = self.stream.steps, self.episodes.task
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
         if (score := f"charts/{self.episodes.chart}") in charts:
@@ -418,7 +437,7 @@ class Run:
 
         After a signal the rest is left to the resumed run.
         """
-        ended = self.evaluations.ended(self.episodes.visits, is_over=self.stream.steps >= self.total_steps)
+        ended = self.evaluations.ended(self.episodes.tasks, is_over=self.stream.steps >= self.total_steps)
         if not ended:
             return
 
@@ -472,7 +491,7 @@ class Run:
             for part in self._on_disk:
                 part.flush()
             state = self._state()
-            if self.writer.failing:  # points that are still in memory would be lost on resume
+            if self.writer.failing or self.journal.failing:  # what is still in memory would be lost on resume
                 raise OSError(errno.ENOSPC, "its events could not be")
             save_checkpoint(self.folder / "checkpoint", step, state, self.attempt.section)
         except OSError as error:
@@ -512,10 +531,12 @@ class Run:
             "inexact": self.inexact,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": rng,
-            "visits": self.episodes.state(),
+            "visit": self.episodes.state(),
+            "visits_size": self.journal.flush(),
             "evaluations": self.evaluations.rows,
             "seconds": self.seconds,
             "event_files": self._event_files(),
+            "event_counts": self.writer.counts,
         }
 
     def _event_files(self) -> dict[str, int]:
@@ -539,14 +560,14 @@ class Run:
     def _log_visit(self) -> None:
         """Log the scores of the visit that ends."""
         self.episodes.collect()
-        self.writer.metrics(self.episodes.last_scores(), len(self.episodes.visits) - 1)
+        self.writer.metrics(self.episodes.last_scores(), len(self.episodes.tasks) - 1)
 
-    def _log_switch(self, task: int, step: int, fingerprint: Fingerprint | None) -> None:
+    def _log_switch(self, before: Visit, task: int, step: int, fingerprint: Fingerprint | None) -> None:
         """Log what a switch of the task changed."""
-        old = self.episodes.visits[-1].fingerprint
+        old = before.fingerprint
         if old and fingerprint:
             self.writer.metrics({"stream/fingerprint_changed": not fingerprint.same_as(old)}, step)
-            change = f"task {self.episodes.task} -> {task}: {fingerprint.changes(old)}"
+            change = f"task {before.task} -> {task}: {fingerprint.changes(old)}"
             self.writer.add(text("stream/switch", change), step)
 
     def _warn_of_switch(self, warning: str, step: int) -> None:
@@ -560,8 +581,7 @@ class Run:
         """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""
         self.writer.flush()
         try:
-            switches = [visit.start for visit in self.episodes.visits[1:]]
-            for name, png in draw_pictures(self.folder, switches).items():
+            for name, png in draw_pictures(self.folder, self.episodes.starts[1:]).items():
                 path = self.folder / "pictures" / f"{name}.png"
                 with self.attempt.section():
                     path.parent.mkdir(exist_ok=True)

@@ -27,7 +27,7 @@ class Visit:
 
     task: int
     start: int  # step of the run at which it began
-    level: float | None = None  # return to recover, if any: see level_to_recover
+    level: float | None = None  # return to recover, if any, see Episodes.level
     fingerprint: Any = None
     end: int = 0  # step of the run at which it ended
     episodes: int = 0  # number of ended episodes
@@ -69,6 +69,13 @@ class Visit:
         """Area under the return curve per step: episodes weighted by their steps; NaN if none ended."""
         return self.weighted_return / self.steps if self.steps else float("nan")
 
+    def row(self) -> dict[str, Any]:
+        """Its scores, as in ``summary.json``."""
+        names = ["task", "start", "end", "episodes", "return_at_end", "return_auc"]
+        names += ["recovery_steps", "recovered", *(["game", "human_normalized"] if self.game else [])]
+        nothing_to_recover = {"recovery_steps": None, "recovered": None} if self.level is None else {}
+        return {name: getattr(self, name) for name in names} | nothing_to_recover
+
     @property
     def recovered(self) -> bool:
         """Whether the level was reached."""
@@ -84,17 +91,6 @@ class Visit:
         if self.level is None:
             return float("nan")
         return (self.end if self.recovered_at is None else self.recovered_at) - self.start
-
-
-def level_to_recover(visits: Sequence[Visit], task: int) -> float | None:
-    """The return that a new visit to ``task`` must reach to be as good as before.
-
-    It is the ``return_at_end`` of the last earlier visit to the same task or, if there was none, of the visit
-    before; ``None`` if no episode has ended yet.
-    """
-    known = [visit for visit in visits if visit.episodes]
-    same = [visit for visit in known if visit.task == task]
-    return (same or known)[-1].return_at_end if known else None
 
 
 def early_and_late(visits: Sequence[Row]) -> tuple[list[Row], list[Row]]:

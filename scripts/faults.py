@@ -338,7 +338,7 @@ class Process:
 
         run.Run.record_episodes = recorded  # type: ignore[method-assign, assignment]
         ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
-        workers.WORKER_SECONDS = 3.0  # how long to wait for stopped workers
+        workers.WORKER_SECONDS = 15.0  # how long to wait for stopped workers, also on a machine that is busy
 
     def wait(self, until: int = 2**62) -> int | None:
         """Wait until it has made ``until`` steps (returns None) or ended (exit code, negative if killed)."""
@@ -473,10 +473,11 @@ def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
 def contents(folder: Path) -> Iterator[tuple[str, Any]]:
     """The contents of a finished run, except for times: name -> bytes or number."""
     yield "weights", (folder / "checkpoint" / "weights.safetensors").read_bytes()
-    yield "stream.json", (folder / "stream.json").read_bytes()
+    yield "visits.jsonl", (folder / "visits.jsonl").read_bytes()
     state = checkpoint.load_checkpoint(folder / "checkpoint")
     assert state is not None
-    yield from leaves({name: state[name] for name in ("step", "update", "parts", "rng", "visits")}, "state")
+    names = ("step", "update", "parts", "rng", "visit", "visits_size", "event_counts")
+    yield from leaves({name: state[name] for name in names}, "state")
     if (folder / "replay").exists():
         memory = state["parts"]["memory"]
         kept, places = memory["layout"]["kept"], memory["layout"]["places"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -27,6 +28,9 @@ from neoteny.envs.tasks import (
     agent_actions,
     make_task_env,
 )
+
+
+LONG = 1_000_000  # steps of an episode whose replay is worth a warning
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +103,7 @@ class SingleEngine:
             if workers
             else SerialEnvs(task, spaces, num_envs, stride=num_envs)
         )
+        self._warned = False
         self.clear()
 
     @property
@@ -148,11 +153,23 @@ class SingleEngine:
         return env
 
     def state_dict(self) -> dict[str, Any]:
-        """The running episodes: seeds, actions so far and lifelong states."""
+        """The running episodes: seeds, actions so far and lifelong states; without ``replay`` no actions."""
+        running = self.log.running()
+        longest = max((len(episode.actions) for episode in running), default=0)
+        if not self.replay:
+            running = [dataclasses.replace(episode, actions=episode.actions[:0]) for episode in running]
+        elif longest > LONG and not self._warned:
+            self._warned = True
+            print(
+                f"warning: an episode has {longest:,} steps so far: each checkpoint holds its actions, and a "
+                "resume plays them again; --stream.single.no-replay begins a new one instead",
+                file=sys.stderr,
+            )
         return {
             "observations": self.envs.observations.copy(),
             "episodes": self.episodes.copy(),
-            "running": [dataclasses.asdict(episode) for episode in self.log.running()],
+            "running": [dataclasses.asdict(episode) for episode in running],
+            "replay": self.replay,
         }
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
@@ -169,7 +186,7 @@ class SingleEngine:
         self.episodes = state["episodes"].copy()
         running = [Episode(**episode) for episode in state["running"]]
         self.inexact = "running episodes were replaced by new ones (--stream.single.no-replay)"
-        if self.replay:
+        if self.replay and state.get("replay", True):
             replayed = self.envs.restore(running)
             self.inexact = self._difference(state["observations"], returns, replayed)
         if self.inexact:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from neoteny.runners.disk.appended import VISITS, check_size, cut
 from neoteny.runners.disk.attempts import Attempt, begin_attempt, locked
 from neoteny.runners.disk.checkpoint import (
     CheckpointError,
@@ -77,9 +78,7 @@ def _read(
     if is_finished(folder):
         return None, {}
     try:
-        state, damaged = find_checkpoint(
-            folder / "checkpoint", lambda state: check_event_files(folder, state["event_files"])
-        )
+        state, damaged = find_checkpoint(folder / "checkpoint", lambda state: _check_files(folder, state))
         if state is not None:
             check(state)
         elif _seen(folder) == seen:  # else another process has removed what was being read
@@ -91,6 +90,12 @@ def _read(
     return state, damaged
 
 
+def _check_files(folder: Path, state: State) -> None:
+    """Raise DamagedError if a file that has grown since a checkpoint is shorter than it was then."""
+    check_event_files(folder, state["event_files"])
+    check_size(folder / VISITS, state.get("visits_size", 0))
+
+
 def _restore(attempt: Attempt, state: State | None, damaged: Mapping[Path, DamagedError]) -> None:
     """Restore a folder to the state of a checkpoint, or clear it; what a killed process left is removed."""
     folder = attempt.folder
@@ -100,6 +105,8 @@ def _restore(attempt: Attempt, state: State | None, damaged: Mapping[Path, Damag
     attempt.check()
     if state is not None:
         cut_event_files(folder, state["event_files"])
+        cut(folder / VISITS, state.get("visits_size", 0))
+        (folder / "stream.json").unlink(missing_ok=True)  # of an earlier version
         _remove_videos(folder, after=state["step"])
         return
     if (folder / "args.json").exists() and not is_finished(folder):
