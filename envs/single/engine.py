@@ -29,7 +29,6 @@ from neoteny.envs.tasks import (
     make_task_env,
 )
 
-
 LONG = 1_000_000  # steps of an episode whose replay is worth a warning
 
 
