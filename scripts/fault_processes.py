@@ -75,12 +75,12 @@ class Process:
         if self.pid == 0:
             code = 1
             try:
+                protect_output()
                 output = (
                     _unread_pipe() if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
                 )
                 os.dup2(output, 1)
                 os.dup2(1, 2)
-                protect_output()
                 tqdm.set_lock(threading.RLock())  # a killed process would keep the shared lock
                 self._watch()
                 setattr(ReplayMemory, "discard", lambda memory: None)  # noqa: B010  (it is compared)

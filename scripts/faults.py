@@ -49,13 +49,12 @@ from neoteny.scripts.fault_cases import (
     TOGETHER,
     UNREAD,
     WORKER_FAULTS,
-    WORKERS,
     Case,
     arguments,
     cases,
     write_code,
 )
-from neoteny.scripts.fault_processes import PLACES, POINTS, Process
+from neoteny.scripts.fault_processes import PLACES, POINTS, WORKERS, Process
 from neoteny.scripts.fault_sweeps import sweep_is_same
 from neoteny.scripts.fault_switches import measure_switches
 
@@ -268,7 +267,7 @@ def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The leaves of a state, by their paths."""
     if isinstance(tree, dict | list | tuple):
         for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            if key != "audit_seconds":
+            if key != "audit_seconds" and not str(key).startswith("time/"):
                 yield from leaves(item, f"{path}/{key}")
     elif isinstance(tree, torch.Tensor | np.ndarray):
         yield path, (str(tree.dtype), tuple(tree.shape), np.asarray(tree).tobytes())
