@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import math
 import os
@@ -167,9 +168,9 @@ class ReplayMemory:
         files = {f"{name}.npy": entry for name, entry in layout.items()}
         exist = (self.folder / f"{INDEX}.npy").exists()
         if not exist:
-            _replace(self.folder, lambda new: _allocate(new, files), attempt)
+            _replace(self.folder, functools.partial(_allocate, files), attempt)
         elif attempt is not None and not attempt.is_alone():
-            _replace(self.folder, lambda new: _copy(self.folder, new), attempt)
+            _replace(self.folder, functools.partial(_copy, self.folder), attempt)
         _widen_tasks(self.folder / f"{TASKS}.npy", rows)
         self._files = [_open(self.folder / name, *entry) for name, entry in files.items()]
         tensors = map(torch.from_numpy, self._files)
@@ -449,7 +450,7 @@ def _replace(folder: Path, make: Callable[[Path], None], attempt: Attempt | None
             shutil.rmtree(rest, ignore_errors=True)
 
 
-def _allocate(folder: Path, files: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+def _allocate(files: Mapping[str, tuple[tuple[int, ...], np.dtype]], folder: Path) -> None:
     """Create files of zeros with allocated disk space, so that a full disk cannot end a run midway."""
     needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in files.values())
     free = shutil.disk_usage(folder).free

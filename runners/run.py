@@ -420,7 +420,8 @@ class Run:
 
     def _log_update(self, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Log an update's metrics, its ended episodes, speed and times; advance the progress bar."""
-        step, task = self.stream.steps, self.episodes.task
+        assert self.episodes.visit is not None
+        step, task = self.stream.steps, self.episodes.visit.task
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
         if (score := f"charts/{self.episodes.chart}") in charts:

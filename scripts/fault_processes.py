@@ -161,7 +161,8 @@ def _unread_pipe() -> int:
 
 def poison_steps(what: str, step: int) -> None:
     """Let an environment return a NaN once, at a step or later: a reward, or an observation of floats."""
-    real, given = Stream.step_tensors, []
+    real = Stream.step_tensors
+    given: list[int] = []
 
     def poisoned(self: Stream, actions: Any) -> Any:
         made = real(self, actions)

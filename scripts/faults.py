@@ -317,14 +317,9 @@ def table(outcomes: Sequence[Outcome]) -> str:
         "SIGTERM": lambda fault: fault == "SIGTERM",
         UNREAD: lambda fault: fault == UNREAD,
         f"{STOPPED} at a random step": lambda fault: fault == STOPPED,
-        **{
-            f"{STOPPED} {where}": lambda fault, name=name: fault.startswith(f"{STOPPED} {name}")
-            for name, where in {
-                "start": "at the start",
-                "switch": "at a switch",
-                "finish": "at the end",
-            }.items()
-        },
+        f"{STOPPED} at the start": lambda fault: fault.startswith(f"{STOPPED} start"),
+        f"{STOPPED} at a switch": lambda fault: fault.startswith(f"{STOPPED} switch"),
+        f"{STOPPED} at the end": lambda fault: fault.startswith(f"{STOPPED} finish"),
         TOGETHER: lambda fault: fault == TOGETHER,
         "NaN in rewards or observations": lambda fault: fault in POISON,
         "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",

@@ -120,7 +120,7 @@ def find_checkpoint(
     Raises:
         CheckpointError: a checkpoint has another format.
     """
-    damaged = {}
+    damaged: dict[Path, DamagedError] = {}
     for checkpoint in reversed(checkpoints(folder)):
         try:
             state = read_checkpoint(checkpoint)
