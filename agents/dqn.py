@@ -34,6 +34,7 @@ from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import Probes
 from neoteny.runners.replay import Batch, ReplayMemory
 from neoteny.runners.run import Run
@@ -100,6 +101,7 @@ class Args(RunArgs):
             "buffer_size", "lr", "n_step", "target_every", "tau", "eps_steps", "max_grad_norm",
         )  # fmt: skip
         check_numbers(self, positive, above=0)
+        check_numbers(self, ("n_step",), at_most=10_000)  # of a window in the replay memory
         check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
         for name, factor in (("train_every", "num_envs"), ("log_every", "train_every")):
             value, divisor = getattr(self, name), getattr(self, factor)
@@ -112,6 +114,8 @@ class Args(RunArgs):
                 f"--learning-starts must be at least {least}, which one gradient step needs, and at most "
                 f"--buffer-size, {self.buffer_size}, not {self.learning_starts}"
             )
+        steps = self.log_every // self.train_every * self.gradient_steps
+        self.check_update(steps, "--log-every / --train-every * --gradient-steps")
         self.stream.check(self.num_envs)
         self.set_length(self.log_every, f"--log-every {self.log_every}")
 
@@ -279,9 +283,10 @@ def main(args: Args) -> dict[str, Any]:
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
-    with bad_input():
+    with bad_input(), checked_weights():
         stream = args.stream.make(args.num_envs, args.seed, device)
         agent, policy = make_policy(args, stream)
+        check_minibatch(agent, args.batch_size, "--batch-size")
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
@@ -339,11 +344,9 @@ def main(args: Args) -> dict[str, Any]:
                 run.lap("learn")
 
         losses = torch.stack(stats) if stats else torch.zeros(0, len(STATS))
-        added = memory.newest(args.log_every // args.num_envs)
-        observed = {"observations": observations.float()} | added
-        finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         statistics = (dict(zip(STATS, losses.mean(0))) if stats else {}) | transform.statistics()
-        with run.end_update(finite, statistics) as metrics:
+        observed = {"observations": observations.float(), **memory.newest(args.log_every // args.num_envs)}
+        with run.end_update({**observed, "losses": losses, "weights": agent}, statistics) as metrics:
             metrics |= {"charts/epsilon": epsilon, "charts/learning_rate": args.lr}
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:

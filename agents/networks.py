@@ -25,6 +25,8 @@ from neoteny.optim.orthogonal import orthogonalize
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
+MOST_LAYERS = 100
+
 
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig:
@@ -47,6 +49,8 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         if not self.hidden or min(self.hidden) < 1:
             raise ValueError(f"--network.hidden must be positive widths, not {self.hidden}")
+        if len(self.hidden) > MOST_LAYERS:
+            raise ValueError(f"--network.hidden must be at most {MOST_LAYERS} widths, not {len(self.hidden)}")
         multiple = self.units.multiple
         if any(width % multiple for width in self.hidden):
             needed = f"{self.activation} needs --network.hidden to be multiples of {multiple}"
@@ -212,9 +216,12 @@ def layer_norm(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     return nn.LayerNorm(layer.out_features, elementwise_affine=False)
 
 
-def hidden_layer(layer: Layer, network: NetworkConfig) -> Layer:
-    """Initialize a hidden layer with an orthogonal weight, and constrain it if ``network.linear`` says so."""
-    orthogonal(layer, network.units.gain)
+def hidden_layer(layer: Layer, network: NetworkConfig, gain: float | None = None) -> Layer:
+    """Initialize a hidden layer with an orthogonal weight, and constrain it if ``network.linear`` says so.
+
+    Its singular values are ``gain``, which by default suits the activation function.
+    """
+    orthogonal(layer, network.units.gain if gain is None else gain)
     if isinstance(layer, nn.Conv2d):
         # Up to 1.5 times as fast.
         layer = nn.utils.convert_conv2d_weight_memory_format(layer, torch.channels_last)

@@ -31,6 +31,7 @@ from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_meth
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import Probes
 from neoteny.runners.rollout import Batch, Rollout, select
 from neoteny.runners.run import Run
@@ -88,6 +89,7 @@ class Args(RunArgs):
                 f"--minibatches {self.minibatches} leaves one of num_envs * num_steps, {size}, transitions "
                 "per minibatch, and one advantage cannot be normalized"
             )
+        self.check_update(self.epochs * self.minibatches, "--epochs * --minibatches")
         self.stream.check(self.num_envs)
         self.set_length(size, f"--num-envs {self.num_envs} * --num-steps {self.num_steps}")
 
@@ -236,8 +238,7 @@ STATS = (*(f"losses/{name}" for name in LOSSES), "update/grad_norm")
 def loss_of(agent: ActorCritic, batch: Batch, args: Args) -> tuple[Tensor, Tensor]:
     """Loss of the current policy on a minibatch, and its statistics, as `ppo_loss` returns them."""
     log_probs, entropy, values = agent.evaluate(batch.observations, batch.actions)
-    loss, stats = ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)
-    return loss, stats
+    return ppo_loss(log_probs, entropy, values, batch, args.clip, args.ent_coef, args.vf_coef)
 
 
 def update(
@@ -288,15 +289,11 @@ def rollout_step(
 def final_values(agent: ActorCritic, step: Step, stream: Stream) -> Tensor:
     """Values of the final observations of episodes that a step truncated, (N,), else 0."""
     final, cut = step.final_observations, step.truncated & ~step.terminated
-    if final is None:
-        return torch.zeros_like(step.rewards)
-    # Where reading is cheap, the network is left out if no value is needed. Floats are all checked below.
-    is_read = stream.reads_ends and cut.device.type == "cpu"
-    if is_read and not final.is_floating_point() and not cut.any():
+    if final is None or not (final.is_floating_point() or stream.may_have(cut)):
         return torch.zeros_like(step.rewards)
     with without_gradients():
         values = agent.value(final) * cut
-    if final.is_floating_point():  # an activation may have hidden an infinity
+    if final.is_floating_point():  # all are checked: an activation may have hidden an infinity
         values = values + 0 * final.reshape(len(final), -1).abs().amax(1)
     return values
 
@@ -326,9 +323,12 @@ def main(args: Args) -> dict[str, Any]:
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
-    with bad_input():
+    with bad_input(), checked_weights():
         stream = args.stream.make(args.num_envs, args.seed, device)
+        rollout = Rollout.zeros(args.num_steps, stream, device)
         agent, policy = make_policy(args, stream)
+        size = args.num_steps * args.num_envs
+        check_minibatch(agent, size // args.minibatches, "--num-steps * --num-envs / --minibatches")
         optimizer = new_optimizer(agent)
         methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
@@ -343,7 +343,6 @@ def main(args: Args) -> dict[str, Any]:
         compiled_loss = capture.compiled(loss_of)
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
-    size = args.num_steps * args.num_envs
     updates = args.total_steps // size
     planned = updates * args.epochs * args.minibatches
     remarks = (f"{args.stream.id}: {stream}", args.report_length(size), methods.report(planned))
@@ -353,7 +352,6 @@ def main(args: Args) -> dict[str, Any]:
     )  # fmt: skip
     if not stream.exact:
         transform.begin_episodes()
-    rollout = Rollout.zeros(args.num_steps, stream, device)
     rollout.observations[-1] = stream.observation
     batch = rollout.flat()
 
@@ -380,11 +378,9 @@ def main(args: Args) -> dict[str, Any]:
         run.lap("learn")
 
         losses = torch.stack(stats)
-        observed = {"observations": rollout.observations, "rewards": rollout.rewards}
-        observed |= {"final_values": rollout.final_values}
-        finite: dict[str, Tensor | nn.Module] = {**observed, "losses": losses, "weights": agent}
         statistics = average(losses, rollout.values.flatten(), batch.returns) | transform.statistics()
-        with run.end_update(finite, statistics) as metrics:
+        observed = rollout.observed()
+        with run.end_update({**observed, "losses": losses, "weights": agent}, statistics) as metrics:
             metrics |= {"charts/learning_rate": lr}
             metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
             if probes.due:

@@ -12,8 +12,8 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,35 +21,57 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precision
+from neoteny.agents.vit import VisionTransformer
 from neoteny.configs.cli import launch
 from neoteny.configs.supervised import PRESETS
-from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
+from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig, minibatches_of
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
+from neoteny.optim.stacked import Stack
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
+from neoteny.runners.disk.folder import run_folder
+from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import NextTask, Probes
 from neoteny.runners.rollout import select
 from neoteny.runners.run import Run
+from neoteny.runners.together import Together, check_together
 
 KERNELS = {"mlp": [], "cnn": [(32, 3, 1), (32, 3, 1), (32, 3, 2)]}
-"""Width, kernel size and stride of the convolutions of each kind of network."""
+"""Width, kernel size and stride of the convolutions of each kind of network but vision transformers."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedNetworkConfig(NetworkConfig):
     """Layers and activations of the network."""
 
-    kind: Literal["mlp", "cnn"] = "mlp"
-    """Linear layers only, or three convolutions first."""
+    kind: Literal["mlp", "cnn", "vit"] = "mlp"
+    """Linear layers only, three convolutions first, or a vision transformer."""
     hidden: tuple[int, ...] = (128, 128, 128)
-    """Output widths of the hidden linear layers, counted after the activation."""
+    """Output widths of the hidden linear layers, counted after the activation; of a vision transformer, the
+    widths of its blocks, which must be equal."""
+    patch: int = 4
+    """Pixels of a side of a vision transformer's patches."""
+    heads: int = 4
+    """Attention heads of each of its blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, ("patch", "heads"), at_least=1, prefix="network.")
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others -> why."""
+        why = f"it is for --network.kind vit, not {self.kind}"
+        return {} if self.kind == "vit" else dict.fromkeys(("patch", "heads"), why)
 
 
 @dataclasses.dataclass(frozen=True)
 class Args(RunArgs):
     """Supervised learning on a stream of tasks."""
 
+    seeds: tuple[int, ...] = ()
+    """Train these seeds together, faster than one by one: in one process, each in a folder as of `--seed`.
+    The results are those of separate runs but for rounding."""
     num_tasks: int = dataclasses.field(default=40, metadata=RESUMABLE)
     """Tasks of the run, one after the other."""
     batch_size: int = 32
@@ -69,12 +91,17 @@ class Args(RunArgs):
         super().__post_init__()
         clipped = [] if self.max_grad_norm is None else ["max_grad_norm"]
         check_numbers(self, ("num_tasks", "batch_size", "lr", *clipped), above=0)
+        check_together(self.seeds, self.methods)
         self.stream.check()
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others: name -> reason."""
         why = "there are no episodes; what is held out is validated at the end of each task"
-        return super().unused() | dict.fromkeys(("video_every", "evaluate_at_switch"), why)
+        found = super().unused() | dict.fromkeys(("video_every", "evaluate_at_switch"), why)
+        if self.seeds:
+            found["seed"] = "--seeds are trained"
+            found |= dict.fromkeys(("graphs", "compile"), "gradients of --seeds are one graph already")
+        return found
 
 
 class Classifier(nn.Module):
@@ -97,8 +124,7 @@ class Classifier(nn.Module):
             raise ValueError(f"--network.kind cnn needs images of at least 7x7 pixels, not inputs of {shape}")
         self.register_buffer("example", torch.zeros_like(inputs[:1]), persistent=False)
         self.mean, self.deviation = _mean_and_deviation(inputs)
-        self.classifier = hidden_layers(self.encode(inputs[:1]), KERNELS[network.kind], network)
-        self.classifier.add_module("head", head(network, stream.dataset.outputs, gain=1.0))
+        self.classifier = classifier(self.encode(inputs[:1]), stream.dataset.outputs, network)
 
     def encode(self, observations: Tensor) -> Tensor:
         """Inputs (B, ...) as floats, standardized."""
@@ -115,22 +141,56 @@ class Classifier(nn.Module):
         return {"classifier": self.classifier}
 
 
+def classifier(example: Tensor, outputs: int, network: SupervisedNetworkConfig) -> nn.Module:
+    """The network of a kind, from inputs like ``example`` (1, ...) to outputs (B, O)."""
+    if network.kind == "vit":
+        return VisionTransformer(example, outputs, network.patch, network.heads, network)
+    layers = hidden_layers(example, KERNELS[network.kind], network)
+    layers.add_module("head", head(network, outputs, gain=1.0))
+    return layers
+
+
 def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
     """Of all numbers of all inputs, so that a permutation of pixels changes neither."""
     numbers = inputs[:: max(1, len(inputs) // 5_000)].double()
     return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
+class Criterion(NamedTuple):
+    """What is minimized; what is reported, the higher the better; and its name in tags. Both are means."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+    score_name: str
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The share of samples whose class (B,) has the largest of its outputs (B, O)."""
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+def negative_mse(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The negative mean squared error of outputs (B, O)."""
+    return -F.mse_loss(outputs, targets)
+
+
+CLASSIFICATION = Criterion(F.cross_entropy, accuracy, "accuracy")
+REGRESSION = Criterion(F.mse_loss, negative_mse, "negative_mse")
+
+
+def criterion(targets: Tensor) -> Criterion:
+    """The criterion for classes (B,), or for values (B, O)."""
+    return REGRESSION if targets.is_floating_point() else CLASSIFICATION
+
+
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy for classes (B,), mean squared error for values (B, O)."""
-    return (F.mse_loss if targets.is_floating_point() else F.cross_entropy)(outputs, targets)
+    """The loss on samples, ()."""
+    return criterion(targets).loss(outputs, targets)
 
 
 def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Accuracy for classes (B,), the negative mean squared error for values (B, O)."""
-    if targets.is_floating_point():
-        return -F.mse_loss(outputs, targets)
-    return (outputs.argmax(1) == targets).float().mean()
+    """The score on samples, ()."""
+    return criterion(targets).score(outputs, targets)
 
 
 STATS = ("losses/loss", "update/grad_norm", "score")
@@ -167,60 +227,156 @@ def evaluate(agent: Classifier, samples: Batch, chunk: int = 4_096) -> float:
     return float(torch.stack(scores).sum()) / len(samples.targets)
 
 
-def main(args: Args) -> dict[str, Any]:
-    """Train; returns the run's summary."""
-    device = args.set_up()
+class Learning:
+    """All that learns from one stream, with one seed, and the run that logs and saves it."""
 
-    def new_agent() -> Classifier:
-        return Classifier(stream, args.network, args.amp).to(device)
+    run: Run
 
-    def new_optimizer(agent: nn.Module) -> Optimizer:
-        return args.optim.build(agent, args.lr, exclude=heads(agent))
-
-    with bad_input():
+    def __init__(self, args: Args, device: torch.device) -> None:
         stream = args.stream.make(args.batch_size, args.seed, device)
-        agent = new_agent()
-        optimizer = new_optimizer(agent)
-        methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
-        capture = Capture(device, args.graphs, args.compile)
-        draw = capture(select, stream, compile=False)
-        train = capture(update, optimizer, methods, compile=False)
-        compiled_loss = capture.compiled(loss_and_score)
-    probes = Probes(args.probes, methods, new_optimizer)
-    epochs = args.num_tasks * args.stream.epochs
-    planned = epochs * stream.batches
-    remarks = (f"{args.stream.id}: {stream}", methods.report(planned))
-    run = Run(
-        __file__, args, stream, epochs * stream.epoch_steps, remarks, chart="online_accuracy",
-        methods=methods, agent=agent, optimizer=optimizer,
-    )  # fmt: skip
 
-    for epoch in range(run.updates_made + 1, epochs + 1):
-        run.record_episodes(stream.begin_epoch())
-        probes.begin(epoch)
-        stats, task_ends = [], stream.visit_ends
-        for chosen in stream.epoch():
-            minibatch = draw(stream.data, chosen)
-            stats.append(train(agent, optimizer, methods, minibatch, args, compiled_loss).clone())
-            methods.between_steps(minibatch)
+        def new_agent() -> Classifier:
+            return Classifier(stream, args.network, args.amp).to(device)
+
+        def new_optimizer(agent: nn.Module) -> Optimizer:
+            return args.optim.build(agent, args.lr, exclude=heads(agent))
+
+        self.args, self.stream, self.agent = args, stream, new_agent()
+        check_minibatch(self.agent, args.batch_size, "--batch-size")
+        self.optimizer = new_optimizer(self.agent)
+        self.methods = build_methods(args.methods, Learner(self.agent, self.optimizer, new_agent))
+        self.probes = Probes(args.probes, self.methods, new_optimizer)
+        self.epochs = args.num_tasks * args.stream.epochs
+        self.score_name = criterion(stream.dataset.targets).score_name
+
+    def start(self, together: Together | None = None) -> None:
+        """Start or resume the run, beside those of other seeds if there are any."""
+        planned = self.epochs * self.stream.batches
+        remarks = (f"{self.args.stream.id}: {self.stream}", self.methods.report(planned))
+        self.run = Run(
+            __file__, self.args, self.stream, self.epochs * self.stream.epoch_steps, remarks,
+            chart=f"online_{self.score_name}", together=together,
+            methods=self.methods, agent=self.agent, optimizer=self.optimizer,
+        )  # fmt: skip
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Switch the task if it is time to."""
+        self.run.record_episodes(self.stream.begin_epoch())
+        self.probes.begin(epoch)
+        self.task_ends = self.stream.visit_ends
+
+    def end_epoch(self, losses: Tensor) -> None:
+        """Log, measure and save; `losses` are the `STATS` of the epoch's minibatches, (n, 3)."""
+        run, stream, agent = self.run, self.stream, self.agent
         run.lap("learn")
-
-        losses = torch.stack(stats)
-        run.score(losses[:, 2].tolist(), args.batch_size)
+        run.score(losses[:, 2].tolist(), self.args.batch_size)
         statistics = dict(zip(STATS[:2], losses.mean(0)))
         with run.end_update({"losses": losses, "weights": agent}, statistics) as metrics:
-            metrics["charts/learning_rate"] = float(optimizer.param_groups[0]["lr"])
-            metrics |= methods.end_update(stream.schedule.switched_at(stream.steps))
-            if task_ends:
-                metrics["charts/train_accuracy"] = evaluate(agent, stream.data)
+            metrics["charts/learning_rate"] = float(self.optimizer.param_groups[0]["lr"])
+            metrics |= self.methods.end_update(stream.schedule.switched_at(stream.steps))
+            if self.task_ends:
+                metrics[f"charts/train_{self.score_name}"] = evaluate(agent, stream.data)
                 if len(stream.validation.targets):
-                    metrics["charts/validation_accuracy"] = evaluate(agent, stream.validation)
-            if probes.due:
-                next_task = NextTask(*stream.next_data(), loss_of) if args.probes.plasticity_every else None
-                metrics |= probes.measure(stream.data.observations, next_task)
+                    metrics[f"charts/validation_{self.score_name}"] = evaluate(agent, stream.validation)
+            if self.probes.due:
+                is_measured = self.args.probes.plasticity_every
+                next_task = NextTask(*stream.next_data(), loss_of) if is_measured else None
+                metrics |= self.probes.measure(stream.data.observations, next_task)
                 run.lap("probe")
 
-    return run.finish(agent)
+
+def main(args: Args) -> dict[str, Any]:
+    """Train; returns the run's summary, or with several seeds each one's, by seed."""
+    if args.seeds:
+        return train_together(args)
+    device = args.set_up()
+    with bad_input(), checked_weights():
+        one = Learning(args, device)
+        capture = Capture(device, args.graphs, args.compile)
+        draw = capture(select, one.stream, compile=False)
+        train = capture(update, one.optimizer, one.methods, compile=False)
+        compiled_loss = capture.compiled(loss_and_score)
+    one.start()
+
+    for epoch in range(one.run.updates_made + 1, one.epochs + 1):
+        one.begin_epoch(epoch)
+        stats = []
+        for chosen in one.stream.epoch():
+            minibatch = draw(one.stream.data, chosen)
+            stats.append(train(one.agent, one.optimizer, one.methods, minibatch, args, compiled_loss).clone())
+            one.methods.between_steps(minibatch)
+        one.end_epoch(torch.stack(stats))
+
+    return one.run.finish(one.agent)
+
+
+def update_together(
+    stack: Stack, all_methods: Sequence[Methods], batch: Batch, args: Args, together: Together
+) -> Tensor:
+    """`update` of each seed on its own minibatch, of (K, B, ...); returns the `STATS` of all, (K, 3)."""
+    losses, scores = stack.backward(batch)
+    own = [Batch(*each) for each in zip(*(field.unbind() for field in batch))]
+
+    def add_penalty(k: int) -> None:
+        if isinstance(penalty := all_methods[k].penalty(own[k], losses[k]), Tensor):
+            penalty.backward()
+
+    def end_step(k: int) -> None:
+        all_methods[k].after_step()
+        all_methods[k].between_steps(own[k])
+
+    if stack.views:  # there are methods
+        together.each(add_penalty)
+    grad_norms = stack.clip_grad_norm_(args.max_grad_norm)
+    if stack.views:
+        together.each(lambda k: all_methods[k].add_gradients(own[k]))
+    stack.step(together.random_state_of)
+    together.each(end_step, may_draw=stack.views)
+    return torch.stack((losses, grad_norms, scores), dim=1)
+
+
+def train_together(args: Args) -> dict[str, Any]:
+    """Train all seeds in one process, their networks stacked; returns the summary of each run, by seed."""
+    of_seeds = [dataclasses.replace(args, seed=seed) for seed in args.seeds]
+    folders = [run_folder(__file__, each) for each in of_seeds]
+    summaries: dict[str, Any] = {}
+    with Together(args.seeds, folders, args.overwrite) as together:
+        learning: list[Learning] = []
+        with bad_input(), checked_weights():
+            for k, each in enumerate(of_seeds):
+                with together.random_state_of(k):
+                    learning.append(Learning(each, each.set_up()))
+            if any(method.watches() for method in learning[0].methods.methods.values()):
+                raise ValueError("a method that watches layers cannot be used with --seeds: use --seed")
+        for k in together.live:
+            with together.random_state_of(k):
+                learning[k].start(together)
+        methods = [each.methods for each in learning]
+        learners = [each.learner for each in methods]
+        acting = bool(methods[0].methods)
+        stack = Stack(learners, loss_and_score, joint=args.optim.stackable, views=acting)
+
+        def learn(epoch: int) -> None:
+            together.each(lambda k: learning[k].begin_epoch(epoch))
+            streams = {k: learning[k].stream for k in together.live}
+            stats = [
+                update_together(stack, methods, minibatch, args, together)
+                for minibatch in minibatches_of(streams, len(learning))
+            ]
+            losses = torch.stack(stats, dim=1)  # (K, n, 3)
+            stack.share()
+            together.begin_saving()
+            together.each(lambda k: learning[k].end_epoch(losses[k]))
+
+        def finish(k: int) -> None:
+            summaries[f"s{args.seeds[k]}"] = learning[k].run.finish(learning[k].agent)
+
+        first = learning[together.live[0]]
+        for epoch in range(first.run.updates_made + 1, first.epochs + 1):
+            learn(epoch)
+        together.each(finish)
+        together.end()
+    return summaries
 
 
 if __name__ == "__main__":

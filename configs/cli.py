@@ -16,6 +16,7 @@ import tyro
 
 from neoteny.configs.flags import OPTIMIZERS, no_such, refuse_unknown, refuse_unused
 from neoteny.configs.help_pages import show_help
+from neoteny.configs.limits import check_repeated, check_values, check_words
 from neoteny.configs.method_flags import parse_methods, split_words
 from neoteny.configs.parsing import HELP, parse
 from neoteny.envs.checks import BrokenEnvironmentError
@@ -70,6 +71,7 @@ def cli(
     words = list(sys.argv[1:] if argv is None else argv)
     asks_for_help = any(word in HELP for word in words)
     with bad_input():
+        check_words(words)
         default = args_type()
         if words and not words[0].startswith("-") and ":" not in words[0]:
             name = words.pop(0)
@@ -127,7 +129,9 @@ def _parse(default: Config, words: Sequence[str], presets: Iterable[str] = ()) -
     if unknown and unknown[0] in presets:
         raise ValueError(f"the preset {unknown[0]} must be the first word")
     refuse_unknown(args, unknown)
-    return dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
+    args = dataclasses.replace(args, methods=parse_methods(args.methods, method_words))
+    check_values(args)
+    return args
 
 
 def launch(
@@ -141,6 +145,8 @@ def launch(
     """
     protect_output()
     here = Path.cwd()
+    with bad_input():
+        check_repeated(sys.argv[1:], args_type)
     args: Any = cli(args_type, presets, report=tell)
     args = dataclasses.replace(args, runs_dir=here / args.runs_dir)  # the user's code may leave this folder
     try:
@@ -168,8 +174,11 @@ def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoR
 def script_args(args_type: type[Config], words: Sequence[str]) -> Config:
     """The arguments of a script, which has neither presets nor methods; exits with code 2 for bad ones."""
     with bad_input():
+        check_words(words)
+        check_repeated(words, args_type)
         args, unknown = parse(args_type, words)
         refuse_unknown(args, unknown)
+        check_values(args)
         return args
 
 

@@ -16,7 +16,7 @@ import itertools
 import re
 import textwrap
 import typing
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from neoteny.optim import METHODS, OptimConfig, methods_as_dict
@@ -33,13 +33,29 @@ OURS = {
 
 def flags(config: Any) -> dict[str, type]:
     """All flags of a configuration, such as ``stream.task_id`` -> the dataclass that has the field."""
-    found: dict[str, type] = {}
-    for field in dataclasses.fields(config):
-        for prefix, value in _nested(config, field.name):
-            found |= {f"{prefix}.{name}": kind for name, kind in flags(value).items()}
-        if not dataclasses.is_dataclass(getattr(config, field.name)) and field.name != "methods":
-            found[field.name] = type(config)
-    return found
+    return {name: type(owner) for name, owner in _owners(config)}
+
+
+def values(config: Any) -> dict[str, Any]:
+    """The values of all flags of a configuration, by name."""
+    return {name: getattr(owner, _last(name)) for name, owner in _owners(config)}
+
+
+def name_of(word: str) -> str:
+    """The name of the flag in a word of a command line; `--no-x` is x, and `--group.no-x` is group.x."""
+    name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+    return re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
+
+
+def with_flags(words: Sequence[str], later: Sequence[str]) -> list[str]:
+    """The words of a command line with other flags, in place of those that it has already."""
+    names, kept, is_kept = {name_of(word) for word in later if word.startswith("--")}, list[str](), True
+    for word in words:
+        if word.startswith(("--", "optim:")):
+            is_kept = not (word.startswith("--") and name_of(word) in names)
+        if is_kept:
+            kept.append(word)
+    return [*kept, *later]
 
 
 def unused(config: Any) -> dict[str, str]:
@@ -126,7 +142,16 @@ def _optimizer_flags(kind: Any) -> set[str]:
 def _known(flag: str, names: Container[str]) -> str:
     """The name of a flag as typed; `--no-x` is x, and `--group.no-x` is group.x."""
     name = flag.removeprefix("--").replace("-", "_")
-    return name if name in names else re.sub(r"(^|\.)no_(\w+)$", r"\1\2", name)
+    return name if name in names else name_of(flag)
+
+
+def _owners(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The names of all flags of a configuration, each with the configuration that has the field."""
+    for field in dataclasses.fields(config):
+        for name, value in _nested(config, field.name):
+            yield from _owners(value, f"{prefix}{name}.")
+        if not dataclasses.is_dataclass(getattr(config, field.name)) and field.name != "methods":
+            yield f"{prefix}{field.name}", config
 
 
 def _nested(config: Any, name: str) -> list[tuple[str, Any]]:

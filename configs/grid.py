@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from neoteny.configs.cli import cli, flag_words
 from neoteny.configs.flags import flags as names_of_flags
+from neoteny.configs.flags import with_flags
 from neoteny.optim import methods_as_dict
 from neoteny.runners.disk.files import flatten, to_json
 from neoteny.runners.disk.folder import run_folder
@@ -39,6 +40,8 @@ class Arm:
         optim: name of the optimizer.
         methods: names of methods, joined by ``+``, or "none".
         flags: words for every run.
+        own: words for this arm alone, such as those of its network.
+        over: flags of this arm alone, with their values.
     """
 
     agent: Agent
@@ -46,19 +49,25 @@ class Arm:
     optim: str
     methods: str
     flags: tuple[str, ...]
-    _parsed: dict[tuple[str, ...], Any] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    own: tuple[str, ...] = ()
+    over: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    _parsed: dict[tuple[str, ...], Any] = dataclasses.field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def words(self) -> list[str]:
         """The words of its command lines, without those of a grid point and a seed."""
         names = [] if self.methods == "none" else self.methods.split("+")
-        return [*self.begin, f"optim:{self.optim}", *(f"--methods.{name}" for name in names), *self.flags]
+        methods = (f"--methods.{name}" for name in names)
+        own = [*self.begin, f"optim:{self.optim}", *methods, *self.own]
+        return with_flags(own, self.flags)
 
     def parse(self, words: Sequence[str] = ()) -> Any:
         """The agent's arguments, with further words; exits with code 2 and a sentence for bad ones."""
         key = tuple(words)
         if key not in self._parsed:
             with contextlib.chdir("."):  # a module of the user's may change the working directory
-                args = cli(self.agent.args_type, self.agent.presets, [*self.words(), *words])
+                args = cli(self.agent.args_type, self.agent.presets, with_flags(self.words(), words))
             self._parsed[key] = args
         return self._parsed[key]
 
@@ -77,6 +86,20 @@ class Point:
         """The words of the command line of a run, and its arguments."""
         return [*self.words, "--seed", str(seed)], dataclasses.replace(self.args, seed=seed)
 
+    def together(self, python: str, seeds: Sequence[int]) -> tuple[str, ...]:
+        """The command line of the runs of several seeds in one process."""
+        return (python, str(self.arm.agent.file), *self.words, "--seeds", *map(str, seeds))
+
+    def refuses_together(self, seeds: Sequence[int]) -> str:
+        """Why seeds cannot be trained in one process; empty if they can."""
+        if not hasattr(self.args, "seeds"):
+            return f"{self.arm.agent.file.stem} trains one seed at a time"
+        try:
+            dataclasses.replace(self.args, seeds=tuple(seeds))
+        except ValueError as error:
+            return str(error)
+        return ""
+
     def command(self, python: str, seed: int) -> tuple[str, ...]:
         """The command line of a run."""
         return (python, str(self.arm.agent.file), *self.of_seed(seed)[0])
@@ -87,12 +110,12 @@ class Point:
 
 
 def values_of(arm: Arm, over: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
-    """The flags of a grid that an arm has, with their values: ``optim.iso`` is for AdamO alone.
+    """The flags that an arm has, of a grid and its own: ``optim.iso`` is for AdamO alone.
 
     Raises:
         ValueError: a flag is set for every run too.
     """
-    known = names_of_flags(arm.parse())
+    known, over = names_of_flags(arm.parse()), {**arm.over, **over}
     for word in arm.flags:
         name = word.partition("=")[0].removeprefix("--")
         if word.startswith("--") and (name == "seed" or any(_same(name, flag) for flag in over)):
@@ -112,14 +135,15 @@ def point(arm: Arm, values: Values, more: Sequence[str] = (), named: Iterable[st
     before = _config(arm.parse(more))
     words = [*more]
     for flag, value in values.items():
-        words += _flag_words(flag, value, before[flag.replace("-", "_")])
+        words = with_flags(words, _flag_words(flag, value, before[flag.replace("-", "_")]))
     args = arm.parse(words)
     after = _config(args)
-    notes = [_note(flag, after[flag.replace("-", "_")], named) for flag in values]
+    known = {*arm.over, *named}
+    notes = [note_of(flag, after[flag.replace("-", "_")], known) for flag in values]
     note = "-".join(filter(None, (args.note, *notes)))
     if notes:
-        words += ["--note", note]
-    return Point(arm, values, (*arm.words(), *words), dataclasses.replace(args, note=note))
+        words = with_flags(words, ["--note", note])
+    return Point(arm, values, tuple(with_flags(arm.words(), words)), dataclasses.replace(args, note=note))
 
 
 def combinations(over: Mapping[str, Sequence[str]]) -> Iterator[Values]:
@@ -143,7 +167,7 @@ def _flag_words(flag: str, value: str, before: Any) -> list[str]:
     return [f"--{flag}", *shlex.split(value)]
 
 
-def _note(flag: str, value: Any, named: Iterable[str]) -> str:
+def note_of(flag: str, value: Any, named: Iterable[str]) -> str:
     """A flag and its value as a part of a folder's name: ``lr0.001``."""
     name = flag.replace("-", "_")
     last = name.rpartition(".")[2]

@@ -41,6 +41,8 @@ ENGINES: tuple[EngineConfig, ...] = (
     GridConfig(), ControlConfig(), MinAtarConfig(), AtariConfig(), SingleConfig()
 )  # fmt: skip
 
+MOST_ENVS = 2**20
+
 CHECKS = {"atari": check_games, "minatar": check_minatar_games}
 """Checks of the games of streams that take any."""
 
@@ -153,6 +155,8 @@ class StreamConfig:
     def check(self, num_envs: int) -> None:
         """Raise ValueError for an unknown id or an invalid flag, before any environment is made."""
         period = self.schedule().period
+        if num_envs > MOST_ENVS:
+            raise ValueError(f"--num-envs must be at most {MOST_ENVS:,}, not {num_envs:,}")
         if period is not None and period < num_envs:
             raise ValueError(
                 f"--stream.period must be at least one step of all {num_envs} environments, not {period}"

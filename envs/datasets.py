@@ -29,6 +29,10 @@ CIFAR100 = {"cifar-100-binary.tar.gz": "03b5dce01913d631647c71ecec9e9cb8"}
 """Files of a dataset, with the MD5 that their authors publish."""
 
 
+INPUT_BITS, TARGET_UNITS, THRESHOLD = 20, 100, 0.7
+"""Of the slowly changing regression problem, see :class:`TargetNetwork`."""
+
+
 class Dataset(NamedTuple):
     """Samples to learn from, and others of the same kind to validate on.
 
@@ -70,6 +74,50 @@ def mnist1d(folder: Path) -> Dataset:
     return Dataset(inputs[0], classes[0], inputs[1], classes[1], 10)
 
 
+def bits(folder: Path) -> Dataset:
+    """10,000 vectors of 20 bits, 1,000 more for validation, and what a random network makes of them."""
+    rng = np.random.default_rng(0)
+    target_network = TargetNetwork(INPUT_BITS, rng)
+    inputs, validation_inputs = (random_bits((count, INPUT_BITS), rng) for count in (10_000, 1_000))
+    return Dataset(
+        inputs, target_network(inputs), validation_inputs, target_network(validation_inputs), outputs=1
+    )
+
+
+class TargetNetwork:
+    """The network to be learned in slowly changing regression: threshold units, and weights of -1 and 1.
+
+    A unit is 1 if more than 70 % of its inputs, of which one is always 1, are as it wants them: 1 where its
+    weight is 1, and 0 where it is -1. The output is the sum of all units and 1, weighted. (S. Dohare et al.,
+    "Loss of plasticity in deep continual learning", Nature 632, 2024, methods.)
+
+    Args:
+        inputs: number of bits.
+        rng: draws the weights.
+    """
+
+    def __init__(self, inputs: int, rng: np.random.Generator) -> None:
+        weights = [
+            rng.integers(2, size=size) * 2 - 1 for size in ((TARGET_UNITS, inputs + 1), TARGET_UNITS + 1)
+        ]
+        self.hidden, self.out = (torch.from_numpy(weight).float() for weight in weights)
+        self.thresholds = THRESHOLD * (inputs + 1) - (self.hidden == -1).sum(1)
+
+    def __call__(self, inputs: Tensor) -> Tensor:
+        """Bits (n, inputs) -> values (n, 1), float32."""
+        units = (_with_one(inputs) @ self.hidden.T > self.thresholds).float()
+        return _with_one(units) @ self.out[:, None]
+
+
+def _with_one(rows: Tensor) -> Tensor:
+    return torch.cat((rows, torch.ones(len(rows), 1)), 1)
+
+
+def random_bits(shape: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Zeros and ones, float32."""
+    return torch.from_numpy(rng.integers(2, size=shape)).float()
+
+
 def mnist(folder: Path) -> Dataset:
     """MNIST (LeCun et al., 1998): 60,000 handwritten digits of 28x28 pixels, 10,000 for validation."""
     remark = _check_files(folder, MNIST)
@@ -94,7 +142,7 @@ def cifar100(folder: Path) -> Dataset:
 
 
 DATASETS: dict[str, Callable[[Path], Dataset]] = {
-    function.__name__: function for function in (digits, mnist1d, mnist, cifar10, cifar100)
+    function.__name__: function for function in (digits, mnist1d, mnist, cifar10, cifar100, bits)
 }
 """Functions that read a dataset from a folder, by its name."""
 

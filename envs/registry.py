@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -71,16 +73,53 @@ def import_typed(name: str) -> str:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
         try:
-            importlib.import_module(module)
+            with explained_end(f"the module {module}"):
+                importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not f"{module}.".startswith(f"{error.name}."):  # missing is a package that the module imports
                 raise
             raise ValueError(f"there is no {name!r}: {error}") from error
-        except SystemExit as error:
-            raise ValueError(f"the module {module} called sys.exit({error.code!r}) when imported") from error
         if module not in TYPED:
             TYPED.append(module)
     return name
+
+
+class EndedError(BaseException):
+    """A function was called that would have ended this process at once."""
+
+
+@contextlib.contextmanager
+def explained_end(what: str) -> Iterator[None]:
+    """While a user's code is imported, say how it would end this process.
+
+    Args:
+        what: is imported, for the message.
+
+    Raises:
+        ValueError: it called ``sys.exit``, ``os._exit`` or ``os.abort``, or raised what is no Exception.
+    """
+    here, ends = os.getpid(), {name: getattr(os, name) for name in ("_exit", "abort")}
+
+    def end(name: str, *code: int) -> None:
+        if os.getpid() != here:  # a child process, which shall end
+            ends[name](*code)
+        raise EndedError(name)
+
+    try:
+        for name in ends:
+            setattr(os, name, functools.partial(end, name))
+        yield
+    except EndedError as error:
+        raise ValueError(f"{what} called os.{error} when imported") from error
+    except SystemExit as error:
+        raise ValueError(f"{what} called sys.exit({error.code!r}) when imported") from error
+    except BaseException as error:
+        if isinstance(error, Exception):
+            raise
+        raise ValueError(f"{what} raised {error!r} when imported") from error
+    finally:
+        for name, original in ends.items():
+            setattr(os, name, original)
 
 
 def imported(name: str) -> Any:

@@ -256,7 +256,7 @@ class Stream(VectorEnv):
         self.lengths += 1
         done = terminated | truncated
         final = episodes = None
-        some = not self.reads_ends or bool(done.any())
+        some = self.may_have(done)
         if some:
             episodes = self._to_agent(torch.stack((done.double(), self.returns, self.lengths.double())))
         if self._switching:
@@ -289,10 +289,11 @@ class Stream(VectorEnv):
         """Whether :meth:`step_tensors` computes on static tensors, but for steps that switch the task."""
         return self.engine.capturable
 
-    @property
-    def reads_ends(self) -> bool:
-        """Whether a step reads whether any episode ended; on a GPU a reset of none takes less time."""
-        return self.engine.device.type == "cpu" and not torch.compiler.is_compiling()
+    @staticmethod
+    def may_have(flags: torch.Tensor) -> bool:
+        """Whether any flag is set; true on a GPU, where to read it takes longer than what it saves."""
+        is_read = flags.device.type == "cpu" and not torch.compiler.is_compiling()
+        return not is_read or bool(flags.any())
 
     def variant(self) -> int | None:
         """What distinguishes the kernels of this step: the number of tasks so far.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -20,10 +20,13 @@ from torch import Tensor
 
 from neoteny.envs.audit import DIGITS, Fingerprint
 from neoteny.envs.auditor import LET_THROUGH, AuditMode
-from neoteny.envs.datasets import DATASETS, Dataset
+from neoteny.envs.datasets import DATASETS, INPUT_BITS, Dataset, TargetNetwork, random_bits
 from neoteny.envs.registry import imported, task_rng
 from neoteny.envs.schedule import Order, Schedule
 from neoteny.envs.typed import Typed
+
+FLIPPING = 15
+"""Bits of an input that are the same in all samples of a task of slowly changing regression."""
 
 SupervisedTask: TypeAlias = Callable[[Dataset, int, int], Dataset]
 """Makes task ``k`` from a dataset, ``k`` and the run's seed."""
@@ -46,29 +49,40 @@ def permuted_pixels(data: Dataset, k: int, seed: int) -> Dataset:
     return data._replace(inputs=permute(data.inputs), validation_inputs=permute(data.validation_inputs))
 
 
+def _classes(data: Dataset) -> int:
+    """The number of classes.
+
+    Raises:
+        ValueError: targets are values.
+    """
+    if data.is_regression:
+        raise ValueError("this --stream.change is of classes, and the targets of --stream.data are values")
+    return data.outputs
+
+
 def random_labels(data: Dataset, k: int, seed: int) -> Dataset:
     """A class for each sample that says nothing about it, to be memorized; there is nothing to validate."""
-    labels = torch.from_numpy(task_rng(seed, k).integers(data.outputs, size=len(data.targets)))
+    labels = torch.from_numpy(task_rng(seed, k).integers(_classes(data), size=len(data.targets)))
     return data._replace(targets=labels, validation_inputs=data.inputs[:0], validation_targets=labels[:0])
 
 
 def shuffled_labels(data: Dataset, k: int, seed: int) -> Dataset:
     """The classes under other numbers: one permutation for all samples."""
-    numbers = torch.from_numpy(task_rng(seed, k).permutation(data.outputs))
+    numbers = torch.from_numpy(task_rng(seed, k).permutation(_classes(data)))
     return data._replace(targets=numbers[data.targets], validation_targets=numbers[data.validation_targets])
 
 
 def noisy_labels(data: Dataset, k: int, seed: int) -> Dataset:
     """A random class in place of its own for half of the samples, which differ from task to task."""
     rng = task_rng(seed, k)
-    labels = torch.from_numpy(rng.integers(data.outputs, size=len(data.targets)))
+    labels = torch.from_numpy(rng.integers(_classes(data), size=len(data.targets)))
     noisy = torch.from_numpy(rng.random(len(labels)) < 0.5)
     return data._replace(targets=torch.where(noisy, labels, data.targets))
 
 
 def new_classes(data: Dataset, k: int, seed: int) -> Dataset:
     """A twentieth of the classes, at least one, in the first task, and as many more in each later one."""
-    order = torch.from_numpy(task_rng(seed, 0).permutation(data.outputs))
+    order = torch.from_numpy(task_rng(seed, 0).permutation(_classes(data)))
     seen = order[: (k + 1) * max(1, data.outputs // 20)]
     chosen, validated = (torch.isin(targets, seen) for targets in (data.targets, data.validation_targets))
     return data._replace(
@@ -78,9 +92,40 @@ def new_classes(data: Dataset, k: int, seed: int) -> Dataset:
     )  # fmt: skip
 
 
+def flipping_bits(data: Dataset, k: int, seed: int) -> Dataset:
+    """Slowly changing regression: 15 input bits stay the same in a task, and one of them flips in the next.
+
+    The others are drawn anew for each sample. The targets are those of one network in all tasks. (S. Dohare
+    et al., "Loss of plasticity in deep continual learning", Nature 632, 2024, methods.)
+    """
+    if data.inputs.shape[1:] != (INPUT_BITS,):
+        raise ValueError("--stream.change flipping-bits is for --stream.data bits")
+    rng = task_rng(seed, 0)
+    target_network, begin = TargetNetwork(INPUT_BITS, rng), random_bits((1, FLIPPING), rng)
+    flips = np.bincount(rng.integers(FLIPPING, size=k), minlength=FLIPPING) % 2
+    fixed, of_samples = (begin - torch.from_numpy(flips)).abs(), task_rng(seed, k + 1)
+
+    def draw(count: int) -> Tensor:
+        others = random_bits((count, INPUT_BITS - FLIPPING), of_samples)
+        return torch.cat((fixed.expand(count, -1), others), 1)
+
+    inputs, validation_inputs = (draw(len(targets)) for targets in (data.targets, data.validation_targets))
+    return data._replace(
+        inputs=inputs, targets=target_network(inputs),
+        validation_inputs=validation_inputs, validation_targets=target_network(validation_inputs),
+    )  # fmt: skip
+
+
 TASKS: dict[str, SupervisedTask] = {
     function.__name__.replace("_", "-"): function
-    for function in (permuted_pixels, random_labels, shuffled_labels, noisy_labels, new_classes)
+    for function in (
+        permuted_pixels,
+        random_labels,
+        shuffled_labels,
+        noisy_labels,
+        new_classes,
+        flipping_bits,
+    )
 }
 """Kinds of tasks, by name."""
 
@@ -234,15 +279,39 @@ class SupervisedStream:
             raise ValueError(f"the switch changed nothing: task {second} is task {first}; {LET_THROUGH}")
 
 
+def minibatches_of(streams: Mapping[int, SupervisedStream], count: int) -> Iterator[Batch]:
+    """The minibatches of an epoch of several seeds, (K, B, ...).
+
+    Args:
+        streams: by the place of their seed, from 0 to K - 1.
+        count: K; places without a stream, whose seeds have ended, get the minibatches of the first.
+    """
+    orders = {k: torch.stack(list(stream.epoch())) for k, stream in streams.items()}
+    first = next(iter(streams))
+    for part in range(0, len(orders[first]), AT_ONCE):
+        rows = {k: order[part : part + AT_ONCE] for k, order in orders.items()}
+        chosen = {
+            k: [field.index_select(0, rows[k].flatten()).unflatten(0, rows[k].shape) for field in stream.data]
+            for k, stream in streams.items()
+        }
+        fields = zip(*(chosen.get(k, chosen[first]) for k in range(count)))
+        yield from map(Batch, *(torch.stack(field, dim=1) for field in fields))
+
+
+AT_ONCE = 32
+"""Minibatches that are copied to where they are read in one operation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class SupervisedStreamConfig:
     """Which supervised tasks the network learns."""
 
     data: Typed = "digits"
-    """Dataset: digits, mnist1d, mnist, cifar10, cifar100, or module:function(folder) of your own."""
+    """Dataset: digits, mnist1d, mnist, cifar10, cifar100, bits (a regression), or module:function(folder) of
+    your own."""
     change: Typed = "random-labels"
     """What changes from task to task: permuted-pixels, random-labels, shuffled-labels, noisy-labels,
-    new-classes, or module:function(dataset, k, seed) of your own."""
+    new-classes, flipping-bits, or module:function(dataset, k, seed) of your own."""
     folder: Path = Path("data")
     """Folder with the files of mnist, cifar10 and cifar100."""
     samples: int | None = None
@@ -271,7 +340,15 @@ class SupervisedStreamConfig:
         _named(self.change, TASKS, "change")
         if self.epochs < 1 or (self.samples is not None and self.samples < 1):
             raise ValueError("--stream.epochs and --stream.samples must be at least 1")
-        Schedule(period=1, tasks=self.tasks, order="cycle" if self.tasks is None else self.order)
+        self.schedule()
+
+    def schedule(self) -> Schedule:
+        """Which task each visit is to; the period is one visit, as its samples are not known before data are.
+
+        Raises:
+            ValueError: a task is no number from 0 on, or there is none.
+        """
+        return Schedule(period=1, tasks=self.tasks, order="cycle" if self.tasks is None else self.order)
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect -> why."""
@@ -285,9 +362,8 @@ class SupervisedStreamConfig:
         """
         dataset = _named(self.data, DATASETS, "data")(self.folder)
         task = _named(self.change, TASKS, "change")
-        schedule = Schedule(period=1, tasks=self.tasks, order=self.order)
         return SupervisedStream(
-            dataset, task, schedule, self.epochs, batch_size, self.samples, seed, device, self.audit
+            dataset, task, self.schedule(), self.epochs, batch_size, self.samples, seed, device, self.audit
         )
 
 

@@ -1,16 +1,20 @@
 r"""AdamO: Adam with a decoupled pull of the weight matrices towards dynamical isometry."""
 
+from dataclasses import dataclass
 from itertools import chain, groupby
 from operator import itemgetter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
-from neoteny.optim.isometry import Scale
+from neoteny.optim.adam import Moments
+from neoteny.optim.isometry import Scale, param_groups
+from neoteny.optim.layers import Exclude, split_parameters
 from neoteny.optim.optimizer import Batch, adam_state, adam_step, check_moments, counter, named_params
-from neoteny.optim.pull import PullingOptimizer, check_isometry
+from neoteny.optim.pull import IsometryFlags, PullingOptimizer, check_isometry
 
 _ADAM_OPTIONS = itemgetter("lr", "betas", "eps", "foreach", "fused")
 
@@ -134,6 +138,8 @@ class AdamO(PullingOptimizer):
             Whether to skip the step, and None. If the kernels can skip it themselves, without synchronizing
             with the host: False and a tensor `()`, 1 to skip the step, else 0.
         """
+        if batches[0].group.get("stacked"):
+            return False, None  # a step must not be skipped for all networks: their gradients were checked
         grads = [grad for batch in batches for grad in batch.grads]
         found_inf = _find_nonfinite(grads)
         on_device = self._skips_on_device(found_inf)
@@ -171,3 +177,28 @@ def check_options(options: dict[str, Any]) -> None:
     """Raise ValueError for an option out of range, with its name."""
     check_isometry(options)
     check_moments(options)
+
+
+@dataclass(frozen=True)
+class AdamOConfig(IsometryFlags, Moments):
+    """Adam with a decoupled pull of the hidden weights towards dynamical isometry."""
+
+    name: ClassVar[str] = "adamo"
+    stackable: ClassVar[bool] = True
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others: name -> reason."""
+        return {} if self.iso else dict.fromkeys(("iso_scale", "iso_every"), "--optim.iso is 0")
+
+    def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
+        """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
+
+        Raises:
+            ValueError: if `iso` is not 0 and no weight can be pulled.
+        """
+        if self.iso and not split_parameters(module, exclude)[0]:
+            raise ValueError(
+                "AdamO has no weight to pull towards isometry, since all are kept orthogonal or excluded: "
+                "use optim:adam"
+            )
+        return AdamO(param_groups(module, exclude), lr=lr, fused=True, **vars(self))

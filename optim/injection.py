@@ -41,7 +41,7 @@ class Injection(Method):
     There must be a hidden layer in h: a sum of linear heads is one linear head with the same gradient.
 
     Raises:
-        ValueError: h has no hidden layer, or begins in what several parts share.
+        ValueError: h has no hidden layer, or begins in what several parts share; or a part is no sequence.
     """
 
     def __init__(
@@ -77,6 +77,9 @@ class Injection(Method):
         parts = cast(Network, self.learner.network).parts()
         paths = {module: path for path, module in self.learner.network.named_modules()}
         for name in parts if self.part == "all" else [self.part]:
+            if not isinstance(parts[name], nn.Sequential):
+                kind = type(parts[name]).__name__
+                raise ValueError(f"injection needs layers in sequence, and {name} is a {kind}")
             children = list(parts[name].children())
             weights = [i for i, child in enumerate(children) if isinstance(child, WEIGHT_LAYERS)]
             if len(weights) < max(self.last, 2):
@@ -155,6 +158,7 @@ class InjectionAtSwitchConfig(MethodConfig):
     """Train new last layers beside the old ones from the first switch on, which this tells the agent."""
 
     name: ClassVar[str] = "injection_at_switch"
+    stackable: ClassVar[bool] = False
     conflicts: ClassVar[tuple[str, ...]] = ("injection",)
 
     layers: int = 2

@@ -40,12 +40,13 @@ def target_scale(weight: Tensor, scale: Scale) -> float:
     return len(weight) / weight[0].numel() if isinstance(scale, str) else scale
 
 
-def matrix_view(weight: Tensor) -> Tensor:
+def matrix_view(weight: Tensor, stacked: bool = False) -> Tensor:
     """View a weight as a matrix, whose singular values isometry is about.
 
     Args:
         weight: of a linear layer `(out, in)` or of a convolution `(out, in, *kernel)`; contiguous or channels
             last.
+        stacked: whether it is a stack of K weights `(K, out, ...)`, contiguous; it becomes one of matrices.
 
     Returns:
         `(out, in * prod(kernel))`, sharing memory with `weight` (paper, appendix A). In channels-last format
@@ -55,6 +56,8 @@ def matrix_view(weight: Tensor) -> Tensor:
         ValueError: if `weight` has less than two dimensions.
         RuntimeError: if its memory layout does not allow such a view.
     """
+    if stacked:
+        return weight.view(*weight.shape[:2], -1)
     if weight.ndim < 2:
         raise ValueError(f"isometry needs a matrix or a convolution kernel, got shape {tuple(weight.shape)}")
     if weight.ndim == 2:
@@ -65,16 +68,17 @@ def matrix_view(weight: Tensor) -> Tensor:
 
 
 def gram_matrix(matrix: Tensor) -> Tensor:
-    """W^T W if `matrix` is tall or square, W W^T if it is wide: `(n, n)` with n the smaller side."""
-    return matrix.T @ matrix if matrix.shape[0] >= matrix.shape[1] else matrix @ matrix.T
+    """W^T W if `matrix` is tall or square, W W^T if it is wide: `(..., n, n)` with n the smaller side."""
+    return matrix.mT @ matrix if matrix.shape[-2] >= matrix.shape[-1] else matrix @ matrix.mT
 
 
 def _residual(matrix: Tensor, gram: Tensor, scale: float) -> Tensor:
-    """W W^T W - s W: `(out, in)`, from the Gram matrix of the smaller side."""
+    """W W^T W - s W: as `matrix`, from the Gram matrix of the smaller side."""
     # Subtract s here: a factor 1 + 4cs on W would be rounded to 1 in float32 if c is small.
-    if matrix.shape[0] >= matrix.shape[1]:
-        return torch.addmm(matrix, matrix, gram, beta=-scale)
-    return torch.addmm(matrix, gram, matrix, beta=-scale)
+    add_product = torch.addmm if matrix.ndim == 2 else torch.baddbmm
+    if matrix.shape[-2] >= matrix.shape[-1]:
+        return add_product(matrix, matrix, gram, beta=-scale)
+    return add_product(matrix, gram, matrix, beta=-scale)
 
 
 def isometry_steps(
@@ -88,20 +92,21 @@ def isometry_steps(
     sqrt(s). Nothing is read from the device.
 
     Args:
-        matrices: L matrices `(out, in)`, float32 or float64.
+        matrices: L matrices `(out, in)`, or stacks of K `(K, out, in)`, float32 or float64.
         coefficient: c > 0, step size times penalty coefficient; a number, or `()` on the device.
         scale: the target s > 0 of the squared singular values, or "aspect".
 
     Returns:
-        The directions W W^T W - s W, `(out, in)` each, and the divisors 1 / (8 c_eff), `(L,)`, where c_eff
-        is the bounded c. The guard is active where a divisor exceeds 1 / (8c).
+        The directions W W^T W - s W, as the matrices, and the divisors 1 / (8 c_eff), `(L,)` or `(L, K)`,
+        where c_eff is the bounded c. The guard is active where a divisor exceeds 1 / (8c).
     """
     if isinstance(scale, str):
-        steps = [isometry_steps([each], coefficient, target_scale(each, scale)) for each in matrices]
+        aspects = (each.shape[-2] / each.shape[-1] for each in matrices)
+        steps = [isometry_steps([each], coefficient, aspect) for each, aspect in zip(matrices, aspects)]
         return [direction for (direction,), _ in steps], torch.cat([divisors for _, divisors in steps])
     grams = [gram_matrix(matrix) for matrix in matrices]
     # One vector for all matrices: in small networks kernel launches dominate the cost.
-    row_sums = torch.stack([gram.abs().sum(0).amax() for gram in grams])
+    row_sums = torch.stack([gram.abs().sum(-2).amax(-1) for gram in grams])
     bound = 0.125 / coefficient
     least = bound.clamp(min=scale) if isinstance(bound, Tensor) else max(scale, bound)
     divisors = row_sums.sub_(scale).clamp_(min=least)

@@ -165,6 +165,9 @@ class MethodConfig:
     name: ClassVar[str] = ""
     conflicts: ClassVar[tuple[str, ...]] = ()
     """Names of methods that it cannot be combined with."""
+    stackable: ClassVar[bool] = True
+    """Whether it can act on networks that are trained as one, see `neoteny.optim.stacked`. One that watches
+    layers cannot, since their own forward passes are not made, nor one that changes the structure."""
 
     on: Literal["actor", "critic", "all"] = "all"
     """Part of the agent that the method acts on; layers that both parts share belong to each."""

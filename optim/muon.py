@@ -5,15 +5,19 @@ size of Adam's as in J. Liu et al., "Muon is scalable for LLM training", arXiv:2
 learning rate and one weight decay suit both. The computation is torch's own.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim._muon import DEFAULT_A, DEFAULT_B, DEFAULT_C, EPS, muon
 from torch.optim.adamw import adamw
 from torch.optim.optimizer import ParamsT
 
+from neoteny.optim.adam import Moments
 from neoteny.optim.isometry import Scale
+from neoteny.optim.layers import Exclude, NamedParameters, split_parameters
 from neoteny.optim.optimizer import (
     Batch,
     CheckedOptimizer,
@@ -22,7 +26,7 @@ from neoteny.optim.optimizer import (
     check_not_negative,
     named_params,
 )
-from neoteny.optim.pull import PullingOptimizer
+from neoteny.optim.pull import IsometryFlags, PullingOptimizer
 
 
 class MuonAdamW(CheckedOptimizer):
@@ -218,3 +222,87 @@ def _check_params(group: dict[str, Any]) -> None:
                 f"Muon steps matrices, but parameter {name} has shape {tuple(param.shape)}: "
                 "put it in a group of kind 'adamw'"
             )
+
+
+@dataclass(frozen=True)
+class _Muon(Moments):
+    """Flags that Muon and MuonO share."""
+
+    momentum: float = 0.95
+    """Momentum of Muon (betas and eps are for AdamW)."""
+    ns_steps: int = 5
+    """Number of Newton-Schulz iterations that orthogonalize Muon's update."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        check_options({"lr": 1.0, **vars(self)})
+
+
+@dataclass(frozen=True)
+class MuonConfig(_Muon):
+    """Muon for the matrices of hidden linear layers, AdamW for all other parameters."""
+
+    name: ClassVar[str] = "muon"
+
+    weight_decay: float = 0.01
+    """Decoupled weight decay of both: each step shrinks all parameters by lr * weight_decay."""
+
+    def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
+        """Optimizer of the trainable parameters of `module`; those in `exclude` are stepped by AdamW.
+
+        Raises:
+            ValueError: if there is no matrix that Muon could step.
+        """
+        matrices, kernels, others = _muon_parameters(module, exclude)
+        groups = [{"params": matrices, "kind": "muon"}, {"params": kernels + others, "kind": "adamw"}]
+        return MuonAdamW(_filled(groups), lr=lr, fused=True, **vars(self))
+
+
+@dataclass(frozen=True)
+class MuonOConfig(IsometryFlags, _Muon):
+    """Muon with AdamO's decoupled pull of the hidden weights towards dynamical isometry."""
+
+    name: ClassVar[str] = "muono"
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of both: each step shrinks all parameters by lr * weight_decay."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        if not self.iso:
+            raise ValueError("MuonO without a pull is Muon: use optim:muon instead of --optim.iso 0")
+
+    def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
+        """Optimizer of the trainable parameters of `module`; it pulls the weights outside `exclude`.
+
+        Raises:
+            ValueError: if there is no matrix that Muon could step.
+        """
+        matrices, kernels, others = _muon_parameters(module, exclude)
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "kind": "muon"},
+            {"params": kernels, "kind": "adamw"},
+            {"params": others, "kind": "adamw", "iso": 0.0},
+        ]
+        return MuonO(_filled(groups), lr=lr, fused=True, **vars(self))
+
+
+def _muon_parameters(
+    module: nn.Module, exclude: Exclude
+) -> tuple[NamedParameters, NamedParameters, NamedParameters]:
+    """Matrices and convolution kernels outside `exclude`, and all other parameters; needs a matrix."""
+    weights, others = split_parameters(module, exclude)
+    matrices = [(name, weight) for name, weight in weights if weight.ndim == 2]
+    if not matrices:
+        raise ValueError(
+            "Muon needs a hidden linear layer, but all weights are orthogonal, excluded or convolutions: "
+            "use optim:adam"
+        )
+    return matrices, [(name, weight) for name, weight in weights if weight.ndim > 2], others
+
+
+def _filled(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The groups that have parameters."""
+    return [group for group in groups if group["params"]]

@@ -100,8 +100,14 @@ class CheckedOptimizer(Optimizer):
 
 def options(optimizer: Optimizer) -> tuple[Any, ...]:
     """The options of all groups that a recorded step keeps as they were: numbers, and which tensors."""
-    values = [group[name] for group in optimizer.param_groups for name in sorted(group.keys() - NOT_OPTIONS)]
-    return tuple(id(value) if isinstance(value, Tensor) else repr(value) for value in values)
+    return tuple(
+        [
+            id(value) if isinstance(value, Tensor) else repr(value)
+            for group in optimizer.param_groups
+            for name, value in group.items()
+            if name not in NOT_OPTIONS
+        ]
+    )
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:

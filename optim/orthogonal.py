@@ -38,6 +38,9 @@ REORTHOGONALIZE_EVERY = 10_000
 a learning rate of 1e-3 a raw weight's condition number is then about 5, for which the iterations of a forward
 pass suffice. At 1e-2 they no longer suffice after 1,000 steps: replace weights more often."""
 
+MOMENTS = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "momentum_buffer": 1}
+"""Moments of gradients in the states of optimizers, with the power of the gradient that each is of."""
+
 
 def orthogonal_factor(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     """The orthogonal factor U V^T of W = U S V^T: differentiable, by matrix products only.
@@ -151,8 +154,10 @@ class Reorthogonalization(Method):
     longer suffice. Therefore raw weights are replaced by their orthogonal factors every `every` gradient
     steps. This does not change the layer, except for singular values that had stayed below 1.
 
-    Adam's moments are left as they are. If a raw weight shrinks by some factor, its gradients grow by the
-    same factor: the second moment is too small and steps are too large for about 1 / (1 - beta2) steps.
+    If a raw weight shrinks by some factor, its gradients grow by the same factor. Therefore moments of
+    gradients are scaled with it: else the second moment would be too small, and steps too large, for about
+    1 / (1 - beta2) steps. What remains is that the same step turns a shorter weight more: the effective
+    learning rate is again that of the start of the run, so accuracy dips if it had fallen much.
 
     Raises:
         ValueError: the part `on` has no orthogonal layer.
@@ -167,9 +172,15 @@ class Reorthogonalization(Method):
 
     @torch.no_grad()
     def on(self, event: Event) -> dict[str, float]:
-        """Replace the raw weights."""
+        """Replace the raw weights, and scale their moments as their gradients."""
         for weight in self._weights():
+            norm = torch.linalg.vector_norm(weight)
             weight.copy_(_orthogonal_weight(weight, EXACT_ITERATIONS))
+            shrunk = norm / torch.linalg.vector_norm(weight).clamp(min=1e-12)  # 0 of a matrix of zeros
+            state = self.learner.optimizer.state.get(weight, {})
+            for name, power in MOMENTS.items():
+                if name in state:
+                    state[name].mul_(shrunk**power)
         return {}
 
     def _weights(self) -> list[Tensor]:

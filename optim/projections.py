@@ -107,7 +107,8 @@ class NaP(Method):
             raise ValueError("nap and the optimizer's pull both set the size of weights: use optim:adam")
         hidden = [layer for layer in learner.layers(part) if not layer.is_head]
         if free := [layer.name for layer in hidden if not layer.normalizations]:
-            raise ValueError(f"nap needs normalized layers, not {free[0]}: use --network.norm layer")
+            advice = "use --network.norm layer, and no transformer"
+            raise ValueError(f"nap needs normalized layers, not {free[0]}: {advice}")
         if not hidden_layers(learner, part):
             raise ValueError(f"nap finds no hidden weight to act on, on {part}")
         self.norms = {layer.name: _norm(layer) for layer in hidden_layers(learner, part)}

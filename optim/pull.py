@@ -2,7 +2,8 @@
 
 import math
 import warnings
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -57,10 +58,12 @@ class PullingOptimizer(CheckedOptimizer):
         coefficient = isometry_coefficient(group) * group["iso_every"]
         if not params or group["iso_phase"] or (not isinstance(coefficient, Tensor) and not coefficient):
             return
+        stacked = group.get("stacked", False)
         for param, state in zip(params, states):
             if "guarded" not in state:
-                state["guarded"] = counter(param.device)
-        matrices = [matrix_view(param) for param in params]
+                one = counter(param.device)
+                state["guarded"] = one.repeat(len(param)) if stacked else one
+        matrices = [matrix_view(param, stacked) for param in params]
         directions, divisors = isometry_steps(matrices, coefficient, group["iso_scale"])
         guarded = divisors > 0.125 / coefficient
         if found_inf is not None:
@@ -68,7 +71,7 @@ class PullingOptimizer(CheckedOptimizer):
             guarded, divisors = guarded * finite, divisors / finite
         torch._foreach_add_([state["guarded"] for state in states], list(guarded.unbind()))
         for matrix, direction, divisor in zip(matrices, directions, divisors.unbind()):
-            matrix.addcdiv_(direction, divisor, value=-0.5)
+            matrix.addcdiv_(direction, divisor[..., None, None], value=-0.5)
 
 
 def check_isometry(group: dict[str, Any]) -> None:
@@ -101,3 +104,21 @@ def _check_params(group: dict[str, Any]) -> None:
                 f"parameter {name} is {param.dtype}, whose precision rounds the isometry pull away: "
                 "keep float32 weights under autocast, or put it in a group with iso=0"
             )
+
+
+@dataclass(frozen=True)
+class IsometryFlags:
+    """Flags of optimizers that pull weights towards isometry."""
+
+    iso: float = 1e-3
+    """Coefficient of the isometry penalty; choose it so that lr * iso * gradient steps is 0.1 to 30."""
+    iso_scale: float | Literal["aspect"] = 1.0
+    """Target value of the squared singular values; 2 suits ReLU layers initialized with gain sqrt(2); aspect
+    is rows / columns of each weight."""
+    iso_every: int = 10
+    """Pull at every k-th step only, with k times the coefficient: almost the same result at 1/k the cost."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()  # type: ignore[misc]
+        check_isometry({"lr": 1.0, "iso_lr": None, **vars(self)})

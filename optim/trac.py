@@ -1,12 +1,16 @@
 """TRAC: Adam whose distance from the initial weights is tuned online, without a hyper-parameter."""
 
 import math
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from neoteny.optim.adam import Moments, one_group
+from neoteny.optim.layers import Exclude
 from neoteny.optim.optimizer import (
     Batch,
     CheckedOptimizer,
@@ -129,3 +133,14 @@ def erfi(x: Tensor) -> Tensor:
 
 
 UNIT = erfi(torch.tensor([0.5], dtype=torch.float64).sqrt()).item()
+
+
+@dataclass(frozen=True)
+class TRACConfig(Moments):
+    """TRAC: Adam with a scale of the distance from the initial weights that is learned online."""
+
+    name: ClassVar[str] = "trac"
+
+    def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
+        """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
+        return TRAC(one_group(module, exclude), lr=lr, **vars(self))

@@ -1,11 +1,15 @@
 """UPGD: gradient descent that spares useful weights and perturbs useless ones."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.optim.optimizer import ParamsT
 
+from neoteny.optim.adam import Moments, one_group
+from neoteny.optim.layers import Exclude
 from neoteny.optim.optimizer import Batch, CheckedOptimizer, adam_state, check_moments, check_not_negative
 
 
@@ -117,3 +121,32 @@ def check_options(options: dict[str, Any]) -> None:
     check_not_negative(options, "lr", "sigma", "weight_decay")
     if not 0.0 <= options["beta_utility"] < 1.0:
         raise ValueError(f"beta_utility must lie in [0, 1), got {options['beta_utility']}")
+
+
+@dataclass(frozen=True)
+class UPGDConfig(Moments):
+    """UPGD: spare useful weights and perturb useless ones, with the directions of Adam or of the gradient."""
+
+    name: ClassVar[str] = "upgd"
+
+    beta_utility: float = 0.999
+    """Decay rate of the running average of utilities."""
+    sigma: float = 1e-3
+    """Standard deviation of the noise, before the learning rate."""
+    weight_decay: float = 1e-3
+    """Decoupled weight decay: each step shrinks all parameters, biases included, by lr * weight_decay."""
+    adaptive: bool = True
+    """Take Adam's direction, as the authors do in reinforcement learning, instead of the gradient."""
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range."""
+        super().__post_init__()
+        check_options({"lr": 1.0, **vars(self)})
+
+    def unused(self) -> dict[str, str]:
+        """Flags that have no effect with the current values of the others: name -> reason."""
+        return {} if self.adaptive else dict.fromkeys(("betas", "eps"), "with --optim.no-adaptive")
+
+    def build(self, module: nn.Module, lr: float, exclude: Exclude = ()) -> Optimizer:
+        """Optimizer of the trainable parameters of `module`; those in `exclude` are treated like the rest."""
+        return UPGD(one_group(module, exclude), lr=lr, **vars(self))

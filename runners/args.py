@@ -11,9 +11,13 @@ from typing import Any, Literal
 import torch
 
 from neoteny.optim import MethodConfigs
-from neoteny.runners.disk.exit_codes import check_numbers
+from neoteny.runners.disk.exit_codes import MOST, check_numbers
 from neoteny.runners.probes import ProbeConfig
 
+MOST_THREADS = 256
+"""Of PyTorch, or as many as there are cores."""
+LONGEST_UPDATE = 10**6
+"""Gradient steps of an update, between which nothing is logged or saved."""
 RESUMABLE = {"resumable": True}
 """Metadata of fields that may change when a run is resumed: its length, what is logged and saved, and the
 hardware. After a change of threads or device, results are reported as not exact."""
@@ -70,17 +74,23 @@ class RunArgs:
             ValueError: names the flag. A missing device is never silently replaced by another.
         """
         check_numbers(self, ("seed",), at_least=0, at_most=2**63 - 1)  # the range of an int64 tensor
-        check_numbers(self, ("checkpoint_every", "video_every", "evaluate_at_switch"), at_least=0)
-        check_numbers(self, ("threads",), at_least=1)
+        check_numbers(self, ("checkpoint_every", "video_every"), at_least=0)
+        check_numbers(self, ("evaluate_at_switch",), at_least=0, at_most=10_000)
+        check_numbers(self, ("threads",), at_least=1, at_most=max(MOST_THREADS, os.cpu_count() or 1))
         if not re.fullmatch(r"[\w.-]*", self.note):
             raise ValueError(f"--note may contain only letters, digits, '.', '_' and '-', not {self.note!r}")
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"--device {self.device} cannot be used: {reason}") from error
+        self._check_device()
         if self.evaluate_at_switch and hasattr(self, "total_steps"):
             self._check_evaluation()
+
+    def _check_device(self) -> None:
+        """A device that holds no numbers, such as meta, cannot train either."""
+        try:
+            if torch.ones(1, device=self.device).item() != 1 or self.device.startswith("cpu:"):
+                raise RuntimeError("use cpu, cuda or cuda:1")
+        except Exception as error:  # each backend raises others
+            lines = str(error).splitlines() or [type(error).__name__]
+            raise ValueError(f"--device {self.device} cannot be used: {lines[0]}") from error
 
     def _check_evaluation(self: Any) -> None:
         if not self.stream.schedule().cycle:
@@ -139,11 +149,19 @@ class RunArgs:
         steps = self.stream.total_steps()
         if steps is not None:
             object.__setattr__(self, "total_steps", steps // update * update)
+        if self.total_steps > MOST:
+            raise ValueError(f"--stream.cycles {self.stream.cycles} makes more than {MOST:,} steps")
         if self.total_steps < update:
             least = f"must make at least one update, of {update} steps ({flags}), not"
             if steps is None:
                 raise ValueError(f"--total-steps {least} {self.total_steps}")
             raise ValueError(f"--stream.cycles {self.stream.cycles} {least} {steps}")
+
+    def check_update(self, gradient_steps: int, flags: str) -> None:
+        """Raise ValueError if an update makes too many gradient steps, of which ``flags`` say how many."""
+        if gradient_steps > LONGEST_UPDATE:
+            most = f"at most {LONGEST_UPDATE:,}, since nothing is saved in between"
+            raise ValueError(f"an update makes {gradient_steps:,} gradient steps ({flags}) instead of {most}")
 
     def report_length(self: Any, update: int) -> str:
         """A message if the number of steps is rounded down to whole updates; else an empty string."""

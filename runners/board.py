@@ -16,14 +16,17 @@ from neoteny.runners.scores import EVALUATION_SCORES, run_scores
 Charts = dict[str, dict[str, list[Any]]]
 
 # Charts of TensorBoard's custom-scalars page, with all runs overlaid: title -> tag, or a pattern of tags.
-LEARNING = {
+SCORES = {
     "return": "charts/episodic_return",
+    "online accuracy": "charts/online_accuracy",
+    "negative mean squared error, online": "charts/online_negative_mse",
+}
+"""Of which a run has one: the others are of supervised learners."""
+TASKS = {
     "return at the end of each task": "task/return_at_end",
     "area under the return curve of each task": "task/return_auc",
     "steps to be as good as before": "task/recovery_steps",
 }
-ACCURACY = {"online accuracy": "charts/online_accuracy"}
-"""In place of the return, of a supervised learner."""
 PLASTICITY = {
     "dormant units (0.025), worst layer": "plasticity/dormant_0.025/max",
     "dead units, worst layer": "plasticity/dead/max",
@@ -39,17 +42,19 @@ ISOMETRY = {
 OPENING = ("lr", "methods", "note", "optimizer", "seed")
 """Columns with which the hyperparameter page opens; it has room for five."""
 
-ALL = LEARNING | ACCURACY | PLASTICITY | ISOMETRY
+ALL = SCORES | TASKS | PLASTICITY | ISOMETRY
 
 
-def charts(switches: bool, probes: Mapping[str, Any]) -> Charts:
+def charts(switches: bool, probes: Mapping[str, Any], score: str = "episodic_return") -> Charts:
     """The charts of a run, without those that would stay empty.
 
     Args:
         switches: whether the stream has more than one visit.
         probes: the flags of the probes.
+        score: name of the chart of scores.
     """
-    learning = LEARNING if switches else {"return": LEARNING["return"]}
+    learning = {title: tag for title, tag in SCORES.items() if tag == f"charts/{score}"}
+    learning |= TASKS if switches else {}
     plasticity = {
         title: tag
         for title, tag in PLASTICITY.items()
@@ -84,9 +89,9 @@ def pooled_charts(tags: Container[str]) -> Charts:
     return {"over seeds, with 95 % intervals": found}
 
 
-def setup_summaries(config: Mapping[str, Any], switches: bool, remark: str) -> Iterator[Summary]:
+def setup_summaries(config: Mapping[str, Any], switches: bool, remark: str, score: str) -> Iterator[Summary]:
     """Custom charts, hyperparameters and a text remark, to be logged at the start of a run."""
-    yield custom_scalars(charts(switches, config["probes"]))
+    yield custom_scalars(charts(switches, config["probes"], score))
     # SummaryWriter.add_hparams would open a second run for these.
     scores = (*run_scores([]), *(EVALUATION_SCORES if config["evaluate_at_switch"] else ()))
     experiment, start, _ = hparams(hyperparameters(config), dict.fromkeys(scores, 0.0))

@@ -36,6 +36,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Options of the compiler: PyTorch's own random numbers, and on a CPU calls from C++, since those from Python
 would take as long as the kernels themselves."""
 
+COPIED = (Tensor, tuple)
+"""Types of arguments that are copied to where the recorded kernels read them."""
+
 FORMS = 64
 """Compiled forms that a function may have, one for each kind of task."""
 
@@ -167,10 +170,10 @@ class Captured:
         """Call the function, or replay it."""
         if Captured.running:
             return self.function(*args)
-        variant = tuple(part.variant() for part in self.varying)
+        variant = tuple([part.variant() for part in self.varying])
         if None in variant:
             return self.function(*args)
-        shapes = tuple([_shape(arg) for arg in args if isinstance(arg, Tensor | tuple)])
+        shapes = tuple([_shape(arg) for arg in args if isinstance(arg, COPIED)])
         Captured.running = True
         try:
             if self.compiled is not self.function:
@@ -246,7 +249,7 @@ def _copy(recorded: Any, given: Any) -> None:
     """Copy a tensor, or a tuple of tensors, to where it is read."""
     if isinstance(given, Tensor):
         recorded.copy_(given)
-    elif isinstance(given, tuple) and all(isinstance(field, Tensor | None) for field in given):
+    elif isinstance(given, tuple) and all(field is None or isinstance(field, Tensor) for field in given):
         there = [(into, field) for into, field in zip(recorded, given) if field is not None]
         torch._foreach_copy_([into for into, _ in there], [field for _, field in there])
     elif recorded != given:

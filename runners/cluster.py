@@ -73,21 +73,22 @@ def run_on_cluster(
 def _make(job: Job, retries: int, folder: str) -> Outcome | None:
     """On a node: run a job in a folder; ``None`` if another sweep has claimed it."""
     os.chdir(folder)
-    held = claim(job.path)
+    held = claim(job.path, *job.others)
     if held is None:
         return None
     processes = Processes()
+    # If Ray was started in the background of a script, SIGINT is ignored, and so is a cancellation.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         # In a thread, since a task is cancelled by a KeyboardInterrupt in the main one.
         with ThreadPoolExecutor(1) as pool:
-            made = pool.submit(attempt, job, held, processes, {}, retries)
-            while True:
-                try:
-                    return made.result(timeout=0.2)
-                except TimeoutError:
-                    continue
-                except KeyboardInterrupt:
-                    processes.send(signal.SIGTERM)
+            try:
+                made = pool.submit(attempt, job, held, processes, {}, retries)
+                while not made.done():
+                    time.sleep(0.2)
+            except KeyboardInterrupt:
+                processes.send(signal.SIGTERM)
+            return made.result()
     finally:
         held.release()
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import datetime
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from neoteny.optim import optimizer_name
 from neoteny.runners.disk.folder import agent_name
+from neoteny.runners.disk.messages import tolerant
 
 
 def first_lines(
@@ -28,7 +31,9 @@ def first_lines(
     """
     kind = args.optim.name if optimizer is None else optimizer_name(optimizer)
     learning = " and ".join((kind, *(method.name for method in args.methods)))
-    what = f"{agent_name(agent)} with {learning}: {total_steps:,} steps on {args.device}, seed {args.seed}"
+    together = getattr(args, "seeds", ())
+    seeds = f"seeds {', '.join(map(str, together))} together" if together else f"seed {args.seed}"
+    what = f"{agent_name(agent)} with {learning}: {total_steps:,} steps on {args.device}, {seeds}"
     known = [line for remark in remarks for line in remark.splitlines()]
     return "\n".join((what, *(line for line in known if line and not line.startswith(" "))))
 
@@ -58,6 +63,19 @@ def last_lines(folder: Path, args: Any, steps: int, summary: Mapping[str, Any], 
         f"next: {', '.join(commands)}",
     )
     return "\n".join(filter(None, lines))
+
+
+def progress_bar(description: str, total_steps: int, step: int) -> tqdm:
+    """The progress bar of a run that has made ``step`` steps."""
+    return tqdm(
+        total=total_steps,
+        initial=step,
+        unit="step",
+        unit_scale=True,
+        mininterval=1.0,  # seconds; a line takes as long to draw as an update to log
+        desc=description,
+        file=tolerant(sys.stderr),
+    )
 
 
 def shown(path: Path) -> Path:

@@ -16,7 +16,8 @@ Array = NDArray[np.float64]
 Interval = tuple[float, float, float]
 """A value, and the ends of its 95 % interval."""
 
-DRAWS = 2000  # bootstrap samples
+DRAWS, CURVE_DRAWS = 2000, 500  # bootstrap samples, of scores and of curves
+SAMPLES = 2_000_000  # most numbers in the samples of curves, which are drawn for some points at a time
 
 
 def iqm(values: Array, axis: int = -1) -> Array:
@@ -57,7 +58,10 @@ def iqm_interval(*strata: Array) -> Interval:
 
 def curve_interval(curves: Array) -> tuple[Array, Array, Array]:
     """Interquartile mean of the curves of S seeds, (S, X), and the ends of its interval, (X,) each."""
-    low, high = bootstrap([curves], lambda samples: iqm(samples, 1), draws=500)
+    width = max(1, SAMPLES // (CURVE_DRAWS * len(curves)))
+    blocks = [curves[:, start : start + width] for start in range(0, curves.shape[1], width)]
+    ends = [bootstrap([block], lambda samples: iqm(samples, 1), CURVE_DRAWS) for block in blocks]
+    low, high = np.concatenate(ends, axis=1)
     return iqm(curves, 0), low, high
 
 

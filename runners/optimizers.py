@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from neoteny.optim import trac
-
-SHAPES = {"step": (), "skipped": (), "guarded": (), "scale": (), "tuners": (3, len(trac.DECAYS))}
-"""Shapes of the states of fused optimizers that may have another one than their parameter."""
+COUNTERS = ("step", "skipped", "guarded")
+"""States of fused optimizers that are scalars; all others have the shape of their parameter."""
+OWN = ("tuners", "scale")
+"""States of TRAC that no fused kernel is given, of shapes of their own."""
 
 
 def check_optimizer(optimizer: Optimizer) -> None:
@@ -37,14 +37,21 @@ def load_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": _for_torch(state["state"])})
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     groups = [(group, param) for group in optimizer.param_groups for param in group["params"]]
+    names: dict[int, Any] = {}  # of the tensors of a parameter, by group
     for number, (group, param) in zip(numbers, groups):
         saved = state["state"].get(number, {})
+        if group.get("fused") and not all(isinstance(value, Tensor) for value in saved.values()):
+            raise ValueError(f"the state of parameter {number} is not of tensors")
+        first = names.setdefault(id(group), saved.keys()) if saved else ()
+        if group.get("fused") and saved and saved.keys() != first:
+            raise ValueError(f"the state of parameter {number} has not the names {', '.join(first)}")
         loaded = optimizer.state[param] if saved else {}
         for name, value in saved.items():
             loaded[name] = now = _as_saved(value, loaded.get(name), param)
-            shapes = param.shape, SHAPES.get(name, param.shape)
-            if group.get("fused") and isinstance(now, Tensor) and now.shape not in shapes:
-                raise ValueError(f"{name} has shape {tuple(now.shape)} instead of {tuple(shapes[1])}")
+            if not (group.get("fused") and isinstance(now, Tensor)) or name in OWN:
+                continue
+            if now.shape != param.shape and not (name in COUNTERS and now.ndim == 0):
+                raise ValueError(f"{name} has shape {tuple(now.shape)} instead of {tuple(param.shape)}")
 
 
 def _for_torch(value: Any) -> Any:

@@ -91,7 +91,8 @@ def _draw_spectra(spectra: Points, switches: Sequence[int]) -> bytes:
         axis.tick_params(labelbottom=True)  # also if other columns have more rows
         axis.set_xlabel("environment steps")
     figure.supylabel("singular value", fontsize="medium")
-    figure.colorbar(mesh, cax=scale, label="share of singular values")
+    # Not in powers of ten, for whose fonts Matplotlib warns where its cache of fonts is an old one.
+    figure.colorbar(mesh, cax=scale, label="share of singular values", format="{x:g}")
     return _png(figure)
 
 

@@ -30,7 +30,7 @@ WATCHING = ("video_every", "evaluate_at_switch")  # flags of what watches a run,
 def tasks_of(args: Any) -> list[int]:
     """The distinct tasks that a run visits, in the order of their first visits."""
     schedule = dataclasses.replace(args.stream.schedule(), seed=args.seed)
-    visits = schedule.visit_at(args.total_steps - 1) + 1
+    visits = schedule.visit_at(args.total_steps - 1) + 1 if hasattr(args, "total_steps") else args.num_tasks
     return list(dict.fromkeys(map(schedule.task_of, range(visits))))
 
 
@@ -40,21 +40,19 @@ def reference_args(args: Any) -> Any:
     Neither probes nor videos, no other tasks; what remains is what the agent, its tasks and the machine are.
 
     Raises:
-        ValueError: its stream never switches or is a supervised one, or a visit is shorter than an update.
+        ValueError: its stream never switches, or a visit is shorter than an update.
     """
-    if not hasattr(args.stream, "schedule"):
-        raise ValueError(f"references are for reinforcement learning, and {args.stream.id} is supervised")
     period = args.stream.schedule().period
     if period is None:
         raise ValueError(f"references are for streams that switch, and {args.stream.id} never does")
-    tasks = args.stream.tasks if args.stream.task_id == "onehot" else None  # which needs to know their number
-    stream = dataclasses.replace(
-        args.stream, tasks=tasks, cycles=None, order="cycle", jitter=0.0, drift_fraction=None, audit="off"
-    )
+    tasks = args.stream.tasks if _is_onehot(args.stream) else None  # which needs to know their number
+    one_visit = {"tasks": tasks, "cycles": None, "order": "cycle", "jitter": 0.0, "drift_fraction": None}
+    of_stream = {name: value for name, value in one_visit.items() if hasattr(args.stream, name)}
+    supervised = not hasattr(args, "total_steps")
     return dataclasses.replace(
         args,
-        total_steps=min(args.total_steps, period),
-        stream=stream,
+        **({"num_tasks": 1} if supervised else {"total_steps": min(args.total_steps, period)}),
+        stream=dataclasses.replace(args.stream, **of_stream, audit="off"),
         probes=ProbeConfig(every=0),
         overwrite=False,
         runs_dir=args.runs_dir / FOLDER,
@@ -62,6 +60,11 @@ def reference_args(args: Any) -> Any:
         seed=1,
         **{name: 0 for name in WATCHING if hasattr(args, name)},
     )
+
+
+def _is_onehot(stream: Any) -> bool:
+    """Whether observations have a one-hot task id, which is as long as there are tasks."""
+    return getattr(stream, "task_id", None) == "onehot"
 
 
 def base_args(args: Any) -> Any:
@@ -79,7 +82,7 @@ def with_task(args: Any, of_run: Any, task: int, code: Mapping[str, Any]) -> Any
         code: as from :func:`code_of`.
     """
     tasks: tuple[int, ...] = (task,)
-    if args.stream.task_id == "onehot":  # which is as long as there are tasks; only the first is met
+    if _is_onehot(args.stream):  # only the first task is met
         tasks += tuple(each for each in dict.fromkeys(of_run.stream.schedule().cycle) if each != task)
     args = dataclasses.replace(args, stream=dataclasses.replace(args.stream, tasks=tasks))
     return dataclasses.replace(args, note=f"task{task}-{hash_of(args, code)}", seed=of_run.seed)
@@ -110,7 +113,7 @@ def hash_of(args: Any, code: Mapping[str, Any]) -> str:
     used = {
         name: value for name, value in flatten(to_json(config)).items() if not f"{name}.".startswith(free)
     }
-    used["total_steps"] = args.total_steps
+    used["total_steps"] = getattr(args, "total_steps", None)
     return hashlib.sha256(json.dumps([used, code], sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from neoteny.envs.transfer import to_device
 from neoteny.runners.disk.attempts import Attempt
 from neoteny.runners.disk.files import replace_file
+from neoteny.runners.memory import check_memory
 
 # Two checkpoints are kept. Slack for two intervals lets both be restored, the older one if the newest is
 # damaged. With three this holds even if a checkpoint between them could not be written, and the newest can be
@@ -381,14 +382,14 @@ class ReplayMemory:
     def _check_room(self) -> None:
         """Raise ValueError, before anything is allocated, if memory or disk space does not suffice."""
         if self.folder is None:
-            free = _free_memory(self.device)
-        else:
-            made = self.folder.exists()  # a resumed run has its space already
-            above = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
-            free = None if made else shutil.disk_usage(above).free
-        if free is not None and self.size > free:
-            where = "on the disk" if self.folder else f"in the memory of {self.device}"
-            raise ValueError(f"the replay memory needs {self.size:,} bytes and {free:,} are free {where}")
+            check_memory("the replay memory", self.size, self.device)
+        elif not self.folder.exists():  # a resumed run has its space already
+            above = next(path for path in self.folder.absolute().parents if path.exists())
+            free = shutil.disk_usage(above).free
+            if self.size > free:
+                raise ValueError(
+                    f"the replay memory needs {self.size:,} bytes and {free:,} are free on the disk"
+                )
 
     def _rows(self, envs: Tensor, places: Tensor) -> Tensor:
         """Row numbers of places of environments in the tensors."""
@@ -420,18 +421,6 @@ class ReplayMemory:
 def _stored(kind: torch.dtype) -> torch.dtype:
     """The type in which numbers of a type are stored."""
     return SIGNED.get(kind, kind)
-
-
-def _free_memory(device: torch.device) -> int | None:
-    """Free bytes of memory on a device; ``None`` if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        with open("/proc/meminfo") as file:
-            available = next(line for line in file if line.startswith("MemAvailable"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return None
 
 
 def _replace(folder: Path, make: Callable[[Path], None], attempt: Attempt | None) -> None:

@@ -19,7 +19,7 @@ from neoteny.runners.disk.events import event_files, read_points
 from neoteny.runners.disk.files import flatten
 from neoteny.runners.disk.folder import is_finished
 from neoteny.runners.identity import RENAMED
-from neoteny.runners.scores import Array, Row, reference_scores, run_scores, stage_scores
+from neoteny.runners.scores import Array, Row, comparison_scores, reference_scores, run_scores
 
 Points = tuple[Array, Array]
 """Steps (or numbers of visits) and values of a tag, (P,) each."""
@@ -63,7 +63,7 @@ class Result:
     @functools.cached_property
     def scores(self) -> dict[str, float]:
         """The ``score/`` tags of its visits, also those against fresh agents; without those not measured."""
-        scores = {**self.evaluated, **run_scores(self.visits), **stage_scores(self.visits)}
+        scores = {**self.evaluated, **run_scores(self.visits), **comparison_scores(self.visits)}
         for kind, fresh in self.fresh.items():
             for tag, value in reference_scores(self.visits, fresh).items():
                 scores[f"{tag}/{kind}"] = value

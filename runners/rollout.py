@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neoteny.envs import Stream
 from neoteny.envs.observations import zeros
+from neoteny.runners.memory import check_memory
+
+OTHERS = 6 * 4 + 1 + 2 * 8
+"""Bytes of a step besides observation and action: six floats, a flag, and its number in a permutation."""
 
 
 class Batch(NamedTuple):
@@ -37,8 +43,12 @@ class Rollout(NamedTuple):
 
     @classmethod
     def zeros(cls, num_steps: int, stream: Stream, device: torch.device) -> Rollout:
-        """An empty buffer for ``num_steps`` steps of a stream."""
+        """An empty buffer for ``num_steps`` steps of a stream; ValueError if the memory is too small."""
         shape = (num_steps, stream.num_envs)
+        spaces = stream.single_observation_space, stream.single_action_space
+        step = sum(math.prod(space.shape or ()) * np.dtype(space.dtype).itemsize for space in spaces)
+        of_step = "--num-steps and --num-envs make a rollout that"
+        check_memory(of_step, (num_steps + 1) * stream.num_envs * (step + OTHERS), device)
         observations = zeros(stream.single_observation_space, num_steps + 1, stream.num_envs).to(device)
         if observations.dtype in (torch.uint16, torch.uint32, torch.uint64):
             observations = observations.float()  # PyTorch has few operations for these types
@@ -67,6 +77,10 @@ class Rollout(NamedTuple):
         """End the current step with the observations after it, (N, ...)."""
         self.t.add_(1)
         self.add(observations=observation)
+
+    def observed(self) -> dict[str, Tensor]:
+        """What depends on the environments, by name; it is finite if they are."""
+        return {name: getattr(self, name) for name in ("observations", "rewards", "final_values")}
 
     def flat(self) -> Batch:
         """All transitions as a batch of T * N, in the memory of the rollout."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-import sys
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,22 +15,22 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import text
-from tqdm import tqdm
 
 from neoteny.envs.audit import Fingerprint
 from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
-from neoteny.runners.console import first_lines, last_lines, shown
+from neoteny.runners.console import first_lines, last_lines, progress_bar, shown
 from neoteny.runners.disk.appended import VISITS, Journal, changed_file, read_rows
 from neoteny.runners.disk.attempts import Attempt
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
 from neoteny.runners.disk.events import EventWriter, event_files, image_value
-from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, reason, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_json
-from neoteny.runners.disk.folder import run_folder
-from neoteny.runners.disk.messages import tell, tolerant, warn
+from neoteny.runners.disk.folder import check_path, run_folder
+from neoteny.runners.disk.forms import check_form
+from neoteny.runners.disk.messages import tell, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes, visit_of
@@ -40,6 +39,7 @@ from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
 from neoteny.runners.scores import Visit, run_scores
+from neoteny.runners.together import Together
 from neoteny.runners.video import record_video
 from neoteny.runners.weights import policy_as_bytes
 
@@ -83,6 +83,7 @@ class Run:
             lines; empty ones are left out.
         act: the policy, for videos and evaluations.
         chart: name of the chart of scores, if they are not the returns of episodes.
+        together: what it shares with the runs of other seeds in this process.
         parts: all other parts of the run's state, by name. ``methods`` are restored first, since they may
             change the network's structure, then the stream, then the others in this order. The folder is
             named after ``optimizer``.
@@ -102,6 +103,7 @@ class Run:
         remarks: Sequence[str] = (),
         act: Act | None = None,
         chart: str = "episodic_return",
+        together: Together | None = None,
         **parts: Stateful,
     ) -> None:
         optimizer = parts.get("optimizer")
@@ -112,8 +114,10 @@ class Run:
             self.evaluations = Evaluations(stream, act, args.evaluate_at_switch)
         known = optimizer if isinstance(optimizer, Optimizer) else None
         self.folder = run_folder(agent_file, args, known)
+        with bad_input():
+            check_path(self.folder)
         self.args, self.stream, self.video_every = args, stream, args.video_every
-        self.total_steps, self.act = total_steps, act
+        self.total_steps, self.act, self.together = total_steps, act, together
         self.parts = {"stream": stream, **parts}
         self._on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         self.identity = Identity(agent_file, args)
@@ -123,21 +127,14 @@ class Run:
         self._video_lost = self._audit_warned = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
-            self.preemption = Preemption()
-            resources.callback(self.preemption.restore)
+            self.preemption = together or resources.enter_context(Preemption())
             state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known), resources)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
-            self.bar = tqdm(
-                total=total_steps,
-                initial=self._first,
-                unit="step",
-                unit_scale=True,
-                mininterval=1.0,  # seconds; a line takes as long to draw as an update to log
-                desc=name,
-                file=tolerant(sys.stderr),
-            )
-            resources.callback(self.bar.close)
+            if together:
+                self.bar = together.bar(name, total_steps, self._first)
+            else:
+                self.bar = resources.enter_context(progress_bar(name, total_steps, self._first))
             self._restore(state)
             if self.preemption.signal:
                 reason = f"stopped by {self.preemption.signal} before an update; the same command resumes it"
@@ -311,8 +308,11 @@ class Run:
         """
         identity = self.identity
         remark = "\n".join(filter(None, remarks))
+        latest = self.together.step if self.together else math.inf
         try:
-            self.attempt, state = open_run(self.folder, identity.config, identity.check, self.args.overwrite)
+            self.attempt, state = open_run(
+                self.folder, identity.config, identity.check, self.args.overwrite, latest
+            )
             resources.callback(self.attempt.close)
             purge_step = state["step"] + 1 if state else 0
             with self.attempt.section():
@@ -329,10 +329,11 @@ class Run:
         present = {path.name for path in event_files(self.folder)}  # the user may have removed some
         earlier = state["event_files"] if state else {}
         self._earlier_events = {name: size for name, size in earlier.items() if name in present}
-        tell(message)
+        if self.together is None or self.together.is_first(self.args.seed):
+            tell(message)
         if state is None:
             switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
-            for summary in setup_summaries(identity.config, switches, remark):
+            for summary in setup_summaries(identity.config, switches, remark, self.episodes.chart):
                 self.writer.add(summary)
         return state
 
@@ -341,11 +342,12 @@ class Run:
         for name in sorted(self.parts, key=lambda name: name != "methods"):
             self._restore_part(name, state["parts"] if state else None)
         if state:
-            torch.set_rng_state(state["rng"]["cpu"])
-            if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
-                torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-            self._restore_visits(state)
-            self.evaluations.rows = state.get("evaluations", [])
+            with bad_input(f"{self.folder} cannot be resumed: "):
+                torch.set_rng_state(state["rng"]["cpu"])
+                if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
+                    torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+                self._restore_visits(state)
+                self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
         self._write_meta()
@@ -371,14 +373,16 @@ class Run:
             if isinstance(part, OnDisk):
                 part.open(self.attempt)
             state = states.get(name, {}) if states else None  # checkpoints may lack a part without a state
+            if state is not None:
+                check_form(state, part.state_dict(), "its state")
             if state is not None and isinstance(part, Optimizer):
                 load_optimizer(part, state)
             elif state is not None:
                 part.load_state_dict(state)
-        except (KeyError, RuntimeError, ValueError) as error:
-            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {error}")
         except OSError as error:
             stop(ExitCode.IO, f"{name} could not be opened: {error}")
+        except Exception as error:  # the state may hold anything
+            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {reason(error)}")
         reasons = list(getattr(part, "inexact", ()))
         if states and not reasons and not getattr(part, "exact", True):
             reasons = [f"{name} could not be restored exactly"]
@@ -425,7 +429,7 @@ class Run:
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
         if (score := f"charts/{self.episodes.chart}") in charts:
-            progress = f"task {task}, {self.episodes.chart.rpartition('_')[2]} {charts[score]:.2f}"
+            progress = f"task {task}, {self.episodes.chart.partition('_')[2]} {charts[score]:.2f}"
             self.bar.set_postfix_str(progress, refresh=False)
         if self.stream.audit_seconds:
             self.seconds["audit"] = self.stream.audit_seconds
@@ -499,7 +503,8 @@ class Run:
             self.attempt.check()  # a newer process removes what an older one has half written
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
-            if self._failed_saves == FAILED_SAVES or self.preemption.signal or misfit:
+            most = 1 if self.together else FAILED_SAVES  # so that all seeds have a checkpoint at one step
+            if self._failed_saves == most or self.preemption.signal or misfit:
                 stop(ExitCode.IO, f"{reason}; the last one is intact")
             warn(f"warning: {reason}; the run continues until the next one")
         else:
@@ -542,7 +547,7 @@ class Run:
 
     def _event_files(self) -> dict[str, int]:
         """The run's event files and their sizes in bytes, once pending events are written."""
-        return {**self._earlier_events, self.writer.path.name: self.writer.flush()}
+        return {**self._earlier_events, **self.writer.sizes()}
 
     def _write(self, name: str, data: bytes | Mapping[str, Any]) -> None:
         """Write a file; a failure ends the run."""

@@ -136,12 +136,12 @@ def run_scores(visits: Sequence[Row]) -> dict[str, float]:
     }
 
 
-def stage_scores(visits: Sequence[Row]) -> dict[str, float]:
-    """Means of ``return_auc`` over the thirds of a run, and its slope over visits.
+def comparison_scores(visits: Sequence[Row]) -> dict[str, float]:
+    """The ``score/`` tags that comparisons add: thirds, slope, and the mean human-normalized score.
 
-    Where tasks differ in difficulty, the thirds of one run may differ for that reason alone: compare them
-    between runs on the same tasks, or look at the slope, which compares each task only with itself if any
-    task recurs.
+    The thirds are means of ``return_auc`` over parts of a run; the slope is that from visit to visit. Where
+    tasks differ in difficulty, the thirds of one run may differ for that reason alone: compare them between
+    runs on the same tasks, or look at the slope, which compares each task only with itself if any recurs.
     """
     returns = column(visits, "return_auc")
     early, middle, late = thirds(returns)
@@ -150,6 +150,7 @@ def stage_scores(visits: Sequence[Row]) -> dict[str, float]:
         "score/middle_third": middle,
         "score/late_third": late,
         "score/slope": slope(visits, returns),
+        "score/human_normalized": mean(column(visits, "human_normalized")),
     }
 
 
@@ -242,15 +243,6 @@ def forward_transfer(area: Array, fresh: Array, perfect: Array | float = 1.0) ->
     """
     room = np.asarray(perfect - fresh, dtype=float)
     return np.divide(area - fresh, room, out=np.full(room.shape, np.nan), where=room > 0)
-
-
-def normalized_score(value: Array, random: Array, reference: Array) -> Array:
-    """Returns (K,) on a scale from 0, a random policy, to 1, a reference; it may lie outside.
-
-    NaN where the reference is no better than the random policy.
-    """
-    span = np.asarray(reference - random, dtype=float)
-    return np.divide(value - random, span, out=np.full(span.shape, np.nan), where=span > 0)
 
 
 def reference_scores(visits: Sequence[Row], fresh: Mapping[int, Row]) -> dict[str, float]:

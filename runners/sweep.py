@@ -45,6 +45,8 @@ class Job:
     path: Path
     replaces: int | None = None
     """When the run finished that this one replaces, as of :meth:`finished_at`."""
+    others: tuple[Path, ...] = ()
+    """Folders of the other seeds that the command trains; the one of `path` finishes last."""
 
     def __str__(self) -> str:
         return "/".join(self.path.parts[-4:])
@@ -54,8 +56,9 @@ class Job:
         return self.path.stat().st_mtime_ns if self.path.is_file() else finished_at(self.path)
 
     def is_done(self) -> bool:
-        """Whether it has finished."""
-        return self.finished_at() not in (None, self.replaces)
+        """Whether it has finished, and those of all other seeds."""
+        is_done = self.finished_at() not in (None, self.replaces)
+        return is_done and all(finished_at(folder) is not None for folder in self.others)
 
 
 class State(enum.Enum):
@@ -151,7 +154,7 @@ def attempt(
                 last.append(line)
             show(line)
 
-        code = processes.run(job.command, environment, held.descriptor, listen)
+        code = processes.run(job.command, environment, held.descriptors, listen)
         state, reason = State.FAILED, ""
         if job.is_done():
             state = State.DONE
@@ -198,7 +201,8 @@ class _Queue:
         while not processes.stopping:
             with self._lock:
                 for number in self._waiting:
-                    if (held := claim(self._jobs[number].path)) is not None:
+                    job = self._jobs[number]
+                    if (held := claim(job.path, *job.others)) is not None:
                         self._waiting.remove(number)
                         return number, held
                 if not self._waiting:
@@ -228,7 +232,7 @@ class Processes:
         self,
         command: Sequence[str],
         environment: Mapping[str, str],
-        keep: int,
+        keep: Sequence[int],
         listen: Callable[[str], object],
     ) -> int:
         """Run a command; returns its exit code.
@@ -236,7 +240,7 @@ class Processes:
         Args:
             command: its words.
             environment: changes to its environment.
-            keep: a file descriptor that it inherits.
+            keep: file descriptors that it inherits.
             listen: is given each line that it writes to standard error, and each state of a progress bar.
         """
         changes = {"TQDM_MININTERVAL": "1", PASSED_ON: "1", **environment}
@@ -248,7 +252,7 @@ class Processes:
                 env={**os.environ, **changes},
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                pass_fds=[keep] if os.name == "posix" else (),
+                pass_fds=keep if os.name == "posix" else (),
             )
             self._running.add(process)
         assert process.stderr is not None

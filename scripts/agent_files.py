@@ -10,6 +10,7 @@ from types import ModuleType
 
 import neoteny.agents
 from neoteny.configs.flags import no_such
+from neoteny.envs.registry import explained_end
 
 
 def agent_names() -> list[str]:
@@ -41,7 +42,8 @@ def load_agent(agent: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with explained_end(path.name):
+        spec.loader.exec_module(module)
     missing = [name for name in ("Args", "PRESETS", "main") if not hasattr(module, name)]
     if missing:
         raise ValueError(f"{path.name} lacks {', '.join(missing)}, which agents/ppo.py shows")

@@ -245,6 +245,8 @@ class Problem:
 
     name: str
     network: nn.Module
+    new: Callable[[], nn.Module]
+    """Makes another one, freshly initialized."""
     heads: tuple[str, ...]
     """Submodules that AdamO does not pull."""
     parts: Mapping[str, nn.Module]
@@ -260,25 +262,29 @@ def problems(norm: Literal["none", "layer"] = "none") -> list[Problem]:
     stream: gym.vector.VectorEnv = gym.vector.VectorEnv()
     stream.single_observation_space = gym.spaces.Box(-1, 1, (17,))
     stream.single_action_space = gym.spaces.Discrete(6)
-    agent = ppo.ActorCritic(stream, NetworkConfig(norm=norm))
+    new = functools.partial(ppo.ActorCritic, stream, NetworkConfig(norm=norm))
+    agent = new()
     heads, parts = ("actor.head", "critic.head"), {"actor": agent.actor, "critic": agent.critic}
     numbers, pixels = gym.spaces.Box(-1, 1, (64,)), gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     return [
-        Problem("PPO MLP 64x64, actor and critic", agent, heads, parts, (17,), ppo_batch),
+        Problem("PPO MLP 64x64, actor and critic", agent, new, heads, parts, (17,), ppo_batch),
         _classifier("MLP 64-512x4-10", numbers, NetworkConfig((512,) * 4, norm=norm), 10),
         _classifier("NatureCNN 4x84x84", pixels, NetworkConfig((512,), norm=norm), 6),
     ]
 
 
 def _classifier(name: str, space: gym.spaces.Box, config: NetworkConfig, classes: int) -> Problem:
-    network = torso(encoder(read_observations(space)), space, config)
-    network.add_module("head", head(config, classes, gain=1.0))
+    def new() -> nn.Module:
+        network = torso(encoder(read_observations(space)), space, config)
+        network.add_module("head", head(config, classes, gain=1.0))
+        return network
 
     def batch(size: int) -> Callable[[nn.Module], Tensor]:
         inputs, labels = torch.randn(size, *space.shape), torch.randint(classes, (size,))
         return lambda network: F.cross_entropy(network(inputs), labels)
 
-    return Problem(name, network, ("head",), {"network": network}, space.shape, batch)
+    network = new()
+    return Problem(name, network, new, ("head",), {"network": network}, space.shape, batch)
 
 
 def ppo_batch(size: int) -> Callable[[nn.Module], Tensor]:
@@ -379,16 +385,24 @@ def time_updates(problem: Problem, batch: int, effort: Effort, label: str) -> di
 
 def methods(bench: Bench, effort: Effort) -> str:
     """Extra time of plasticity methods and optimizers compared to Adam, as a share of the whole update."""
-    batch, columns = effort.batches[0], {}
+    batch, columns, events = effort.batches[0], {}, {}
     for problem, normalized in zip(problems(), problems("layer")):
+        events[problem.name] = method_events(problem, batch)
         updates = method_updates(problem, normalized, batch)
         seconds = alternate(updates, effort, interval=max(INTERVALS), label=problem.name)
         adam = next(iter(seconds))
         columns[problem.name] = {adam: f"{ms(seconds[adam][:, CPU])} ms"}
         columns[problem.name] |= {arm: percent(overhead(seconds, arm), "+.0f") for arm in list(seconds)[1:]}
-    arms = next(iter(columns.values()))
-    rows = [[arm, *(column[arm] for column in columns.values())] for arm in arms]
-    return "\n".join([METHODS_EXPLAINED.format(batch=batch), "", table(["method", *columns], rows)])
+    tables = [table([head, *of], _rows(of)) for head, of in (("method", columns), ("event", events))]
+    return "\n".join(
+        [METHODS_EXPLAINED.format(batch=batch), "", tables[0], "", EVENTS_EXPLAINED, "", tables[1]]
+    )
+
+
+def _rows(columns: Mapping[str, Mapping[str, str]]) -> list[list[str]]:
+    """Rows of a table whose columns have the same keys."""
+    names = next(iter(columns.values()))
+    return [[name, *(column[name] for column in columns.values())] for name in names]
 
 
 METHODS_EXPLAINED = """\
@@ -396,6 +410,16 @@ An update at batch {batch} is forward, backward, clip_grad_norm_, penalties, ste
 each step, without their events. The first row is the CPU time of an update with Adam, the others are by how
 many percent longer it takes, with the flags' defaults: median and quartiles over repeats. "nap" is with layer
 normalization. AdamO and MuonO pull at every 10th step. "Adam again" would be 0 without noise."""
+
+EVENTS_EXPLAINED = """\
+An event, with the checks that follow it: CPU time in ms, median and quartiles. Methods that reset single
+units reset some, for which a new network is made."""
+
+ACTING: dict[str, dict[str, float]] = {
+    "redo": {"tau": 0.5}, "regrama": {"tau": 0.5}, "snr": {"longest": 1},
+    "continual_backprop": {"maturity": 0, "rate": 0.05}, "injection": {"after": 1},
+}  # fmt: skip
+"""Flags with which a method acts after a single gradient step."""
 
 OTHER_OPTIMIZERS: tuple[OptimConfig, ...] = (
     AdamWConfig(), AdamOConfig(iso=0.1), MuonConfig(), MuonOConfig(iso=0.1), UPGDConfig(), TRACConfig(),
@@ -405,14 +429,42 @@ OTHER_OPTIMIZERS: tuple[OptimConfig, ...] = (
 def method_updates(problem: Problem, normalized: Problem, batch: int) -> dict[str, Callable[[], None]]:
     """A function for each method and optimizer that makes one update of a copy of the problem's network."""
     loss = problem.loss(batch)
-    updates = {name: method_update(problem, AdamConfig(), (), loss, batch) for name in ("Adam", "Adam again")}
+    updates = {
+        name: method_update(problem, AdamConfig(), (), loss, batch)[0] for name in ("Adam", "Adam again")
+    }
     for name, config in METHODS.items():
         if name != "reorthogonalize":
             on = normalized if name == "nap" else problem
-            updates[name] = method_update(on, AdamConfig(), (config(),), loss, batch)
+            updates[name] = method_update(on, AdamConfig(), (config(),), loss, batch)[0]
     for optimizer in OTHER_OPTIMIZERS:
-        updates[f"optim:{optimizer.name}"] = method_update(problem, optimizer, (), loss, batch)
+        updates[f"optim:{optimizer.name}"] = method_update(problem, optimizer, (), loss, batch)[0]
     return updates
+
+
+def method_events(problem: Problem, batch: int, repeats: int = 3) -> dict[str, str]:
+    """CPU time of an event of each method that has any, as table cells."""
+    loss = problem.loss(batch)
+    kinds = {name: kind for name, kind in METHODS.items() if name not in ("nap", "reorthogonalize")}
+    found = {
+        name: [event_seconds(problem, kind, loss, batch) for _ in range(repeats)]
+        for name, kind in kinds.items()
+    }
+    return {name: ms(seconds) for name, seconds in found.items() if all(seconds)}
+
+
+def event_seconds(
+    problem: Problem, kind: type[MethodConfig], loss: Callable[[nn.Module], Tensor], batch: int
+) -> float:
+    """CPU time of the first event of a method; 0 if it has none."""
+    flags: dict[str, Any] = dict(ACTING.get(kind.name, {}))
+    if any(field.name == "every" for field in dataclasses.fields(kind)):
+        flags["every"] = 1
+    update, methods, data = method_update(problem, AdamConfig(), (kind(**flags),), loss, batch)
+    update()
+    start = time.process_time()
+    methods.between_steps(data)
+    methods.end_update(switched_at=1)
+    return time.process_time() - start if methods.changes else 0.0
 
 
 def method_update(
@@ -421,12 +473,12 @@ def method_update(
     configs: Sequence[MethodConfig],
     loss: Callable[[nn.Module], Tensor],
     batch: int,
-) -> Callable[[], None]:
-    """A function that makes one update of a copy of the problem's network with methods."""
+) -> tuple[Callable[[], None], Methods, Observations]:
+    """A function that makes one update of a copy of the problem's network; its methods; their minibatch."""
     network = copy.deepcopy(problem.network)
-    agent = network if isinstance(network, ppo.ActorCritic) else OnePart(network, problem.shape)
+    agent = as_agent(network, problem.shape)
     optimizer = config.build(agent, lr=1e-6, exclude=heads(agent))
-    methods = Methods(configs, Learner(agent, optimizer, lambda: copy.deepcopy(agent)))
+    methods = Methods(configs, Learner(agent, optimizer, lambda: as_agent(problem.new(), problem.shape)))
     data = Observations(torch.randn(batch, *problem.shape))
 
     def update() -> None:
@@ -438,7 +490,12 @@ def method_update(
         optimizer.step()
         methods.after_step()
 
-    return update
+    return update, methods, data
+
+
+def as_agent(network: nn.Module, shape: Sequence[int]) -> nn.Module:
+    """A network with parts: PPO's own, or any as the only one."""
+    return network if isinstance(network, ppo.ActorCritic) else OnePart(network, shape)
 
 
 class Observations(NamedTuple):

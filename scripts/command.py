@@ -13,7 +13,7 @@ from neoteny.runners.disk.preemption import end_at_signals
 
 HELP = """usage: neoteny COMMAND ...
 
-  list      agents, presets, streams, optimizers and methods
+  list      agents, presets, streams, optimizers, methods and arms
   train     train an agent: neoteny train ppo cartpole-rotations optim:adam
   sweep     train a grid of optimizers, flags and seeds
   compare   compare runs over seeds: tables and figures

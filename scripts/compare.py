@@ -21,10 +21,12 @@ from typing import Any, Literal
 import tyro
 
 from neoteny.configs.cli import launch_script, script_args
+from neoteny.configs.grid import note_of
 from neoteny.runners.args import RunArgs
 from neoteny.runners.board import is_charted
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file
+from neoteny.runners.disk.folder import check_file
 from neoteny.runners.disk.messages import warn
 from neoteny.runners.identity import resumable
 from neoteny.runners.pooled import write_pooled
@@ -39,6 +41,7 @@ from neoteny.scripts.comparison_tables import (
     held,
     isometry_table,
     markdown,
+    number,
     score_tables,
     stop_rule,
 )
@@ -49,7 +52,7 @@ with bad_input():  # the extra "analysis"
 
 ARM = ("optim.", "methods.", "note.", "seed.")
 """Flags that are always compared."""
-WATCHING = (*resumable(RunArgs()), "evaluate_at_switch.")
+WATCHING = (*resumable(RunArgs()), "evaluate_at_switch.", "seeds.")
 """Flags that change how a run is watched, kept or computed, but not what it learns."""
 
 
@@ -131,20 +134,26 @@ def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
 
 def arms_of(results: Sequence[Result]) -> list[Arm]:
     """The runs of a stream and an agent, grouped by optimizer, methods, note, and whatever flags differ."""
-    shown = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
+    differ = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
     variants: dict[str, list[Result]] = {}
     for result in results:
         variants.setdefault(result.place[2], []).append(result)
     arms: dict[str, dict[int, Result]] = {}
     for variant, alike in variants.items():
-        own = [name for name in differing(alike) if f"{name}.".startswith(ARM[:2])]
+        within = [name for name in differing(alike) if not f"{name}.".startswith(ARM[2:])]
+        between = [name for name in differ if name not in within and not _is_noted(name, alike[0], differ)]
         for result in alike:
-            words = [f"{name}={result.flags.get(name)}" for name in (*shown, *own)]
+            words = [f"{name}={result.flags.get(name)}" for name in (*between, *within)]
             arm = arms.setdefault(" ".join([variant, *words]), {})
             if result.seed in arm:
                 warn(f"warning: {result.folder} repeats {arm[result.seed].folder}: left out")
             arm.setdefault(result.seed, result)
     return [Arm(name, [seeds[seed] for seed in sorted(seeds)]) for name, seeds in sorted(arms.items())]
+
+
+def _is_noted(flag: str, result: Result, others: Sequence[str]) -> bool:
+    """Whether the note that a sweep gave to a run tells the value of a flag."""
+    return f"-{note_of(flag, result.flags.get(flag), others)}-" in f"-{result.place[2]}-"
 
 
 def comparable(arms: Sequence[Arm]) -> tuple[list[Arm], str]:
@@ -182,7 +191,7 @@ def unfinished_table(arms: Sequence[Arm]) -> str:
 
 def _so_far(result: Result) -> list[str]:
     score = result.scores.get("score/return_auc")
-    return ["-" if score is None else f"{score:.4g}"]
+    return ["-" if score is None else number(score)]
 
 
 def report(group: Group, arms: Sequence[Arm], baseline: str, args: Compare, note: str) -> Iterator[str]:
@@ -241,6 +250,9 @@ def as_csv(rows: Sequence[dict[str, Any]]) -> bytes:
 
 def main(args: Compare) -> int:
     """Print and write the comparison; exits with code 2 for runs that should not be compared."""
+    if args.out is not None:
+        with bad_input():
+            check_file(args.out)
     if args.stop_rule:
         with bad_input():
             importlib.import_module("adastop")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,15 @@ from neoteny.scripts.comparison_tables import Arm
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Styles = Mapping[str, dict[str, Any]]
+"""Name of an arm -> ``color`` and ``linestyle`` of its curve."""
 
 RETURNS = {
     "charts/episodic_return": "return",
     "charts/online_accuracy": "online accuracy",
+    "charts/online_negative_mse": "negative mean squared error, online",
     "task/return_auc": "return over each visit",
 }
 DIAGNOSTICS = {
@@ -33,9 +39,10 @@ ISOMETRY = {
     "isometry/ntk_participation_rank/*": "NTK participation rank",
 }
 GAPS = {
-    "base": "plasticity gap in area to a fresh agent with Adam (base)",
-    "own": "plasticity gap in area to a fresh agent of the same arm (own)",
+    "base": "gap in area, base: to a fresh agent with Adam",
+    "own": "gap in area, own: to a fresh agent of the arm",
 }
+COLORS, LINES = 10, ("-", "--", ":", "-.")  # the eleventh arm has the first colour, dashed
 SWITCHES = 60  # with more switches none are drawn, since the lines would hide the plot
 FEW_SEEDS = 4  # up to so many, the curves of the seeds are drawn instead of intervals, which would be huge
 
@@ -55,9 +62,11 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
-    from matplotlib.lines import Line2D
 
-    colors = {arm.name: f"C{number}" for number, arm in enumerate(arms)}
+    styles = {
+        arm.name: {"color": f"C{number % COLORS}", "linestyle": LINES[number // COLORS % len(LINES)]}
+        for number, arm in enumerate(arms)
+    }
     panels = panels_of(arms, isometry)
     columns = 2 if len(panels) < 5 else 3
     lines = max(1, -(-len(panels) // columns))
@@ -67,14 +76,11 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
         figure.set_layout_engine("constrained")
         for axis, (label, panel) in zip(axes.flat, panels.items()):
             axis.set_title(label, fontsize="medium")
-            by_visit = label.startswith(("return over", "plasticity gap"))
-            _draw_panel(axis, panel, colors, by_visit, _switches(arms))
+            by_visit = label.startswith(("return over", "gap"))
+            _draw_panel(axis, panel, styles, by_visit, _switches(arms))
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        handles = [Line2D([], [], color=color, label=name) for name, color in colors.items()]
-        longest = max(map(len, colors))
-        ncols = max(1, min(4, len(arms), 120 // longest))  # names may hold flags, and must fit
-        figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
+        _add_legend(figure, styles)
         figure.suptitle(title)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(f"{path}.png", dpi=130)
@@ -112,17 +118,29 @@ def _switches(arms: Sequence[Arm]) -> list[int]:
     return list(*found) if len(found) == 1 and len(min(found)) <= SWITCHES else []
 
 
+def _add_legend(figure: Figure, styles: Styles) -> None:
+    """Name the arms below the panels, in as many columns as fit."""
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], label=textwrap.fill(name, 80), **style) for name, style in styles.items()]
+    for columns in range(min(4, len(handles)), 0, -1):
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+        if columns == 1 or legend.get_window_extent().width < figure.bbox.width:
+            break
+        legend.remove()
+
+
 def _draw_panel(
-    axis: Axes, panel: dict[str, Points], colors: dict[str, str], by_visit: bool, switches: Sequence[int]
+    axis: Axes, panel: dict[str, Points], styles: Styles, by_visit: bool, switches: Sequence[int]
 ) -> None:
     """Draw the curves of a panel, name of the arm -> x (X,), and seeds (S, X)."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for name, (x, seeds) in panel.items():
-        color, marker = colors[name], "." if len(x) < 3 else None
+        color, marker = styles[name]["color"], "." if len(x) < 3 else None
         seeds = np.where(np.isfinite(seeds).all(0), seeds, np.nan)
         middle, low, high = _interval(seeds)
-        axis.plot(x, middle, color=color, linewidth=1.8, marker=marker, zorder=3)
+        axis.plot(x, middle, **styles[name], linewidth=1.8, marker=marker, zorder=3)
         if len(seeds) <= FEW_SEEDS:
             axis.plot(x, seeds.T, color=color, linewidth=0.7, alpha=0.45, zorder=2)
         else:

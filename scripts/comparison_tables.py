@@ -15,6 +15,7 @@ from neoteny.runners.scores import area_per_task
 # Column -> the score that it shows.
 RETURNS = {
     "mean return": "score/return_auc",
+    "human-normalized": "score/human_normalized",
     "early third": "score/early_third",
     "middle third": "score/middle_third",
     "late third": "score/late_third",
@@ -145,7 +146,13 @@ def _with_interval(values: Sequence[float], seeds: int) -> str:
         return "-"
     middle, low, high = iqm_interval(np.array(values))
     only = "" if len(values) == seeds else f", {len(values)} seeds"
-    return f"{middle:.4g}" if len(values) == 1 else f"{middle:.4g} ({low:.4g} to {high:.4g}{only})"
+    shown, interval = number(middle), f"{number(low)} to {number(high)}"
+    return shown if len(values) == 1 else f"{shown} ({interval}{only})"
+
+
+def number(value: float) -> str:
+    """A number with four digits, or all before the point: 0.2514, 1,285."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _last_cell(tag: str) -> Callable[[Arm], str]:

@@ -29,6 +29,7 @@ from neoteny.runners.disk.appended import VISITS, read_rows
 from neoteny.runners.disk.checkpoint import DamagedError, checkpoints, read_checkpoint
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.files import replace_file, write_json
+from neoteny.runners.disk.folder import check_file
 from neoteny.runners.disk.messages import protect_output, tell, tolerant, warn
 from neoteny.runners.evaluation import LONGEST, Act, Played, play
 from neoteny.runners.sources import Sources
@@ -64,7 +65,7 @@ class Evaluate:
     """Device of the network: cpu, cuda, cuda:1, ..."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, ("episodes",), at_least=1)
+        check_numbers(self, ("episodes",), at_least=1, at_most=10**6)
 
 
 class Policy(NamedTuple):
@@ -195,6 +196,8 @@ def table(played: dict[int, Played]) -> str:
 def main(args: Evaluate) -> int:
     """Play and print the table."""
     with bad_input():
+        for path in filter(None, (args.gif, args.json)):
+            check_file(path)
         for name in args.modules:
             import_typed(f"{name}:")
         policy = load(args.folder, args.agent, args.stream or None, args.device)
@@ -204,6 +207,8 @@ def main(args: Evaluate) -> int:
                 raise ValueError(f"--task must be one of {', '.join(map(str, tasks))}, not {args.task}")
             tasks = [args.task]
     torch.set_num_threads(policy.args.threads)
+    for path in filter(None, (args.gif, args.json)):
+        path.parent.mkdir(parents=True, exist_ok=True)
     played: dict[int, Played] = {}
     for task in tqdm(tasks, unit="task", file=tolerant(sys.stderr), disable=len(tasks) == 1):
         if args.gif and task == tasks[0]:

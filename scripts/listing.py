@@ -1,4 +1,4 @@
-"""What `neoteny list` shows: agents, presets, streams, optimizers and methods, each in a line."""
+"""What `neoteny list` shows: agents, presets, streams, optimizers, methods and arms, each in a line."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import gymnasium as gym
 
 import neoteny.agents
+from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import FOR_IDS
 from neoteny.configs.flags import OPTIMIZERS
 from neoteny.envs import config as _streams  # noqa: F401  (registers them)
@@ -61,8 +62,16 @@ def methods() -> Lines:
         yield f"--methods.{name}", first_line(inspect.getdoc(kind))
 
 
+def arms() -> Lines:
+    """The arms of comparisons, for ``sweep --arms``."""
+    for name, arm in ARMS.items():
+        methods = () if arm.methods == "none" else (f"--methods.{each}" for each in arm.methods.split("+"))
+        words = " ".join([f"optim:{arm.optim}", *methods, *arm.words])
+        yield name, f"{words}, tuned: --{arm.flag} {' '.join(arm.values)}"
+
+
 KINDS: dict[str, Callable[[], Lines]] = {
-    each.__name__: each for each in (agents, presets, streams, optimizers, methods)
+    each.__name__: each for each in (agents, presets, streams, optimizers, methods, arms)
 }
 
 

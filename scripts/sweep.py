@@ -24,8 +24,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import script_args
+from neoteny.configs.flags import no_such, with_flags
 from neoteny.configs.grid import Agent, Arm, Point, combinations, point, values_of
+from neoteny.configs.limits import check_repeated
 from neoteny.configs.words import words_of
 from neoteny.runners import references, tuning
 from neoteny.runners.disk.attempts import latest_attempt
@@ -56,14 +59,17 @@ class Sweep:
     """Optimizers to train with."""
     methods: tuple[str, ...] = ("none",)
     """Plasticity methods to train with: "none", the name of one, or names joined by +."""
+    arms: tuple[str, ...] = ()
+    """Instead of --optims and --methods: arms by name, each with its own flag to tune and three values of it;
+    `neoteny list arms` shows them."""
     seeds: tuple[int, ...] = (1, 2, 3)
     """Seeds to train with."""
     over: tyro.conf.UseAppendAction[tuple[tuple[str, ...], ...]] = ()
     """A flag and its values, such as lr 1e-3 3e-4; once for each flag. Runs whose optimizer, methods or agent
     do not have the flag are trained without it."""
-    reference: Literal["none", "fresh"] = "none"
+    reference: Literal["none", "base", "fresh"] = "none"
     """Also train fresh agents on each task of each run, with the budget of one visit, for the plasticity
-    gap: with Adam and no method, and with the optimizer and methods of the run."""
+    gap: with Adam and no method (base), or these and others with the optimizer and methods of the run."""
     tune_on: float | None = None
     """Choose among the values of --over by trials on this first share of the stream, such as 0.2; then train
     with the best values of each optimizer and methods."""
@@ -72,6 +78,9 @@ class Sweep:
     trials: int | None = None
     """Trials for each optimizer and methods: drawn from the values of --over, or by Optuna from a range such
     as 1e-4..1e-2; by default all combinations."""
+    batch_seeds: int = 1
+    """Train up to this many seeds in one process, several times as fast in all, with agents and methods that
+    allow it; the results are those of separate runs but for rounding."""
     jobs: int | None = None
     """Number of runs in parallel; by default as many as the cores that the sweep may use, or the shares of
     GPUs."""
@@ -88,11 +97,16 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Refuse settings that contradict each other or would do nothing."""
-        check_numbers(self, ("retries",), at_least=0)
+        check_numbers(self, ("retries",), at_least=0, at_most=1_000)
         check_numbers(self, ("gpus_per_run",), at_least=0, at_most=1)
-        for name in ("jobs", "trials"):
+        check_numbers(self, ("batch_seeds",), at_least=1, at_most=1_000)
+        for name, most in (("jobs", 1_000), ("trials", 10**6)):
             if getattr(self, name) is not None:
-                check_numbers(self, (name,), at_least=1)
+                check_numbers(self, (name,), at_least=1, at_most=most)
+        if self.arms and (self.optims, self.methods) != (Sweep.optims, Sweep.methods):
+            raise ValueError("--arms are optimizers and methods: they take neither --optims nor --methods")
+        if unknown := [name for name in self.arms if name not in ARMS]:
+            raise ValueError(no_such("arm", unknown[0], ARMS, "neoteny list arms"))
         if any(len(words) < 2 for words in self.over):
             raise ValueError("--over takes a flag and its values, such as lr 1e-3 3e-4")
         flags = [words[0].replace("-", "_") for words in self.over]
@@ -105,7 +119,7 @@ class Sweep:
                 raise ValueError("--tune-seeds and --trials do nothing without --tune-on")
             return
         check_numbers(self, ("tune_on",), above=0, at_most=1)
-        if not self.over or not self.tune_seeds:
+        if not (self.over or self.arms) or not self.tune_seeds:
             raise ValueError("--tune-on needs --over, what is chosen, and --tune-seeds, apart from --seeds")
         if shared := set(self.tune_seeds) & set(self.seeds):
             raise ValueError(f"--tune-seeds and --seeds must differ, but share {sorted(shared)}")
@@ -125,8 +139,18 @@ def arms_of(sweep: Sweep, flags: Sequence[str]) -> list[Arm]:
         ("--stream.id", id) for id in sweep.streams
     ]
     agents = [agent_of(name) for name in sweep.agents]
-    product = itertools.product(agents, begins or [(DEFAULT,)], sweep.optims, sweep.methods)
-    return [Arm(agent, begin, optim, methods, tuple(flags)) for agent, begin, optim, methods in product]
+    places = list(itertools.product(agents, begins or [(DEFAULT,)]))
+    if sweep.arms:
+        return [
+            Arm(agent, begin, arm.optim, arm.methods, tuple(flags), arm.words, {arm.flag: arm.values})
+            for agent, begin in places
+            for arm in map(ARMS.__getitem__, sweep.arms)
+        ]
+    return [
+        Arm(agent, begin, optim, methods, tuple(flags))
+        for agent, begin in places
+        for optim, methods in itertools.product(sweep.optims, sweep.methods)
+    ]
 
 
 def points_of(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
@@ -147,7 +171,7 @@ def points_of(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
 
 
 def spaces_of(arms: Sequence[Arm], over: Mapping[str, Sequence[str]]) -> list[dict[str, Sequence[str]]]:
-    """For each arm, the flags of the grid that it has; the command line refuses a flag that none has."""
+    """For each arm, the flags of the grid that it has, and its own; a flag that none has is refused."""
     spaces = [values_of(arm, over) for arm in arms]
     for flag, values in over.items():
         if not any(flag in space for space in spaces):
@@ -161,6 +185,29 @@ def job_of(point: Point, seed: int) -> Job:
     folder = point.folder(seed)
     replaces = finished_at(folder) if point.args.overwrite else None
     return Job(point.command(sys.executable, seed), folder, replaces)
+
+
+def jobs_of(points: Sequence[Point], seeds: Sequence[int], batch: int) -> list[Job]:
+    """The runs of points of the grid with all seeds, at most ``batch`` of them in a process where it can be.
+
+    Seeds that are trained one by one nevertheless are reported, with the reason.
+    """
+    parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
+    alone: dict[str, None] = {}
+    jobs = []
+    for part in parts:
+        for each in points:
+            if len(part) > 1 and not (reason := each.refuses_together(part)):
+                *others, path = map(each.folder, part)
+                replaces = finished_at(path) if each.args.overwrite else None
+                jobs.append(Job(each.together(sys.executable, part), path, replaces, tuple(others)))
+            else:
+                if len(part) > 1:
+                    alone[f"{each.folder(part[0]).parent}: {reason}"] = None
+                jobs += [job_of(each, seed) for seed in part]
+    for reason in alone:
+        tell(reason)
+    return jobs
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:
@@ -183,21 +230,22 @@ class References:
     Args:
         points: of the grid.
         seeds: of the runs.
+        own: whether there are references with the optimizer and methods of each run too.
 
     Raises:
         ValueError: a stream does not switch, or a visit is shorter than an update.
     """
 
-    def __init__(self, points: Sequence[Point], seeds: Sequence[int]) -> None:
+    def __init__(self, points: Sequence[Point], seeds: Sequence[int], own: bool = True) -> None:
         self.jobs: dict[Path, Job] = {}
         self.of_run: dict[Path, dict[str, dict[int, Path]]] = {}
         self._words: dict[Any, list[str]] = {}
         for each in points:
-            base = {flag: v for flag, v in each.values.items() if not f"{flag}.".startswith(OF_OPTIMIZER)}
-            kinds = {
-                "base": references.base_args(point(each.arm, base).args),
-                "own": each.args,
-            }
+            plain = dataclasses.replace(each.arm, methods="none", own=(), over={})
+            values = {flag: v for flag, v in each.values.items() if not f"{flag}.".startswith(OF_OPTIMIZER)}
+            kinds = {"base": references.base_args(point(plain, values).args)}
+            if own:
+                kinds["own"] = each.args
             code = references.code_of(each.arm.agent.file)
             for seed in seeds:
                 self.of_run[each.folder(seed)] = {
@@ -214,7 +262,7 @@ class References:
         for task in references.tasks_of(of_run):
             alone = references.with_task(common, of_run, task, code)
             folders[task] = run_folder(str(agent.file), alone)
-            words = [*self._words[key], *references.task_words(alone)]
+            words = with_flags(self._words[key], references.task_words(alone))
             job = Job((sys.executable, str(agent.file), *words), folders[task])
             self.jobs.setdefault(folders[task], job)
         return folders
@@ -246,7 +294,7 @@ def tune(sweep: Sweep, arms: Sequence[Arm]) -> list[Point]:
             for arm, of_arm in zip(arms, proposed)
         ]
         points = [each for of_arm in made for _, each in of_arm]
-        jobs = distinct([job_of(each, seed) for seed in sweep.tune_seeds for each in points])
+        jobs = distinct(jobs_of(points, sweep.tune_seeds, sweep.batch_seeds))
         if sweep.dry_run and not all(job.is_done() for job in jobs):
             list_commands(jobs)
             tell("the other runs depend on the results of these")
@@ -325,7 +373,7 @@ def list_commands(jobs: Sequence[Job]) -> None:
             state = "finished"
         elif not job.path.parent.exists():
             state = "not started"
-        elif (held := claim(job.path)) is None:
+        elif (held := claim(job.path, *job.others)) is None:
             state = "running"
         else:
             held.release()
@@ -359,10 +407,13 @@ def main(sweep: Sweep, flags: Sequence[str] = ()) -> int:
 
 
 def _main(sweep: Sweep, flags: Sequence[str]) -> int:
+    check_repeated(flags, Sweep)
     arms = arms_of(sweep, flags)
     points = tune(sweep, arms) if sweep.tune_on is not None else points_of(sweep, arms)
-    jobs = distinct([job_of(each, seed) for seed in sweep.seeds for each in points])
-    added = References(points, sweep.seeds) if sweep.reference == "fresh" else None
+    jobs = distinct(jobs_of(points, sweep.seeds, sweep.batch_seeds))
+    added = None
+    if sweep.reference != "none":
+        added = References(points, sweep.seeds, own=sweep.reference == "fresh")
     if added is not None:
         there = sum(job.is_done() for job in added.jobs.values())
         tell(f"{len(added.jobs)} references, of which {there} are there already")
@@ -377,7 +428,7 @@ def _main(sweep: Sweep, flags: Sequence[str]) -> int:
     todo = [job for job in jobs if not job.is_done()]
     outcomes = train(sweep, todo, [each.args for each in points])
     if added is not None:
-        added.write(job.path for job in jobs)
+        added.write(path for job in jobs for path in (job.path, *job.others))
     code = report(todo, len(jobs) - len(todo), outcomes)
     return code or int(len(points) < len(arms))
 

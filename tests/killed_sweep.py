@@ -1,6 +1,7 @@
 """Sweeps whose processes are killed at random moments, for tests, and for larger numbers as a script.
 
 python -m tests.killed_sweep --runs 8 --kills 30 --sweeps 2 --seed 1
+python -m tests.killed_sweep --real --runs 4 --kills 10 --steps 4096
 """
 
 import argparse
@@ -24,6 +25,17 @@ def stub_jobs(folder, runs, steps=20, pause=0.01):
     """Jobs of stand-ins for runs."""
     folders = [folder / f"s{number}" for number in range(runs)]
     return [Job((sys.executable, str(STUB), str(each), str(steps), str(pause)), each) for each in folders]
+
+
+def real_jobs(folder, runs, steps):
+    """Jobs of tiny runs of PPO, and their arguments."""
+    from neoteny.runners.disk.folder import run_folder
+    from tests.tiny_runs import FLAGS, ROOT, small  # only here, since it takes seconds
+
+    args = [small(folder, seed=seed, total_steps=steps) for seed in range(1, runs + 1)]
+    common = (sys.executable, str(ROOT / "agents" / "ppo.py"), *FLAGS.split(), "--total-steps", str(steps))
+    own = [("--runs-dir", str(folder), "--seed", str(each.seed)) for each in args]
+    return [Job((*common, *words), run_folder("ppo", each)) for words, each in zip(own, args)], args
 
 
 def sweep(jobs, width):
@@ -90,21 +102,35 @@ def running(jobs):
 
 
 def main():
-    """Kill stand-ins for runs, or the runs of the flags after --, and print what became of them."""
+    """Kill stand-ins for runs, or real ones, and print what became of them."""
     parser = argparse.ArgumentParser()
     for name, default in (("runs", 8), ("kills", 30), ("sweeps", 2), ("seed", 1), ("steps", 50)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--pause", type=float, default=0.1, help="mean seconds between kills")
+    parser.add_argument("--real", action="store_true", help="tiny runs of PPO instead of stand-ins")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        calm, wild = (
-            stub_jobs(Path(folder) / name, args.runs, args.steps, 0.02) for name in ("calm", "wild")
-        )
-        run_all(calm, make_slots(4))
-        killed = disturb(wild, args.kills, args.sweeps, random.Random(args.seed), limit=600)
-        same = [summary(job) == summary(other) for job, other in zip(calm, wild)]
+        places = [Path(folder) / name for name in ("calm", "wild")]
+        if args.real:
+            (calm, ends), (wild, others) = (real_jobs(place, args.runs, args.steps) for place in places)
+        else:
+            calm, wild = (stub_jobs(place, args.runs, args.steps, 0.02) for place in places)
+            ends, others = calm, wild
+        run_all(calm, make_slots(2 if args.real else 4))
+        killed = disturb(wild, args.kills, args.sweeps, random.Random(args.seed), args.pause, limit=3600)
+        same = [left(one, args.real) == left(other, args.real) for one, other in zip(ends, others)]
         attempts = sum(len(list((job.path / "attempts").iterdir())) for job in wild)
         print(f"killed: {killed.count('run')} runs, {killed.count('sweep')} sweeps; ", end="")
         print(f"{sum(same)} of {args.runs} equal, {attempts} attempts, {wrong(wild)} wrong")
+
+
+def left(run, is_real):
+    """What a run has left: of a job of a stand-in, or of the arguments of a real run."""
+    if not is_real:
+        return summary(run)
+    from tests.tiny_runs import outcome
+
+    return {name: value for name, value in outcome(run).items() if name != "points"}
 
 
 def summary(job):

@@ -37,6 +37,10 @@ TOGETHER = 16
 """Layouts that are renewed at once, since a tensor operation for one costs as much as for all of them."""
 
 
+MOST_LAYOUTS = 2**16
+"""Drawing them takes a minute, at the start and at each switch."""
+
+
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
     """MiniGrid as tensors on the agent's device."""
@@ -78,9 +82,10 @@ class GridConfig:
         return observation_spec(env)
 
     def check(self, num_envs: int) -> None:
-        """Raise ValueError unless ``layouts`` is a power of two."""
-        if self.layouts < 1 or self.layouts & (self.layouts - 1):
-            raise ValueError(f"--stream.grid.layouts must be a power of two, not {self.layouts}")
+        """Raise ValueError unless ``layouts`` is a power of two, and not too large to be drawn."""
+        if not 1 <= self.layouts <= MOST_LAYOUTS or self.layouts & (self.layouts - 1):
+            allowed = f"a power of two up to {MOST_LAYOUTS:,}"
+            raise ValueError(f"--stream.grid.layouts must be {allowed}, not {self.layouts}")
 
     def make(
         self, task: TaskFunction, spaces: Spaces, num_envs: int, device: torch.device | str | None

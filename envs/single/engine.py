@@ -30,6 +30,8 @@ from neoteny.envs.tasks import (
 )
 
 LONG = 1_000_000  # steps of an episode whose replay is worth a warning
+MOST_ENVS = 2**14
+MOST_WORKERS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +64,20 @@ class SingleConfig:
         return None
 
     def check(self, num_envs: int) -> None:
-        """Raise ValueError if there are more workers than environments."""
-        if not 0 <= self.workers <= num_envs:
+        """Raise ValueError if there are more workers than environments, or than a machine can run."""
+        if not 0 <= self.workers <= min(num_envs, MOST_WORKERS):
+            why = "the number of environments" if num_envs <= MOST_WORKERS else "each a process of 200 MB"
             raise ValueError(
-                f"--stream.single.workers must be 0 to {num_envs}, the number of environments, "
+                f"--stream.single.workers must be 0 to {min(num_envs, MOST_WORKERS)}, {why}, "
                 f"not {self.workers}"
             )
 
     def make(
         self, task: TaskFunction, spaces: Spaces, num_envs: int, device: torch.device | str | None
     ) -> SingleEngine:
-        """An engine for N sub-environments."""
+        """An engine for N sub-environments; ValueError if they are too many to be stepped one by one."""
+        if num_envs > MOST_ENVS:
+            raise ValueError(f"at most {MOST_ENVS:,} environments are stepped one by one, not {num_envs:,}")
         return SingleEngine(task, spaces, num_envs, self.workers, self.replay)
 
 

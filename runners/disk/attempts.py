@@ -105,7 +105,8 @@ def begin_attempt(folder: Path) -> Attempt:
             descriptor = os.open(attempt_file(folder, number), os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         except FileExistsError:  # the lock was not respected
             continue
-        os.write(descriptor, who)
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(who)
         if fcntl is not None:
             with contextlib.suppress(OSError):  # the file system has no locks
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

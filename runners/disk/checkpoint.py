@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -97,6 +98,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*"))
 
 
+def step_of(checkpoint: Path) -> int:
+    """Environment steps of a run when it was saved."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
 def newest_manifest(folder: Path) -> bytes | None:
     """The manifest of the newest checkpoint, which identifies it; ``None`` if there is no checkpoint."""
     try:
@@ -106,13 +112,14 @@ def newest_manifest(folder: Path) -> bytes | None:
 
 
 def find_checkpoint(
-    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None
+    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None, step: float = math.inf
 ) -> tuple[dict[str, Any] | None, dict[Path, DamagedError]]:
     """Read the newest intact checkpoint, and change nothing.
 
     Args:
         folder: of the run's checkpoints.
         check: raises :class:`DamagedError` if a state does not match the other files of the run.
+        step: checkpoints after this one are left out.
 
     Returns:
         The state, tensors on the CPU, or ``None`` if there is none; and the newer, damaged checkpoints.
@@ -122,6 +129,8 @@ def find_checkpoint(
     """
     damaged: dict[Path, DamagedError] = {}
     for checkpoint in reversed(checkpoints(folder)):
+        if step_of(checkpoint) > step:
+            continue
         try:
             state = read_checkpoint(checkpoint)
             check(state)
@@ -129,6 +138,13 @@ def find_checkpoint(
         except DamagedError as damage:
             damaged[checkpoint] = damage
     return None, damaged
+
+
+def remove_later(folder: Path, step: float) -> None:
+    """Remove the checkpoints after a step."""
+    for checkpoint in checkpoints(folder):
+        if step_of(checkpoint) > step:
+            _remove(checkpoint)
 
 
 def load_checkpoint(

@@ -13,32 +13,50 @@ except ImportError:  # on Windows, where two sweeps must not share a folder
 
 
 class Claim:
-    """The right to work on a run, a locked file beside its folder.
+    """The right to work on runs, a locked file beside the folder of each.
 
     The operating system releases the lock when the last process that has the file open ends, however it
-    ends. A command that inherits :attr:`descriptor` holds the claim too, so that a run keeps it when the
+    ends. A command that inherits :attr:`descriptors` holds the claim too, so that a run keeps it when the
     sweep that started it is killed.
     """
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.path, self.descriptor = path, descriptor
+    def __init__(self) -> None:
+        self.paths: list[Path] = []
+        self.descriptors: list[int] = []
 
     def release(self) -> None:
         """Give the claim up."""
-        with contextlib.suppress(OSError):  # another file system may not remove a file that is open
-            self.path.unlink()
-        os.close(self.descriptor)
+        for path, descriptor in zip(self.paths, self.descriptors):
+            with contextlib.suppress(OSError):  # another file system may not remove a file that is open
+                path.unlink()
+            os.close(descriptor)
 
 
-def claim(run: Path) -> Claim | None:
-    """Claim a run; ``None`` if another process, on this machine or another, has claimed it.
+def claim(*runs: Path) -> Claim | None:
+    """Claim runs; ``None`` if another process, on this machine or another, has claimed one of them.
 
     Args:
-        run: folder of the run, which need not exist.
+        runs: folders of the runs, which need not exist.
 
     Raises:
-        OSError: the folder beside it cannot be written, or its file system has no locks.
+        OSError: the folder beside one cannot be written, or its file system has no locks.
     """
+    claimed = Claim()
+    try:
+        for run in sorted(runs):
+            if (one := _lock(run)) is None:
+                claimed.release()
+                return None
+            claimed.paths.append(one[0])
+            claimed.descriptors.append(one[1])
+    except BaseException:
+        claimed.release()
+        raise
+    return claimed
+
+
+def _lock(run: Path) -> tuple[Path, int] | None:
+    """Lock the file of a run; returns its path and descriptor, ``None`` if another process has locked it."""
     path = run.with_name(f".{run.name}.claim")
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +65,7 @@ def claim(run: Path) -> Claim | None:
             if fcntl is not None:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return Claim(path, descriptor)
+                return path, descriptor
         except BlockingIOError:
             os.close(descriptor)
             return None

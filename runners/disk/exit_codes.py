@@ -35,6 +35,9 @@ class Stop(SystemExit):
     """The end of a program by :func:`stop`, as opposed to an environment that calls ``sys.exit``."""
 
 
+MOST = 10**12
+"""The largest whole number besides seeds: a thousand times the longest runs of the literature, in steps."""
+
 # Importable name -> the extra of this project that installs it.
 EXTRAS = {
     "ale_py": "atari",
@@ -69,8 +72,8 @@ def check_numbers(
 
 
 @contextlib.contextmanager
-def bad_input() -> Iterator[None]:
-    """Turn any exception in this block into exit code 2 with a one-line message.
+def bad_input(before: str = "") -> Iterator[None]:
+    """Turn any exception in this block into exit code 2 with a one-line message, after the words ``before``.
 
     So is a ``sys.exit`` of the user's code, but not :func:`stop`.
     """
@@ -79,7 +82,7 @@ def bad_input() -> Iterator[None]:
     except Stop:
         raise
     except (Exception, SystemExit) as error:
-        stop(ExitCode.BAD_INPUT, reason(error))
+        stop(ExitCode.BAD_INPUT, f"{before}{reason(error)}")
 
 
 def reason(error: BaseException) -> str:

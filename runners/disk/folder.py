@@ -6,6 +6,7 @@ only if, the run is finished.
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -15,6 +16,9 @@ from torch.optim import Optimizer
 
 from neoteny.optim import optimizer_name
 from neoteny.runners.disk.exit_codes import ExitCode, stop
+
+LONGEST_NAME = 255  # bytes, of common file systems
+LONGEST_PATH = 4_096 - 256  # bytes, which leaves room for what a run writes
 
 
 def agent_name(agent: str) -> str:
@@ -51,12 +55,39 @@ def finished_at(folder: Path) -> int | None:
         return None
 
 
+def check_path(folder: Path) -> None:
+    """Raise ValueError if no folder of this name can be made, or nothing can be written into it."""
+    folder = folder.absolute()
+    for name in folder.parts:
+        if len(os.fsencode(name)) > LONGEST_NAME:
+            raise ValueError(f"{name[:40]}... is longer than the {LONGEST_NAME} bytes of a folder's name")
+    if len(os.fsencode(folder)) > LONGEST_PATH:
+        raise ValueError(f"{str(folder)[:40]}... is longer than the {LONGEST_PATH:,} bytes of a run's path")
+    above = next(path for path in (folder, *folder.parents) if path.exists() or path.is_symlink())
+    if not above.is_dir():
+        raise ValueError(f"{above} is not a folder, so no run can be written there")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{above} cannot be written")
+
+
+def check_file(path: Path) -> None:
+    """Raise ValueError if no file of this name can be written, in a folder that may have to be made."""
+    check_path(path.absolute().parent)
+    if len(os.fsencode(path.name)) > LONGEST_NAME - 8:  # which leaves room for an ending
+        raise ValueError(f"{path.name[:40]}... is longer than the {LONGEST_NAME - 8} bytes of a file's name")
+    if path.is_dir() or not path.name:
+        raise ValueError(f"{path} is a folder, not a file")
+
+
 def check_folder(folder: Path, overwrite: bool) -> None:
     """Exit with code 2 if a run cannot start or resume in the folder."""
     if is_finished(folder) and not overwrite:
         reason = f"{folder} holds a finished run; --overwrite replaces it, --note names another"
         stop(ExitCode.BAD_INPUT, reason)
     ours = any((folder / name).exists() for name in ("args.json", "attempts"))
+    links = [name for name in ("attempts", "checkpoint") if (folder / name).is_symlink()]
+    if links and is_finished(folder):
+        stop(ExitCode.BAD_INPUT, f"{folder / links[0]} is a link: remove it to replace the run")
     if folder.exists() and not ours and any(folder.iterdir()):
         stop(ExitCode.BAD_INPUT, f"{folder} is not empty and holds no run")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from neoteny.runners.disk.checkpoint import (
     check_not_lost,
     find_checkpoint,
     newest_manifest,
+    remove_later,
     set_aside,
 )
 from neoteny.runners.disk.events import check_event_files, cut_event_files
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.files import remove_temporary, write_json
 from neoteny.runners.disk.folder import check_folder, clear_folder, is_finished
+from neoteny.runners.disk.forms import check_state
 from neoteny.runners.disk.messages import warn
 
 State = dict[str, Any]
@@ -27,7 +30,11 @@ Seen = tuple[bool, bytes | None]
 
 
 def open_run(
-    folder: Path, config: Mapping[str, Any], check: Callable[[Mapping[str, Any]], None], overwrite: bool
+    folder: Path,
+    config: Mapping[str, Any],
+    check: Callable[[Mapping[str, Any]], None],
+    overwrite: bool,
+    step: float = math.inf,
 ) -> tuple[Attempt, State | None]:
     """Make this process the owner of a run, and restore its folder to the state of the last checkpoint.
 
@@ -40,6 +47,7 @@ def open_run(
         check: raises ValueError if a checkpoint's state belongs to another run; the folder's name is put
             before the message.
         overwrite: replace a finished run.
+        step: that the run goes on from at the latest; checkpoints after it are removed.
 
     Returns:
         The ownership, and the state of the last checkpoint; ``None`` if the run starts from the beginning.
@@ -52,13 +60,13 @@ def open_run(
     while True:
         check_folder(folder, overwrite)
         seen = _seen(folder)
-        state, damaged = _read(folder, check, seen)
+        state, damaged = _read(folder, check, step, seen)
         with locked(folder):
             if _seen(folder) != seen:
                 continue
             attempt = begin_attempt(folder)
             try:
-                _restore(attempt, state, damaged)
+                _restore(attempt, state, damaged, step)
                 write_json(folder / "args.json", config)
             except BaseException:
                 attempt.close()
@@ -72,13 +80,15 @@ def _seen(folder: Path) -> Seen:
 
 
 def _read(
-    folder: Path, check: Callable[[Mapping[str, Any]], None], seen: Seen
+    folder: Path, check: Callable[[Mapping[str, Any]], None], step: float, seen: Seen
 ) -> tuple[State | None, dict[Path, DamagedError]]:
     """Read and check the last checkpoint's state, as :func:`find_checkpoint` does; none if finished."""
     if is_finished(folder):
         return None, {}
     try:
-        state, damaged = find_checkpoint(folder / "checkpoint", lambda state: _check_files(folder, state))
+        state, damaged = find_checkpoint(
+            folder / "checkpoint", lambda state: _check_contents(folder, state), step
+        )
         if state is not None:
             check(state)
         elif _seen(folder) == seen:  # else another process has removed what was being read
@@ -90,19 +100,16 @@ def _read(
     return state, damaged
 
 
-def _check_files(folder: Path, state: State) -> None:
-    """Raise DamagedError if a file that has grown since a checkpoint is shorter than it was then."""
-    check_event_files(folder, state["event_files"])
-    check_size(folder / VISITS, state.get("visits_size", 0))
-
-
-def _restore(attempt: Attempt, state: State | None, damaged: Mapping[Path, DamagedError]) -> None:
+def _restore(
+    attempt: Attempt, state: State | None, damaged: Mapping[Path, DamagedError], step: float
+) -> None:
     """Restore a folder to the state of a checkpoint, or clear it; what a killed process left is removed."""
     folder = attempt.folder
     for place in (folder, *(folder / name for name in ("checkpoint", "videos", "pictures"))):
         remove_temporary(place)
     set_aside(damaged)
     attempt.check()
+    remove_later(folder / "checkpoint", step)
     if state is not None:
         cut_event_files(folder, state["event_files"])
         cut(folder / VISITS, state.get("visits_size", 0))
@@ -112,6 +119,16 @@ def _restore(attempt: Attempt, state: State | None, damaged: Mapping[Path, Damag
     if (folder / "args.json").exists() and not is_finished(folder):
         warn(f"{folder} holds no checkpoint yet: the run starts from the beginning")
     clear_folder(folder)
+
+
+def _check_contents(folder: Path, state: Any) -> None:
+    """Raise DamagedError if a state is not one of a run, or the run's event files do not match it."""
+    try:
+        check_state(state)
+    except (ValueError, TypeError) as error:
+        raise DamagedError(f"a checkpoint in {folder} is not one of a run ({error})") from error
+    check_event_files(folder, state["event_files"])
+    check_size(folder / VISITS, state.get("visits_size", 0))
 
 
 def _remove_videos(folder: Path, after: int) -> None:

@@ -52,6 +52,12 @@ class Preemption:
                 number: signal.SIG_IGN if handler is _end else handler for number, handler in before.items()
             }
 
+    def __enter__(self) -> Preemption:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.restore()
+
     def restore(self) -> None:
         """Restore the signal handlers from before the run; after :func:`end_at_signals`, ignore signals."""
         if threading.current_thread() is threading.main_thread():

@@ -24,6 +24,10 @@ from neoteny.runners.probes.plasticity import NextTask, plasticity
 __all__ = ["NextTask", "ProbeConfig", "Probes", "measure", "snapshot", "update_norms"]
 
 
+MOST = {"samples": 10_000, "ntk_samples": 1_000, "plasticity_samples": 10_000, "plasticity_steps": 10**6}
+"""Largest amounts: what is measured grows with the sample times the widths, or with its square."""
+
+
 @dataclass(frozen=True)
 class ProbeConfig:
     """What the plasticity probes measure, and how often."""
@@ -49,8 +53,8 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         """Refuse negative intervals and numbers of samples below 1."""
         check_numbers(self, ("every", "full_every", "plasticity_every"), at_least=0, prefix="probes.")
-        amounts = ("samples", "ntk_samples", "plasticity_samples", "plasticity_steps")
-        check_numbers(self, amounts, at_least=1, prefix="probes.")
+        for name, most in MOST.items():
+            check_numbers(self, (name,), at_least=1, at_most=most, prefix="probes.")
 
     def unused(self) -> dict[str, str]:
         """Flags that have no effect with the current values of the others -> why."""

@@ -10,7 +10,7 @@ from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamConfig, AdamOConfig, MuonConfig
-from neoteny.optim.regularizers import IsometryConfig
+from neoteny.optim.spectrum import IsometryConfig
 from neoteny.runners.capture import WARM_UP, Capture, CaptureError
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig

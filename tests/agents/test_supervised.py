@@ -18,7 +18,7 @@ from neoteny.configs.supervised import PRESETS
 from neoteny.envs.datasets import digits
 from neoteny.envs.supervised import Batch
 from neoteny.runners.disk.folder import run_folder
-from tests.envs.test_datasets import write_cifar
+from tests.envs.test_datasets import write_cifar, write_mnist
 from tests.events import scalars
 from tests.killed import die
 from tests.recorded_graph import RecordedCapture
@@ -151,6 +151,25 @@ def test_a_compiled_loss_is_nearly_the_same(tmp_path):
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
+REGRESSION = "slowly-changing-regression --num-tasks 2 --batch-size 100 --probes.no-pictures"
+
+
+def test_a_regression_is_scored_by_its_error(tmp_path, monkeypatch):
+    args = cli(Args, PRESETS, [*REGRESSION.split(), "--runs-dir", str(tmp_path / "whole")])
+    summary = main(args)
+    points = scalars(run_folder("supervised", args))
+    online = [value for _, value in points["charts/online_negative_mse"]]
+    assert [row["return_auc"] for row in summary["visits"]] == pytest.approx(online, abs=1e-5)
+    assert all(-8 < value < -0.1 for value in online)
+    assert {tag for tag in points if tag.endswith(("accuracy", "mse"))} == {
+        f"charts/{of}_negative_mse" for of in ("online", "train", "validation")
+    }
+    killed = dataclasses.replace(args, runs_dir=tmp_path / "killed")
+    die(supervised, killed, 10_000, monkeypatch)
+    main(killed)
+    assert weights(killed) == weights(args)
+
+
 def test_values_are_regressed():
     values = torch.tensor([[1.0], [3.0]]), torch.tensor([[1.0], [1.0]])
     assert (float(loss_of(*values)), float(score_of(*values))) == (2.0, -2.0)
@@ -159,14 +178,47 @@ def test_values_are_regressed():
     assert float(loss_of(logits, torch.tensor([1, 1]))) == pytest.approx(math.log(16 / 3) / 2)
 
 
-@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("cifar")])
-def test_the_papers_protocols_run_on_files_in_their_format(name, tmp_path):
-    write_cifar(tmp_path, 100 if "100" in name else 10, count=60)
-    words = [name, "--stream.folder", str(tmp_path), "--runs-dir", str(tmp_path), "--num-tasks", "2"]
-    words += ["--batch-size", "20", "--stream.epochs", "1", "--network.hidden", "16", "--probes.every", "1"]
-    words += ["--probes.full-every", "0"]
-    summary = main(cli(Args, PRESETS, words))
-    assert len(summary["visits"]) == 2
+OF_FILES = [name for name in PRESETS if name.startswith(("mnist", "cifar"))]
+SHORT = "--num-tasks 3 --batch-size 10 --stream.epochs 1 --checkpoint-every 40 --probes.every 0"
+QUICK = ("mnist-permuted-pixels", "cifar10-permuted-pixels-vit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in OF_FILES],
+)
+def test_protocols_run_on_files_in_their_format_and_go_on_when_killed(name, tmp_path, monkeypatch):
+    if name.startswith("mnist"):
+        write_mnist(tmp_path)
+    else:
+        write_cifar(tmp_path, 100 if "100" in name else 10)
+    kind = PRESETS[name]["network"].get("kind", "mlp")
+    hidden = {"mlp": ["16"] * 4, "cnn": ["16"] * 2, "vit": ["8"] * 4}[kind]
+    words = [name, *SHORT.split(), "--stream.samples", "20", "--network.hidden", *hidden]
+    words += ["--stream.folder", str(tmp_path)]
+    whole = cli(Args, PRESETS, [*words, "--runs-dir", str(tmp_path / "whole")])
+    rows = main(whole)["visits"]
+    assert [(row["task"], row["end"]) for row in rows] == [(0, 20), (1, 40), (2, 60)]
+    killed = dataclasses.replace(whole, runs_dir=tmp_path / "killed")
+    die(supervised, killed, 40, monkeypatch)
+    assert main(killed)["visits"] == rows
+    assert weights(killed) == weights(whole)
+
+
+def test_the_papers_protocols_are_the_papers():
+    """Table of section 3: batch, tasks, epochs, learning rate; a pull of 1e-3 towards 1."""
+    expected = {
+        "mnist-permuted-pixels": (250, 1000, 40, 1e-4),
+        "cifar10-permuted-pixels": (250, 1000, 40, 1e-4),
+        "cifar10-permuted-pixels-vit": (250, 1000, 40, 1e-3),
+        "cifar10-random-labels": (128, 200, 256, 1e-4),
+        "cifar100-shuffled-labels": (250, 1000, 40, 1e-3),
+    }
+    assert {name for name in OF_FILES if not name.endswith("-small")} == set(expected)
+    for name, numbers in expected.items():
+        args = cli(Args, PRESETS, [name])
+        assert (args.batch_size, args.num_tasks, args.stream.epochs, args.lr) == numbers
+        assert (args.optim.iso, args.optim.iso_scale, args.stream.samples) == (1e-3, 1.0, None)
 
 
 def test_the_arguments_of_a_run_are_read_back(tmp_path):
@@ -186,6 +238,11 @@ def test_the_arguments_of_a_run_are_read_back(tmp_path):
         (["--stream.data", "mnist"], "must be in data"),
         (["--stream.data", "minst"], "--stream.data must be digits"),
         (["--network.kind", "cnn", "--stream.data", VECTORS], "not inputs of 64"),
+        (["--network.kind", "vit", "--stream.data", VECTORS], "not inputs of 64"),
+        (["--network.patch", "2"], "it is for --network.kind vit, not mlp"),
+        (["--network.kind", "vit", "--network.heads", "0"], "must be at least 1"),
+        (["--stream.data", "bits"], "is of classes, and the targets of --stream.data are values"),
+        (["--stream.change", "flipping-bits"], "is for --stream.data bits"),
         (["--batch-size", "0"], "must be above 0"),
         (["--num-tasks", "0"], "must be above 0"),
         (["--max-grad-norm", "0"], "must be above 0"),

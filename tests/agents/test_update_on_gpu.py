@@ -19,8 +19,8 @@ from neoteny.optim import (
     build_methods,
     heads,
 )
-from neoteny.optim.regularizers import IsometryConfig
-from neoteny.optim.unit_resets import ContinualBackpropConfig
+from neoteny.optim.continual_backprop import ContinualBackpropConfig
+from neoteny.optim.spectrum import IsometryConfig
 from neoteny.runners.replay import Batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 
 from neoteny.agents import dqn, ppo
+from neoteny.configs.arms import ARMS
 from neoteny.configs.cli import cli
+from neoteny.configs.flags import OPTIMIZERS
 from neoteny.configs.grid import Agent, Arm, combinations, point, values_of
 from neoteny.configs.words import effective, words_of
+from neoteny.optim import METHODS
 from tests.tiny_runs import ROOT
 
 PPO = Agent(ROOT / "agents" / "ppo.py", ppo.Args, ppo.PRESETS)
@@ -28,6 +31,26 @@ def test_a_flag_is_for_the_arms_that_have_it():
     assert list(values_of(arm("adam"), over)) == ["lr"]
     assert list(values_of(arm("adamo"), over)) == ["lr", "optim.iso"]
     assert list(values_of(arm("adam", "isometry"), over)) == ["lr", "methods.isometry.coef"]
+
+
+@pytest.mark.parametrize("name", ARMS)
+def test_each_tuned_arm_has_three_points_of_its_own(name):
+    tuned = ARMS[name]
+    made = Arm(
+        PPO, ("cartpole-rotations",), tuned.optim, tuned.methods, (), tuned.words, {tuned.flag: tuned.values}
+    )
+    points = [point(made, values) for values in combinations(values_of(made, {}))]
+    assert len({each.folder(1) for each in points}) == len({str(each.args) for each in points}) == 3
+    for each in points:
+        assert cli(ppo.Args, ppo.PRESETS, each.of_seed(1)[0]) == each.of_seed(1)[1]
+
+
+def test_all_optimizers_and_methods_are_in_tuned_arms():
+    assert {arm.optim for arm in ARMS.values()} == set(OPTIMIZERS)
+    used = {name for arm in ARMS.values() for name in arm.methods.split("+")} - {"none"}
+    assert used == set(METHODS) - {"reorthogonalize"}  # which is a part of orthogonal layers
+    names = [(arm.optim, arm.methods, arm.words) for arm in ARMS.values()]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("flags", [("--lr", "1e-2"), ("--seed", "1"), ("--no-shared-torso",), ("--seed=2",)])

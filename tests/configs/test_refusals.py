@@ -87,7 +87,7 @@ REFUSED = {
     ),
     "--stream.id faulty_stream:Faulty-step-v0": "NotImplementedError (",  # met by the audit
     "--stream.id faulty_stream:Faulty-import-v0": "the package no_such_package is not installed",
-    "--num-envs 1e15 --num-steps 1 --minibatches 1 --total-steps 1e16 --stream.period 1e16": "Error",
+    "--num-envs 1e15 --num-steps 1 --minibatches 1 --total-steps 1e16": "--num-envs must be at most",
 }
 
 

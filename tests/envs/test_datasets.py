@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from neoteny.envs.datasets import CIFAR10, CIFAR100, DATASETS, MNIST, cifar10, cifar100, digits, mnist
+from neoteny.envs.datasets import CIFAR10, CIFAR100, DATASETS, MNIST, bits, cifar10, cifar100, digits, mnist
 
 RNG = np.random.default_rng(0)
 
@@ -53,6 +53,19 @@ def test_digits_are_shared_out_among_training_and_validation():
     assert data.inputs.shape[1:] == data.validation_inputs.shape[1:] == (1, 8, 8)
     assert (data.inputs.dtype, data.targets.dtype, data.inputs.max()) == (torch.uint8, torch.int64, 255)
     assert data.targets.unique().tolist() == data.validation_targets.unique().tolist() == list(range(10))
+
+
+def test_a_target_network_counts_how_many_bits_are_as_its_units_want_them():
+    """By hand: a unit is 1 if at least 15 of 21 inputs, the constant 1 included, agree with its weights."""
+    data, rng = bits(None), np.random.default_rng(0)
+    hidden = rng.integers(2, size=(100, 21)) * 2 - 1
+    out = rng.integers(2, size=101) * 2 - 1
+    for row, target in zip(data.inputs[:20].int().tolist(), data.targets[:20].flatten().tolist()):
+        agree = [sum((w == 1) == bool(x) for w, x in zip(unit, [*row, 1])) for unit in hidden]
+        assert target == sum(w for w, count in zip(out, agree) if count >= 15) + out[-1]
+    assert data.is_regression
+    assert (data.inputs.shape, data.validation_inputs.shape) == ((10_000, 20), (1_000, 20))
+    assert data.targets.std() > 1
 
 
 def test_idx_files_are_read(tmp_path):

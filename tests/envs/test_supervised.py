@@ -1,13 +1,14 @@
 """Supervised streams: tasks and the order of samples are functions of the seed and the step alone."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neoteny.envs.datasets import Dataset
+from neoteny.envs.datasets import Dataset, bits
 from neoteny.envs.schedule import Schedule
 from neoteny.envs.supervised import TASKS, SupervisedStream, SupervisedStreamConfig
 
@@ -86,7 +87,33 @@ def test_classes_are_added():
         before = classes
 
 
-@pytest.mark.parametrize("change", TASKS)
+def test_one_of_the_fixed_bits_flips_from_task_to_task():
+    data, fixed, targets = bits(None), [], []
+    for k in range(30):
+        task = TASKS["flipping-bits"](data, k, 5)
+        assert task.inputs.unique().tolist() == [0, 1]
+        assert (task.inputs[:, :15] == task.validation_inputs[0, :15]).all()
+        share = task.inputs[:, 15:].mean(0)
+        assert ((share > 0.45) & (share < 0.55)).all()
+        fixed.append(task.inputs[0, :15])
+        targets.append(task.targets)
+    differences = [(one != other).sum().item() for one, other in itertools.pairwise(fixed)]
+    assert differences == [1] * 29
+    assert len({int((one != other).nonzero()) for one, other in itertools.pairwise(fixed)}) > 5
+    assert not torch.equal(targets[0], targets[1])
+
+
+def test_the_target_network_is_one_for_all_tasks():
+    """A function of the bits alone: the same bits have the same target in each task."""
+    seen = {}
+    for k in range(40):
+        task = TASKS["flipping-bits"](bits(None), k, 5)
+        for row, target in zip(task.inputs[:64].int().tolist(), task.targets[:64].flatten().tolist()):
+            assert seen.setdefault(tuple(row), target) == target
+    assert len(seen) < 40 * 64  # some were seen again
+
+
+@pytest.mark.parametrize("change", [name for name in TASKS if name != "flipping-bits"])
 @given(k=st.integers(0, 10**6), seed=st.integers(0, 2**63 - 1))
 @settings(max_examples=20, deadline=None)
 def test_a_task_is_a_function_of_its_number_and_the_seed(change, k, seed):

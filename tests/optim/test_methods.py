@@ -26,13 +26,15 @@ from neoteny.optim import (
     MethodConfig,
     Methods,
 )
+from neoteny.optim.c_chain import CChainConfig
 from neoteny.optim.checks import Snapshot
+from neoteny.optim.continual_backprop import ContinualBackpropConfig
 from neoteny.optim.injection import Injected, InjectionAtSwitchConfig, InjectionConfig
 from neoteny.optim.isometry import matrix_view
 from neoteny.optim.methods import Seen
-from neoteny.optim.perturbations import ShrinkPerturbAtSwitchConfig
-from neoteny.optim.regularizers import CChainConfig, IsometryConfig
-from neoteny.optim.unit_resets import ContinualBackpropConfig, ReDoConfig
+from neoteny.optim.redo import ReDoConfig
+from neoteny.optim.shrink_perturb import ShrinkPerturbAtSwitchConfig
+from neoteny.optim.spectrum import IsometryConfig
 from neoteny.runners.disk.checkpoint import load_checkpoint
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig

@@ -11,7 +11,8 @@ from torch import nn
 from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods
 from neoteny.optim.projections import NaPConfig, WeightClippingConfig
-from neoteny.optim.regularizers import IsometryConfig, L2Config
+from neoteny.optim.regularizers import L2Config
+from neoteny.optim.spectrum import IsometryConfig
 from tests.learners import (
     Net,
     Trained,

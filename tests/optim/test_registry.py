@@ -1,7 +1,9 @@
 """Every method of the registry in runs of both agents: it acts, and kills and graphs change no bit."""
 
 import dataclasses
+import itertools
 
+import gymnasium as gym
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +16,7 @@ from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.events import scalars
 from tests.killed import die
+from tests.learners import Trained
 from tests.recorded_graph import RecordedCapture
 
 AGENTS = {"ppo": ppo, "dqn": dqn}
@@ -96,3 +99,27 @@ def test_a_method_that_did_nothing_is_named(tmp_path, capsys):
     summary = ppo.main(dataclasses.replace(args, methods=(METHODS["reset"](every=1_000),)))
     assert summary["methods"] == {"reset": {"acted": False, "changes": 0}}
     assert "warning: in the whole run these methods changed nothing: reset" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_any_two_methods_train_together_or_contradict_each_other():
+    stream = gym.vector.VectorEnv()
+    stream.single_observation_space = gym.spaces.Box(-1, 1, (7,))
+    stream.single_action_space = gym.spaces.Discrete(3)
+    for names in itertools.combinations(METHODS, 2):
+        kinds = [METHODS[name] for name in names]
+        configs = [kind(**FLAGS.get(kind.name, {})) for kind in kinds]
+        layers = NETWORKS.get(names[0], {}) | NETWORKS.get(names[1], {})
+        contradict = any(name in kind.conflicts for name in names for kind in kinds)
+        try:
+            trained = Trained("ppo", stream, configs, network=NetworkConfig((8, 8), **layers))
+        except ValueError:
+            refused = True
+        else:
+            refused = False
+            for _ in range(5):
+                trained.update(trained.batch())  # which checks the network after each event
+            trained.methods.end_update(switched_at=1)
+            assert all(parameter.isfinite().all() for parameter in trained.network.parameters()), names
+        # Orthogonal layers, which come with reorthogonalize, are refused by several methods.
+        assert refused == contradict or "reorthogonalize" in names, names

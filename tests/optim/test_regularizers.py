@@ -10,15 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig
-from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods, regularizers
-from neoteny.optim.regularizers import (
-    CChainConfig,
-    IsometryConfig,
-    L2Config,
-    L2InitConfig,
-    ParsevalConfig,
-    SpectralConfig,
-)
+from neoteny.optim import AdamConfig, AdamOConfig, MethodConfig, Methods, c_chain
+from neoteny.optim.c_chain import CChainConfig
+from neoteny.optim.regularizers import L2Config, L2InitConfig
+from neoteny.optim.spectrum import IsometryConfig, ParsevalConfig, SpectralConfig
 from tests.learners import (
     Net,
     Trained,
@@ -237,11 +232,11 @@ class TestSpectral:
 
 
 class TestCChain:
-    @pytest.mark.parametrize("horizon", [regularizers.HORIZON, 3])
+    @pytest.mark.parametrize("horizon", [c_chain.HORIZON, 3])
     def test_churn_of_the_last_step_on_the_minibatch_of_two_steps_ago(
         self, horizon: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(regularizers, "HORIZON", horizon)
+        monkeypatch.setattr(c_chain, "HORIZON", horizon)
         torch.manual_seed(0)
         mean_loss = mean_churn = 0.0
         methods = Methods([CChainConfig(scale=0.5)], learner_of())

@@ -11,23 +11,20 @@ from torch import Tensor, nn
 
 from neoteny.agents.networks import NetworkConfig
 from neoteny.optim import METHODS, AdamConfig, AdamOConfig, Learner, Methods, MuonConfig
+from neoteny.optim.continual_backprop import ContinualBackpropConfig
+from neoteny.optim.cpr import PartialResetsConfig
+from neoteny.optim.fire import FireConfig
+from neoteny.optim.hare_tortoise import HareTortoiseConfig
 from neoteny.optim.injection import Injected, InjectionAtSwitchConfig, InjectionConfig, inject_as_saved
-from neoteny.optim.perturbations import (
-    FireConfig,
-    HareTortoiseConfig,
+from neoteny.optim.redo import ReDoConfig, ReGraMaConfig
+from neoteny.optim.resets import STRUCTURE, ResetAtSwitchConfig, ResetConfig, reset_units
+from neoteny.optim.shrink_perturb import (
     ShrinkPerturbAtSwitchConfig,
     ShrinkPerturbConfig,
     ShrinkPerturbEveryConfig,
 )
-from neoteny.optim.resets import STRUCTURE, ResetAtSwitchConfig, ResetConfig, reset_units
-from neoteny.optim.unit_resets import (
-    UNIT_RESETS,
-    ContinualBackpropConfig,
-    PartialResetsConfig,
-    ReDoConfig,
-    ReGraMaConfig,
-    SelfNormalizedResetsConfig,
-)
+from neoteny.optim.snr import SelfNormalizedResetsConfig
+from neoteny.optim.unit_resets import UNIT_RESETS
 from tests.learners import (
     Net,
     Trained,
@@ -194,21 +191,23 @@ class TestReDo:
 
 
 class TestReGraMa:
-    def test_by_hand(self):
+    @pytest.mark.parametrize(("tau", "small"), [(0.01, [0]), (0.02, [0, 2])])
+    def test_by_hand(self, tau, small):
         learner = still(learner_of())
         net = learner.network.net
-        # The gradient of the sum of outputs with respect to a unit is the sum of its outgoing weights:
-        # 3, 0 and .02, with a mean of 1.007; a closed ReLU has one as well.
-        set_(net.head.weight, [[1.0, 1.0, 0.01], [2.0, -1.0, 0.01]])
+        # Unit 0 is closed, so that its weights get no gradient; those of units 1 and 2 get the sums of their
+        # outgoing weights, 1 and .005, times inputs of 1. The mean of 0, 1 and .005 is .335.
+        set_(net.head.weight, [[1.0, 2.0, 0.005], [2.0, -1.0, 0.0]])
         set_(net.linear.weight, [[0.0, -1.0], [1.0, 1.0], [1.0, 2.0]])
         set_(net.linear.bias, [0.0, 0.0, 0.0])
         before = copy.deepcopy(net)
-        methods = Methods([ReGraMaConfig(every=1, tau=0.01)], learner)
+        methods = Methods([ReGraMaConfig(every=1, tau=tau)], learner)
         step(methods, torch.ones(4, 2))
-        assert methods.end_update(0)["methods/regrama/reset/net.linear"] == 1.0
-        assert (net.linear.weight[1] != before.linear.weight[1]).all()
-        assert_same(net.linear.weight[[0, 2]], before.linear.weight[[0, 2]])
-        assert net.head.weight[:, 1].eq(0).all()
+        assert methods.end_update(0)["methods/regrama/reset/net.linear"] == len(small)
+        kept = [unit for unit in range(3) if unit not in small]
+        assert (net.linear.weight[small] != before.linear.weight[small]).all()
+        assert_same(net.linear.weight[kept], before.linear.weight[kept])
+        assert net.head.weight[:, small].eq(0).all()
 
 
 class TestSelfNormalizedResets:

@@ -23,7 +23,7 @@ from neoteny.optim import (
     TRACConfig,
     UPGDConfig,
 )
-from neoteny.optim.regularizers import IsometryConfig
+from neoteny.optim.spectrum import IsometryConfig
 from neoteny.runners import capture
 from neoteny.runners.capture import WARM_UP, Capture, Captured, CaptureError, Options
 from neoteny.runners.disk.folder import run_folder

@@ -9,6 +9,7 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neoteny.runners import intervals
 from neoteny.runners.intervals import (
     bootstrap,
     curve_interval,
@@ -78,8 +79,10 @@ def test_the_bootstrap_equals_all_samples():
     assert (low, high) == (min(means), max(means)) == (0.0, 5.0)
 
 
-def test_seeds_are_drawn_as_a_whole_in_curves():
-    """Seeds that differ by a constant have parallel ends, whatever the shape of their curve."""
+@pytest.mark.parametrize("samples", [1, 10**6])
+def test_seeds_are_drawn_as_a_whole_in_curves(samples, monkeypatch):
+    """Seeds that differ by a constant have parallel ends, however many points are drawn at a time."""
+    monkeypatch.setattr(intervals, "SAMPLES", samples)
     middle, low, high = curve_interval(np.array([[0.0, 10.0], [1.0, 11.0], [2.0, 12.0], [4.0, 14.0]]))
     np.testing.assert_allclose(np.diff([middle, low, high]), 10.0)
 

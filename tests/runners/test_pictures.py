@@ -78,6 +78,12 @@ def test_spectrum_picture(tmp_path):
     assert not second.any()
 
 
+def test_no_picture_needs_fonts_for_formulas(tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.mathtext.MathTextParser.parse", None)
+    measured = {f"{SPECTRA}q.linear1": [1e-3, 0.5, 20.0], **dormant(q_linear1=0.5)}
+    assert len(draw_pictures(written(tmp_path, measured, measured), [100])) == 2
+
+
 def test_heads_have_no_picture_and_parts_stand_side_by_side(tmp_path):
     layers = ("actor.conv1", "actor.linear1", "actor.head", "critic.head", "critic.linear1")
     spectra = {SPECTRA + layer: [0.5, 1.0, 2.0] for layer in layers}

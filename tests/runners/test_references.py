@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from neoteny.agents import ppo
+from neoteny.agents import ppo, supervised
 from neoteny.configs.cli import cli
 from neoteny.runners.disk.claims import claim
 from neoteny.runners.references import (
@@ -130,3 +130,29 @@ def test_a_run_finds_its_references_by_paths_from_its_folder(tmp_path):
     write_references(run, {"base": {}, "own": {}})  # another sweep's
     assert json.loads((run / "references.json").read_text()) == found
     held.release()
+
+
+def supervised_run(folder, *words):
+    flags = (
+        "--stream.samples 32 --stream.epochs 2 --batch-size 16 --network.hidden 8 --probes.every 0 --seed 3"
+    )
+    return cli(supervised.Args, supervised.PRESETS, [*flags.split(), *words, "--runs-dir", str(folder)])
+
+
+def test_the_reference_of_a_first_task_is_its_visit(tmp_path):
+    """A supervised run's, too: the network, the samples and their order are functions of the seed."""
+    run = supervised_run(tmp_path, "--num-tasks", "3")
+    alone = with_task(reference_args(run), run, 0, CODE)
+    assert (alone.num_tasks, alone.stream.tasks, alone.seed) == (1, (0,), 3)
+    assert supervised.main(alone)["visits"] == supervised.main(run)["visits"][:1]
+
+
+@pytest.mark.parametrize(
+    ("words", "tasks"),
+    [("--num-tasks 3", [0, 1, 2]), ("--num-tasks 5 --stream.tasks 4 1 4", [4, 1]), ("--num-tasks 1", [0])],
+)
+def test_the_distinct_tasks_of_a_supervised_run(words, tasks, tmp_path):
+    run = supervised_run(tmp_path, *words.split())
+    assert tasks_of(run) == tasks
+    references = [with_task(reference_args(run), run, task, CODE) for task in tasks]
+    assert len({reference.note for reference in references}) == len(tasks)

@@ -47,7 +47,7 @@ from neoteny.optim import (
     UPGDConfig,
 )
 from neoteny.runners import identity, run
-from neoteny.runners.disk import appended, checkpoint, opening
+from neoteny.runners.disk import appended, checkpoint, events, opening
 from neoteny.runners.disk.checkpoint import (
     MANIFEST,
     STATE,
@@ -561,6 +561,17 @@ def test_two_processes_the_older_one_wakes_up_anywhere(
     assert outcome(args) == undisturbed
 
 
+def test_event_files_that_rotate_are_resumed(tmp_path, monkeypatch, undisturbed):
+    monkeypatch.setattr(events, "LARGEST", 4_000)
+    monkeypatch.setattr(appended, "FLUSH_SECONDS", 0.0)
+    args = small(tmp_path)
+    die(ppo, args, 180, monkeypatch)
+    assert ending(args) == 0
+    names = [path.name.partition("tfevents.")[2].split(".") for path in event_files(run_folder("ppo", args))]
+    assert all(sum(name[0].endswith(attempt) for name in names) > 2 for attempt in "12")
+    assert outcome(args) == undisturbed
+
+
 def test_events_that_are_not_as_they_were_written_leave_the_run_unfinished(tmp_path, monkeypatch, capsys):
     args = small(tmp_path)
     at(monkeypatch, 150, lambda self: self.writer.path.unlink())
@@ -983,8 +994,11 @@ def other_methods(state):
     ("change", "sentence"),
     [
         (foreign_agent, "holds an unfinished run with agent dqn, not ppo"),
-        (foreign_network, "cannot be resumed: agent: Error(s) in loading state_dict for ActorCritic"),
-        (no_optimizer, "cannot be resumed: optimizer: 'state'"),
+        (
+            foreign_network,
+            "cannot be resumed: agent: RuntimeError: Error(s) in loading state_dict for ActorCritic",
+        ),
+        (no_optimizer, "cannot be resumed: optimizer: KeyError: 'state'"),
         (other_groups, "cannot be resumed: optimizer: loaded state dict has a different number of"),
         (foreign_moments, "cannot be resumed: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
         (no_moments, "cannot be resumed: optimizer: exp_avg_sq has shape () instead of (16, 16)"),

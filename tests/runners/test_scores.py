@@ -12,15 +12,14 @@ from neoteny.runners.episodes import Episodes
 from neoteny.runners.scores import (
     Visit,
     area_per_task,
+    comparison_scores,
     early_and_late,
     forward_transfer,
-    normalized_score,
     performance_recovery,
     plasticity_gap,
     reference_scores,
     run_scores,
     slope,
-    stage_scores,
     theil_sen,
     thirds,
 )
@@ -176,9 +175,9 @@ def test_the_slope_of_recurring_tasks_compares_each_with_itself():
     """Tasks of different difficulty in turn look like a trend where none is."""
     hard_last = table([10.0, 0.0, 10.0, 0.0], tasks=[0, 1, 0, 1])
     assert slope(hard_last, np.array([10.0, 0.0, 10.0, 0.0])) == 0
-    assert stage_scores(hard_last)["score/slope"] == 0
-    assert stage_scores(table([10.0, 0.0, 10.0, 0.0]))["score/slope"] < 0  # four tasks, each a new one
-    assert math.isnan(stage_scores(table([1.0]))["score/slope"])
+    assert comparison_scores(hard_last)["score/slope"] == 0
+    assert comparison_scores(table([10.0, 0.0, 10.0, 0.0]))["score/slope"] < 0  # four tasks, each a new one
+    assert math.isnan(comparison_scores(table([1.0]))["score/slope"])
 
 
 TIMED = st.lists(st.tuples(st.integers(0, 9), st.integers(-9, 9) | st.none(), st.integers(0, 2)), max_size=9)
@@ -268,11 +267,10 @@ def test_scores_against_fresh_agents_equal_their_definitions(visits, reference):
     np.testing.assert_allclose(found, expected)
 
 
-def test_normalized_scores_may_lie_outside_the_scale():
-    found = normalized_score(
-        np.array([5.0, 30.0, -5.0, 1.0]), *np.array([4 * [0.0], [10.0, 10.0, 10.0, 0.0]])
-    )
-    np.testing.assert_equal(found, [0.5, 3.0, -0.5, math.nan])
+def test_the_human_normalized_score_is_a_mean_over_the_visits_to_known_games():
+    visits = [{"task": i, "human_normalized": value} for i, value in enumerate((0.5, None, -2.0, math.nan))]
+    assert comparison_scores(visits)["score/human_normalized"] == -0.75
+    assert math.isnan(comparison_scores(table([1.0]))["score/human_normalized"])
 
 
 def test_areas_are_averaged_by_task():

@@ -202,10 +202,13 @@ def test_methods_smoke(few, capsys):
     assert header[1:] == [problem.name for problem in bench.problems()]
     assert (adam[0], again[0]) == ("Adam", "Adam again")
     assert_positive(adam[1:])
-    names = {row[0] for row in rows}
+    split = rows.index(["event", *header[1:]])
+    names, events = ({row[0] for row in part} for part in (rows[:split], rows[split + 1 :]))
     assert names >= {*bench.METHODS} - {"reorthogonalize"}
     assert {"optim:muono", "optim:upgd", "optim:trac"} < names
-    assert all(len(numbers(cell)) == 3 for row in rows for cell in row[1:])
+    assert all(len(numbers(cell)) == 3 for row in (*rows[:split], *rows[split + 1 :]) for cell in row[1:])
+    assert events >= {"redo", "snr", "injection", "fire_at_switch"}
+    assert not events & {"l2", "shrink_perturb", "weight_clipping"}
 
 
 def test_orthogonal_networks_keep_all_but_heads_orthogonal():

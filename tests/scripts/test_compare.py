@@ -9,6 +9,7 @@ import struct
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neoteny.agents import supervised
@@ -118,11 +119,13 @@ def test_scores_of_evaluations_and_of_each_task(tmp_path, capsys):
     path = run(tmp_path, "adam", 1, [1.0, 2.0, 4.0])
     summary = json.loads((path / "summary.json").read_text())
     summary["visits"][2]["task"] = 0
+    summary["visits"][1]["human_normalized"] = 0.25
     summary |= {"score/forgetting": 0.25, "score/return_auc": 99.0, "score/recovered": None}
     (path / "summary.json").write_text(json.dumps(summary))
     tables = [cells(part) for part in text(capsys, tmp_path).split("\n\n") if part.startswith("| arm")]
     returns = dict(zip(tables[0]["arm"], tables[0]["adam"]))
     assert returns["forgetting"] == "0.25"
+    assert returns["human-normalized"] == "0.25"
     assert returns["mean return"] == "2.333"  # from the visits
     assert tables[1] == {"arm": ["seeds", "task 0", "task 1"], "adam": ["1", "2.5", "2"], **tables[1]}
 
@@ -171,6 +174,31 @@ def test_runs_with_other_flags_are_never_averaged(tmp_path):
     run(tmp_path / "b", "adamo", 1, [1.0], optim={"iso": 0.2}, device="cuda", probes={"every": 10})
     run(tmp_path / "a", "adam", 1, [1.0], device="cpu", probes={"every": 20})
     assert [arm.name for arm in read(tmp_path)] == ["adam", "adamo optim.iso=0.1", "adamo optim.iso=0.2"]
+
+
+def test_values_that_the_note_of_a_sweep_tells_are_not_repeated(tmp_path):
+    for lr in (0.001, 0.003):
+        run(tmp_path, f"adam-lr{lr}", 1, [1.0], lr=lr, gamma=0.9)
+    run(tmp_path / "one", "adam-lr0.01-mine", 1, [1.0], lr=0.01, gamma=0.99)
+    run(tmp_path / "more", "adam-lr0.01-mine", 2, [1.0], lr=0.02, gamma=0.99)
+    assert [arm.name for arm in read(tmp_path)] == [
+        "adam-lr0.001 gamma=0.9",
+        "adam-lr0.003 gamma=0.9",
+        "adam-lr0.01-mine gamma=0.99 lr=0.01",
+        "adam-lr0.01-mine gamma=0.99 lr=0.02",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"), [("adam", 4), ("a" * 30, 2), ("adamo-parseval-" * 4, 1), (120 * "a", 1)]
+)
+def test_names_of_arms_fit_below_a_figure(name, columns):
+    arms = {f"{name}{i}": {"color": "C0", "linestyle": "-"} for i in range(12)}
+    figure = Figure((8.6, 6))
+    comparison_figures._add_legend(figure, arms)
+    (legend,) = figure.legends
+    assert legend._ncols == columns
+    assert legend.get_window_extent().width < figure.bbox.width
 
 
 def test_the_same_run_twice_counts_once(tmp_path, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from neoteny.agents import ppo
+from neoteny.agents import ppo, supervised
 from neoteny.configs.cli import cli
 from neoteny.runners.disk.claims import claim
 from neoteny.runners.sweep import Outcome, State
@@ -118,6 +118,8 @@ REFUSED = {
     "--jobs 0": "--jobs must be at least 1",
     "--gpus-per-run 2": "--gpus-per-run must be at least 0 and at most 1",
     "--gpus-per-run 0.5": "for runs on a GPU",
+    "--arms adams": "there is no arm 'adams'; similar: adam",
+    "--arms adam --methods l2": "take neither --optims nor --methods",
     "--over lr": "--over takes a flag and its values",
     "--over lr 1 --over lr 2": "has a flag twice",
     "--over learning-rate 1 2": "there is no flag --learning-rate",
@@ -212,6 +214,26 @@ def test_tuning_picks_on_the_first_part_and_trains_other_seeds_on_the_whole(made
     assert "adamo: lr 1e-3, the best of 3 trials" in capsys.readouterr().out
 
 
+def test_arms_tune_what_is_their_own_and_share_one_base(made, capsys):
+    arms = ["--arms", "adam", "l2", "layer_norm", "--tune-on", "0.25", "--tune-seeds", "7", "--seeds", "1"]
+    assert sweep.run([*arms, "--reference", "base", *SHORT]) == 0
+    assert notes(made[:9]) == [
+        *("adam-lr0.0003", "adam-lr0.001", "adam-lr0.003"),
+        *("adam-l2-coef0.0001", "adam-l2-coef0.001", "adam-l2-coef0.01"),
+        *("adam-layer_norm-lr0.0003", "adam-layer_norm-lr0.001", "adam-layer_norm-lr0.003"),
+    ]
+    assert "2 references, of which 0 are there already" in capsys.readouterr().out
+    assert notes(made[9:12]) == ["adam-lr0.001", "adam-l2-coef0.0001", "adam-layer_norm-lr0.001"]
+    references = made[12:]
+    assert len(references) == 2
+    for job in references:
+        args = cli(ppo.Args, ppo.PRESETS, job.command[2:])
+        assert (args.lr, args.network.norm, args.methods) == (1e-3, "none", ())
+    before = len(made)
+    assert sweep.run([*arms[:2], "redo", *arms[4:], "--reference", "base", *SHORT]) == 0
+    assert len(made) == before + 4  # three trials and a run of ReDo
+
+
 def test_tuning_goes_on_where_it_was_stopped(made):
     assert sweep.run([*TUNE, *SHORT]) == 0
     before = len(made)
@@ -231,3 +253,25 @@ def test_an_arm_whose_trials_all_failed_is_not_trained_and_fails_the_sweep(made,
     words = ["--over", "lr", "1", "10", "--tune-on", "0.25", "--tune-seeds", "7"]
     assert sweep.run(["--optims", "adam", *words, *SHORT]) == 1
     assert "all 2 trials failed" in capsys.readouterr().out
+
+
+def test_seeds_are_trained_in_one_process_where_that_is_possible(made, capsys):
+    words = ["--agents", "supervised", "--preset", "digits-random-labels", "--optims", "adam"]
+    words += ["--methods", "none", "snr", "--seeds", "1", "2", "3", "4", "--batch-seeds", "3", "--dry-run"]
+    assert sweep.run([*words, "--", "--num-tasks", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [shlex.split(line.partition("  #")[0]) for line in lines if "  #" in line]
+    trained = [cli(supervised.Args, supervised.PRESETS, words[2:]) for words in commands]
+    alone = [each.seed for each in trained if not each.seeds]
+    assert [each.seeds for each in trained if each.seeds] == [(1, 2, 3)]
+    assert sorted(alone) == [1, 2, 3, 4, 4]
+    assert "adam-snr: with snr seeds are trained one by one" in "\n".join(lines)
+
+
+def test_a_job_of_several_seeds_is_done_when_all_have_finished(tmp_path):
+    folders = [tmp_path / f"s{seed}" for seed in (1, 2)]
+    job = sweep.Job((), folders[1], others=(folders[0],))
+    for folder, is_done in zip(reversed(folders), (False, True)):
+        folder.mkdir()
+        (folder / "summary.json").touch()
+        assert job.is_done() is is_done

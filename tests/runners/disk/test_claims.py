@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import claims
 held = claims.claim(Path(sys.argv[1]))
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=[held.descriptor])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=held.descriptors)
 print(child.pid, flush=True)
 time.sleep(60)
 """

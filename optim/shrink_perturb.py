@@ -1,19 +1,17 @@
-"""Methods that move all weights at once: shrink and perturb, hare and tortoise, FIRE."""
+"""Shrink and perturb: in every gradient step, at intervals, or at task switches."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from neoteny.optim.checks import in_both
-from neoteny.optim.layers import Layer, Network
+from neoteny.optim.layers import Network
 from neoteny.optim.methods import Event, Learner, Method, MethodConfig, Seen, check_fields
-from neoteny.optim.orthogonal import EXACT_ITERATIONS, orthogonal_factor
-from neoteny.optim.resets import STRUCTURE, clear_state
+from neoteny.optim.resets import STRUCTURE
 
 
 def parameters_of(network: nn.Module, part: str) -> list[Tensor]:
@@ -153,120 +151,3 @@ class ShrinkPerturbAtSwitchConfig(MethodConfig):
     def build(self, learner: Learner) -> Method:
         """The method for a network."""
         return Mixing(learner, 1 - self.share, self.share, biases=True, at_switch=True, on=self.on)
-
-
-class HareAndTortoise(Method):
-    """Keeps a slow copy of the weights, the tortoise, to which the network, the hare, returns at intervals.
-
-    H. Lee et al., "Slow and Steady Wins the Race: Maintaining Plasticity with Hare and Tortoise Networks",
-    ICML 2024. The copy is a running mean. The paper acts and evaluates with the copy; here that is left to
-    the network, which is the same after each return. Moments and the target network stay.
-    """
-
-    def __init__(self, learner: Learner, every: int, decay: float, on: str = "all") -> None:
-        self.learner, self.every, self.decay, self.part = learner, every, decay, on
-        self.slow = [parameter.detach().clone() for parameter in self._parameters()]
-
-    @torch.no_grad()
-    def after_step(self, seen: Seen) -> None:
-        """Let the copy follow."""
-        torch._foreach_lerp_(self.slow, self._parameters(), 1 - self.decay)
-
-    @torch.no_grad()
-    def on(self, event: Event) -> dict[str, float]:
-        """Return to the copy."""
-        torch._foreach_copy_(self._parameters(), self.slow)
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The copy."""
-        return {"slow": self.slow}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore it."""
-        for tensor, saved in zip(self.slow, state["slow"], strict=True):
-            tensor.copy_(saved)
-
-    def _parameters(self) -> list[Tensor]:
-        return parameters_of(self.learner.network, self.part)
-
-
-@dataclass(frozen=True)
-class HareTortoiseConfig(MethodConfig):
-    """Return to a slow copy of the weights at intervals."""
-
-    name: ClassVar[str] = "hare_tortoise"
-    conflicts: ClassVar[tuple[str, ...]] = STRUCTURE
-
-    every: int = 10_000
-    """Gradient steps between two returns."""
-    decay: float = 0.999
-    """Decay rate of the copy, a running mean, per gradient step."""
-
-    def __post_init__(self) -> None:
-        """Refuse values out of range."""
-        check_fields(self, ("every",), at_least=1)
-        check_fields(self, ("decay",), at_least=0, at_most=1)
-
-    def build(self, learner: Learner) -> Method:
-        """The method for a network."""
-        return HareAndTortoise(learner, self.every, self.decay, self.on)
-
-
-class Fire(Method):
-    r"""Makes all weights orthogonal at task switches: W = polar(W) :math:`\sqrt{out / in}`.
-
-    I. Han et al., "FIRE: Frobenius-Isometry Reinitialization for Balancing the Stability-Plasticity
-    Tradeoff", ICLR 2026: the nearest point, in Frobenius norm, at which the deviation from isometry is 0.
-    polar(W) is the orthogonal factor of W. A convolution is treated per position of its kernel, (out, in)
-    each, and divided by their number. Heads are included unless `heads` is False. Biases stay; moments and
-    step counts of the weights are cleared. The target network gets the same weights.
-
-    The method knows when the task changes. The authors' code takes 10 Newton-Schulz iterations, which leave
-    small singular values too small; here the factor is exact, and a singular value of 0 stays 0.
-    """
-
-    resets = True
-    at_switch = True
-
-    def __init__(self, learner: Learner, heads: bool, on: str = "all") -> None:
-        self.learner, self.heads, self.part = learner, heads, on
-        if computed := [layer.name for layer in self._layers() if layer.weight is None]:
-            raise ValueError(f"FIRE cannot set the weight of {computed[0]}, which is computed")
-
-    @torch.no_grad()
-    def on(self, event: Event) -> dict[str, float]:
-        """Make the weights orthogonal."""
-        for layer in self._layers():
-            weight = layer.module.weight
-            value = isometric(weight)
-            for each in in_both(self.learner, weight):
-                each.copy_(value)
-            clear_state(self.learner, weight)
-        return {}
-
-    def _layers(self) -> list[Layer]:
-        return [layer for layer in self.learner.layers(self.part) if self.heads or not layer.is_head]
-
-
-def isometric(weight: Tensor) -> Tensor:
-    """polar(W) sqrt(out / in) of a weight (out, in); of (out, in, *kernel), the same per tap, over taps."""
-    taps = weight.flatten(2) if weight.ndim > 2 else weight[:, :, None]
-    factors = [orthogonal_factor(tap, EXACT_ITERATIONS) for tap in taps.unbind(2)]
-    scale = math.sqrt(weight.shape[0] / weight.shape[1]) / len(factors)
-    return scale * torch.stack(factors, 2).view(weight.shape)
-
-
-@dataclass(frozen=True)
-class FireConfig(MethodConfig):
-    """Make all weights orthogonal at task switches, which this tells the agent."""
-
-    name: ClassVar[str] = "fire_at_switch"
-    conflicts: ClassVar[tuple[str, ...]] = STRUCTURE
-
-    heads: bool = True
-    """Whether heads are included."""
-
-    def build(self, learner: Learner) -> Method:
-        """The method for a network."""
-        return Fire(learner, self.heads, self.on)
