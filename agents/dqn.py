@@ -355,9 +355,7 @@ def main(args: Args) -> dict[str, Any]:
                 run.lap("probe")
 
     stream.close()
-    summary = run.finish(agent)
-    memory.discard()
-    return summary
+    return run.finish(agent)
 
 
 if __name__ == "__main__":

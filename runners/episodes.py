@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neoteny.envs.audit import Fingerprint
-from neoteny.runners.scores import Visit, level_to_recover
+from neoteny.runners.scores import Visit
 
 
 class Episodes:
@@ -21,33 +22,60 @@ class Episodes:
     The score of an episode is its return, weighted by its length in steps. To a supervised learner a
     minibatch is an episode, with its accuracy and its number of samples.
 
+    Of visits that have ended only the tasks and their starts are kept; their rows go to a journal.
+
     Args:
         chart: name of the chart of scores.
+        recurring: whether tasks recur, so that what was reached in each has to be remembered.
     """
 
-    def __init__(self, chart: str = "episodic_return") -> None:
-        self.chart = chart
-        self.visits: list[Visit] = []
+    def __init__(self, chart: str = "episodic_return", recurring: bool = True) -> None:
+        self.chart, self.recurring = chart, recurring
+        self.visit: Visit | None = None
+        """The current visit."""
+        self.tasks, self.starts = array("q"), array("q")
+        """Task and first step of each visit, the current one too."""
+        self._levels: dict[int, float] = {}  # return at the end of the last visit to each task
+        self._level: float | None = None  # of the last visit
         self._waiting: list[tuple[int, Tensor]] = []  # step, and the episodes that ended then
         self._latest: list[tuple[NDArray[Any], NDArray[Any], str | None]] = []  # since the last chart
 
     @property
     def task(self) -> int | None:
         """Task of the current visit; ``None`` before the first."""
-        return self.visits[-1].task if self.visits else None
+        return self.visit.task if self.visit else None
 
     @property
     def step(self) -> int:
         """End of the current visit so far, in steps of the run."""
-        return self.visits[-1].end if self.visits else 0
+        return self.visit.end if self.visit else 0
 
     def begin_visit(
         self, task: int, start: int, fingerprint: Fingerprint | None = None, game: str | None = None
     ) -> None:
         """Begin a visit to a task at a step of the run; later episodes belong to it."""
         self.collect()
-        level = level_to_recover(self.visits, task)
-        self.visits.append(Visit(task, start, level, fingerprint, end=start, game=game))
+        if self.visit is not None and self.visit.episodes:
+            self._reached(self.visit.task, self.visit.return_at_end)
+        self.visit = Visit(task, start, self.level(task), fingerprint, end=start, game=game)
+        self._visited(task, start)
+
+    def level(self, task: int) -> float | None:
+        """The return that a new visit to a task must reach to be as good as before.
+
+        It is the ``return_at_end`` of the last earlier visit to the same task or, if there was none, of the
+        visit before; ``None`` if no episode has ended yet.
+        """
+        return self._levels.get(task, self._level)
+
+    def _reached(self, task: int, level: float) -> None:
+        self._level = level
+        if self.recurring:
+            self._levels[task] = level
+
+    def _visited(self, task: int, start: int) -> None:
+        self.tasks.append(task)
+        self.starts.append(start)
 
     def record(self, step: int, ended: Tensor | None) -> None:
         """Record the episodes that ended at a step.
@@ -56,7 +84,8 @@ class Episodes:
             step: of the run.
             ended: (3, N), as in :class:`neoteny.envs.Step`; on a GPU it stays there until :meth:`collect`.
         """
-        self.visits[-1].end = step
+        assert self.visit is not None
+        self.visit.end = step
         if ended is not None:
             self._waiting.append((step, ended.clone()))
 
@@ -79,7 +108,8 @@ class Episodes:
     def _add(self, values: NDArray[Any], lengths: NDArray[Any], steps: NDArray[Any]) -> None:
         if not len(values):
             return
-        visit = self.visits[-1]
+        visit = self.visit
+        assert visit is not None
         visit.end = max(visit.end, int(steps[-1]))
         visit.add(values, lengths, steps)
         self._latest.append((values, lengths, visit.game))
@@ -99,36 +129,33 @@ class Episodes:
         self._latest.clear()
         return charts
 
-    def tasks(self) -> dict[str, Any]:
-        """Task, start and fingerprint of each visit, for ``stream.json``."""
-        names = ("task", "start", "fingerprint")
-        rows = [{name: row[name] for name in names if row[name] is not None} for row in self.state()]
-        return {"visits": rows}
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Scores of each visit, for ``summary.json``."""
-        return [_row(visit) for visit in self.visits]
+    def row(self) -> dict[str, Any]:
+        """The scores of the current visit, and the fingerprint of its task, for the journal."""
+        assert self.visit is not None
+        known = self.visit.fingerprint
+        return self.visit.row() | ({"fingerprint": dataclasses.asdict(known)} if known else {})
 
     def last_scores(self) -> dict[str, float]:
         """The ``task/`` tags of the current visit so far, without values that are not finite."""
-        row = _row(self.visits[-1])
+        row = self.row()
         tags = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
         return {f"task/{tag}": row[tag] for tag in tags if row.get(tag) is not None and np.isfinite(row[tag])}
 
-    def state(self) -> list[dict[str, Any]]:
-        """All visits, for a checkpoint."""
-        return [dataclasses.asdict(visit) for visit in self.visits]
+    def state(self) -> dict[str, Any] | None:
+        """The current visit, for a checkpoint."""
+        return None if self.visit is None else dataclasses.asdict(self.visit)
 
-    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Restore the visits of a checkpoint."""
-        self.visits = [
-            Visit(**{**row, "fingerprint": row["fingerprint"] and Fingerprint(**row["fingerprint"])})
-            for row in state
-        ]
+    def restore(self, ended: Iterable[Mapping[str, Any]], current: Mapping[str, Any] | None) -> None:
+        """Restore the visits that have ended, from their rows, and the current one of a checkpoint."""
+        for row in ended:
+            self._visited(row["task"], row["start"])
+            if row["episodes"]:
+                self._reached(row["task"], row["return_at_end"])
+        if current is not None:
+            self.visit = visit_of(current)
+            self._visited(self.visit.task, self.visit.start)
 
 
-def _row(visit: Visit) -> dict[str, Any]:
-    names = ["task", "start", "end", "episodes", "return_at_end", "return_auc", "recovery_steps", "recovered"]
-    names += ["game", "human_normalized"] if visit.game else []
-    nothing_to_recover = {"recovery_steps": None, "recovered": None} if visit.level is None else {}
-    return {name: getattr(visit, name) for name in names} | nothing_to_recover
+def visit_of(state: Mapping[str, Any]) -> Visit:
+    """A visit of a checkpoint."""
+    return Visit(**{**state, "fingerprint": state["fingerprint"] and Fingerprint(**state["fingerprint"])})

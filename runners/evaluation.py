@@ -16,7 +16,7 @@ from neoteny.envs.checks import write_observation
 from neoteny.envs.repeatable import shared_state
 from neoteny.envs.stream import Stream
 from neoteny.envs.tasks import TaskEnv
-from neoteny.runners.scores import Visit, evaluation_scores
+from neoteny.runners.scores import evaluation_scores
 
 Act = Callable[[Tensor], Tensor]
 """A policy: observations (B, ...), as its stream preprocesses them -> actions (B, ...)."""
@@ -138,19 +138,19 @@ class Evaluations:
         self.rows: list[dict[str, Any]] = []
         """As in ``summary.json``: step, task of the visit that ended (``None`` before training), returns."""
 
-    def ended(self, visits: Sequence[Visit], is_over: bool) -> list[int | None]:
+    def ended(self, visited: Sequence[int], is_over: bool) -> list[int | None]:
         """``None`` and the tasks of the visits that have ended, if they have not been evaluated yet.
 
         Args:
-            visits: of the run so far.
+            visited: tasks of all visits of the run so far.
             is_over: whether the last one has ended because the run has.
         """
         if not self.episodes:
             return []
-        is_left = is_over or (bool(visits) and visits[-1].task != self.stream.task)
-        tasks = [None, *(visit.task for visit in visits[: len(visits) - (not is_left)])]
-        del self.rows[len(tasks) :]  # of a visit that goes on, if the resumed run is longer than it was
-        return tasks[len(self.rows) :]
+        is_left = is_over or (bool(visited) and visited[-1] != self.stream.task)
+        count = 1 + len(visited) - (not is_left)
+        del self.rows[count:]  # of a visit that goes on, if the resumed run is longer than it was
+        return [visited[i - 1] if i else None for i in range(len(self.rows), count)]
 
     def evaluate(
         self, ended: Sequence[int | None], proceed: Callable[[int], bool] = lambda task: True

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
+import os
 import platform
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from neoteny.optim import methods_as_dict
 from neoteny.runners.disk.files import flatten, to_json
@@ -74,8 +78,8 @@ class Identity:
             f"{name} was {was.get(name)} and is {now[name]}"
             for name in now
             if name != "platform" and was.get(name) != now[name]
-            # packages may be imported later
-            if name in was or not name.startswith("versions.")
+            # Packages may be imported later, and checkpoints of earlier versions have no kernels.
+            if name in was or not name.startswith(("versions.", "kernels."))
         ]
         before, total = state["config"].get("total_steps"), self.config.get("total_steps")
         if self.config.get("anneal_lr") and before != total:
@@ -160,7 +164,57 @@ def machine(device: str) -> dict[str, Any]:
         "device": torch.device(device).type,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": {
+            "processor": _processor(),
+            "variables": " ".join(
+                f"{name}={os.environ[name]}" for name in sorted(os.environ) if _chooses(name)
+            ),
+            "computation": _computation(torch.get_num_threads()),
+        },
         "python": platform.python_version(),
         "platform": platform.platform(),
         "versions": installed_versions() | {name: version(name) or "unknown" for name in PACKAGES},
     }
+
+
+CHOOSE_KERNELS = (
+    "ATEN_CPU_CAPABILITY", "MKL_", "ONEDNN_", "DNNL_", "OPENBLAS_", "BLIS_", "CUBLAS_", "CUDNN_",
+    "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)  # fmt: skip
+"""Beginnings of the names of environment variables with which libraries choose their kernels."""
+ONLY_THREADS = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BLIS_NUM_THREADS")  # see `threads`
+
+
+def _chooses(name: str) -> bool:
+    return name.startswith(CHOOSE_KERNELS) and name not in ONLY_THREADS
+
+
+def _processor() -> str:
+    """The model of the processor."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = dict(line.split(":", 1) for line in file if ":" in line)
+        values = {name.strip(): value.strip() for name, value in names.items()}
+        return values.get("model name") or platform.machine()
+    except OSError:
+        return platform.processor() or platform.machine()
+
+
+@functools.lru_cache
+def _computation(threads: int) -> str:
+    """A hash of products, a convolution and exponentials of fixed numbers, which depends on the kernels."""
+    with torch.no_grad():
+        numbers = (torch.arange(64 * 144, dtype=torch.float64) * 0.7390851332151607).sin().float()
+        rows, planes = numbers.view(64, 144), numbers.view(4, 16, 12, 12)
+        results = [
+            rows @ rows.T,
+            rows.T @ rows[:, 0],
+            F.linear(rows, rows[:10]),
+            F.conv2d(planes, numbers[: 8 * 16 * 9].view(8, 16, 3, 3)),
+            rows.exp(),
+            rows.tanh(),
+            rows.log_softmax(1),
+            rows.sum(0),
+        ]
+    data = b"".join(result.contiguous().numpy().tobytes() for result in results)
+    return hashlib.sha256(data).hexdigest()[:16]

@@ -16,9 +16,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import io
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +32,8 @@ import torch
 from torch import Tensor
 
 from neoteny.envs.transfer import to_device
+from neoteny.runners.disk.attempts import Attempt
+from neoteny.runners.disk.files import replace_file
 from neoteny.runners.memory import check_memory
 
 # Two checkpoints are kept. Slack for two intervals lets both be restored, the older one if the newest is
@@ -141,8 +146,13 @@ class ReplayMemory:
         """Whether it is time for a checkpoint."""
         return self.interval > 0 and 8 * self._pending >= 7 * self.interval
 
-    def open(self) -> None:
+    def open(self, attempt: Attempt | None = None) -> None:
         """Allocate the tensors, or create or map the files; load a checkpoint's state afterwards.
+
+        Files that an earlier process may still write to, since it has not ended, are copied.
+
+        Args:
+            attempt: this process's ownership of the run.
 
         Raises:
             ValueError: the existing files are damaged or have another layout.
@@ -156,11 +166,14 @@ class ReplayMemory:
                 for name, (shape, _) in layout.items()
             }
             return
-        files = {self.folder / f"{name}.npy": entry for name, entry in layout.items()}
-        if not (self.folder / f"{INDEX}.npy").exists():  # created last: without it, others may be missing
-            _allocate(files)
+        files = {f"{name}.npy": entry for name, entry in layout.items()}
+        exist = (self.folder / f"{INDEX}.npy").exists()
+        if not exist:
+            _replace(self.folder, functools.partial(_allocate, files), attempt)
+        elif attempt is not None and not attempt.is_alone():
+            _replace(self.folder, functools.partial(_copy, self.folder), attempt)
         _widen_tasks(self.folder / f"{TASKS}.npy", rows)
-        self._files = [_open(path, *entry) for path, entry in files.items()]
+        self._files = [_open(self.folder / name, *entry) for name, entry in files.items()]
         tensors = map(torch.from_numpy, self._files)
         self._tensors = {name: tensor.view(_stored(tensor.dtype)) for name, tensor in zip(layout, tensors)}
 
@@ -410,36 +423,51 @@ def _stored(kind: torch.dtype) -> torch.dtype:
     return SIGNED.get(kind, kind)
 
 
-def _allocate(files: Mapping[Path, tuple[tuple[int, ...], np.dtype]]) -> None:
+def _replace(folder: Path, make: Callable[[Path], None], attempt: Attempt | None) -> None:
+    """Put a new folder in the place of an old one, if there is one, in one step."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new, old = (folder.with_name(f".{kind}_{uuid.uuid4().hex}") for kind in ("tmp", "old"))
+    try:
+        new.mkdir()
+        make(new)
+        with attempt.section() if attempt else contextlib.nullcontext():
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+    finally:
+        for rest in (new, old):
+            shutil.rmtree(rest, ignore_errors=True)
+
+
+def _allocate(files: Mapping[str, tuple[tuple[int, ...], np.dtype]], folder: Path) -> None:
     """Create files of zeros with allocated disk space, so that a full disk cannot end a run midway."""
-    folder = next(iter(files)).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in files:
-        path.unlink(missing_ok=True)
     needed = sum(math.prod(shape) * dtype.itemsize for shape, dtype in files.values())
     free = shutil.disk_usage(folder).free
     if needed > free:
         message = f"the replay memory needs {needed:,} bytes and {free:,} are free"
         raise OSError(errno.ENOSPC, message, str(folder))
-    for path, (shape, dtype) in files.items():
-        temporary = path.with_name(f".tmp_{path.name}")
-        try:
-            np.lib.format.open_memmap(temporary, "w+", dtype, shape)
-            if hasattr(os, "posix_fallocate"):
-                with open(temporary, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, temporary.stat().st_size)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+    for name, (shape, dtype) in files.items():
+        np.lib.format.open_memmap(folder / name, "w+", dtype, shape)
+        if hasattr(os, "posix_fallocate"):
+            with open(folder / name, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+
+
+def _copy(folder: Path, new: Path) -> None:
+    """Copy files, and sync the copies to disk."""
+    for path in folder.glob("*.npy"):
+        shutil.copyfile(path, new / path.name)
+        with open(new / path.name, "r+b") as file:
+            os.fsync(file.fileno())
 
 
 def _widen_tasks(path: Path, rows: int) -> None:
     """Give the numbers of tasks 64 bits in a file of 0.2, which has 32."""
     with contextlib.suppress(ValueError, OSError):  # the file is newer, or damaged
         tasks = _open(path, (rows,), np.dtype(np.int32)).astype(np.int64)
-        temporary = path.with_name(f".tmp_{path.name}")
-        np.save(temporary, tasks)
-        temporary.replace(path)
+        data = io.BytesIO()
+        np.save(data, tasks)
+        replace_file(path, data.getvalue())
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.memmap:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from neoteny.runners.disk.appended import VISITS, read_rows
 from neoteny.runners.disk.events import event_files, read_points
 from neoteny.runners.disk.files import flatten
 from neoteny.runners.disk.folder import is_finished
@@ -28,8 +28,6 @@ POOLED = "pooled"
 ASIDE = {"references", "tuning", POOLED}
 """Folders that hold no runs to compare: fresh agents, trials of hyper-parameters, means over seeds."""
 
-# Tags task/<name> of a visit.
-VISIT = ("return_at_end", "return_auc", "human_normalized", "recovery_steps", "recovered")
 PROGRESS = "charts/SPS"  # the tag that every update logs
 
 
@@ -132,9 +130,8 @@ def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], o
     for name in ("agent", "seed", "optim.name"):
         flags[name]  # raises LookupError if these are not the arguments of a run
     finished = is_finished(folder)
-    needed = {PROGRESS, *(f"task/{name}" for name in VISIT)}
     damage: list[str] = []
-    found = read_points(folder, lambda tag: tag in needed or wanted(tag), damage.append)
+    found = read_points(folder, lambda tag: tag == PROGRESS or wanted(tag), damage.append)
     # A process may be in the middle of a record.
     for sentence in damage if finished else [each for each in damage if "damaged" in each]:
         report(f"{sentence}: what comes before is shown")
@@ -146,7 +143,7 @@ def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], o
         if isinstance(row[0][1], float)
     }
     summary = _json(folder / "summary.json") if finished else {}
-    visits = summary["visits"] if finished else _ended_visits(folder, points)
+    visits = summary["visits"] if finished else list(read_rows(folder / VISITS))
     last = points[PROGRESS][0][-1] if PROGRESS in points else 0
     return Result(
         folder,
@@ -158,17 +155,6 @@ def _read(folder: Path, wanted: Callable[[str], bool], report: Callable[[str], o
         _fresh(folder, report),
         {tag: value for tag, value in summary.items() if tag.startswith("score/") and value is not None},
     )
-
-
-def _ended_visits(folder: Path, points: Mapping[str, Points]) -> list[Row]:
-    """The visits of an unfinished run that have ended, from its events."""
-    path = folder / "stream.json"
-    starts = _json(path)["visits"] if path.exists() else []
-    scores = {name: dict(zip(*points[f"task/{name}"])) for name in VISIT if f"task/{name}" in points}
-    return [
-        {**visit, "end": following["start"]} | {name: of.get(i) for name, of in scores.items()}
-        for i, (visit, following) in enumerate(itertools.pairwise(starts))
-    ]
 
 
 def _fresh(folder: Path, report: Callable[[str], object]) -> dict[str, dict[int, Row]]:

@@ -21,22 +21,24 @@ from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, progress_bar, shown
+from neoteny.runners.disk.appended import VISITS, Journal, changed_file, read_rows
+from neoteny.runners.disk.attempts import Attempt
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
-from neoteny.runners.disk.events import EventWriter, image_value
+from neoteny.runners.disk.events import EventWriter, event_files, image_value
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, reason, stop
-from neoteny.runners.disk.files import replace_file, to_json, write_bytes, write_json
-from neoteny.runners.disk.folder import check_path, latest_attempt, run_folder
+from neoteny.runners.disk.files import replace_file, to_json, write_json
+from neoteny.runners.disk.folder import check_path, run_folder
 from neoteny.runners.disk.forms import check_form
 from neoteny.runners.disk.messages import tell, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
-from neoteny.runners.episodes import Episodes
+from neoteny.runners.episodes import Episodes, visit_of
 from neoteny.runners.evaluation import Act, Evaluations
 from neoteny.runners.identity import Identity
 from neoteny.runners.optimizers import check_optimizer, load_optimizer
 from neoteny.runners.pictures import draw_pictures
-from neoteny.runners.scores import run_scores
+from neoteny.runners.scores import Visit, run_scores
 from neoteny.runners.together import Together
 from neoteny.runners.video import record_video
 from neoteny.runners.weights import policy_as_bytes
@@ -60,8 +62,9 @@ class OnDisk(Protocol):
 
     @property
     def due(self) -> bool: ...  # noqa: D102  (whether it asks for a checkpoint)
-    def open(self) -> None: ...  # noqa: D102  (before it is restored)
+    def open(self, attempt: Attempt) -> None: ...  # noqa: D102  (before it is restored)
     def flush(self) -> None: ...  # noqa: D102  (before each checkpoint)
+    def discard(self) -> None: ...  # noqa: D102  (at the end of the run)
 
 
 class Run:
@@ -118,15 +121,14 @@ class Run:
         self.parts = {"stream": stream, **parts}
         self._on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         self.identity = Identity(agent_file, args)
-        self.episodes = Episodes(chart)
+        self.episodes = Episodes(chart, recurring=stream.schedule.tasks is not None)
         self.seconds: dict[str, float] = {}
         self.updates_made = self._saved = self._video_step = self._failed_saves = 0
         self._video_lost = self._audit_warned = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = together or resources.enter_context(Preemption())
-            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known))
-            resources.callback(self.writer.close)
+            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known), resources)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
             if together:
@@ -185,17 +187,14 @@ class Run:
         Raises:
             SystemExit: code 73 if another process has taken the run over.
         """
-        self._check_attempt()
-        if self.episodes.visits:
+        self.attempt.check()
+        if self.episodes.visit:
             self._log_visit()
-            self._log_switch(task, start, fingerprint)
+            self._log_switch(self.episodes.visit, task, start, fingerprint)
+            self.journal.append(self.episodes.row())
         if warning:
             self._warn_of_switch(warning, start)
         self.episodes.begin_visit(task, start, fingerprint, game)
-        try:
-            write_json(self.folder / "stream.json", self.episodes.tasks())
-        except OSError as error:
-            warn(f"warning: stream.json could not be written ({error.strerror})")
 
     def score(self, values: Sequence[float], length: int) -> None:
         """Add scores to the current visit, each of ``length`` steps, one after the other."""
@@ -241,16 +240,20 @@ class Run:
         Raises:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
         """
-        self._check_attempt()
+        self.attempt.check()
         self._report_inexact()
         self._write_meta()  # with what was imported since the last checkpoint
         self.episodes.collect()
-        # Once more, since the disk may have been full at a switch.
-        self._write("stream.json", self.episodes.tasks())
         self._log_visit()
+        self.journal.append(self.episodes.row())
+        self.journal.flush()
         self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
-        scores = run_scores(self.episodes.rows()) | self.evaluations.scores()
+        visits = [
+            {name: value for name, value in row.items() if name != "fingerprint"}
+            for row in read_rows(self.journal.path)
+        ]
+        scores = run_scores(visits) | self.evaluations.scores()
         scores = {tag: score for tag, score in scores.items() if math.isfinite(score)}
         self.writer.metrics(scores, self.stream.steps)
         about_methods = self._about_methods()
@@ -262,16 +265,23 @@ class Run:
         evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
         summary = {
             **scores,
-            "visits": self.episodes.rows(),
+            "visits": visits,
             **evaluations,
             "seconds": seconds,
             **about_methods,
         }
         self.writer.flush()
-        if self.writer.failing:
-            stop(ExitCode.IO, f"{self.writer.path} could not be written; the last checkpoint is intact")
+        for file in (self.writer, self.journal):
+            if file.failing:
+                stop(ExitCode.IO, f"{file.path} could not be written; the last checkpoint is intact")
+        with self.attempt.section():
+            sizes = {**self._event_files(), VISITS: self.journal.flush()}
+            if changed := changed_file(self.folder, sizes):
+                stop(ExitCode.IO, f"{changed} is not as it was written; the last checkpoint is intact")
+            self._write("summary.json", summary)
+            for part in self._on_disk:
+                part.discard()
         self.close()
-        self._write("summary.json", summary)
         tell(last_lines(self.folder, self.args, self.stream.steps, summary, self.act is not None))
         return summary
 
@@ -289,7 +299,9 @@ class Run:
             warn(f"warning: in the whole run these methods changed nothing: {', '.join(idle)}")
         return {"methods": done}
 
-    def _open(self, remarks: Sequence[str], message: str) -> dict[str, Any] | None:
+    def _open(
+        self, remarks: Sequence[str], message: str, resources: contextlib.ExitStack
+    ) -> dict[str, Any] | None:
         """Open the folder and a new event file; returns the state to resume from, or ``None``.
 
         The message is printed where the folder can be used, the remarks go to TensorBoard.
@@ -301,12 +313,22 @@ class Run:
             self.attempt, state = open_run(
                 self.folder, identity.config, identity.check, self.args.overwrite, latest
             )
+            resources.callback(self.attempt.close)
             purge_step = state["step"] + 1 if state else 0
-            self.writer = EventWriter(self.folder, self.attempt, purge_step)
+            with self.attempt.section():
+                counts = state.get("event_counts") if state else None
+                section = self.attempt.section
+                self.writer = EventWriter(self.folder, self.attempt.number, purge_step, counts, section)
+                resources.callback(self.writer.close)
+                path = self.folder / VISITS
+                self.journal = Journal(path, new=not path.exists())
+                resources.callback(self.journal.close)
         except OSError as error:
             stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
         self.inexact = identity.inexact(state)
-        self._earlier_events = state["event_files"] if state else {}
+        present = {path.name for path in event_files(self.folder)}  # the user may have removed some
+        earlier = state["event_files"] if state else {}
+        self._earlier_events = {name: size for name, size in earlier.items() if name in present}
         if self.together is None or self.together.is_first(self.args.seed):
             tell(message)
         if state is None:
@@ -324,21 +346,32 @@ class Run:
                 torch.set_rng_state(state["rng"]["cpu"])
                 if self.identity.machine["device"] == "cuda" and "cuda" in state["rng"]:
                     torch.cuda.set_rng_state_all(state["rng"]["cuda"])
-                self.episodes.restore(state["visits"])
+                self._restore_visits(state)
                 self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = self._video_step = state["step"]
-            self._write("stream.json", self.episodes.tasks())
         self._write_meta()
         exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
         begins = f"resumes at step {state['step']:,}, {exactly}" if state else "begins"
         tell(f"{shown(self.folder)} {begins}")
 
+    def _restore_visits(self, state: Mapping[str, Any]) -> None:
+        """Restore the visits of a checkpoint; those of earlier versions hold all of them."""
+        if "visits" in state:
+            *ended, current = state["visits"] or [None]
+            for row in ended:
+                known = {"fingerprint": row["fingerprint"]} if row["fingerprint"] else {}
+                self.journal.append(visit_of(row).row() | known)
+            self.journal.flush()
+        else:
+            current = state["visit"]
+        self.episodes.restore(read_rows(self.journal.path), current)
+
     def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
         part = self.parts[name]
         try:
             if isinstance(part, OnDisk):
-                part.open()
+                part.open(self.attempt)
             state = states.get(name, {}) if states else None  # checkpoints may lack a part without a state
             if state is not None:
                 check_form(state, part.state_dict(), "its state")
@@ -378,9 +411,10 @@ class Run:
 
     def _end_broken(self, bad: Sequence[str], tensors: Mapping[str, Tensor]) -> NoReturn:
         """End the run with a crash bundle of these tensors, some of which are not finite."""
-        self._check_attempt()
+        self.attempt.check()
         try:
-            crash = save_crash(self.folder, self.stream.steps, bad, tensors)
+            with self.attempt.section():
+                crash = save_crash(self.folder, self.stream.steps, bad, tensors)
             again = f"python scripts/replay_crash.py {crash} reproduces it"
         except OSError as error:
             again = f"{self.folder / 'crash'} could not be written ({error.strerror})"
@@ -390,7 +424,8 @@ class Run:
 
     def _log_update(self, metrics: Mapping[str, float | Sequence[float]]) -> None:
         """Log an update's metrics, its ended episodes, speed and times; advance the progress bar."""
-        step, task = self.stream.steps, self.episodes.visits[-1].task
+        assert self.episodes.visit is not None
+        step, task = self.stream.steps, self.episodes.visit.task
         charts = {"charts/SPS": (step - self._first) / (time.perf_counter() - self._start)}
         charts |= self.episodes.charts()
         if (score := f"charts/{self.episodes.chart}") in charts:
@@ -407,7 +442,7 @@ class Run:
 
         After a signal the rest is left to the resumed run.
         """
-        ended = self.evaluations.ended(self.episodes.visits, is_over=self.stream.steps >= self.total_steps)
+        ended = self.evaluations.ended(self.episodes.tasks, is_over=self.stream.steps >= self.total_steps)
         if not ended:
             return
 
@@ -428,7 +463,7 @@ class Run:
         self._video_step = step
         if self.act is None or every == 0 or step // every == before // every:
             return
-        self._check_attempt()
+        self.attempt.check()
         try:
             gif, summary = record_video(self.stream, self.act)
         except (Exception, SystemExit) as error:  # a renderer may call sys.exit
@@ -437,8 +472,9 @@ class Run:
             return
         path = self.folder / "videos" / f"step_{step:09d}.gif"
         try:
-            path.parent.mkdir(exist_ok=True)
-            replace_file(path, gif)
+            with self.attempt.section():
+                path.parent.mkdir(exist_ok=True)
+                replace_file(path, gif)
         except OSError as error:
             if not self._video_lost:
                 warn(f"warning: {path} could not be written ({error.strerror})")
@@ -454,16 +490,17 @@ class Run:
         misfit = self._misfit()
         if not (due or any(part.due for part in self._on_disk) or self.preemption.signal or misfit):
             return
-        self._check_attempt()
+        self.attempt.check()
         self._report_inexact()
         try:
             for part in self._on_disk:
                 part.flush()
             state = self._state()
-            if self.writer.failing:  # points that are still in memory would be lost on resume
+            if self.writer.failing or self.journal.failing:  # what is still in memory would be lost on resume
                 raise OSError(errno.ENOSPC, "its events could not be")
-            save_checkpoint(self.folder / "checkpoint", step, state)
+            save_checkpoint(self.folder / "checkpoint", step, state, self.attempt.section)
         except OSError as error:
+            self.attempt.check()  # a newer process removes what an older one has half written
             self._failed_saves += 1
             reason = f"checkpoint at step {step:,} could not be written ({error.strerror})"
             most = 1 if self.together else FAILED_SAVES  # so that all seeds have a checkpoint at one step
@@ -500,25 +537,28 @@ class Run:
             "inexact": self.inexact,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": rng,
-            "visits": self.episodes.state(),
+            "visit": self.episodes.state(),
+            "visits_size": self.journal.flush(),
             "evaluations": self.evaluations.rows,
             "seconds": self.seconds,
-            "event_files": {**self._earlier_events, self.writer.path.name: self.writer.flush()},
+            "event_files": self._event_files(),
+            "event_counts": self.writer.counts,
         }
 
-    def _check_attempt(self) -> None:
-        if latest_attempt(self.folder) != self.attempt:
-            stop(ExitCode.TAKEN, f"{self.folder} was taken over by another process")
+    def _event_files(self) -> dict[str, int]:
+        """The run's event files and their sizes in bytes, once pending events are written."""
+        return {**self._earlier_events, **self.writer.sizes()}
 
     def _write(self, name: str, data: bytes | Mapping[str, Any]) -> None:
         """Write a file; a failure ends the run."""
         path = self.folder / name
         try:
-            path.parent.mkdir(exist_ok=True)
-            if isinstance(data, bytes):
-                write_bytes(path, data)
-            else:
-                write_json(path, data)
+            with self.attempt.section():
+                path.parent.mkdir(exist_ok=True)
+                if isinstance(data, bytes):
+                    replace_file(path, data)
+                else:
+                    write_json(path, data)
         except OSError as error:
             reason = f"{path} could not be written ({error.strerror})"
             stop(ExitCode.IO, f"{reason}; the last checkpoint is intact")
@@ -526,14 +566,14 @@ class Run:
     def _log_visit(self) -> None:
         """Log the scores of the visit that ends."""
         self.episodes.collect()
-        self.writer.metrics(self.episodes.last_scores(), len(self.episodes.visits) - 1)
+        self.writer.metrics(self.episodes.last_scores(), len(self.episodes.tasks) - 1)
 
-    def _log_switch(self, task: int, step: int, fingerprint: Fingerprint | None) -> None:
+    def _log_switch(self, before: Visit, task: int, step: int, fingerprint: Fingerprint | None) -> None:
         """Log what a switch of the task changed."""
-        old = self.episodes.visits[-1].fingerprint
+        old = before.fingerprint
         if old and fingerprint:
             self.writer.metrics({"stream/fingerprint_changed": not fingerprint.same_as(old)}, step)
-            change = f"task {self.episodes.task} -> {task}: {fingerprint.changes(old)}"
+            change = f"task {before.task} -> {task}: {fingerprint.changes(old)}"
             self.writer.add(text("stream/switch", change), step)
 
     def _warn_of_switch(self, warning: str, step: int) -> None:
@@ -547,11 +587,11 @@ class Run:
         """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""
         self.writer.flush()
         try:
-            switches = [visit.start for visit in self.episodes.visits[1:]]
-            for name, png in draw_pictures(self.folder, switches).items():
+            for name, png in draw_pictures(self.folder, self.episodes.starts[1:]).items():
                 path = self.folder / "pictures" / f"{name}.png"
-                path.parent.mkdir(exist_ok=True)
-                replace_file(path, png)
+                with self.attempt.section():
+                    path.parent.mkdir(exist_ok=True)
+                    replace_file(path, png)
                 self.writer.add(Summary(value=[image_value(f"pictures/{name}", png)]), self.stream.steps)
         except ModuleNotFoundError:
             tell('pictures of the run need matplotlib: pip install -e ".[analysis]"')

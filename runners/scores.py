@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from neoteny.envs.atari.scores import human_normalized
 
 EPISODES_AT_END = 20
+PAIRS = 5_000_000  # of points whose slopes are computed at most
 
 Array = NDArray[np.float64]
 Row = Mapping[str, Any]
@@ -27,7 +29,7 @@ class Visit:
 
     task: int
     start: int  # step of the run at which it began
-    level: float | None = None  # return to recover, if any: see level_to_recover
+    level: float | None = None  # return to recover, if any, see Episodes.level
     fingerprint: Any = None
     end: int = 0  # step of the run at which it ended
     episodes: int = 0  # number of ended episodes
@@ -69,6 +71,13 @@ class Visit:
         """Area under the return curve per step: episodes weighted by their steps; NaN if none ended."""
         return self.weighted_return / self.steps if self.steps else float("nan")
 
+    def row(self) -> dict[str, Any]:
+        """Its scores, as in ``summary.json``."""
+        names = ["task", "start", "end", "episodes", "return_at_end", "return_auc"]
+        names += ["recovery_steps", "recovered", *(["game", "human_normalized"] if self.game else [])]
+        nothing_to_recover = {"recovery_steps": None, "recovered": None} if self.level is None else {}
+        return {name: getattr(self, name) for name in names} | nothing_to_recover
+
     @property
     def recovered(self) -> bool:
         """Whether the level was reached."""
@@ -86,17 +95,6 @@ class Visit:
         return (self.end if self.recovered_at is None else self.recovered_at) - self.start
 
 
-def level_to_recover(visits: Sequence[Visit], task: int) -> float | None:
-    """The return that a new visit to ``task`` must reach to be as good as before.
-
-    It is the ``return_at_end`` of the last earlier visit to the same task or, if there was none, of the visit
-    before; ``None`` if no episode has ended yet.
-    """
-    known = [visit for visit in visits if visit.episodes]
-    same = [visit for visit in known if visit.task == task]
-    return (same or known)[-1].return_at_end if known else None
-
-
 def early_and_late(visits: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     """Select the visits that compare the agent's performance early and late in the run.
 
@@ -104,7 +102,9 @@ def early_and_late(visits: Sequence[Row]) -> tuple[list[Row], list[Row]]:
     and the last quarter of all visits, at least one each, which are to different tasks.
     """
     last = {visit["task"]: visit for visit in visits}
-    first = {task: next(visit for visit in visits if visit["task"] == task) for task in last}
+    first: dict[int, Row] = {}
+    for visit in visits:
+        first.setdefault(visit["task"], visit)
     if visits and all(first[task] is not last[task] for task in last):
         return list(first.values()), list(last.values())
     quarter = max(1, len(visits) // 4)
@@ -179,14 +179,23 @@ def theil_sen(times: NDArray[Any], values: Array, groups: Array) -> float:
     """Median slope over all pairs of points, all (V,), of the same group; NaN if there is no pair.
 
     This is the estimator of Theil and Sen, with groups as the seasons of Hirsch, Slack and Smith (1982).
-    Values that are NaN are left out.
+    Values that are NaN are left out. Of thousands of points as many as make ``PAIRS`` pairs are taken, evenly
+    spaced in each group.
     """
     known = ~np.isnan(values)
     times, values, groups = times[known], values[known], groups[known]
-    one, two = np.triu_indices(len(values), 1)
-    one, two = np.array([one, two])[:, (groups[one] == groups[two]) & (times[one] != times[two])]
-    slopes = (values[two] - values[one]) / (times[two] - times[one])
-    return float(np.median(slopes)) if len(slopes) else float("nan")
+    order = np.argsort(groups, kind="stable")
+    members = np.split(order, np.flatnonzero(np.diff(groups[order])) + 1)
+    most = max(2, int((2 * PAIRS / len(members)) ** 0.5))
+    slopes = [np.empty(0)]
+    for group in members:
+        if len(group) > most:
+            group = group[np.linspace(0, len(group) - 1, most).round().astype(int)]
+        one, two = group[np.array(np.triu_indices(len(group), 1))]
+        one, two = np.array([one, two])[:, times[one] != times[two]]
+        slopes.append((values[two] - values[one]) / (times[two] - times[one]))
+    together = np.concatenate(slopes)
+    return float(np.median(together)) if len(together) else float("nan")
 
 
 def performance_recovery(visits: Sequence[Row]) -> float:
@@ -197,7 +206,11 @@ def performance_recovery(visits: Sequence[Row]) -> float:
     ``score/recovered``. NaN if no task was returned to twice.
     """
     tasks = [visit["task"] for visit in visits]
-    recurrence = np.array([tasks[:i].count(task) for i, task in enumerate(tasks)], dtype=float)
+    seen: collections.Counter[int] = collections.Counter()
+    recurrence = np.zeros(len(tasks))
+    for i, task in enumerate(tasks):
+        recurrence[i] = seen[task]
+        seen[task] += 1
     times = np.where(recurrence > 0, column(visits, "recovery_steps"), np.nan)
     return 0.0 - theil_sen(recurrence, times, column(visits, "task"))
 

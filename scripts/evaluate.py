@@ -25,6 +25,7 @@ from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.stream import Stream
 from neoteny.envs.typed import Typed
 from neoteny.optim.injection import inject_as_saved
+from neoteny.runners.disk.appended import VISITS, read_rows
 from neoteny.runners.disk.checkpoint import DamagedError, checkpoints, read_checkpoint
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.files import replace_file, write_json
@@ -169,7 +170,7 @@ def tasks_of(policy: Policy, folder: Path) -> list[int]:
     """The recurring tasks of the policy's stream; without any those that the run has visited."""
     if cycle := policy.stream.schedule.cycle:
         return sorted(set(cycle))
-    visited = {int(visit["task"]) for visit in _known(folder, "stream.json").get("visits", [])}
+    visited = {int(visit["task"]) for visit in read_rows(folder / VISITS)}
     return sorted(visited) or first_tasks(policy.stream.schedule)
 
 

@@ -1,12 +1,14 @@
 """Kill runs in many ways, resume them, and compare them bit for bit with undisturbed runs.
 
 python scripts/faults.py --kills 200
+python scripts/faults.py --kills 200 --methods
 
-Each run is killed several times: by SIGKILL at a random step, by SIGKILL while a checkpoint is written, and
-by SIGTERM; the worker processes of some runs are killed or stopped too, and the code of some streams is
-changed before a resume. At the end its weights, optimizer state, random state, episodes and TensorBoard
-points must equal those of an undisturbed run with the same arguments, unless ``meta.json`` says that the run
-is not exact. The table is printed as Markdown.
+Each run is disturbed several times: killed at a random step, while a checkpoint is written, when it starts,
+at a switch or at its end; stopped, overtaken by another process and woken up; started three times at once;
+asked to stop, also when nobody reads its messages; given a NaN. The worker processes of some runs are killed
+or stopped too, and the code of some streams is changed before a resume. At the end weights, optimizer state,
+random state, episodes and TensorBoard points must equal those of an undisturbed run with the same arguments,
+unless ``meta.json`` says that the run is not exact. The table is printed as Markdown.
 """
 
 from __future__ import annotations
@@ -14,8 +16,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import importlib
-import itertools
 import json
 import multiprocessing
 import os
@@ -23,146 +23,42 @@ import random
 import shutil
 import signal
 import statistics
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
-from minigrid.core.grid import Grid
-from minigrid.core.mission import MissionSpace
-from minigrid.core.world_object import Goal, Wall
-from minigrid.minigrid_env import MiniGridEnv
-from minigrid.wrappers import ImgObsWrapper
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tqdm import tqdm
 
-from neoteny.configs.cli import cli, launch_script
-from neoteny.envs import stream, wrappers
-from neoteny.envs.audit import set_parameters
-from neoteny.envs.single import workers
-from neoteny.envs.single.workers import ProcessEnvs, Worker
-from neoteny.runners import run
+from neoteny.configs.cli import launch_script
 from neoteny.runners.disk import checkpoint
-from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.disk.events import event_files
-from neoteny.runners.disk.folder import run_folder
-from neoteny.runners.replay import ReplayMemory
+from neoteny.runners.disk.exit_codes import ExitCode
+from neoteny.scripts.fault_cases import (
+    AGENTS,
+    CHECKPOINTS,
+    IN_WORKERS,
+    POISON,
+    STOPPED,
+    STREAMS,
+    TOGETHER,
+    UNREAD,
+    WORKER_FAULTS,
+    Case,
+    arguments,
+    cases,
+    write_code,
+)
+from neoteny.scripts.fault_processes import PLACES, POINTS, WORKERS, Process
+from neoteny.scripts.fault_sweeps import sweep_is_same
+from neoteny.scripts.fault_switches import measure_switches
 
-CHECKPOINTS = 8  # of a run
-
-# Points in the writing of a checkpoint at which a process is killed.
-POINTS = (
-    "begin", "inside tensors", "inside state", "before manifest", "inside manifest", "before rename",
-    "after rename", "inside pruning",
-)  # fmt: skip
-
-
-@stream("FaultyWrappers-v0", period=700, tasks=3)
-def faulty_wrappers(k: int, seed: int) -> gym.Env:
-    """CartPole with wrappers that have random or other state: drifting gravity, noise, failing actions."""
-    env = gym.make("CartPole-v1", disable_env_checker=True)
-    rules = {"gravity": wrappers.RandomWalk(0.05)}
-    env = wrappers.drift(env, rules, seed=(seed, k))
-    env = wrappers.noisy_observations(env, 0.01 * (k + 1), seed=seed)
-    return wrappers.fail_actions(env, 0.1 * (k + 1), seed=seed)
-
-
-@stream("FaultyMemory-v0", period=700, tasks=3)
-def faulty_memory(k: int, seed: int) -> gym.Env:
-    """CartPole with rewards divided by a standard deviation that is estimated over all episodes."""
-    env = gym.make("CartPole-v1", disable_env_checker=True)
-    set_parameters(env, {"gravity": 9.8 * (k + 1)})
-    return gym.wrappers.NormalizeReward(env)
-
-
-@stream("FaultyNoise-v0", period=700)
-def faulty_noise(k: int, seed: int) -> gym.Env:
-    """CartPole whose rewards come from the global generator."""
-    env = gym.make("CartPole-v1", disable_env_checker=True)
-    set_parameters(env, {"gravity": 9.8 * (k + 1)})
-    return gym.wrappers.TransformReward(env, lambda reward: float(reward) + random.random())
-
-
-@stream("FaultyCode-v0", period=700)
-def faulty_code(k: int, seed: int) -> gym.Env:
-    """CartPole that pays what a file says, which is changed between a stop and a resume."""
-    pay = importlib.import_module(CODE).PAY
-    env = gym.make("CartPole-v1", disable_env_checker=True)
-    set_parameters(env, {"gravity": 9.8 * (k + 1)})
-    return gym.wrappers.TransformReward(env, lambda reward: pay * float(reward))
-
-
-class Room(MiniGridEnv):
-    """A user's class of MiniGrid: a room with a few walls at random places, which runs on tensors."""
-
-    def __init__(self, walls: int) -> None:
-        self.walls = walls
-        super().__init__(MissionSpace(lambda: "reach the goal"), grid_size=7, max_steps=60)
-
-    def _gen_grid(self, width: int, height: int) -> None:
-        self.grid = Grid(width, height)
-        self.grid.wall_rect(0, 0, width, height)
-        self.mission = "reach the goal"
-        self.put_obj(Goal(), width - 2, height - 2)
-        self.agent_pos, self.agent_dir = (1, 1), self._rand_int(0, 4)
-        for _ in range(self.walls):
-            self.put_obj(Wall(), self._rand_int(2, width - 1), self._rand_int(1, height - 2))
-
-
-@stream("FaultyRooms-v0", period=700, tasks=3)
-def faulty_rooms(k: int, seed: int) -> gym.Env:
-    """Rooms with more and more walls."""
-    return ImgObsWrapper(Room(walls=2 * k + 1))
-
-
-# The module that FaultyCode-v0 imports, in the folder of each case.
-CODE = "faulty_pay"
-
-# Streams whose sub-environments run in worker processes, which are killed and stopped too; the undisturbed
-# run has no workers.
-IN_WORKERS = {"acrobot-jumps", "grid-goals"}
-WORKERS = 2
-WORKER_FAULTS = {"worker killed": signal.SIGKILL, "worker stopped": signal.SIGSTOP}
-
-# Streams and agents of the runs, with flags for each.
-STREAMS = {
-    "cartpole-rotations": "",
-    "cartpole-drift": "--stream.normalizer keep",
-    "acrobot-jumps": "--stream.normalizer reset --stream.jitter 0.5",
-    "mountaincar-drift": "",
-    "FaultyWrappers-v0": "--stream.task-id onehot --stream.order random",
-    "grid-layouts": "--stream.order random --stream.jitter 0.5",
-    "grid-goals": "--stream.engine single",
-    "grid-resampled-crossings": "",
-    "grid-permuted-actions": "--network.activation maxmin",
-    "atari": "--stream.games Breakout Pong",
-    "FaultyMemory-v0": "",
-    "FaultyNoise-v0": "",
-    "FaultyCode-v0": "",
-    "FaultyRooms-v0": "",
-}
-AGENTS = {
-    "ppo": "--num-steps 32 --epochs 2 --minibatches 2",
-    "dqn": "--log-every 128 --train-every 16 --learning-starts 128 --batch-size 16 --buffer-size 1000 "
-    "--n-step 3 --eps-steps 1000",
-}
-BOTH = {
-    ("ppo", "mountaincar-drift"): "--anneal-lr",
-    ("ppo", "grid-goals"): "--shared-torso",
-    ("dqn", "grid-goals"): "--dueling --no-double",
-    ("dqn", "cartpole-rotations"): "--eps-restart",
-}
-# The project's optimizers, and torch's, which a copied agent would use.
-OURS = ("adamo", "adam", "muon", "adamw")
-TORCHS = ("NAdam", "ASGD", "Adafactor", "RMSprop", "Rprop", "Adagrad", "SGD", "RAdam", "Adamax", "Adadelta")
-OPTIMIZERS = (*OURS, *TORCHS)
+KILLED = -int(signal.SIGKILL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,24 +73,18 @@ class Faults:
     """Ids of the streams to run."""
     steps: int = 2048
     """Environment steps of each run."""
+    methods: bool = False
+    """Give each run one of the plasticity methods, and an optimizer of the project's."""
+    sweeps: int = 0
+    """Also kill so many sweeps, start each again, and compare what its runs leave."""
+    switches: int = 0
+    """Also measure what so many switches cost."""
     jobs: int = os.cpu_count() or 1
     """Number of runs in parallel."""
     seed: int = 1
     """Seed for the times at which processes are killed."""
     keep: Path | None = None
     """Folder in which to keep the run folders; by default they are temporary."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """A run and its faults, one after the other."""
-
-    agent: str
-    stream: str
-    optimizer: str
-    seed: int
-    steps: int
-    faults: tuple[str, ...]
 
 
 @dataclasses.dataclass
@@ -216,214 +106,121 @@ class Outcome:
     missing: int = 0
 
 
-def arguments(case: Case, runs_dir: Path, more: str = "") -> Any:
-    """A short run with many switches, checkpoints and probes."""
-    module = importlib.import_module(f"neoteny.agents.{case.agent}")
-    optimizer = case.optimizer if case.optimizer in OURS else "adam"
-    words = (
-        f"--stream.id {case.stream} optim:{optimizer} --seed {case.seed} --runs-dir {runs_dir} "
-        f"--total-steps {case.steps} --checkpoint-every {case.steps // CHECKPOINTS} --num-envs 4 "
-        f"--probes.every 5 "
-        f"--network.hidden 32 32 --stream.period 700 {AGENTS[case.agent]} {STREAMS.get(case.stream, '')} "
-        f"{BOTH.get((case.agent, case.stream), '')} {more}"
-    )
-    if case.agent == "dqn" and case.seed % 4 < 2:
-        words += " --memory disk"
-    return cli(module.Args, {}, words.split())
-
-
-def folder_of(case: Case, args: Any) -> Path:
-    """The folder of a case's run."""
-    if case.optimizer in OURS:
-        return run_folder(case.agent, args)
-    return run_folder(case.agent, args, torch_optimizer(case.optimizer, torch.nn.Linear(1, 1), args.lr))
-
-
-def torch_optimizer(name: str, module: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-    """An optimizer of torch."""
-    return getattr(torch.optim, name)(module.parameters(), lr=lr)
-
-
-def write_code(runs_dir: Path, pay: float) -> None:
-    """Write the module that FaultyCode-v0 imports."""
-    (runs_dir / f"{CODE}.py").write_text(f"PAY = {pay}\n")
-
-
-class Process:
-    """One attempt at a run, forked from here so that it starts at once."""
-
-    def __init__(self, case: Case, args: Any, log: Path, point: str = "", nth: int = 1) -> None:
-        context = multiprocessing.get_context("fork")
-        self.code: int | None = None
-        self.progress, self.workers = context.RawValue("q", -1), context.RawArray("q", WORKERS)
-        sys.stdout.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 1
-            try:
-                os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), 1)
-                os.dup2(1, 2)
-                tqdm.set_lock(threading.RLock())  # a killed process would keep the shared lock
-                self._watch()
-                setattr(ReplayMemory, "discard", lambda memory: None)  # noqa: B010  (it is compared)
-                kill_at(point, nth)
-                sys.dont_write_bytecode = True
-                sys.path.insert(0, str(log.parent))  # where the code of FaultyCode-v0 is
-                if case.optimizer not in OURS:
-                    self._replace_optimizer(case, args)
-                importlib.import_module(f"neoteny.agents.{case.agent}").main(args)
-                code = 0
-            except SystemExit as exit:
-                code = int(exit.code or 0)
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr)
-            finally:
-                sys.stdout.flush()
-                os._exit(code)
-
-    def _replace_optimizer(self, case: Case, args: Any) -> None:
-        """Let the agent have an optimizer of torch, as a copied agent may."""
-
-        def build(
-            config: Any, module: torch.nn.Module, lr: float, exclude: Any = ()
-        ) -> torch.optim.Optimizer:
-            return torch_optimizer(case.optimizer, module, lr)
-
-        type(args.optim).build = build
-
-    def _watch(self) -> None:
-        """Share the number of steps so far and the newest workers with the parent process."""
-        record, spawn = run.Run.record_episodes, ProcessEnvs._spawn
-
-        progress = self.progress
-
-        def recorded(self: run.Run, *made: Any) -> None:
-            progress.value = self.stream.steps
-            record(self, *made)
-
-        def spawned(self: ProcessEnvs, envs: range, workers: Any = self.workers) -> Worker:
-            worker = spawn(self, envs)
-            workers[:] = [*workers[1:], worker.process.pid]
-            return worker
-
-        run.Run.record_episodes = recorded  # type: ignore[method-assign, assignment]
-        ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
-        workers.WORKER_SECONDS = 3.0  # how long to wait for stopped workers
-
-    def wait(self, until: int = 2**62) -> int | None:
-        """Wait until it has made ``until`` steps (returns None) or ended (exit code, negative if killed)."""
-        while self.code is None and self.progress.value < until:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-            else:
-                time.sleep(0.001)
-        return self.code
-
-    def send(self, number: int, pid: int = 0) -> None:
-        """Send a signal to it, or to one of its workers; has no effect if that process has ended."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid or self.pid, number)
-
-
-def kill_at(point: str, nth: int) -> None:
-    """Make this process kill itself when the writing of checkpoints reaches a point for the nth time."""
-    if not point:
-        return
-    count = 0
-
-    def reached() -> bool:
-        nonlocal count
-        count += 1
-        return count == nth
-
-    def die() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    write, sync, remove = checkpoint.write_bytes, checkpoint.sync_folder, checkpoint._remove
-    file = {"tensors": TENSORS, "state": STATE, "manifest": MANIFEST}
-    where, _, what = point.partition(" ")
-    before = {"begin": TENSORS, "before manifest": MANIFEST}.get(point)
-    inside = file.get(what) if where == "inside" else None
-
-    def write_bytes(path: Path, data: bytes) -> None:
-        if path.name == before and reached():
-            die()
-        if path.name == inside and reached():
-            write(path, data[: len(data) // 2])
-            die()
-        write(path, data)
-
-    def sync_folder(folder: Path) -> None:
-        sync(folder)
-        is_temporary = folder.name.startswith(".tmp_")
-        if point == ("before rename" if is_temporary else "after rename") and reached():
-            die()
-
-    def remove_checkpoint(checkpoint: Path) -> None:
-        if point == "inside pruning" and reached():
-            old = checkpoint.with_name(".old_half")
-            checkpoint.rename(old)
-            (old / STATE).unlink()
-            die()
-        remove(checkpoint)
-
-    checkpoint.write_bytes, checkpoint.sync_folder = write_bytes, sync_folder
-    checkpoint._remove = remove_checkpoint
-
-
 def resume_step(folder: Path) -> int:
     """The step from which a run would resume."""
-    state = checkpoint.load_checkpoint(folder / "checkpoint")
+    state, _ = checkpoint.find_checkpoint(folder / "checkpoint")
     return state["step"] if state else 0
 
 
-def torment(case: Case, runs_dir: Path, reference: Path) -> Outcome:
-    """Run a case with its faults until it finishes, and compare it with the undisturbed run."""
-    outcome = Outcome(case)
-    rng = random.Random(f"{case}")
-    args = arguments(
-        case,
-        runs_dir,
-        f"--stream.single.workers {WORKERS}" * (case.stream in IN_WORKERS),
-    )
-    folder = folder_of(case, args)
-    log = runs_dir / "log.txt"
-    for fault in case.faults:
-        begun = resume_step(folder)
-        point = fault if fault in POINTS else ""
-        process = Process(case, args, log, point, nth=rng.choice((1, 3)))
-        moments = sorted(rng.randrange(min(begun, case.steps - 1), case.steps) for _ in range(2))
-        if case.stream in IN_WORKERS and process.wait(moments[0]) is None:
-            loss = rng.choice(list(WORKER_FAULTS))
-            process.send(WORKER_FAULTS[loss], rng.choice(process.workers))
-            outcome.met.append(loss)
-            outcome.recomputed.append(0)
-        code = process.wait(2**62 if point else moments[1])
+class Torment:
+    """A run with its faults, one after the other, until it finishes."""
+
+    def __init__(self, case: Case, runs_dir: Path) -> None:
+        self.case, self.rng, self.outcome = case, random.Random(f"{case}"), Outcome(case)
+        workers = f"--stream.single.workers {WORKERS}" * (case.stream in IN_WORKERS)
+        self.args, self.log = arguments(case, runs_dir, workers), runs_dir / "log.txt"
+        self.runs_dir, self.folder = runs_dir, case.folder(self.args)
+
+    def run(self) -> Outcome:
+        """Make the run."""
+        for fault in self.case.faults:
+            if (self.folder / "summary.json").exists():
+                break
+            code, allowed = self._suffer(fault)
+            if code not in (0, *allowed):
+                self.outcome.lost = f"exit code {code} after {fault}; see {self.log}"
+                return self.outcome
+            if code in allowed:
+                self._met(fault)
+                self._change_code()
+        if not (self.folder / "summary.json").exists() and (code := self._process().wait()) != 0:
+            self.outcome.lost = f"exit code {code} after the last resume; see {self.log}"
+        return self.outcome
+
+    def _suffer(self, fault: str) -> tuple[int | None, tuple[int, ...]]:
+        """Let a fault happen; returns how the process has ended, and how it may end if it was hit."""
+        self.process = None
+        if fault == TOGETHER:
+            return self._start_together(), (0,)
+        if fault.startswith(STOPPED):
+            return self._overtake(fault.removeprefix(STOPPED).strip()), (ExitCode.TAKEN, KILLED)
+        moment = self._moment()
+        if fault in POISON:
+            self.process = self._process(poison=(fault.split()[1], moment))
+            return self.process.wait(), (ExitCode.BROKEN,)
+        point = fault if fault in POINTS else fault.removeprefix("SIGKILL").strip()
+        point = point if point in (*POINTS, *PLACES) else ""
+        nth = self.rng.choice((1, 3)) if point in POINTS else 1
+        self.process = self._process(log=None if fault == UNREAD else self.log, point=point, nth=nth)
+        return self._strike(fault, point, moment)
+
+    def _strike(self, fault: str, point: str, moment: int) -> tuple[int | None, tuple[int, ...]]:
+        """Kill the process or ask it to stop, and before that lose one of its workers, if it has any."""
+        process, terminates = self.process, fault in ("SIGTERM", UNREAD)
+        assert process is not None
+        if self.case.stream in IN_WORKERS and process.wait(self._moment(moment)) is None:
+            loss = self.rng.choice(list(WORKER_FAULTS))
+            process.send(WORKER_FAULTS[loss], self.rng.choice(process.workers))
+            self._met(loss, 0)
+        code = process.wait(2**62 if point else moment)
         if code is None:
-            time.sleep(rng.uniform(0, 0.06))
+            time.sleep(self.rng.uniform(0, 0.06))
             sent = time.perf_counter()
-            process.send(signal.SIGTERM if fault == "SIGTERM" else signal.SIGKILL)
+            process.send(signal.SIGTERM if terminates else signal.SIGKILL)
             code = process.wait()
-            if fault == "SIGTERM":
-                outcome.latency.append(time.perf_counter() - sent)
-        if code not in (0, 75 if fault == "SIGTERM" else -signal.SIGKILL):
-            outcome.lost = f"exit code {code} after {fault}; see {log}"
-            return outcome
-        if code == 0:
-            break  # the run finished before the fault
-        outcome.met.append(fault)
-        outcome.recomputed.append(max(0, process.progress.value - resume_step(folder)))
-        if case.stream == "FaultyCode-v0" and "code changed" not in outcome.met and resume_step(folder):
-            write_code(runs_dir, pay=2.0)
-            outcome.met.append("code changed")
-            outcome.recomputed.append(0)
-    code = Process(case, args, log).wait() if not (folder / "summary.json").exists() else 0
-    if code != 0:
-        outcome.lost = f"exit code {code} after the last resume; see {log}"
-        return outcome
-    compare(folder, reference, outcome)
-    return outcome
+            if terminates and code == ExitCode.PREEMPTED:
+                self.outcome.latency.append(time.perf_counter() - sent)
+        return code, (int(ExitCode.PREEMPTED) if terminates else KILLED,)
+
+    def _overtake(self, place: str) -> int | None:
+        """Stop a process, at a place or a random step, let a newer one go on, and wake the older.
+
+        Returns how the older one has ended. The newer is killed.
+        """
+        older = self._process(point=place, number=signal.SIGSTOP)
+        if not place and older.wait(self._moment()) is None:
+            older.send(signal.SIGSTOP)
+        if older.wait() is not None:
+            return older.code
+        self.process = newer = self._process()
+        newer.wait(self._moment())
+        older.send(signal.SIGCONT)
+        code = older.wait()
+        newer.wait(self._moment())
+        newer.send(signal.SIGKILL)
+        if newer.wait() not in (0, KILLED):
+            return newer.code
+        return code
+
+    def _start_together(self) -> int | None:
+        """Start three processes at once; returns 0 if one of them finishes and the others are told so."""
+        started = [self._process() for _ in range(3)]
+        codes = [process.wait() for process in started]
+        others = [code for code in codes if code not in (ExitCode.TAKEN, KILLED, ExitCode.BAD_INPUT)]
+        return others[0] if len(others) == 1 else 1000 + len(others)
+
+    def _process(self, log: Path | bool | None = True, **options: Any) -> Process:
+        return Process(self.case, self.args, self.log if log is True else log or None, **options)
+
+    def _moment(self, before: int = 0) -> int:
+        """A random step from where the run resumes to its end, or to an earlier one."""
+        end = before or self.case.steps
+        return self.rng.randrange(min(resume_step(self.folder), end - 1), end)
+
+    def _met(self, fault: str, recomputed: int | None = None) -> None:
+        """Record a fault that has hit a process."""
+        if recomputed is None:
+            made = self.process.progress.value if self.process else 0
+            recomputed = max(0, made - resume_step(self.folder))
+        self.outcome.met.append(fault)
+        self.outcome.recomputed.append(recomputed)
+
+    def _change_code(self) -> None:
+        """Change the code of FaultyCode-v0, once, when there is a checkpoint."""
+        changed = "code changed" in self.outcome.met
+        if self.case.stream == "FaultyCode-v0" and not changed and resume_step(self.folder):
+            write_code(self.runs_dir, pay=2.0)
+            self._met("code changed", 0)
 
 
 def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
@@ -440,13 +237,21 @@ def compare(folder: Path, reference: Path, outcome: Outcome) -> None:
     outcome.different += sorted({tag for tag, *_ in (points - expected) + (expected - points)})
 
 
+def compare_folders(folder: Path, reference: Path) -> bool:
+    """Whether two finished runs are the same."""
+    outcome = Outcome(None)  # type: ignore[arg-type]
+    compare(folder, reference, outcome)
+    return not (outcome.different or outcome.duplicated or outcome.missing)
+
+
 def contents(folder: Path) -> Iterator[tuple[str, Any]]:
     """The contents of a finished run, except for times: name -> bytes or number."""
     yield "weights", (folder / "checkpoint" / "weights.safetensors").read_bytes()
-    yield "stream.json", (folder / "stream.json").read_bytes()
+    yield "visits.jsonl", (folder / "visits.jsonl").read_bytes()
     state = checkpoint.load_checkpoint(folder / "checkpoint")
     assert state is not None
-    yield from leaves({name: state[name] for name in ("step", "update", "parts", "rng", "visits")}, "state")
+    names = ("step", "update", "parts", "rng", "visit", "visits_size", "event_counts")
+    yield from leaves({name: state[name] for name in names}, "state")
     if (folder / "replay").exists():
         memory = state["parts"]["memory"]
         kept, places = memory["layout"]["kept"], memory["layout"]["places"]
@@ -462,7 +267,7 @@ def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
     """The leaves of a state, by their paths."""
     if isinstance(tree, dict | list | tuple):
         for key, item in tree.items() if isinstance(tree, dict) else enumerate(tree):
-            if key != "audit_seconds":
+            if key != "audit_seconds" and not str(key).startswith("time/"):
                 yield from leaves(item, f"{path}/{key}")
     elif isinstance(tree, torch.Tensor | np.ndarray):
         yield path, (str(tree.dtype), tuple(tree.shape), np.asarray(tree).tobytes())
@@ -480,18 +285,6 @@ def all_points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
                     yield tag, event.step, value.tensor.SerializeToString(deterministic=True)
 
 
-def cases(faults: Faults) -> Iterator[Case]:
-    """An endless sequence of cases over all agents, streams, optimizers and kinds of faults."""
-    rng, points = random.Random(faults.seed), itertools.cycle(POINTS)
-    kinds = list(itertools.product(faults.agents, faults.streams))
-    for number in itertools.count():
-        agent, id = kinds[number % len(kinds)]
-        optimizer = OPTIMIZERS[(number + number // len(kinds)) % len(OPTIMIZERS)]
-        chosen = ["SIGKILL", next(points), "SIGTERM", next(points)]
-        rng.shuffle(chosen)
-        yield Case(agent, id, optimizer, number + 1, faults.steps, tuple(chosen))
-
-
 def run_case(case: Case, folder: Path) -> Outcome:
     """One case, with the undisturbed run that it is compared with."""
     torch.set_num_threads(1)
@@ -503,7 +296,10 @@ def run_case(case: Case, folder: Path) -> Outcome:
     code = Process(case, reference, calm / "log.txt").wait()
     if code != 0:
         return Outcome(case, lost=f"exit code {code} of the undisturbed run; see {calm / 'log.txt'}")
-    outcome = torment(case, wild, folder_of(case, reference))
+    torment = Torment(case, wild)
+    outcome = torment.run()
+    if not outcome.lost:
+        compare(torment.folder, case.folder(reference), outcome)
     if not (outcome.lost or (outcome.exact and outcome.different)):
         shutil.rmtree(calm)
         shutil.rmtree(wild)
@@ -515,7 +311,17 @@ def table(outcomes: Sequence[Outcome]) -> str:
     kinds: dict[str, Callable[[str], bool]] = {
         "SIGKILL at a random step": lambda fault: fault == "SIGKILL",
         "SIGKILL while a checkpoint is written": lambda fault: fault in POINTS,
+        "SIGKILL at the start": lambda fault: fault.startswith("SIGKILL start"),
+        "SIGKILL at a switch and in its audit": lambda fault: fault.startswith("SIGKILL switch"),
+        "SIGKILL at the end and in its pictures": lambda fault: fault.startswith("SIGKILL finish"),
         "SIGTERM": lambda fault: fault == "SIGTERM",
+        UNREAD: lambda fault: fault == UNREAD,
+        f"{STOPPED} at a random step": lambda fault: fault == STOPPED,
+        f"{STOPPED} at the start": lambda fault: fault.startswith(f"{STOPPED} start"),
+        f"{STOPPED} at a switch": lambda fault: fault.startswith(f"{STOPPED} switch"),
+        f"{STOPPED} at the end": lambda fault: fault.startswith(f"{STOPPED} finish"),
+        TOGETHER: lambda fault: fault == TOGETHER,
+        "NaN in rewards or observations": lambda fault: fault in POISON,
         "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",
         "SIGSTOP of an environment's worker": lambda fault: fault == "worker stopped",
         "code changed before a resume": lambda fault: fault == "code changed",
@@ -547,11 +353,13 @@ def table(outcomes: Sequence[Outcome]) -> str:
     total = sum(len(outcome.met) for outcome in outcomes)
     names = " and ".join(sorted({outcome.case.agent.upper() for outcome in outcomes}))
     streams, steps = len({outcome.case.stream for outcome in outcomes}), outcomes[0].case.steps
+    methods = len({outcome.case.method for outcome in outcomes} - {""})
+    with_methods = f" with {methods} methods" if methods else ""
     return "\n".join(
         [
             *("| " + " | ".join(row) + " |" for row in rows),
             "",
-            f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams: "
+            f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams{with_methods}: "
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(o.duplicated for o in exact)}, points missing {sum(o.missing for o in exact)}. "
             f"Not counted as different are {len(others)} runs that said they were not exact; "
@@ -567,7 +375,8 @@ def main(faults: Faults) -> int:
     Returns:
         1 if a run is lost, or called itself exact and is different; else 0.
     """
-    planned, outcomes, running = cases(faults), list[Outcome](), set[Future[Outcome]]()
+    planned = cases(faults.agents, faults.streams, faults.steps, faults.seed, faults.methods)
+    outcomes, running = list[Outcome](), set[Future[Outcome]]()
     with contextlib.ExitStack() as stack:
         folder = faults.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         context = multiprocessing.get_context("fork")
@@ -585,8 +394,19 @@ def main(faults: Faults) -> int:
                 if outcome.lost or (outcome.exact and outcome.different):
                     message = f"lost: {outcome.lost or 'no'}, different: {outcome.different[:8]}"
                     bar.write(f"{outcome.case}: {message}")
-    print(table(outcomes))
-    return int(any(outcome.lost or (outcome.exact and outcome.different) for outcome in outcomes))
+        if outcomes:
+            print(table(outcomes))
+        failed = any(outcome.lost or (outcome.exact and outcome.different) for outcome in outcomes)
+        same = [sweep_is_same(seed, folder, compare_folders) for seed in range(1, faults.sweeps + 1)]
+        if faults.sweeps:
+            print(
+                f"{len(same)} sweeps of two runs, each killed three times: {sum(same)} as undisturbed ones."
+            )
+        if faults.switches:
+            sentence, within = measure_switches(faults.switches, folder)
+            print(sentence)
+            failed |= not within
+    return int(failed or not all(same))
 
 
 if __name__ == "__main__":

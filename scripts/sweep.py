@@ -31,10 +31,11 @@ from neoteny.configs.grid import Agent, Arm, Point, combinations, point, values_
 from neoteny.configs.limits import check_repeated
 from neoteny.configs.words import words_of
 from neoteny.runners import references, tuning
+from neoteny.runners.disk.attempts import latest_attempt
 from neoteny.runners.disk.claims import claim
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, check_numbers, stop
 from neoteny.runners.disk.files import read_json, write_json
-from neoteny.runners.disk.folder import finished_at, latest_attempt, run_folder
+from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.disk.messages import protect_output, tell
 from neoteny.runners.sweep import Job, Outcome, State, make_slots, run_all, usable_cores
 from neoteny.scripts.agent_files import load_agent

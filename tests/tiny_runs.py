@@ -75,7 +75,7 @@ def outcome(args):
     summary = json.loads((folder / "summary.json").read_text())
     return {
         "weights": (folder / "checkpoint" / "weights.safetensors").read_bytes(),
-        "stream": (folder / "stream.json").read_bytes(),
+        "visits": (folder / "visits.jsonl").read_bytes(),
         "summary": {name: value for name, value in summary.items() if name != "seconds"},
         "points": points(folder),
         "scalars": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -28,6 +29,7 @@ from neoteny.envs.tasks import (
     make_task_env,
 )
 
+LONG = 1_000_000  # steps of an episode whose replay is worth a warning
 MOST_ENVS = 2**14
 MOST_WORKERS = 256
 
@@ -105,6 +107,7 @@ class SingleEngine:
             if workers
             else SerialEnvs(task, spaces, num_envs, stride=num_envs)
         )
+        self._warned = False
         self.clear()
 
     @property
@@ -154,11 +157,23 @@ class SingleEngine:
         return env
 
     def state_dict(self) -> dict[str, Any]:
-        """The running episodes: seeds, actions so far and lifelong states."""
+        """The running episodes: seeds, actions so far and lifelong states; without ``replay`` no actions."""
+        running = self.log.running()
+        longest = max((len(episode.actions) for episode in running), default=0)
+        if not self.replay:
+            running = [dataclasses.replace(episode, actions=episode.actions[:0]) for episode in running]
+        elif longest > LONG and not self._warned:
+            self._warned = True
+            print(
+                f"warning: an episode has {longest:,} steps so far: each checkpoint holds its actions, and a "
+                "resume plays them again; --stream.single.no-replay begins a new one instead",
+                file=sys.stderr,
+            )
         return {
             "observations": self.envs.observations.copy(),
             "episodes": self.episodes.copy(),
-            "running": [dataclasses.asdict(episode) for episode in self.log.running()],
+            "running": [dataclasses.asdict(episode) for episode in running],
+            "replay": self.replay,
         }
 
     def load_state_dict(self, state: dict[str, Any], schedule: Schedule, step: int, returns: Tensor) -> None:
@@ -175,7 +190,7 @@ class SingleEngine:
         self.episodes = state["episodes"].copy()
         running = [Episode(**episode) for episode in state["running"]]
         self.inexact = "running episodes were replaced by new ones (--stream.single.no-replay)"
-        if self.replay:
+        if self.replay and state.get("replay", True):
             replayed = self.envs.restore(running)
             self.inexact = self._difference(state["observations"], returns, replayed)
         if self.inexact:

@@ -15,6 +15,7 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,19 @@ class DamagedError(CheckpointError):
     """A checkpoint is truncated, changed or incomplete."""
 
 
-def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    state: Mapping[str, Any],
+    section: Callable[[], AbstractContextManager[None]] = nullcontext,
+) -> Path:
     """Write a checkpoint and remove all but the newest two.
 
     Args:
         folder: of the run's checkpoints; created if missing.
         step: environment steps so far; names the checkpoint.
         state: dicts, lists and tuples of tensors, arrays, numbers, strings and ``None``.
+        section: entered when the checkpoint is written and takes its place: :meth:`Attempt.section`.
 
     Returns:
         The checkpoint's folder.
@@ -74,15 +81,15 @@ def save_checkpoint(folder: Path, step: int, state: Mapping[str, Any]) -> Path:
             write_bytes(temporary / name, data)
         sync_folder(temporary)
         checkpoint = folder / f"step_{step:012d}"
-        if checkpoint.exists():
-            _remove(checkpoint)
-        temporary.rename(checkpoint)
-        sync_folder(folder)
-    except OSError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    for old in checkpoints(folder)[:-KEEP]:
-        _remove(old)
+        with section():
+            if checkpoint.exists():
+                _remove(checkpoint)
+            temporary.rename(checkpoint)
+            sync_folder(folder)
+            for old in checkpoints(folder)[:-KEEP]:
+                _remove(old)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # unless it is the checkpoint now
     return checkpoint
 
 
@@ -104,11 +111,33 @@ def newest_manifest(folder: Path) -> bytes | None:
         return None
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what a killed process left half written or half removed; no other process may use the folder."""
-    for pattern in (".tmp_*", ".old_*"):
-        for rest in folder.glob(pattern):
-            shutil.rmtree(rest, ignore_errors=True)
+def find_checkpoint(
+    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None, step: float = math.inf
+) -> tuple[dict[str, Any] | None, dict[Path, DamagedError]]:
+    """Read the newest intact checkpoint, and change nothing.
+
+    Args:
+        folder: of the run's checkpoints.
+        check: raises :class:`DamagedError` if a state does not match the other files of the run.
+        step: checkpoints after this one are left out.
+
+    Returns:
+        The state, tensors on the CPU, or ``None`` if there is none; and the newer, damaged checkpoints.
+
+    Raises:
+        CheckpointError: a checkpoint has another format.
+    """
+    damaged: dict[Path, DamagedError] = {}
+    for checkpoint in reversed(checkpoints(folder)):
+        if step_of(checkpoint) > step:
+            continue
+        try:
+            state = read_checkpoint(checkpoint)
+            check(state)
+            return state, damaged
+        except DamagedError as damage:
+            damaged[checkpoint] = damage
+    return None, damaged
 
 
 def remove_later(folder: Path, step: float) -> None:
@@ -119,14 +148,9 @@ def remove_later(folder: Path, step: float) -> None:
 
 
 def load_checkpoint(
-    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None, step: float = math.inf
+    folder: Path, check: Callable[[dict[str, Any]], None] = lambda state: None
 ) -> dict[str, Any] | None:
-    """Read the newest intact checkpoint; damaged ones are reported and renamed to ``.corrupt_*``.
-
-    Args:
-        folder: of the run's checkpoints.
-        check: raises :class:`DamagedError` if a state does not match the other files of the run.
-        step: checkpoints after this one are left out.
+    """Read the newest intact checkpoint as :func:`find_checkpoint` does, and set damaged ones aside.
 
     Returns:
         The state, tensors on the CPU; ``None`` if there never was a checkpoint.
@@ -134,21 +158,28 @@ def load_checkpoint(
     Raises:
         CheckpointError: all checkpoints are damaged, or the newest has another format.
     """
-    for checkpoint in reversed(checkpoints(folder)):
-        if step_of(checkpoint) > step:
-            continue
-        try:
-            state = read_checkpoint(checkpoint)
-            check(state)
-            return state
-        except DamagedError as damage:
-            warn(f"warning: {damage}; it is set aside")
-            checkpoint.rename(folder / f".corrupt_{checkpoint.name}_{uuid.uuid4().hex[:8]}")
-    if any(folder.glob(".corrupt_*")):
+    state, damaged = find_checkpoint(folder, check)
+    if state is None:
+        check_not_lost(folder, damaged)
+    set_aside(damaged)
+    return state
+
+
+def set_aside(damaged: Mapping[Path, DamagedError]) -> None:
+    """Report damaged checkpoints and rename them to ``.corrupt_*``."""
+    for checkpoint, damage in damaged.items():
+        warn(f"warning: {damage}; it is set aside")
+        checkpoint.rename(checkpoint.with_name(f".corrupt_{checkpoint.name}_{uuid.uuid4().hex[:8]}"))
+
+
+def check_not_lost(folder: Path, damaged: Mapping[Path, DamagedError]) -> None:
+    """Report damaged checkpoints and raise CheckpointError if there is, or was, any."""
+    if damaged or any(folder.glob(".corrupt_*")):
+        for damage in damaged.values():
+            warn(f"warning: {damage}")
         raise CheckpointError(
             f"all checkpoints in {folder} are damaged; remove the run's folder to start over"
         )
-    return None
 
 
 def read_checkpoint(checkpoint: Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import struct
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,93 +17,138 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from neoteny.runners.disk.checkpoint import DamagedError
-from neoteny.runners.disk.files import replace_file
-from neoteny.runners.disk.messages import warn
+from neoteny.runners.disk.appended import AppendedFile, check_size, cut
 from neoteny.runners.disk.wandb_copy import WandbCopy
 
-FLUSH_SECONDS = 5.0
 LONGEST = 512  # most numbers of a vector that are stored
+LARGEST = 1 << 24  # bytes of a file after which another begins
+SCALARS, VECTORS, TEXTS = 10_000, 500, 10_000  # points of a tag after which its series is thinned
 
 
 class EventWriter:
-    """Writes summaries into a new event file.
+    """Writes summaries into new event files.
 
     PyTorch's writer names its file by the clock, and its thread ends when the disk is full. This one numbers
-    its files, so that they sort in order whatever the clock says, and keeps events in memory while the disk
-    is full.
+    its files, so that they sort in order whatever the clock says, begins another when one is large, and keeps
+    events in memory while the disk is full. It thins long series: see :func:`is_kept`.
 
     Args:
         folder: of the run.
-        number: of the file; larger than those of the run's earlier files.
+        number: of the files; larger than those of the run's earlier files.
         purge_step: running TensorBoards shall discard points from this step on.
+        counts: number of points of each tag so far.
+        section: entered when another file is made: :meth:`Attempt.section`.
     """
 
-    def __init__(self, folder: Path, number: int, purge_step: int | None = None) -> None:
-        self.path = folder / f"events.out.tfevents.{number:010d}"
-        self._file = open(self.path, "xb", buffering=0)  # noqa: SIM115  (closed by close)
-        self._pending = io.BytesIO()
-        self._records = RecordWriter(self._pending)
-        self._flushed = time.monotonic()
+    def __init__(
+        self,
+        folder: Path,
+        number: int,
+        purge_step: int | None = None,
+        counts: Mapping[str, int] | None = None,
+        section: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        self._first, self._section = folder / f"events.out.tfevents.{number:010d}", section
+        self.counts = dict(counts or {})
+        """Number of points of each tag so far, those left out too."""
+        self._complete: dict[str, int] = {}  # sizes of the files before the current one
         self._wandb = WandbCopy()
-        self.failing = False
-        self._add(Event(file_version="brain.Event:2"))
+        self._open(self._first)
         if purge_step is not None:
             self._add(Event(session_log=SessionLog(status=SessionLog.START), step=purge_step))
         self.flush()
 
+    @property
+    def path(self) -> Path:
+        """The file that is being written."""
+        return self._file.path
+
+    @property
+    def failing(self) -> bool:
+        """Whether the disk did not take the latest events, which are kept in memory."""
+        return self._file.failing
+
     def add(self, summary: Summary, step: int = 0) -> None:
         """Add a summary; pending ones are written to disk about every five seconds."""
-        self._add(Event(summary=summary, step=step))
-        if time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+        kept = [value for value in summary.value if self._keeps(value.tag, _limit(value))]
+        self._write(summary if len(kept) == len(summary.value) else Summary(value=kept), step)
 
     def metrics(self, values: Mapping[str, float | Sequence[float]], step: int) -> None:
         """Add scalars, and vectors as histograms, tag -> value, in one event.
 
         Vectors that are empty or not finite are skipped.
         """
-        made = (
-            histogram_value(tag, value)
-            if isinstance(value, Sequence)
-            else Summary.Value(tag=tag, simple_value=float(value))
-            for tag, value in values.items()
-        )
-        self.add(Summary(value=[value for value in made if value is not None]), step)
+        made = []
+        for tag, value in values.items():
+            if isinstance(value, Sequence):
+                if self._keeps(tag, VECTORS) and (vector := histogram_value(tag, value)) is not None:
+                    made.append(vector)
+            elif self._keeps(tag, SCALARS):
+                made.append(Summary.Value(tag=tag, simple_value=float(value)))
+        self._write(Summary(value=made), step)
 
     def flush(self) -> int:
         """Write pending events; returns the size of the file. If that fails, warn once and retry later."""
-        self._flushed = time.monotonic()
-        size = self._file.tell()
-        try:
-            written, data = 0, self._pending.getvalue()
-            while written < len(data):
-                written += self._file.write(data[written:])
-            os.fsync(self._file.fileno())  # checkpoints rely on it
-        except OSError as error:
-            self._file.seek(size)
-            with contextlib.suppress(OSError):  # if it fails, the next write overwrites it
-                self._file.truncate()  # leave no partial record
-            if not self.failing:
-                warn(f"warning: {self.path}: {error.strerror}; points are kept in memory")
-            self.failing = True
-        else:
-            self._pending.seek(0)
-            self._pending.truncate()
-            self.failing = False
-        return self._file.tell()
+        return self._file.flush()
+
+    def sizes(self) -> dict[str, int]:
+        """Write pending events; returns all files of this writer, name -> bytes."""
+        size = self._file.flush()
+        return {**self._complete, self.path.name: size}
 
     def close(self) -> None:
         """Write pending events and close the file."""
-        if not self._file.closed:
-            self.flush()
+        if self._file.is_open:
             self._file.close()
             self._wandb.close()
+
+    def _keeps(self, tag: str, limit: int) -> bool:
+        """Count a point, and say whether it is kept."""
+        self.counts[tag] = count = self.counts.get(tag, 0) + 1
+        return is_kept(count, limit)
+
+    def _write(self, summary: Summary, step: int) -> None:
+        if summary.value:
+            self._add(Event(summary=summary, step=step))
+        if self._file.flush_if_due() > LARGEST and not self.failing:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
+        """Begin the next file."""
+        full = self._file
+        try:
+            with self._section():
+                self._open(self._first.with_name(f"{self._first.name}.{len(self._complete) + 1:04d}"))
+        except OSError:  # on a full disk, say: this file grows on
+            return
+        self._complete[full.path.name] = full.flush()
+        full.close()
+
+    def _open(self, path: Path) -> None:
+        self._file = AppendedFile(path)
+        self._records = RecordWriter(self._file.pending)
+        self._add(Event(file_version="brain.Event:2"))
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self._records.write(event.SerializeToString())
         self._wandb.add(event)
+
+
+def is_kept(count: int, limit: int) -> bool:
+    """Whether the point of this number, counted from 1, of a series is kept: the rule that thins long ones.
+
+    All of the first ``limit`` points are kept, every second of the next ``limit``, every fourth of the next
+    ``2 * limit``, and so on. So of n points about limit * (1 + log2(n / limit) / 2) are kept.
+    """
+    stride = 1 << ((count - 1) // limit).bit_length()
+    return count % stride == 0
+
+
+def _limit(value: Summary.Value) -> int:
+    """How many points of the kind of a value are kept before its series is thinned; all images are."""
+    kind = value.WhichOneof("value")
+    return {"simple_value": SCALARS, "histo": VECTORS, "tensor": TEXTS}.get(kind or "", sys.maxsize)
 
 
 def histogram_value(tag: str, values: Sequence[float]) -> Summary.Value | None:
@@ -191,26 +236,15 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def check_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Refuse a checkpoint whose event files, name -> size in bytes, are longer than the actual ones.
-
-    This happens if a second process took the run over and truncated the events while the first was still
-    writing its last checkpoint. A missing file is accepted, since only the user can have removed it.
-
-    Raises:
-        DamagedError: a file is shorter than the checkpoint says.
-    """
+    """Raise DamagedError if event files are shorter than in a checkpoint, file name -> bytes."""
     for path in event_files(folder):
-        if path.stat().st_size < sizes.get(path.name, 0):
-            raise DamagedError(f"{path} is shorter than the {sizes[path.name]:,} bytes of the checkpoint")
+        check_size(path, sizes.get(path.name, 0))
 
 
 def cut_event_files(folder: Path, sizes: Mapping[str, int]) -> None:
-    """Truncate the event files of a run to the sizes of a checkpoint, file name -> bytes; remove newer files.
-
-    Each file is replaced rather than truncated in place, in case another process still writes to the old one.
-    """
+    """Cut the event files of a run to the sizes of a checkpoint, file name -> bytes; remove newer files."""
     for path in event_files(folder):
         if path.name in sizes:
-            replace_file(path, path.read_bytes()[: sizes[path.name]])
+            cut(path, sizes[path.name])
         else:
             path.unlink()

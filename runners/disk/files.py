@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file and sync it to disk."""
-    with open(path, "wb") as file:
+    """Write a new file and sync it to disk; raises FileExistsError if there is one, or a link."""
+    with open(path, "xb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
@@ -20,12 +22,22 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file atomically: even if the process is killed, it has either the old or the new contents."""
-    temporary = path.with_name(f".tmp_{path.name}")
+    temporary = path.with_name(f".tmp_{uuid.uuid4().hex}")  # which no other process writes to
     try:
         write_bytes(temporary, data)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a killed process left half written or half removed; no other process may use the folder."""
+    for pattern in (".tmp_*", ".old_*"):
+        for rest in folder.glob(pattern):
+            if rest.is_dir() and not rest.is_symlink():
+                shutil.rmtree(rest, ignore_errors=True)
+            else:
+                rest.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

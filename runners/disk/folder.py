@@ -1,16 +1,13 @@
-"""The folder of a run: its path, which process owns it, and whether a run may start or resume there.
+"""The folder of a run: its path, and whether a run may start or resume there.
 
-docs/runs.md describes its contents. Each process that has worked on the run has a file in ``attempts/``,
-``crash/`` holds the crash bundle, and ``summary.json`` exists if, and only if, the run is finished.
+docs/runs.md describes its contents. ``crash/`` holds the crash bundle, and ``summary.json`` exists if, and
+only if, the run is finished.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import shutil
-import socket
 import uuid
 from pathlib import Path
 from typing import Any
@@ -102,25 +99,7 @@ def clear_folder(folder: Path) -> None:
     if (folder / "checkpoint").exists():
         (folder / "checkpoint").rename(folder / f".old_{uuid.uuid4().hex}")
     for path in sorted(folder.iterdir(), key=lambda path: path.name != "summary.json"):
-        if path.is_dir() and path.name != "attempts":
-            shutil.rmtree(path)
-        elif path.is_file():
+        if path.is_symlink() or not path.is_dir():
             path.unlink()
-
-
-def begin_attempt(folder: Path) -> int:
-    """Make this process the owner of the run; returns its number, counted from 1."""
-    attempts = folder / "attempts"
-    attempts.mkdir(parents=True, exist_ok=True)
-    who = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
-    while True:
-        number = latest_attempt(folder) + 1
-        # fails if another process was faster
-        with contextlib.suppress(FileExistsError), open(attempts / f"{number:06d}.json", "xb") as file:
-            file.write(who)
-            return number
-
-
-def latest_attempt(folder: Path) -> int:
-    """Number of the process that owns the run; 0 if there was none."""
-    return max((int(path.stem) for path in (folder / "attempts").glob("*.json")), default=0)
+        elif path.name != "attempts":
+            shutil.rmtree(path)

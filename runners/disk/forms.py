@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+VISIT = {
+    "task": 0, "start": 0, "end": 0, "episodes": 0, "steps": 0, "weighted_return": 0.0, "last_returns": [0.0]
+}  # fmt: skip
 NEEDED: dict[str, Any] = {
     "step": 0, "update": 0, "config": {"methods": {}}, "machine": {"device": "", "versions": {}},
-    "inexact": [""], "parts": {}, "rng": {}, "visits": [{"task": 0, "start": 0}], "seconds": {"": 0.0},
+    "inexact": [""], "parts": {}, "rng": {}, "seconds": {"": 0.0},
     "event_files": {"": 0},
 }  # fmt: skip
 """What the state of every run holds, by example; the name "" stands for any."""
 KNOWN: dict[str, Any] = {
     "config": {"total_steps": 0, "anneal_lr": False}, "code": {"modules": {"": ""}},
-    "visits": [{"end": 0, "episodes": 0, "steps": 0, "weighted_return": 0.0, "last_returns": [0.0]}],
+    "visit": VISIT, "visits_size": 0, "event_counts": {"": 0},
     "evaluations": [{"step": 0, "returns": {"": 0.0}}],
 }  # fmt: skip
 """What a state may hold besides."""
@@ -30,6 +33,8 @@ KNOWN: dict[str, Any] = {
 def check_state(state: Any) -> None:
     """Raise ValueError or TypeError, which says why, if this is not the state of a run."""
     check_form(state, NEEDED, whole=True)
+    visits = {"visits": [VISIT]} if "visits" in state else {"visit": VISIT, "visits_size": 0}
+    check_form(state, visits, whole=True)
     check_form(state, KNOWN)
     json.dumps({name: value for name, value in state.items() if name not in ("parts", "rng")})
 

@@ -7,20 +7,26 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from neoteny.runners.disk.appended import VISITS, check_size, cut
+from neoteny.runners.disk.attempts import Attempt, begin_attempt, locked
 from neoteny.runners.disk.checkpoint import (
     CheckpointError,
     DamagedError,
-    load_checkpoint,
+    check_not_lost,
+    find_checkpoint,
     newest_manifest,
     remove_later,
-    remove_unfinished,
+    set_aside,
 )
 from neoteny.runners.disk.events import check_event_files, cut_event_files
 from neoteny.runners.disk.exit_codes import ExitCode, stop
-from neoteny.runners.disk.files import write_json
-from neoteny.runners.disk.folder import begin_attempt, check_folder, clear_folder, is_finished
+from neoteny.runners.disk.files import remove_temporary, write_json
+from neoteny.runners.disk.folder import check_folder, clear_folder, is_finished
 from neoteny.runners.disk.forms import check_state
 from neoteny.runners.disk.messages import warn
+
+State = dict[str, Any]
+Seen = tuple[bool, bytes | None]
 
 
 def open_run(
@@ -29,7 +35,7 @@ def open_run(
     check: Callable[[Mapping[str, Any]], None],
     overwrite: bool,
     step: float = math.inf,
-) -> tuple[int, dict[str, Any] | None]:
+) -> tuple[Attempt, State | None]:
     """Make this process the owner of a run, and restore its folder to the state of the last checkpoint.
 
     The checkpoint is read before ownership is taken, since a refused command must not disturb a process that
@@ -44,47 +50,75 @@ def open_run(
         step: that the run goes on from at the latest; checkpoints after it are removed.
 
     Returns:
-        The number of this process among those that have worked on the run, and the state of the last
-        checkpoint; ``None`` if the run starts from the beginning.
+        The ownership, and the state of the last checkpoint; ``None`` if the run starts from the beginning.
 
     Raises:
         SystemExit: code 2 and a sentence, if the folder holds a finished run and ``overwrite`` is false, an
             unfinished run with other arguments or of an older version, or only damaged checkpoints.
         OSError: the folder cannot be written.
     """
-    check_folder(folder, overwrite)
-    read = newest_manifest(folder / "checkpoint")
-    state = None if is_finished(folder) else _load(folder, check, step)
-    attempt = begin_attempt(folder)
-    check_folder(folder, overwrite)  # it may have been finished meanwhile
-    remove_unfinished(folder / "checkpoint")
+    while True:
+        check_folder(folder, overwrite)
+        seen = _seen(folder)
+        state, damaged = _read(folder, check, step, seen)
+        with locked(folder):
+            if _seen(folder) != seen:
+                continue
+            attempt = begin_attempt(folder)
+            try:
+                _restore(attempt, state, damaged, step)
+                write_json(folder / "args.json", config)
+            except BaseException:
+                attempt.close()
+                raise
+        return attempt, state
+
+
+def _seen(folder: Path) -> Seen:
+    """Whether the run is finished, and what identifies its newest checkpoint."""
+    return is_finished(folder), newest_manifest(folder / "checkpoint")
+
+
+def _read(
+    folder: Path, check: Callable[[Mapping[str, Any]], None], step: float, seen: Seen
+) -> tuple[State | None, dict[Path, DamagedError]]:
+    """Read and check the last checkpoint's state, as :func:`find_checkpoint` does; none if finished."""
     if is_finished(folder):
-        state = None
-    elif newest_manifest(folder / "checkpoint") != read:
-        state = _load(folder, check, step)
-    remove_later(folder / "checkpoint", step)
-    if state is not None:
-        cut_event_files(folder, state["event_files"])
-        _remove_videos(folder, after=state["step"])
-    else:
-        if (folder / "args.json").exists() and not is_finished(folder):
-            warn(f"{folder} holds no checkpoint yet: the run starts from the beginning")
-        clear_folder(folder)
-    write_json(folder / "args.json", config)
-    return attempt, state
-
-
-def _load(folder: Path, check: Callable[[Mapping[str, Any]], None], step: float) -> dict[str, Any] | None:
-    """Read and check the state of the last checkpoint up to a step; ``None`` if there is none."""
+        return None, {}
     try:
-        state = load_checkpoint(folder / "checkpoint", lambda state: _check_contents(folder, state), step)
+        state, damaged = find_checkpoint(
+            folder / "checkpoint", lambda state: _check_contents(folder, state), step
+        )
         if state is not None:
             check(state)
+        elif _seen(folder) == seen:  # else another process has removed what was being read
+            check_not_lost(folder / "checkpoint", damaged)
     except CheckpointError as error:
         stop(ExitCode.BAD_INPUT, str(error))
     except ValueError as error:
         stop(ExitCode.BAD_INPUT, f"{folder} {error}")
-    return state
+    return state, damaged
+
+
+def _restore(
+    attempt: Attempt, state: State | None, damaged: Mapping[Path, DamagedError], step: float
+) -> None:
+    """Restore a folder to the state of a checkpoint, or clear it; what a killed process left is removed."""
+    folder = attempt.folder
+    for place in (folder, *(folder / name for name in ("checkpoint", "videos", "pictures"))):
+        remove_temporary(place)
+    set_aside(damaged)
+    attempt.check()
+    remove_later(folder / "checkpoint", step)
+    if state is not None:
+        cut_event_files(folder, state["event_files"])
+        cut(folder / VISITS, state.get("visits_size", 0))
+        (folder / "stream.json").unlink(missing_ok=True)  # of an earlier version
+        _remove_videos(folder, after=state["step"])
+        return
+    if (folder / "args.json").exists() and not is_finished(folder):
+        warn(f"{folder} holds no checkpoint yet: the run starts from the beginning")
+    clear_folder(folder)
 
 
 def _check_contents(folder: Path, state: Any) -> None:
@@ -94,6 +128,7 @@ def _check_contents(folder: Path, state: Any) -> None:
     except (ValueError, TypeError) as error:
         raise DamagedError(f"a checkpoint in {folder} is not one of a run ({error})") from error
     check_event_files(folder, state["event_files"])
+    check_size(folder / VISITS, state.get("visits_size", 0))
 
 
 def _remove_videos(folder: Path, after: int) -> None:

@@ -28,11 +28,14 @@ def jacobian(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
     samples, width = outputs.shape
     # Samples do not interact, so row o of all Jacobians is the gradient of output o summed over the batch.
     basis = torch.eye(width, dtype=outputs.dtype, device=outputs.device)[:, None].expand(-1, samples, -1)
-    rows = [
-        torch.autograd.grad(outputs, leaf, chunk, retain_graph=True, is_grads_batched=True)[0].flatten(2)
-        for chunk in basis.split(max(1, _ROWS_AT_ONCE // samples))
-    ]
-    return torch.cat(rows).transpose(0, 1)
+    try:
+        rows = [
+            torch.autograd.grad(outputs, leaf, chunk, retain_graph=True, is_grads_batched=True)[0]
+            for chunk in basis.split(max(1, _ROWS_AT_ONCE // samples))
+        ]
+    except RuntimeError:  # some gradients cannot be batched, as of GroupNorm in the order of channels_last
+        rows = [torch.autograd.grad(outputs, leaf, row, retain_graph=True)[0][None] for row in basis]
+    return torch.cat(rows).flatten(2).transpose(0, 1)
 
 
 def gated_singular_values(slopes: Tensor, weight: Tensor, weight_gram: Tensor | None = None) -> Tensor:

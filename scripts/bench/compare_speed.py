@@ -42,7 +42,7 @@ def make_run(folder: Path, optimizer: str, seed: int, updates: int, events: Path
     args |= {"stream": {"id": "stream"}, "optim": {"name": optimizer}}
     (path / "args.json").write_text(json.dumps(args))
     (path / "summary.json").write_text(json.dumps({"visits": visits}))
-    (path / "stream.json").write_text(json.dumps({"visits": visits}))
+    (path / "visits.jsonl").write_text("".join(json.dumps(visit) + "\n" for visit in visits))
     if events is not None:
         shutil.copy(events, path)
         return path

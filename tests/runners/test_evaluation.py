@@ -17,7 +17,7 @@ from neoteny.runners import evaluation
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.evaluation import Evaluations, play
 from neoteny.runners.run import Run
-from neoteny.runners.scores import EVALUATION_SCORES, Visit, evaluation_scores
+from neoteny.runners.scores import EVALUATION_SCORES, evaluation_scores
 from neoteny.scripts.evaluate import load
 from tests.killed import die
 from tests.tiny_runs import FLAGS, ending, outcome, send
@@ -301,7 +301,7 @@ def test_evaluations_that_cannot_be_are_refused(flags, reason, tmp_path, monkeyp
 
 def test_the_last_visit_is_evaluated_again_if_the_run_becomes_longer(lengths):
     evaluations = Evaluations(lengths, still, 1)
-    visits = [Visit(1, 0), Visit(0, 100)]
+    visits = [1, 0]
     evaluations.evaluate(evaluations.ended(visits, is_over=True))
     assert [row["task"] for row in evaluations.rows] == [None, 1, 0]
     assert evaluations.ended(visits, is_over=False) == []

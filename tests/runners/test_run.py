@@ -13,6 +13,7 @@ from neoteny.envs import StreamConfig
 from neoteny.envs.audit import Fingerprint
 from neoteny.optim import AdamConfig
 from neoteny.runners.args import RunArgs
+from neoteny.runners.disk.appended import read_rows
 from neoteny.runners.disk.files import write_json
 from neoteny.runners.disk.folder import run_folder
 from tests.events import scalars
@@ -58,9 +59,9 @@ def test_a_run_leaves_what_it_measured(tmp_path):
     assert [visit["task"] for visit in summary["visits"]] == [0, 5]
     assert [visit["start"] for visit in summary["visits"]] == [0, 30]
     assert summary["score/late_return"] == pytest.approx((4 * 4 + 6 * 6) / 10)
-    visits = json.loads((run.folder / "stream.json").read_text())["visits"]
+    visits = list(read_rows(run.folder / "visits.jsonl"))
     print_of_5 = {"spaces": "spaces", "parameters": {"gravity": 14.8}, "rollout": "print of 5"}
-    assert visits[1] == {"task": 5, "start": 30, "fingerprint": print_of_5}
+    assert visits[1] == {**summary["visits"][1], "fingerprint": print_of_5}
     assert summary["seconds"]["audit"] == 0.5
     assert [visit["recovered"] for visit in summary["visits"]] == [None, False]
     assert json.loads((run.folder / "args.json").read_text())["optim"]["name"] == "adam"

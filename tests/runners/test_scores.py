@@ -1,4 +1,5 @@
 import itertools
+import json
 import math
 
 import numpy as np
@@ -14,7 +15,6 @@ from neoteny.runners.scores import (
     comparison_scores,
     early_and_late,
     forward_transfer,
-    level_to_recover,
     performance_recovery,
     plasticity_gap,
     reference_scores,
@@ -37,9 +37,14 @@ def visited(*visits):
 
 def rows(visits):
     """Their rows, as in a summary."""
-    episodes = Episodes()
-    episodes.visits = visits
-    return episodes.rows()
+    return [visit.row() for visit in visits]
+
+
+def level_to_recover(visits, task):
+    """The last return to the task or, if there is none, to any."""
+    known = [visit for visit in visits if visit.episodes]
+    same = [visit for visit in known if visit.task == task]
+    return (same or known)[-1].return_at_end if known else None
 
 
 def table(returns, tasks=None, name="return_auc"):
@@ -82,8 +87,10 @@ def test_a_visit_ends_with_its_last_step_whether_or_not_an_episode_ends_there():
     of_one = torch.tensor([[1.0, 0.0], [5.0, 0.0], [2.0, 0.0]])  # of two environments: ended, return, length
     for step, ended in ((2, None), (4, of_one), (6, None)):
         episodes.record(step, ended)
+    episodes.collect()
+    assert (episodes.row()["end"], episodes.row()["episodes"]) == (6, 1)
     episodes.begin_visit(1, 6)
-    assert [(row["end"], row["episodes"]) for row in episodes.rows()] == [(6, 1), (6, 0)]
+    assert (episodes.row()["end"], episodes.row()["episodes"]) == (6, 0)
 
 
 def test_recurring_tasks_are_compared_with_themselves():
@@ -132,9 +139,28 @@ def test_recovery_by_hand():
 
 
 def test_a_visit_without_episodes_sets_no_level():
-    assert level_to_recover([], 0) is None
-    assert level_to_recover(visited((0, [])), 0) is None
-    assert level_to_recover(visited((0, [3.0]), (0, [])), 0) == 3.0
+    for recurring, of_task in ((True, 3.0), (False, 5.0)):
+        episodes = Episodes(recurring=recurring)
+        assert episodes.level(0) is None
+        for task, returns in ((0, []), (0, [3.0]), (0, []), (1, [5.0]), (1, [])):
+            episodes.begin_visit(task, episodes.step)
+            episodes.score(returns, 10, episodes.step + 10)
+        assert (episodes.level(0), episodes.level(2)) == (of_task, 5.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.lists(st.floats(-5, 5, width=16), max_size=30)), max_size=9))
+def test_levels_are_those_of_all_visits_also_after_a_resume(tasks):
+    episodes, rows = Episodes(), []
+    for i, (task, returns) in enumerate(tasks):
+        if episodes.visit:
+            rows.append(json.loads(json.dumps(episodes.row())))
+        episodes.begin_visit(task, 1000 * i)
+        assert episodes.visit.level == level_to_recover(visited(*tasks[:i]), task)
+        episodes.score(returns, 10, 1000 * i + 10 * len(returns))
+        state, again = episodes.state(), Episodes()
+        again.restore(rows, state and {**state, "fingerprint": None})
+        assert (again.visit, again.tasks, again.starts) == (episodes.visit, episodes.tasks, episodes.starts)
+        episodes = again
 
 
 def test_thirds_by_hand():

@@ -74,7 +74,7 @@ def outcome(folder):
         tag: values for tag, values in scalars(folder).items() if not tag.startswith(("time/", "charts/SPS"))
     }
     files = [*folder.glob("checkpoint/step_*/tensors.safetensors"), *folder.glob("checkpoint/weights*")]
-    texts = [(folder / "stream.json").read_text()]
+    texts = [(folder / "visits.jsonl").read_text()]
     return points, {path.relative_to(folder): path.read_bytes() for path in files}, texts
 
 

@@ -57,8 +57,7 @@ def run(folder, optimizer="adam", seed=1, returns=(), measured=(), visits=None, 
         {"task": i, "start": STEPS * i, "end": STEPS * (i + 1), "return_auc": value, "return_at_end": value}
         for i, value in enumerate(returns)
     ]
-    starts = [{"task": i, "start": STEPS * i} for i in range(len(returns) + (visits is not None))]
-    (path / "stream.json").write_text(json.dumps({"visits": starts}))
+    (path / "visits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if visits is None:
         (path / "summary.json").write_text(json.dumps({"visits": rows}))
     return path

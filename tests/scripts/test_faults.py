@@ -27,7 +27,7 @@ def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
 def test_runs_of_what_users_bring_are_the_same_or_say_that_they_are_not(tmp_path):
     """Memory across episodes, a global generator, code that changes, a MiniGrid class, torch's optimizers."""
     streams = ("FaultyMemory-v0", "FaultyNoise-v0", "FaultyCode-v0", "FaultyRooms-v0")
-    words = ("--kills", 14, "--steps", 1024, "--jobs", 1, "--agents", "ppo", "--streams", *streams)
+    words = ("--kills", 22, "--steps", 1024, "--jobs", 1, "--agents", "ppo", "--streams", *streams)
     done = python(ROOT / "scripts" / "faults.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout

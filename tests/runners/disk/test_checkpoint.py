@@ -20,10 +20,9 @@ from neoteny.runners.disk.checkpoint import (
     DamagedError,
     load_checkpoint,
     read_checkpoint,
-    remove_unfinished,
     save_checkpoint,
 )
-from neoteny.runners.disk.files import replace_file
+from neoteny.runners.disk.files import remove_temporary, replace_file
 
 FILES = ("tensors.safetensors", "state.json", "manifest.json")
 
@@ -246,7 +245,7 @@ def test_what_a_killed_process_left_is_swept(tmp_path):
         shutil.copytree(tmp_path / "step_000000000001", tmp_path / name)
     assert load_checkpoint(tmp_path)["step"] == 1
     assert len(list(tmp_path.iterdir())) == 3  # another process may be at work on them
-    remove_unfinished(tmp_path)
+    remove_temporary(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000000000001"]
 
 

@@ -20,7 +20,8 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.histogram.metadata import PLUGIN_NAME
 from torch.utils.tensorboard.summary import text
 
-from neoteny.runners.disk import events
+from neoteny.runners.disk import appended, events
+from neoteny.runners.disk.appended import changed_file
 from neoteny.runners.disk.events import LONGEST, EventWriter, cut_event_files, event_files, read_points
 from tests.events import scalars
 
@@ -76,7 +77,7 @@ def disks(monkeypatch):
         made.append(Disk(path, "x"))
         return made[-1]
 
-    monkeypatch.setattr(events, "open", opened, raising=False)
+    monkeypatch.setattr(appended, "open", opened, raising=False)
     return made
 
 
@@ -212,7 +213,7 @@ def test_points_are_on_disk_after_some_seconds(tmp_path, monkeypatch):
     writer = EventWriter(tmp_path, 1)
     writer.metrics({"a": 1}, 1)
     assert not points(writer.path)
-    now = events.FLUSH_SECONDS + 1
+    now = appended.FLUSH_SECONDS + 1
     writer.metrics({"a": 2}, 2)
     assert points(writer.path) == expected([({"a": 1}, 1), ({"a": 2}, 2)])
     writer.metrics({"a": 3}, 3)
@@ -329,7 +330,7 @@ def test_a_full_disk_is_reported_once_until_it_has_room_again(tmp_path, disks, c
             writer.flush()
         output = capsys.readouterr().err
         assert output.count("warning") == 1
-        assert "No space left on device; points are kept in memory" in output
+        assert "No space left on device; what follows is kept in memory" in output
         disks[0].room = 2**62
         writer.flush()
     writer.close()
@@ -362,3 +363,41 @@ def test_a_disk_that_is_full_from_the_start_gets_everything_later(tmp_path, disk
     writer.close()
     assert [event.file_version for event in read(writer.path)] == ["brain.Event:2", "", ""]
     assert scalars(tmp_path) == {"a": [(5, 1.0)]}
+
+
+def kept(count, limit):
+    """Whether a point is kept, from the rule as it is said: all, then every second, every fourth, ..."""
+    stride, end = 1, limit
+    while count > end:
+        stride, end = 2 * stride, 2 * end
+    return count % stride == 0
+
+
+@given(st.integers(1, 10_000), st.integers(1, 50))
+def test_long_series_are_thinned_by_the_rule(count, limit):
+    assert events.is_kept(count, limit) == kept(count, limit)
+
+
+def test_no_point_is_missing_below_the_limit_and_the_rule_goes_on_after_a_resume(tmp_path, monkeypatch):
+    monkeypatch.setattr(events, "SCALARS", 8)
+    monkeypatch.setattr(events, "VECTORS", 4)
+    monkeypatch.setattr(events, "LARGEST", 300)
+    monkeypatch.setattr(appended, "FLUSH_SECONDS", 0.0)
+    expected = {"a": [], "v": []}
+    counts = None
+    for attempt in (1, 2):
+        writer = EventWriter(tmp_path, attempt, counts=counts)
+        for step in range(20 * attempt - 19, 20 * attempt + 1):
+            writer.metrics({"a": float(step), "v": [float(step)]}, step)
+            for tag, limit in (("a", 8), ("v", 4)):
+                expected[tag] += [step] * kept(step, limit)
+        counts, sizes = writer.counts, writer.sizes()
+        writer.close()
+        assert len(sizes) > 1
+        assert changed_file(tmp_path, sizes) is None
+    assert {tag: [step for step, _ in row] for tag, row in read_points(tmp_path).items()} == expected
+    assert expected["a"][:9] == [1, 2, 3, 4, 5, 6, 7, 8, 10]
+    names = [path.name for path in event_files(tmp_path)]
+    assert names == sorted(names)
+    cut_event_files(tmp_path, {names[0]: 50, names[1]: 60})
+    assert [path.stat().st_size for path in event_files(tmp_path)] == [50, 60]

@@ -123,3 +123,13 @@ class TestOperators:
 
     def test_a_kernel_that_is_not_finite_gives_nan(self):
         assert jacobians.circular_singular_values(torch.full((2, 2, 3, 3), INF), 5, 5, (1, 1)).isnan().all()
+
+
+def test_jacobian_of_a_normalized_convolution_in_channels_last():
+    """PyTorch cannot batch the gradients of its normalization in this order."""
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(2, 3, 2), nn.GroupNorm(1, 3, affine=False), nn.ReLU()).double()
+    inputs = torch.randn(4, 2, 4, 4, dtype=torch.float64)
+    expected = jacobians.jacobian(layers, inputs)
+    layers[0].to(memory_format=torch.channels_last)
+    torch.testing.assert_close(jacobians.jacobian(layers, inputs), expected)

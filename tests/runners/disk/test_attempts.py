@@ -1,0 +1,166 @@
+"""Which process owns a run: processes that are stopped, wake up, and are killed."""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+import uuid
+
+import gymnasium as gym
+import pytest
+import torch
+
+from neoteny.runners.disk import attempts
+from neoteny.runners.disk.attempts import begin_attempt, latest_attempt, locked
+from neoteny.runners.disk.files import replace_file
+from neoteny.runners.replay import ReplayMemory
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there are no POSIX locks on Windows")
+
+
+@contextlib.contextmanager
+def other_process(act, then=lambda: time.sleep(600)):
+    """Another process that calls a function, and another when that has returned; its id."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with contextlib.suppress(BaseException):
+            kept = act()
+            os.write(write, b".")
+            then()
+            del kept
+        os._exit(1)
+    try:
+        assert os.read(read, 1) == b"."
+        yield pid
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
+
+
+def begun(folder):
+    """An attempt at a run."""
+    with locked(folder):
+        return begin_attempt(folder)
+
+
+def hold(folder):
+    """Take the lock of a run and keep it."""
+    holding = locked(folder)
+    holding.__enter__()
+    return holding
+
+
+def test_the_newest_attempt_owns_the_run(tmp_path):
+    older = begun(tmp_path)
+    older.check()
+    with older.section(), older.section():
+        pass
+    (tmp_path / "attempts" / "notes.json").write_text("of the user")
+    newer = begun(tmp_path)
+    assert (older.number, newer.number, latest_attempt(tmp_path)) == (1, 2, 2)
+    entered = []
+    with pytest.raises(SystemExit) as exit, older.section():
+        entered.append(older)
+    assert exit.value.code == 73
+    assert not entered
+    newer.check()
+
+
+def test_a_run_that_was_removed_and_started_again_is_another(tmp_path):
+    older = begun(tmp_path)
+    older_file = attempts.attempt_file(tmp_path, 1)
+    older_file.unlink()
+    assert older.is_superseded
+    begun(tmp_path)  # with the same number
+    assert older.is_superseded
+
+
+def test_a_process_that_is_stopped_in_a_section_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+    with other_process(lambda: hold(tmp_path)) as pid:
+        os.kill(pid, signal.SIGSTOP)
+        with locked(tmp_path):
+            _, status = os.waitpid(pid, 0)
+        assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+
+
+def test_an_older_process_does_not_wait_for_a_newer_one(tmp_path):
+    older = begun(tmp_path)
+    with other_process(lambda: hold(tmp_path), lambda: attempts.attempt_file(tmp_path, 2).touch()) as pid:
+        with pytest.raises(SystemExit) as exit, older.section():
+            pass
+        assert exit.value.code == 73
+        assert os.waitpid(pid, 0)
+
+
+def test_a_lock_is_not_inherited(tmp_path):
+    with locked(tmp_path):
+        children = contextlib.ExitStack()
+        children.enter_context(other_process(lambda: None))
+    start = time.monotonic()
+    with children, locked(tmp_path):
+        assert time.monotonic() < start + 5
+
+
+def test_earlier_processes_are_known_to_have_ended(tmp_path):
+    with other_process(lambda: begun(tmp_path)) as pid:
+        newer = begun(tmp_path)
+        assert newer.number == 2
+        os.kill(pid, signal.SIGSTOP)
+        assert not newer.is_alone()
+        assert not begun(tmp_path).is_alone()
+    assert newer.is_alone()
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_ring_belongs_to_its_attempt(alive, tmp_path):
+    """An older process that wakes up writes where nobody reads any more."""
+    space, no = gym.spaces.Box(-1.0, 1.0, (1,)), torch.zeros(1, dtype=torch.bool)
+    frames = tmp_path / "replay" / "frames.npy"
+
+    def add(memory, values):
+        for value in values:
+            row = torch.full((1, 1), float(value))
+            memory.add(row, torch.zeros(1, dtype=torch.int64), torch.ones(1), no, no, row)
+
+    def opened():
+        memory = ReplayMemory(20, 1, space, gym.spaces.Discrete(2), folder=frames.parent, interval=20)
+        memory.open(begun(tmp_path))
+        return memory
+
+    older = opened()
+    add(older, range(8))
+    older.flush()
+    state, before = older.state_dict(), frames.stat().st_ino
+    wakes, wake = os.pipe()
+
+    def sleep_and_go_on():
+        os.read(wakes, 1)
+        add(older, [100.0] * 20)
+
+    with other_process(lambda: begun(tmp_path) if alive else None, sleep_and_go_on) as pid:
+        newer = opened()
+        newer.load_state_dict(state)
+        add(newer, range(8, 16))
+        os.write(wake, b".")
+        os.waitpid(pid, 0)
+    seen = newer.gather(torch.zeros(16, dtype=torch.int64), torch.arange(16)).observations.flatten().tolist()
+    assert (seen == list(range(16))) == alive
+    assert (frames.stat().st_ino != before) == alive
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_planted_link_is_not_followed(tmp_path, monkeypatch):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    monkeypatch.setattr(uuid, "uuid4", lambda: uuid.UUID(int=0))  # in truth nobody can guess the name
+    (tmp_path / f".tmp_{uuid.UUID(int=0).hex}").symlink_to(victim)
+    with pytest.raises(FileExistsError):
+        replace_file(tmp_path / "args.json", b"{}")
+    assert victim.read_text() == "precious"
