@@ -29,11 +29,16 @@ def stub_jobs(folder, runs, steps=20, pause=0.01):
 
 def real_jobs(folder, runs, steps):
     """Jobs of tiny runs of PPO, and their arguments."""
+    from neoteny.configs.flags import with_flags
     from neoteny.runners.disk.folder import run_folder
     from tests.tiny_runs import FLAGS, ROOT, small  # only here, since it takes seconds
 
     args = [small(folder, seed=seed, total_steps=steps) for seed in range(1, runs + 1)]
-    common = (sys.executable, str(ROOT / "agents" / "ppo.py"), *FLAGS.split(), "--total-steps", str(steps))
+    common = (
+        sys.executable,
+        str(ROOT / "agents" / "ppo.py"),
+        *with_flags(FLAGS.split(), ["--total-steps", str(steps)]),
+    )
     own = [("--runs-dir", str(folder), "--seed", str(each.seed)) for each in args]
     return [Job((*common, *words), run_folder("ppo", each)) for words, each in zip(own, args)], args
 

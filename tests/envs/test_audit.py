@@ -10,6 +10,7 @@ import pytest
 
 from neoteny.agents import ppo
 from neoteny.configs.cli import launch
+from neoteny.configs.flags import with_flags
 from neoteny.envs import Schedule, Stream, stream
 from neoteny.envs.audit import Fingerprint, compare, fingerprint
 from neoteny.envs.auditor import neighbours
@@ -302,8 +303,8 @@ def train(tmp_path, monkeypatch):
 
     def trained(id, flags=""):
         words = "--num-envs 2 --num-steps 16 --epochs 1 --minibatches 2 --network.hidden 8 --probes.every 0"
-        words += f" --total-steps 512 --checkpoint-every 64 --runs-dir {tmp_path} --stream.id {id} {flags}"
-        monkeypatch.setattr("sys.argv", ["ppo.py", *words.split()])
+        words += f" --total-steps 512 --checkpoint-every 64 --runs-dir {tmp_path} --stream.id {id}"
+        monkeypatch.setattr("sys.argv", ["ppo.py", *with_flags(words.split(), flags.split())])
         try:
             launch(ppo.main, ppo.Args, {})
         except SystemExit as exit:

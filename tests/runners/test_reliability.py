@@ -1396,6 +1396,6 @@ def test_part_that_is_not_exact_is_reported_in_meta_json(exact, tmp_path):
     memory = Memory(tmp_path / "memory", exact)
     again = begin(args, memory=memory)
     again.close()
-    assert memory.calls == ["open", "state", {"size": 3}]  # its form is compared first
+    assert memory.calls == ["open", "state", {"size": 3}]  # what is loaded is compared with its state
     output = json.loads((again.folder / "meta.json").read_text())["resume_exact"]
     assert output == (True if exact else ["memory could not be restored exactly"])

@@ -181,7 +181,7 @@ def test_samples_are_uniform_and_reproducible():
 
 
 def test_a_million_atari_transitions_fit(tmp_path, monkeypatch):
-    monkeypatch.setattr("neoteny.runners.replay._free_memory", lambda device: None)
+    monkeypatch.setattr("neoteny.runners.memory.free_memory", lambda device: None)
     frames = gym.spaces.Box(0, 255, (4, 84, 84), np.uint8)
     for folder in (None, tmp_path):
         memory = ReplayMemory(

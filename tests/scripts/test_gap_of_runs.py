@@ -9,6 +9,7 @@ import pytest
 
 from neoteny.agents import ppo
 from neoteny.configs.cli import cli
+from neoteny.configs.flags import with_flags
 from neoteny.runners.sweep import Outcome, State
 from neoteny.scripts import compare, sweep
 from neoteny.scripts.compare import Compare
@@ -71,5 +72,5 @@ def test_the_gaps_of_a_sweep_are_those_of_its_summaries(tmp_path, monkeypatch, c
                 assert shown == pytest.approx(gap_by_hand(arm, fresh, seed, measure))
     base, own = (rows["muon", 1][f"score/plasticity_gap_auc/{kind}"] for kind in ("base", "own"))
     assert base != own
-    others = [*TINY, "--note", "other", "--network.hidden", "8"]
+    others = with_flags(TINY, ["--note", "other", "--network.hidden", "8"])
     assert swept(capsys, "--optims", "muon", *others) == (2 * pairs, 0)

@@ -21,6 +21,7 @@ from minigrid.minigrid_env import MiniGridEnv
 from minigrid.wrappers import FlatObsWrapper, ImgObsWrapper, OneHotPartialObsWrapper
 
 from neoteny.envs import Schedule, Stream, StreamConfig
+from neoteny.envs.checks import try_out
 from neoteny.envs.config import ENGINES
 from neoteny.envs.engine import UncoveredError
 from neoteny.envs.grid.engine import GridConfig, GridEngine
@@ -719,6 +720,7 @@ def is_playable(make):
             env.reset(seed=seed)
             for action in (2, 2, 1, 2, 2, 2):
                 env.step(action % env.action_space.n)[4].clear()
+        try_out(make())  # as a stream does, with random actions, which may lead out of a room without walls
     except Exception:
         return False
     return True

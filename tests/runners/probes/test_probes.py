@@ -532,9 +532,8 @@ class TestProbes:
         "name", [field.name for field in dataclasses.fields(probes.ProbeConfig) if field.type is int]
     )
     def test_bad_numbers_are_refused(self, name: str):
-        with pytest.raises(
-            ValueError, match=f"--probes.{name.replace('_', '-')} must be at least [01], not -1"
-        ):
+        flag = f"--probes.{name.replace('_', '-')}"
+        with pytest.raises(ValueError, match=f"{flag} must be at least [01](,| and at most [0-9]+,) not -1"):
             probes.ProbeConfig(**{name: -1})
 
     def test_what_does_nothing_is_named(self):
