@@ -188,13 +188,8 @@ def test_characters_that_a_terminal_does_not_have_are_question_marks():
 def test_ctrl_c_through_a_pipe_whose_reader_it_ended_saves_the_run(tmp_path):
     """As ``ppo.py 2>&1 | tee log`` and Ctrl-C, which ends tee too; then ``ppo.py --help | head -1``."""
     agent = [sys.executable, str(ROOT / "agents" / "ppo.py")]
-<<<<<<< HEAD
-    flags = FLAGS.replace("--checkpoint-every 64", "--checkpoint-every 4096")
-    words = f"{flags} --total-steps 1e6 --runs-dir {tmp_path}".split()
-=======
     own = f"--total-steps 1e6 --checkpoint-every 4096 --runs-dir {tmp_path}"
     words = with_flags(FLAGS.split(), own.split())
->>>>>>> origin/main
     reader, writer = os.pipe()
     process = subprocess.Popen([*agent, *words], stdout=writer, stderr=writer)
     os.close(writer)
