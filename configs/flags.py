@@ -157,7 +157,8 @@ def _owners(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def _nested(config: Any, name: str) -> list[tuple[str, Any]]:
     """The configurations in a field, each with its name on the command line."""
     value = getattr(config, name)
-    if name == "methods" and all(map(dataclasses.is_dataclass, value)):  # not the names of a sweep
+    # A sweep has names of methods, and other scripts may have a switch of this name.
+    if name == "methods" and isinstance(value, tuple) and all(map(dataclasses.is_dataclass, value)):
         return [(f"methods.{method}", each) for method, each in zip(methods_as_dict(value), value)]
     return [(name, value)] if dataclasses.is_dataclass(value) else []
 

@@ -148,6 +148,8 @@ class Process:
 
     def send(self, number: int, pid: int = 0) -> None:
         """Send a signal to it, or to one of its workers; has no effect if that process has ended."""
+        if self.code is not None:  # another process may have its id by now
+            return
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid or self.pid, number)
 
