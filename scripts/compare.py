@@ -79,9 +79,12 @@ class Compare:
 
     @property
     def root(self) -> Path:
-        """The first folder, or the folder of all runs if that is a run."""
+        """The first folder, or the folder of all runs if that is a run; of a run that was moved its parent."""
         first = self.folders[0].resolve()
-        return first.parents[3] if (first / "args.json").exists() else first
+        if not (first / "args.json").exists():
+            return first
+        is_in_place = re.fullmatch(r"s\d+", first.name) and len(first.parents) > 3
+        return first.parents[3] if is_in_place else first.parent
 
 
 Group = tuple[str, str]  # names of a stream and an agent
