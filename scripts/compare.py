@@ -79,7 +79,7 @@ class Compare:
 
     @property
     def root(self) -> Path:
-        """The first folder, or the folder of all runs if it is a run; of a run that was moved its parent."""
+        """The first folder; of a run the folder of all runs, or its parent if it was moved."""
         first = self.folders[0].resolve()
         if not (first / "args.json").exists():
             return first

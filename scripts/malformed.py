@@ -111,8 +111,9 @@ def _become(line: Line, folder: Path, output: int) -> typing.NoReturn:
             setattr(sys, name, io.TextIOWrapper(file, errors="backslashreplace", write_through=True))
         os.chdir(folder)
         gc.disable()
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+        if line.kind != "id":  # whose replay memory may be a large file
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
         torch.set_num_threads(1)
         Run.__init__ = _briefly(Run.__init__)  # type: ignore[method-assign]
         sweep.train = lambda *arguments: os._exit(0)

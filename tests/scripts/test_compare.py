@@ -6,6 +6,7 @@ import math
 import os
 import re
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -412,3 +413,23 @@ def test_supervised_runs_are_compared(tmp_path, capsys):
     assert "adamo" in output.out
     assert "left out" not in output.err
     assert (tmp_path / "comparison.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "root"),
+    [
+        ("runs/stream/ppo/adam/s1", "runs"),
+        ("runs/stream/ppo/adam/run", "runs/stream/ppo/adam"),
+        ("runs/stream", "runs/stream"),
+    ],
+)
+def test_what_is_written_stands_beside_the_runs(first, root, tmp_path):
+    (tmp_path / first).mkdir(parents=True)
+    if first != "runs/stream":
+        (tmp_path / first / "args.json").write_text("{}")
+    assert Compare((tmp_path / first,)).root == (tmp_path / root).resolve()
+
+
+def test_of_a_run_near_the_root_the_parent_is_meant(monkeypatch):
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    assert Compare((Path("/s1"),)).root == Path("/")
