@@ -148,7 +148,7 @@ class Evaluations:
         if not self.episodes:
             return []
         is_left = is_over or (bool(visited) and visited[-1] != self.stream.task)
-        count = 1 + len(visited) - (not is_left)
+        count = 1 + max(0, len(visited) - (not is_left))
         del self.rows[count:]  # of a visit that goes on, if the resumed run is longer than it was
         return [visited[i - 1] if i else None for i in range(len(self.rows), count)]
 

@@ -222,7 +222,7 @@ def without_evaluations(left):
     extra = (*EVALUATION_SCORES, "evaluation/task_0", "evaluation/task_1", "evaluations")
     summary = {name: value for name, value in left["summary"].items() if name not in extra}
     scalars = {tag: values for tag, values in left["scalars"].items() if tag not in extra}
-    return left["weights"], left["stream"], summary, scalars
+    return left["weights"], left["visits"], summary, scalars
 
 
 @pytest.fixture(scope="module")

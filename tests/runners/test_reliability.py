@@ -359,7 +359,7 @@ def test_two_processes_the_older_one_ends(step, every, last, tmp_path, monkeypat
     record = Run.record_episodes
 
     def recorded(self, *made):
-        steps[self.attempt] = self.stream.steps
+        steps[self.attempt.number] = self.stream.steps
         record(self, *made)
 
     monkeypatch.setattr(Run, "record_episodes", recorded)

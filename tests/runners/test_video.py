@@ -224,8 +224,12 @@ def test_what_cannot_be_shown_is_reported_once(id, tmp_path, capsys):
 
 
 def test_a_full_disk_is_reported_once_and_ends_no_run(tmp_path, monkeypatch, capsys):
+    replace = run.replace_file
+
     def full(path, data):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if path.suffix == ".gif":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, data)
 
     monkeypatch.setattr(run, "replace_file", full)
     args = small(ppo, tmp_path, "cartpole-rotations", video_every=128)
