@@ -13,7 +13,7 @@ import importlib
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -67,7 +67,7 @@ class Compare:
     allow_differences: bool = False
     """Compare runs although other flags differ; runs with different flags are never averaged."""
     baseline: str = ""
-    """Arm with which the others are compared; by default adam, or the first."""
+    """Arm with which the others are compared; by default Adam without methods, or the first."""
     rows: Literal["returns", "isometry"] = "returns"
     """Show returns, or which part of isometry each arm kept."""
     stop_rule: bool = False
@@ -136,15 +136,25 @@ def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
 
 
 def arms_of(results: Sequence[Result]) -> list[Arm]:
-    """The runs of a stream and an agent, grouped by optimizer, methods, note, and whatever flags differ."""
+    """The runs of a stream and an agent, grouped by optimizer, methods, note, and whatever flags differ.
+
+    An arm is named after these, but for values that most arms share.
+    """
     differ = [name for name in differing(results) if not f"{name}.".startswith(ARM)]
     variants: dict[str, list[Result]] = {}
     for result in results:
         variants.setdefault(result.place[2], []).append(result)
+    usual = {name: _usual([alike[0].flags.get(name) for alike in variants.values()]) for name in differ}
     arms: dict[str, dict[int, Result]] = {}
     for variant, alike in variants.items():
         within = [name for name in differing(alike) if not f"{name}.".startswith(ARM[2:])]
-        between = [name for name in differ if name not in within and not _is_noted(name, alike[0], differ)]
+        between = [
+            name
+            for name in differ
+            if name not in within
+            and alike[0].flags.get(name) not in usual[name]
+            and not _is_noted(name, alike[0], differ)
+        ]
         for result in alike:
             words = [f"{name}={result.flags.get(name)}" for name in (*between, *within)]
             arm = arms.setdefault(" ".join([variant, *words]), {})
@@ -152,6 +162,11 @@ def arms_of(results: Sequence[Result]) -> list[Arm]:
                 warn(f"warning: {result.folder} repeats {arm[result.seed].folder}: left out")
             arm.setdefault(result.seed, result)
     return [Arm(name, [seeds[seed] for seed in sorted(seeds)]) for name, seeds in sorted(arms.items())]
+
+
+def _usual(values: Sequence[Any]) -> list[Any]:
+    """The value of more than half of them, if there is one."""
+    return [value for value in values if 2 * values.count(value) > len(values)][:1]
 
 
 def _is_noted(flag: str, result: Result, others: Sequence[str]) -> bool:
@@ -223,7 +238,13 @@ def baseline_of(arms: Sequence[Arm], wanted: str) -> str:
     names = [arm.name for arm in arms]
     if wanted and wanted not in names:
         stop(ExitCode.BAD_INPUT, f"there is no arm {wanted!r}; there are {', '.join(names)}")
-    return wanted or ("adam" if "adam" in names else names[0])
+    plain = [arm.name for arm in arms if is_plain_adam(arm.results[0].flags)]
+    return wanted or min(plain or names[:1], key=len)
+
+
+def is_plain_adam(flags: Mapping[str, Any]) -> bool:
+    """Whether these are flags of a run with Adam and no method."""
+    return flags.get("optim.name") == "adam" and not any(name.startswith("methods.") for name in flags)
 
 
 def rows_of(group: Group, arms: Sequence[Arm]) -> Iterator[dict[str, Any]]:

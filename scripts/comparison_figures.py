@@ -45,12 +45,13 @@ GAPS = {
 COLORS, LINES = 10, ("-", "--", ":", "-.")  # the eleventh arm has the first colour, dashed
 SWITCHES = 60  # with more switches none are drawn, since the lines would hide the plot
 FEW_SEEDS = 4  # up to so many, the curves of the seeds are drawn instead of intervals, which would be huge
+MOST_INTERVALS = 6  # with more arms no intervals are drawn, since they would hide the curves
 
 
 def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) -> None:
     """Plot the arms of a comparison: interquartile means over seeds, with each seed or 95 % intervals.
 
-    A curve has a gap where the value of any seed is not finite.
+    With more than six arms only the means are drawn. A curve has a gap where the value of any seed is not finite.
 
     Args:
         arms: of one agent on one stream.
@@ -141,6 +142,8 @@ def _draw_panel(
         seeds = np.where(np.isfinite(seeds).all(0), seeds, np.nan)
         middle, low, high = _interval(seeds)
         axis.plot(x, middle, **styles[name], linewidth=1.8, marker=marker, zorder=3)
+        if len(styles) > MOST_INTERVALS:
+            continue
         if len(seeds) <= FEW_SEEDS:
             axis.plot(x, seeds.T, color=color, linewidth=0.7, alpha=0.45, zorder=2)
         else:

@@ -177,17 +177,30 @@ def test_runs_with_other_flags_are_never_averaged(tmp_path):
     assert [arm.name for arm in read(tmp_path)] == ["adam", "adamo optim.iso=0.1", "adamo optim.iso=0.2"]
 
 
-def test_values_that_the_note_of_a_sweep_tells_are_not_repeated(tmp_path):
+def test_what_a_note_tells_and_what_most_arms_share_stands_in_no_name(tmp_path):
     for lr in (0.001, 0.003):
         run(tmp_path, f"adam-lr{lr}", 1, [1.0], lr=lr, gamma=0.9)
     run(tmp_path / "one", "adam-lr0.01-mine", 1, [1.0], lr=0.01, gamma=0.99)
     run(tmp_path / "more", "adam-lr0.01-mine", 2, [1.0], lr=0.02, gamma=0.99)
     assert [arm.name for arm in read(tmp_path)] == [
-        "adam-lr0.001 gamma=0.9",
-        "adam-lr0.003 gamma=0.9",
+        "adam-lr0.001",
+        "adam-lr0.003",
         "adam-lr0.01-mine gamma=0.99 lr=0.01",
         "adam-lr0.01-mine gamma=0.99 lr=0.02",
     ]
+
+
+def test_the_baseline_is_adam_without_methods(tmp_path, capsys):
+    for folder, changes in (
+        ("adam-redo", {"methods": {"redo": {"tau": 0.1}}}),
+        ("adam-layers-lr0.1", {"network": {"norm": "layer"}}),
+        ("adam-lr0.3", {"lr": 0.3}),
+        ("ada", {}),
+    ):
+        optim = {"name": folder.partition("-")[0]}
+        run(tmp_path, folder, 1, [1.0], optim=optim, **{"network": {"norm": "none"}, "lr": 0.1, **changes})
+    printed = text(capsys, tmp_path, allow_differences=True)
+    assert "mean return, adam-redo - adam-lr0.3: 0.00" in printed
 
 
 @pytest.mark.parametrize(
