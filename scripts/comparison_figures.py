@@ -51,7 +51,8 @@ MOST_INTERVALS = 6  # with more arms no intervals are drawn, since they would hi
 def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) -> None:
     """Plot the arms of a comparison: interquartile means over seeds, with each seed or 95 % intervals.
 
-    With more than six arms only the means are drawn. A curve has a gap where the value of any seed is not finite.
+    With more than six arms only the means are drawn. A curve has a gap where the value of any seed is not
+    finite.
 
     Args:
         arms: of one agent on one stream.
