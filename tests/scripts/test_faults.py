@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
 def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
-    words = ("--kills", 6, "--steps", 1024, "--jobs", 1, "--streams", "FaultyWrappers-v0", "grid-layouts")
+    words = ("--kills", 8, "--steps", 1024, "--jobs", 1, "--streams", "FaultyWrappers-v0", "grid-layouts")
     done = python(ROOT / "scripts" / "faults.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout
