@@ -27,6 +27,12 @@ SIZES = {
         "buffer_size": 200, "target_every": 3, "eps_steps": 100,
     },
 }  # fmt: skip
+ENGINES = {
+    "control": {"id": "cartpole-gravity", "engine": "control"},
+    "grid": {"id": "grid-layouts-small"},
+    "minatar": {"id": "minatar", "games": ("Breakout", "Freeway", "Asterix")},
+}
+"""A stream of each engine but of the one that steps environments one by one, and of Atari's, which is slow."""
 FLAGS = {
     "redo": {"every": 4, "tau": 0.8},
     "regrama": {"every": 4, "tau": 0.8},
@@ -46,10 +52,10 @@ NETWORKS = {"reorthogonalize": {"linear": "orthogonal"}, "nap": {"norm": "layer"
 """Networks that methods need."""
 
 
-def arguments(agent, folder, name, id="cartpole-rotations"):
+def arguments(agent, folder, name, id="cartpole-rotations", **stream):
     """A run with three switches."""
     return AGENTS[agent].Args(
-        stream=StreamConfig(id, period=72, audit="off"), num_envs=4, total_steps=256,
+        stream=StreamConfig(id, period=72, audit="off", **stream), num_envs=4, total_steps=256,
         network=NetworkConfig((8, 8), **NETWORKS.get(name, {})), optim=AdamConfig(), runs_dir=folder,
         checkpoint_every=64, probes=ProbeConfig(every=0), methods=(METHODS[name](**FLAGS.get(name, {})),),
         **SIZES[agent],
@@ -73,6 +79,16 @@ def test_both_agents_run_with_it(name, tmp_path):
         if changes := did[name].get("changes"):
             assert len(tags[f"methods/{name}/moved"]) > 0
             assert tags[f"methods/{name}/changes"] == [(256, changes)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_engine_and_agent_run_with_it(name, engine, tmp_path):
+    for agent in AGENTS:
+        did, weights, _ = run(agent, arguments(agent, tmp_path, name, **ENGINES[engine]))
+        assert did[name]["acted"]
+        assert all(weight.isfinite().all() for weight in weights.values())
 
 
 SLOW = pytest.param("dqn", "grid-layouts-small", marks=pytest.mark.slow)
