@@ -32,7 +32,7 @@ ENGINES = {
     "grid": {"id": "grid-layouts-small"},
     "minatar": {"id": "minatar", "games": ("Breakout", "Freeway", "Asterix")},
 }
-"""A stream of each engine but of the one that steps environments one by one, and of Atari's, which is slow."""
+"""A stream of each engine but Atari's, which is slow, and the one that steps environments one by one."""
 FLAGS = {
     "redo": {"every": 4, "tau": 0.8},
     "regrama": {"every": 4, "tau": 0.8},
