@@ -123,38 +123,46 @@ def all_points(folder: Path) -> Iterator[tuple[str, int, bytes]]:
                     yield tag, event.step, value.tensor.SerializeToString(deterministic=True)
 
 
+KINDS: dict[str, Callable[[str], bool]] = {
+    "SIGKILL at a random step": lambda fault: fault == "SIGKILL",
+    "SIGKILL while a checkpoint is written": lambda fault: fault in POINTS,
+    "SIGKILL under the run's lock": lambda fault: fault == f"SIGKILL {LOCKED}",
+    "SIGKILL at the start": lambda fault: fault.startswith("SIGKILL start"),
+    "SIGKILL at a switch and in its audit": lambda fault: fault.startswith("SIGKILL switch"),
+    "SIGKILL at the end and in its pictures": lambda fault: fault.startswith("SIGKILL finish"),
+    "SIGTERM": lambda fault: fault == "SIGTERM",
+    UNREAD: lambda fault: fault == UNREAD,
+    f"{STOPPED} at a random step": lambda fault: fault == STOPPED,
+    f"{STOPPED} while a checkpoint is written": lambda fault: (
+        fault in [f"{STOPPED} {point}" for point in POINTS]
+    ),
+    f"{STOPPED} under the run's lock": lambda fault: fault == f"{STOPPED} {LOCKED}",
+    f"{STOPPED} at the start": lambda fault: fault.startswith(f"{STOPPED} start"),
+    f"{STOPPED} at a switch": lambda fault: fault.startswith(f"{STOPPED} switch"),
+    f"{STOPPED} at the end": lambda fault: fault.startswith(f"{STOPPED} finish"),
+    TOGETHER: lambda fault: fault == TOGETHER,
+    FOREIGN: lambda fault: fault == FOREIGN,
+    "NaN in rewards or observations": lambda fault: fault in POISON,
+    "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",
+    "SIGSTOP of an environment's worker": lambda fault: fault == "worker stopped",
+    "code changed before a resume": lambda fault: fault == "code changed",
+}
+"""Rows of the table, and which faults they hold."""
+HEADER = ("fault", "times", "steps repeated: median, most", "seconds to save and end: median, most")
+
+
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The results as a Markdown table."""
-    kinds: dict[str, Callable[[str], bool]] = {
-        "SIGKILL at a random step": lambda fault: fault == "SIGKILL",
-        "SIGKILL while a checkpoint is written": lambda fault: fault in POINTS,
-        "SIGKILL under the run's lock": lambda fault: fault == f"SIGKILL {LOCKED}",
-        "SIGKILL at the start": lambda fault: fault.startswith("SIGKILL start"),
-        "SIGKILL at a switch and in its audit": lambda fault: fault.startswith("SIGKILL switch"),
-        "SIGKILL at the end and in its pictures": lambda fault: fault.startswith("SIGKILL finish"),
-        "SIGTERM": lambda fault: fault == "SIGTERM",
-        UNREAD: lambda fault: fault == UNREAD,
-        f"{STOPPED} at a random step": lambda fault: fault == STOPPED,
-        f"{STOPPED} while a checkpoint is written": lambda fault: fault.removeprefix(f"{STOPPED} ") in POINTS,
-        f"{STOPPED} under the run's lock": lambda fault: fault == f"{STOPPED} {LOCKED}",
-        f"{STOPPED} at the start": lambda fault: fault.startswith(f"{STOPPED} start"),
-        f"{STOPPED} at a switch": lambda fault: fault.startswith(f"{STOPPED} switch"),
-        f"{STOPPED} at the end": lambda fault: fault.startswith(f"{STOPPED} finish"),
-        TOGETHER: lambda fault: fault == TOGETHER,
-        FOREIGN: lambda fault: fault == FOREIGN,
-        "NaN in rewards or observations": lambda fault: fault in POISON,
-        "SIGKILL of an environment's worker": lambda fault: fault == "worker killed",
-        "SIGSTOP of an environment's worker": lambda fault: fault == "worker stopped",
-        "code changed before a resume": lambda fault: fault == "code changed",
-    }
-    rows = [["fault", "times", "repeated steps: median, max", "seconds to save and exit: median, max"]]
-    for name, of_kind in kinds.items():
+    """The results as a Markdown table, with a row for each kind of fault that has hit a process."""
+    rows = [[*HEADER], ["---"] * len(HEADER)]
+    for name, of_kind in KINDS.items():
         again = [
             steps
             for outcome in outcomes
             for fault, steps in zip(outcome.met, outcome.recomputed)
             if of_kind(fault)
         ]
+        if not again:
+            continue
         latency = (
             [seconds for outcome in outcomes for seconds in outcome.latency] if name == "SIGTERM" else []
         )
@@ -162,11 +170,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
             [
                 name,
                 str(len(again)),
-                f"{statistics.median(again):.0f}, {max(again)}" if again else "-",
+                f"{statistics.median(again):.0f}, {max(again)}",
                 f"{statistics.median(latency):.2f}, {max(latency):.2f}" if latency else "-",
             ]
         )
-    rows.insert(1, ["---"] * len(rows[0]))
     lost = sum(bool(outcome.lost) for outcome in outcomes)
     exact = [outcome for outcome in outcomes if outcome.exact]
     others = [outcome for outcome in outcomes if not outcome.exact]
@@ -177,6 +184,10 @@ def table(outcomes: Sequence[Outcome]) -> str:
     with_methods = f" with {methods} methods" if methods else ""
     wrong = [outcome.differences for outcome in exact]
     different = sum(bool(found.names) for found in wrong)
+    inexact = (
+        f"Not counted as different are {len(others)} runs that said they were not exact; "
+        f"{sum(bool(outcome.differences.names) for outcome in others)} of them were different. "
+    )
     return "\n".join(
         [
             *("| " + " | ".join(row) + " |" for row in rows),
@@ -184,9 +195,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
             f"{total} faults in {len(outcomes)} runs of {names} over {streams} streams{with_methods}: "
             f"runs lost {lost}, runs different {different}, points duplicated "
             f"{sum(found.duplicated for found in wrong)}, points missing "
-            f"{sum(found.missing for found in wrong)}. "
-            f"Not counted as different are {len(others)} runs that said they were not exact; "
-            f"{sum(bool(outcome.differences.names) for outcome in others)} of them were different. A run has "
-            f"{steps:,} steps and a checkpoint every {steps // CHECKPOINTS}.",
+            f"{sum(found.missing for found in wrong)}. {inexact if others else ''}"
+            f"A run has {steps:,} steps and a checkpoint every {steps // CHECKPOINTS}.",
         ]
     )

@@ -73,7 +73,7 @@ class Faults:
     steps: int = 2048
     """Environment steps of each run."""
     only: tuple[str, ...] = ()
-    """Faults of each run, one after the other, such as "stopped, overtaken, woken"; by default all in turn."""
+    """Faults of each run, such as "stopped, overtaken, woken"; by default all take turns."""
     methods: bool = False
     """Give each run one of the plasticity methods, and an optimizer of the project's."""
     sweeps: int = 0
