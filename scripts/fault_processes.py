@@ -47,7 +47,8 @@ PLACES: dict[str, Patch] = {
 }
 WORKERS = 2  # of some runs
 NEVER = 2**62  # a step that no run reaches
-HANGS = 600.0  # seconds by the clock after which a process is killed
+HANGS = 1800.0  # seconds by the clock after which a process is killed
+HUNG = 124  # its exit code then, that of the command `timeout`
 
 # Points in the writing of a checkpoint at which a process is killed.
 POINTS = (
@@ -140,17 +141,16 @@ class Process:
     def wait(self, until: int = NEVER) -> int | None:
         """Wait until it has made ``until`` steps or was stopped (returns None), or ended.
 
-        Returns its exit code, negative if it was killed.
-
-        Raises:
-            TimeoutError: nothing of this happens.
+        Returns its exit code, negative if it was killed; `HUNG` if nothing of this happens.
         """
         deadline = time.monotonic() + HANGS
         while self.code is None and self.progress.value < until:
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"process {self.pid} hangs")
             pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
-            if not pid:
+            if not pid and time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.code = HUNG
+            elif not pid:
                 time.sleep(0.001)
             elif os.WIFSTOPPED(status):
                 return None

@@ -572,12 +572,31 @@ def test_event_files_that_rotate_are_resumed(tmp_path, monkeypatch, undisturbed)
     assert outcome(args) == undisturbed
 
 
-def test_events_that_are_not_as_they_were_written_leave_the_run_unfinished(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("file", ["writer", "journal"])
+def test_event_files_or_visits_that_are_not_as_they_were_written(file, tmp_path, monkeypatch, capsys):
     args = small(tmp_path)
-    at(monkeypatch, 150, lambda self: self.writer.path.unlink())
+    at(monkeypatch, 150, lambda self: getattr(self, file).path.unlink())
     assert ending(args) == 74
     assert "is not as it was written; the last checkpoint is intact" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/summary.json"))
+
+
+def test_visits_grow_by_300_to_700_bytes_at_each_switch(undisturbed):
+    lines = undisturbed["visits"].splitlines()
+    assert len(lines) == 3
+    assert all(300 <= len(line) <= 700 for line in lines)
+
+
+def test_a_checkpoint_does_not_grow_with_steps_switches_or_episodes(tmp_path):
+    begun, sizes = begin(small(tmp_path, total_steps=10**6)), []
+    for end in (10 * EVERY, 100 * EVERY):
+        for step in range(begun.stream.steps + 1, end + 1):
+            record(begun, step, {"task": step % 9}, torch.ones(3, 1))
+        update(begun, end)
+        newest = checkpoint.checkpoints(begun.folder / "checkpoint")[-1]
+        sizes.append(sum(path.stat().st_size for path in newest.iterdir()))
+    begun.close()
+    assert sizes[1] < sizes[0] + 100  # more digits
 
 
 def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monkeypatch, undisturbed, capsys):
