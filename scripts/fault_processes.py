@@ -22,7 +22,7 @@ from neoteny.envs import Stream
 from neoteny.envs.auditor import Auditor
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
-from neoteny.runners import run
+from neoteny.runners import illustrations, run
 from neoteny.runners.disk import attempts, checkpoint, opening
 from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.disk.messages import protect_output
@@ -42,7 +42,7 @@ PLACES: dict[str, Patch] = {
     "switch: audit": (Auditor, "switch"),
     "finish: weights": (run, "policy_as_bytes"),
     "finish: scores": (run, "run_scores"),
-    "finish: pictures": (run, "draw_pictures"),
+    "finish: pictures": (illustrations, "draw_pictures"),
     "finish: summary": (run, "changed_file"),
 }
 WORKERS = 2  # of some runs
