@@ -7,6 +7,7 @@ import importlib
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -241,6 +242,7 @@ def signal_at(point: str, nth: int, number: int) -> None:
         if path.name == inside and reached():
             write(path, data[: len(data) // 2])
             die()
+            path.unlink(missing_ok=True)  # it was only stopped, and goes on
         write(path, data)
 
     def sync_folder(folder: Path) -> None:
@@ -255,6 +257,8 @@ def signal_at(point: str, nth: int, number: int) -> None:
             checkpoint.rename(old)
             (old / STATE).unlink()
             die()
+            shutil.rmtree(old, ignore_errors=True)
+            return
         remove(checkpoint)
 
     checkpoint.write_bytes, checkpoint.sync_folder = write_bytes, sync_folder

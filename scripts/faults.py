@@ -7,10 +7,10 @@ python scripts/faults.py --kills 5 --only "stopped, overtaken, woken" SIGTERM
 Each run is disturbed several times: killed at a random step, while a checkpoint is written, when it starts,
 at a switch, at its end or while it holds the lock; stopped, overtaken by another process and woken up;
 started three times at once; written to by another process; asked to stop, also when nobody reads its
-messages; given a NaN. The worker processes of some runs are killed
-or stopped too, and the code of some streams is changed before a resume. At the end weights, optimizer state,
-random state, episodes, summary, TensorBoard points and the names of all files must equal those of an
-undisturbed run with the same arguments, unless ``meta.json`` says that the run is not exact. The table is printed as Markdown.
+messages; given a NaN. The worker processes of some runs are killed or stopped too, and the code of some
+streams is changed before a resume. At the end weights, optimizer state, random state, episodes, summary,
+TensorBoard points and the names of all files must equal those of an undisturbed run with the same arguments,
+unless ``meta.json`` says that the run is not exact. The table is printed as Markdown.
 """
 
 from __future__ import annotations
