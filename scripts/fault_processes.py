@@ -24,7 +24,7 @@ from neoteny.envs.auditor import Auditor
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
 from neoteny.runners import illustrations, run
-from neoteny.runners.disk import attempts, checkpoint, opening
+from neoteny.runners.disk import appended, attempts, checkpoint, opening
 from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.disk.messages import protect_output
 from neoteny.runners.replay import ReplayMemory
@@ -138,6 +138,7 @@ class Process:
         ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
         workers.WORKER_SECONDS = 15.0  # how long to wait for stopped workers, also on a machine that is busy
         attempts.PATIENCE = 1.0  # how long for one that was stopped while it had the lock
+        appended.FLUSH_SECONDS = 0.0  # so that what is killed leaves events after its last checkpoint
 
     def wait(self, until: int = NEVER) -> int | None:
         """Wait until it has made ``until`` steps or was stopped (returns None), or ended.

@@ -114,8 +114,10 @@ class Torment:
     def run(self) -> Outcome:
         """Make the run."""
         self._run()
-        if not self.outcome.lost and "could not be written" in self.log.read_text():
-            self.outcome.lost = f"a file could not be written; see {self.log}"
+        if "could not be written" in self.log.read_text():
+            self.outcome.lost = self.outcome.lost or f"a file could not be written; see {self.log}"
+        elif not self.outcome.met:
+            self.outcome.lost = self.outcome.lost or "no fault has hit it"
         return self.outcome
 
     def _run(self) -> None:
@@ -262,7 +264,7 @@ def run_case(case: Case, folder: Path) -> Outcome:
 
 
 def main(faults: Faults) -> int:
-    """Run cases until there are enough kills or a run is lost.
+    """Run cases until there are enough kills, or a run is lost or different.
 
     Returns:
         1 if a run is lost, or called itself exact and is different; else 0.
@@ -274,21 +276,20 @@ def main(faults: Faults) -> int:
         context = multiprocessing.get_context("fork")
         pool = stack.enter_context(ProcessPoolExecutor(faults.jobs, mp_context=context))
         bar = stack.enter_context(tqdm(total=faults.kills, unit="kill"))
-        lost = 0
-        while running or (bar.n < faults.kills and not lost):
-            while len(running) < faults.jobs and bar.n < faults.kills and not lost:
+        failed = False
+        while running or (bar.n < faults.kills and not failed):
+            while len(running) < faults.jobs and bar.n < faults.kills and not failed:
                 running.add(pool.submit(run_case, next(planned), folder))
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for outcome in (future.result() for future in done):
                 outcomes.append(outcome)
                 bar.update(len(outcome.met))
-                lost += bool(outcome.lost)
+                failed |= outcome.is_fault
                 if outcome.is_fault:
                     message = f"lost: {outcome.lost or 'no'}, different: {outcome.differences.names[:8]}"
                     bar.write(f"{outcome.case}: {message}")
         if outcomes:
             print(table(outcomes))
-        failed = any(outcome.is_fault for outcome in outcomes)
         same = [sweep_is_same(seed, folder) for seed in range(1, faults.sweeps + 1)]
         if faults.sweeps:
             print(
