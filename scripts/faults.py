@@ -150,7 +150,8 @@ class Torment:
             return self.process.wait(), (ExitCode.BROKEN,)
         point = fault if fault in POINTS else fault.removeprefix("SIGKILL").strip()
         point = point if point in (*POINTS, *PLACES) else ""
-        self.process = self._process(log=None if fault == UNREAD else self.log, point=point)
+        log = None if fault == UNREAD else self.log
+        self.process = self._process(log, point=point, nth=self._nth(point))
         return self._strike(fault, point, moment)
 
     def _strike(self, fault: str, point: str, moment: int) -> tuple[int | None, tuple[int, ...]]:
@@ -174,19 +175,20 @@ class Torment:
     def _overtake(self, place: str) -> int | None:
         """Stop a process, at a place or a random step, let a newer one go on, and wake the older.
 
-        The older one then meets a NaN, so that whatever it still does is seen. The newer is stopped at the
-        same place meanwhile, if it reaches it, and killed later.
+        The older one then meets a NaN, so that whatever it still does is seen. If it was stopped within a
+        checkpoint, the newer is at the same place meanwhile. The newer is killed later.
 
         Returns:
             How the older one has ended.
         """
-        older = self._process(point=place, number=signal.SIGSTOP)
+        older = self._process(point=place, nth=self._nth(place), number=signal.SIGSTOP)
         if not place and older.wait(self._moment()) is None:
             older.send(signal.SIGSTOP)
         if older.wait() is not None:
             return older.code
-        self.process = newer = self._process(point=place, number=signal.SIGSTOP)
-        newer.wait(self._moment())
+        within = place if place in POINTS else ""
+        self.process = newer = self._process(point=within, nth=1, number=signal.SIGSTOP)
+        newer.wait(NEVER if within else self._moment())
         older.poison_from.value = 0
         older.send(signal.SIGCONT)
         code = older.wait()
@@ -215,10 +217,14 @@ class Torment:
             process.send(signal.SIGCONT)
         return process.wait()
 
-    def _process(self, log: Path | bool | None = True, point: str = "", **options: Any) -> Process:
-        nth = self.rng.randint(1, 8) if point == LOCKED else self.rng.choice((1, 3)) if point in POINTS else 1
-        file = self.log if log is True else log or None
-        return Process(self.case, self.args, file, point, nth, **options)
+    def _process(self, log: Path | bool | None = True, **options: Any) -> Process:
+        return Process(self.case, self.args, self.log if log is True else log or None, **options)
+
+    def _nth(self, point: str) -> int:
+        """At which time a process is killed or stopped at a point."""
+        if point == LOCKED:
+            return self.rng.randint(1, 8)
+        return self.rng.choice((1, 3)) if point in POINTS else 1
 
     def _moment(self, before: int = 0) -> int:
         """A random step from where the run resumes to its end, or to an earlier one."""

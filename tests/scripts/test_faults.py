@@ -52,7 +52,7 @@ MENDS = {
 def test_what_is_taken_out_is_reported(mend, monkeypatch):
     owner, name, without, fault = MENDS[mend]
     monkeypatch.setattr(owner, name, without)
-    faults = Faults(kills=1, agents=("ppo",), streams=("cartpole-rotations",), steps=512, only=(fault,) * 2)
+    faults = Faults(kills=1, agents=("ppo",), streams=("cartpole-rotations",), only=(fault,) * 2)
     assert main(faults) == 1
 
 
