@@ -8,10 +8,9 @@ import math
 import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Any, NoReturn
 
 import torch
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import text
@@ -22,49 +21,26 @@ from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, progress_bar, shown
 from neoteny.runners.disk.appended import VISITS, Journal, changed_file, read_rows
-from neoteny.runners.disk.attempts import Attempt
 from neoteny.runners.disk.checkpoint import save_checkpoint
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
-from neoteny.runners.disk.events import EventWriter, event_files, image_value
-from neoteny.runners.disk.exit_codes import ExitCode, bad_input, reason, stop
+from neoteny.runners.disk.events import EventWriter, event_files
+from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
 from neoteny.runners.disk.files import replace_file, to_json, write_json
 from neoteny.runners.disk.folder import check_path, run_folder
-from neoteny.runners.disk.forms import check_form
 from neoteny.runners.disk.messages import tell, warn
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes, visit_of
 from neoteny.runners.evaluation import Act, Evaluations
 from neoteny.runners.identity import Identity
-from neoteny.runners.optimizers import check_optimizer, load_optimizer
-from neoteny.runners.pictures import draw_pictures
+from neoteny.runners.illustrations import Illustrations
+from neoteny.runners.optimizers import check_optimizer
+from neoteny.runners.parts import OnDisk, Stateful, restore_part
 from neoteny.runners.scores import Visit, run_scores
 from neoteny.runners.together import Together
-from neoteny.runners.video import record_video
 from neoteny.runners.weights import policy_as_bytes
 
 FAILED_SAVES = 3  # failed checkpoints in a row after which a run ends
-
-
-class Stateful(Protocol):
-    """A part of a run's state: a network, an optimizer, a schedule, a stream, a replay memory.
-
-    One that could not be restored exactly sets ``exact = False``, or lists reasons as ``inexact``.
-    """
-
-    def state_dict(self) -> Any: ...  # noqa: D102
-    def load_state_dict(self, state: Any) -> Any: ...  # noqa: D102
-
-
-@runtime_checkable
-class OnDisk(Protocol):
-    """A part of a run's state with its own data files, on which checkpoints rely."""
-
-    @property
-    def due(self) -> bool: ...  # noqa: D102  (whether it asks for a checkpoint)
-    def open(self, attempt: Attempt) -> None: ...  # noqa: D102  (before it is restored)
-    def flush(self) -> None: ...  # noqa: D102  (before each checkpoint)
-    def discard(self) -> None: ...  # noqa: D102  (at the end of the run)
 
 
 class Run:
@@ -116,15 +92,15 @@ class Run:
         self.folder = run_folder(agent_file, args, known)
         with bad_input():
             check_path(self.folder)
-        self.args, self.stream, self.video_every = args, stream, args.video_every
+        self.args, self.stream = args, stream
         self.total_steps, self.act, self.together = total_steps, act, together
         self.parts = {"stream": stream, **parts}
         self._on_disk = [part for part in self.parts.values() if isinstance(part, OnDisk)]
         self.identity = Identity(agent_file, args)
         self.episodes = Episodes(chart, recurring=stream.schedule.tasks is not None)
         self.seconds: dict[str, float] = {}
-        self.updates_made = self._saved = self._video_step = self._failed_saves = 0
-        self._video_lost = self._audit_warned = False
+        self.updates_made = self._saved = self._failed_saves = 0
+        self._audit_warned = False
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = together or resources.enter_context(Preemption())
@@ -136,6 +112,7 @@ class Run:
             else:
                 self.bar = resources.enter_context(progress_bar(name, total_steps, self._first))
             self._restore(state)
+            self._illustrations = Illustrations(self.attempt, self.writer, args.video_every, self._first)
             if self.preemption.signal:
                 reason = f"stopped by {self.preemption.signal} before an update; the same command resumes it"
                 stop(ExitCode.PREEMPTED, reason)
@@ -228,7 +205,8 @@ class Run:
         self.updates_made += 1
         self._log_update(metrics)
         self._evaluate()
-        self._record_video()
+        if self._illustrations.record_video(self.stream, self.act):
+            self.lap("video")
         self._save_if_due()
 
     def finish(self, network: nn.Module) -> dict[str, Any]:
@@ -259,7 +237,8 @@ class Run:
         about_methods = self._about_methods()
         self.writer.add(end_summary())
         if self.args.probes.pictures:
-            self._draw()
+            self._illustrations.draw(self.episodes.starts[1:], self.stream.steps)
+            self.lap("pictures")
         total = sum(seconds for name, seconds in self.seconds.items() if name != "audit")  # a part of env
         seconds = {**self.seconds, "total": total}
         evaluations = {"evaluations": self.evaluations.rows} if self.evaluations.rows else {}
@@ -340,7 +319,9 @@ class Run:
     def _restore(self, state: Mapping[str, Any] | None) -> None:
         """Restore all parts from the last checkpoint's state, if any, and print where the run resumes."""
         for name in sorted(self.parts, key=lambda name: name != "methods"):
-            self._restore_part(name, state["parts"] if state else None)
+            states = state["parts"] if state else None
+            reasons = restore_part(name, self.parts[name], states, self.attempt)
+            self.inexact += [reason for reason in reasons if reason not in self.inexact]
         if state:
             with bad_input(f"{self.folder} cannot be resumed: "):
                 torch.set_rng_state(state["rng"]["cpu"])
@@ -349,7 +330,7 @@ class Run:
                 self._restore_visits(state)
                 self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
-            self._saved = self._video_step = state["step"]
+            self._saved = state["step"]
         self._write_meta()
         exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
         begins = f"resumes at step {state['step']:,}, {exactly}" if state else "begins"
@@ -366,27 +347,6 @@ class Run:
         else:
             current = state["visit"]
         self.episodes.restore(read_rows(self.journal.path), current)
-
-    def _restore_part(self, name: str, states: Mapping[str, Any] | None) -> None:
-        part = self.parts[name]
-        try:
-            if isinstance(part, OnDisk):
-                part.open(self.attempt)
-            state = states.get(name, {}) if states else None  # checkpoints may lack a part without a state
-            if state is not None:
-                check_form(state, part.state_dict(), "its state")
-            if state is not None and isinstance(part, Optimizer):
-                load_optimizer(part, state)
-            elif state is not None:
-                part.load_state_dict(state)
-        except OSError as error:
-            stop(ExitCode.IO, f"{name} could not be opened: {error}")
-        except Exception as error:  # the state may hold anything
-            stop(ExitCode.BAD_INPUT, f"{self.folder} cannot be resumed: {name}: {reason(error)}")
-        reasons = list(getattr(part, "inexact", ()))
-        if states and not reasons and not getattr(part, "exact", True):
-            reasons = [f"{name} could not be restored exactly"]
-        self.inexact += [reason for reason in reasons if reason not in self.inexact]
 
     def _write_meta(self) -> None:
         """Write whether the run is exact, its machine and its code."""
@@ -453,35 +413,6 @@ class Run:
         if metrics := self.evaluations.evaluate(ended, proceed):
             self.writer.metrics(metrics, self.stream.steps)
         self.lap("evaluation")
-
-    def _record_video(self) -> None:
-        """Record a video of the policy if one is due.
-
-        Nothing else in the run depends on it: a failure only prints a message, once.
-        """
-        step, every, before = self.stream.steps, self.video_every, self._video_step
-        self._video_step = step
-        if self.act is None or every == 0 or step // every == before // every:
-            return
-        self.attempt.check()
-        try:
-            gif, summary = record_video(self.stream, self.act)
-        except (Exception, SystemExit) as error:  # a renderer may call sys.exit
-            tell(f"there will be no videos: {type(error).__name__}: {error}")
-            self.video_every = 0
-            return
-        path = self.folder / "videos" / f"step_{step:09d}.gif"
-        try:
-            with self.attempt.section():
-                path.parent.mkdir(exist_ok=True)
-                replace_file(path, gif)
-        except OSError as error:
-            if not self._video_lost:
-                warn(f"warning: {path} could not be written ({error.strerror})")
-            self._video_lost = True
-        else:
-            self.writer.add(summary, step)
-        self.lap("video")
 
     def _save_if_due(self) -> None:
         """Write a checkpoint if one is due or the run ends here: after a signal, or before a misfit."""
@@ -582,19 +513,3 @@ class Run:
         if not self._audit_warned:
             warn(f"warning: step {step:,}: {warning} (later ones are on TensorBoard)")
         self._audit_warned = True
-
-    def _draw(self) -> None:
-        """Draw the plots of the run. Nothing else depends on them: a failure only prints a message."""
-        self.writer.flush()
-        try:
-            for name, png in draw_pictures(self.folder, self.episodes.starts[1:]).items():
-                path = self.folder / "pictures" / f"{name}.png"
-                with self.attempt.section():
-                    path.parent.mkdir(exist_ok=True)
-                    replace_file(path, png)
-                self.writer.add(Summary(value=[image_value(f"pictures/{name}", png)]), self.stream.steps)
-        except ModuleNotFoundError:
-            tell('pictures of the run need matplotlib: pip install -e ".[analysis]"')
-        except Exception as error:
-            tell(f"there are no pictures of the run: {type(error).__name__}: {error}")
-        self.lap("pictures")

@@ -89,17 +89,21 @@ def faulty_rooms(k: int, seed: int) -> gym.Env:
 
 STOPPED = "stopped, overtaken, woken"
 TOGETHER = "three started at once"
+FOREIGN = "written to by another process at the end"
 UNREAD = "SIGTERM, with messages that nobody reads"
 POISON = ("poisoned reward", "poisoned observation")
 # Faults of a run that goes on afterwards, and those that need or bring its end.
 MIDWAY = (
     STOPPED, UNREAD, *POISON,
     *(f"{kind} {place}" for kind in ("SIGKILL", STOPPED) for place in PLACES if "finish" not in place),
+    *(f"{STOPPED} {point}" for point in POINTS),
 )  # fmt: skip
 AT_END = (
     TOGETHER,
+    FOREIGN,
     *(f"{kind} {place}" for kind in ("SIGKILL", STOPPED) for place in PLACES if "finish" in place),
 )
+FAULTS = ("SIGKILL", "SIGTERM", *POINTS, *MIDWAY, *AT_END)
 
 # The module that FaultyCode-v0 imports, in the folder of each case.
 CODE = "faulty_pay"
@@ -222,7 +226,12 @@ def write_code(runs_dir: Path, pay: float) -> None:
 
 
 def cases(
-    agents: Sequence[str], streams: Sequence[str], steps: int, seed: int, methods: bool
+    agents: Sequence[str],
+    streams: Sequence[str],
+    steps: int,
+    seed: int,
+    methods: bool,
+    only: Sequence[str] = (),
 ) -> Iterator[Case]:
     """An endless sequence of cases over all agents, streams, optimizers and kinds of faults.
 
@@ -232,6 +241,7 @@ def cases(
         steps: of each run.
         seed: of the order of the faults.
         methods: whether each run has a plasticity method.
+        only: the faults of each run; by default all take turns.
     """
     rng = random.Random(seed)
     points, midway, at_end = (itertools.cycle(kinds) for kinds in (POINTS, MIDWAY, AT_END))
@@ -244,4 +254,5 @@ def cases(
         optimizer = optimizers[turn % len(optimizers)]
         chosen = ["SIGKILL", next(points), "SIGTERM", next(points), next(midway), next(midway)]
         rng.shuffle(chosen)
-        yield Case(agent, id, optimizer, number + 1, steps, (*chosen, next(at_end)), method)
+        chosen.append(next(at_end))
+        yield Case(agent, id, optimizer, number + 1, steps, tuple(only or chosen), method)

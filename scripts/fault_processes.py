@@ -7,10 +7,12 @@ import importlib
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,27 +23,33 @@ from neoteny.envs import Stream
 from neoteny.envs.auditor import Auditor
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
-from neoteny.runners import run
-from neoteny.runners.disk import attempts, checkpoint, opening
+from neoteny.runners import illustrations, run
+from neoteny.runners.disk import appended, attempts, checkpoint, opening
 from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.disk.messages import protect_output
 from neoteny.runners.replay import ReplayMemory
 
 Patch = tuple[Any, str]
 
+LOCKED = "under the lock"
 # Functions before which a process is killed or stopped: name -> owner, attribute.
 PLACES: dict[str, Patch] = {
+    LOCKED: (attempts.Attempt, "section"),
     "start: number": (opening, "_restore"),
+    "start: files": (opening, "remove_later"),
     "start: events": (run, "EventWriter"),
     "start: meta": (run.Run, "_write_meta"),
     "switch: scores": (run.Run, "_log_switch"),
     "switch: audit": (Auditor, "switch"),
     "finish: weights": (run, "policy_as_bytes"),
     "finish: scores": (run, "run_scores"),
-    "finish: pictures": (run, "draw_pictures"),
+    "finish: pictures": (illustrations, "draw_pictures"),
     "finish: summary": (run, "changed_file"),
 }
 WORKERS = 2  # of some runs
+NEVER = 2**62  # a step that no run reaches
+HANGS = 1800.0  # seconds by the clock after which a process is killed
+HUNG = 124  # its exit code then, that of the command `timeout`
 
 # Points in the writing of a checkpoint at which a process is killed.
 POINTS = (
@@ -60,16 +68,17 @@ class Process:
         point: where it sends itself a signal, one of `POINTS` or `PLACES`.
         nth: at which time there.
         number: the signal.
-        poison: what is not finite, rewards or observations, and from which step on.
+        poison: what is NaN, rewards or observations, from the step :attr:`poison_from` on.
     """
 
     def __init__(
         self, case: Any, args: Any, log: Path | None, point: str = "", nth: int = 1,
-        number: int = signal.SIGKILL, poison: tuple[str, int] | None = None,
+        number: int = signal.SIGKILL, poison: str = "reward",
     ) -> None:  # fmt: skip
         context = multiprocessing.get_context("fork")
         self.code: int | None = None
         self.progress, self.workers = context.RawValue("q", -1), context.RawArray("q", WORKERS)
+        self.poison_from = context.RawValue("q", NEVER)
         sys.stdout.flush()
         self.pid = os.fork()
         if self.pid == 0:
@@ -85,8 +94,7 @@ class Process:
                 self._watch()
                 setattr(ReplayMemory, "discard", lambda memory: None)  # noqa: B010  (it is compared)
                 signal_at(point, nth, number)
-                if poison is not None:
-                    poison_steps(*poison)
+                poison_steps(poison, self.poison_from)
                 sys.dont_write_bytecode = True
                 sys.path.insert(0, str(Path(args.runs_dir)))  # where the code of FaultyCode-v0 is
                 if case.is_copied:
@@ -130,15 +138,21 @@ class Process:
         ProcessEnvs._spawn = spawned  # type: ignore[method-assign]
         workers.WORKER_SECONDS = 15.0  # how long to wait for stopped workers, also on a machine that is busy
         attempts.PATIENCE = 1.0  # how long for one that was stopped while it had the lock
+        appended.FLUSH_SECONDS = 0.0  # so that what is killed leaves events after its last checkpoint
 
-    def wait(self, until: int = 2**62) -> int | None:
+    def wait(self, until: int = NEVER) -> int | None:
         """Wait until it has made ``until`` steps or was stopped (returns None), or ended.
 
-        Returns its exit code, negative if it was killed.
+        Returns its exit code, negative if it was killed; `HUNG` if nothing of this happens.
         """
+        deadline = time.monotonic() + HANGS
         while self.code is None and self.progress.value < until:
             pid, status = os.waitpid(self.pid, os.WNOHANG | os.WUNTRACED)
-            if not pid:
+            if not pid and time.monotonic() > deadline:
+                self.send(signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.code = HUNG
+            elif not pid:
                 time.sleep(0.001)
             elif os.WIFSTOPPED(status):
                 return None
@@ -161,16 +175,21 @@ def _unread_pipe() -> int:
     return writer
 
 
-def poison_steps(what: str, step: int) -> None:
-    """Let an environment return a NaN once, at a step or later: a reward, or an observation of floats."""
+def poison_steps(what: str, begin: Any) -> None:
+    """Let an environment return a NaN once: a reward, or an observation of floats.
+
+    Args:
+        what: "reward" or "observation".
+        begin: its value is the first step at which it may.
+    """
     real = Stream.step_tensors
     given: list[int] = []
 
     def poisoned(self: Stream, actions: Any) -> Any:
         made = real(self, actions)
-        if self.steps < step or given:
+        if self.steps < begin.value or given:
             return made
-        given.append(step)
+        given.append(self.steps)
         floats = made.observations.is_floating_point()
         name = "observations" if what == "observation" and floats else "rewards"
         tensor = getattr(made, name).clone()
@@ -203,7 +222,14 @@ def signal_at(point: str, nth: int, number: int) -> None:
                 die()
             return real(*args, **options)
 
-        setattr(owner, attribute, watched)
+        @contextlib.contextmanager
+        def within(*args: Any) -> Iterator[None]:
+            with real(*args):
+                if reached():
+                    die()
+                yield
+
+        setattr(owner, attribute, within if point == LOCKED else watched)
         return
     write, sync, remove = checkpoint.write_bytes, checkpoint.sync_folder, checkpoint._remove
     file = {"tensors": TENSORS, "state": STATE, "manifest": MANIFEST}
@@ -217,6 +243,7 @@ def signal_at(point: str, nth: int, number: int) -> None:
         if path.name == inside and reached():
             write(path, data[: len(data) // 2])
             die()
+            path.unlink(missing_ok=True)  # it was only stopped, and goes on
         write(path, data)
 
     def sync_folder(folder: Path) -> None:
@@ -231,6 +258,8 @@ def signal_at(point: str, nth: int, number: int) -> None:
             checkpoint.rename(old)
             (old / STATE).unlink()
             die()
+            shutil.rmtree(old, ignore_errors=True)
+            return
         remove(checkpoint)
 
     checkpoint.write_bytes, checkpoint.sync_folder = write_bytes, sync_folder

@@ -8,23 +8,26 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
+from neoteny.runners.disk.attempts import latest_attempt
 from neoteny.runners.sweep import Job, make_slots, run_all
 from neoteny.scripts.fault_cases import Case, arguments, words_of
+from neoteny.scripts.fault_outcomes import Differences, compare
 
 AGENT = Path(__file__).resolve().parents[1] / "agents" / "ppo.py"
 KILLS = 3  # of a sweep
 
 
-def sweep_is_same(seed: int, folder: Path, same: Callable[[Path, Path], bool]) -> bool:
-    """Kill a sweep of two runs again and again; whether they are the same as those of an undisturbed one.
+def sweep_is_same(seed: int, folder: Path) -> bool:
+    """Kill a sweep of two runs again and again.
 
     Args:
         seed: of the runs, and of the moments of the kills.
         folder: for the runs.
-        same: compares two finished runs.
+
+    Returns:
+        Whether the runs are the same as those of an undisturbed sweep, and each was trained by one process.
     """
     rng, made = random.Random(seed), []
     for name in ("calm", "wild"):
@@ -44,7 +47,8 @@ def sweep_is_same(seed: int, folder: Path, same: Callable[[Path, Path], bool]) -
         _, status = os.waitpid(_started(jobs), 0)
         if status or not all(job.is_done() for job in jobs):
             return False
-    return all(same(ours, theirs) for theirs, ours in zip(*made))
+    once = all(latest_attempt(run) == 1 for run in made[1])
+    return once and all(compare(ours, theirs) == Differences() for theirs, ours in zip(*made))
 
 
 def _started(jobs: list[Job]) -> int:

@@ -445,6 +445,19 @@ def test_a_restored_stream_goes_on_as_if_never_stopped(id, flags):
         assert_same_steps(advance(stream, 20), advance(restored, 20))
 
 
+@pytest.mark.parametrize("replay", [True, False])
+def test_a_checkpoint_has_the_actions_of_running_episodes_but_without_replay(replay, capsys, monkeypatch):
+    monkeypatch.setattr("neoteny.envs.single.engine.LONG", 30)
+    config = StreamConfig("MountainCar-v0", engine="single", single=SingleConfig(replay=replay))
+    lived = config.make(2)  # whose episodes have 200 steps
+    lived.reset()
+    for steps in (20, 40):
+        advance(lived, 20)
+        episodes = lived.engine.state_dict()["running"]
+        assert [len(episode["actions"]) for episode in episodes] == [steps * replay] * 2
+    assert ("an episode has 40 steps so far: each checkpoint holds" in capsys.readouterr().err) == replay
+
+
 @pytest.mark.parametrize(
     ("replay", "reason"),
     [

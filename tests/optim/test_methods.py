@@ -35,11 +35,11 @@ from neoteny.optim.methods import Seen
 from neoteny.optim.redo import ReDoConfig
 from neoteny.optim.shrink_perturb import ShrinkPerturbAtSwitchConfig
 from neoteny.optim.spectrum import IsometryConfig
+from neoteny.runners import run
 from neoteny.runners.disk.checkpoint import load_checkpoint
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.probes.plasticity import plasticity
-from neoteny.runners.run import Run
 from tests.events import scalars
 from tests.killed import die
 from tests.learners import (
@@ -664,11 +664,11 @@ def test_methods_are_restored_first(agent, tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
-    def restore_part(self, name, states):
+    def restore_part(name, *rest):
         assert name == "methods"
         raise Stop
 
-    monkeypatch.setattr(Run, "_restore_part", restore_part)
+    monkeypatch.setattr(run, "restore_part", restore_part)
     with pytest.raises(Stop):
         AGENTS[agent][0].main(arguments(tmp_path, agent, ()))
 

@@ -88,7 +88,9 @@ def weights(folder):
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_replayed_rewards_and_ends_are_compared(workers, tmp_path, monkeypatch, capsys, modules):
+def test_replay_of_running_episodes_compares_rewards_and_ends(
+    workers, tmp_path, monkeypatch, capsys, modules
+):
     """The observations stay the same, and the rewards are others: today's replay saw nothing."""
     path = tmp_path / "exact_walk.py"
     path.write_text(WALK)
@@ -115,7 +117,7 @@ def test_replayed_rewards_and_ends_are_compared(workers, tmp_path, monkeypatch, 
     one.close()
 
 
-def test_ends_that_move_are_noticed(tmp_path, modules):
+def test_replay_of_running_episodes_notices_ends_that_move(tmp_path, modules):
     path = tmp_path / "exact_walk.py"
     path.write_text(WALK)
     walk = load(path)
@@ -136,7 +138,7 @@ def test_ends_that_move_are_noticed(tmp_path, modules):
     assert "other rewards or ends" in two.inexact[0]
 
 
-def test_an_environment_with_memory_is_declared_at_the_start_and_goes_on(tmp_path, monkeypatch, capsys):
+def test_episodes_played_twice_show_memory_at_the_start_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
     gym.register(
         "ExactNorm-v0", entry_point=lambda: gym.wrappers.NormalizeReward(gym.make("CartPole-v1"), gamma=0.99)
     )
@@ -151,7 +153,7 @@ def test_an_environment_with_memory_is_declared_at_the_start_and_goes_on(tmp_pat
     assert meta(tmp_path)["resume_exact"][0] == reason
 
 
-def test_an_edited_environment_is_reported(tmp_path, monkeypatch, capsys, modules):
+def test_code_of_an_environment_that_was_edited_is_listed(tmp_path, monkeypatch, capsys, modules):
     path = tmp_path / "exact_walk.py"
     path.write_text(WALK)
     load(path)
@@ -165,9 +167,7 @@ def test_an_edited_environment_is_reported(tmp_path, monkeypatch, capsys, module
     assert meta(tmp_path)["resume_exact"] == ["the code of exact_walk was changed"]
 
 
-def test_what_an_environment_imports_late_is_compared_when_it_is_imported(
-    tmp_path, monkeypatch, capsys, modules
-):
+def test_code_that_an_environment_imports_late_is_compared_then(tmp_path, monkeypatch, capsys, modules):
     lazy = WALK.replace("        self.t = 0\n", "        self.t = 0\n        import exact_pay\n")
     (tmp_path / "exact_walk.py").write_text(lazy)
     (tmp_path / "exact_pay.py").write_text("PAY = 1.0\n")
@@ -184,7 +184,7 @@ def test_what_an_environment_imports_late_is_compared_when_it_is_imported(
     assert "the code of exact_pay was changed" in capsys.readouterr().out
 
 
-def test_a_copied_agent_has_a_folder_of_its_own_and_an_edited_one_is_refused(
+def test_code_of_an_edited_agent_is_refused_and_a_copy_has_its_own_folder(
     tmp_path, monkeypatch, capsys, modules
 ):
     source = (ROOT / "agents" / "ppo.py").read_text()
@@ -207,7 +207,7 @@ def test_a_copied_agent_has_a_folder_of_its_own_and_an_edited_one_is_refused(
     assert "but not bit for bit: the code of my_ppo.py was changed" in capsys.readouterr().out
 
 
-def test_an_edited_neoteny_is_reported(tmp_path, monkeypatch, capsys):
+def test_code_of_neoteny_that_was_edited_is_listed(tmp_path, monkeypatch, capsys):
     from neoteny.runners import sources
 
     args = small(tmp_path, "CartPole-v1")
@@ -220,7 +220,7 @@ def test_an_edited_neoteny_is_reported(tmp_path, monkeypatch, capsys):
     assert "but not bit for bit: the code of neoteny was changed" in capsys.readouterr().out
 
 
-def test_a_rate_that_is_annealed_follows_a_new_length_at_once(tmp_path, monkeypatch, capsys):
+def test_total_steps_that_change_are_followed_by_an_annealed_rate_at_once(tmp_path, monkeypatch, capsys):
     """Updates of 32 steps: 8 planned at first, then 16; the run stops after 4."""
     args = small(tmp_path, "CartPole-v1", anneal_lr=True, lr=1.0e-3)
     die(ppo, args, 150, monkeypatch)

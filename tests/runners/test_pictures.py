@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from neoteny.agents import ppo
 from neoteny.configs.cli import cli
-from neoteny.runners import pictures, run
+from neoteny.runners import illustrations, pictures
 from neoteny.runners.disk.events import EventWriter
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.pictures import DORMANT, SPECTRA, draw_pictures
@@ -164,8 +164,8 @@ def test_pictures_that_fail_are_reported_in_one_line_and_lose_no_run(tmp_path, m
             raise OSError(28, "No space left on device")
         replace_file(path, data)
 
-    replace_file = run.replace_file
-    monkeypatch.setattr(run, "replace_file", full)
+    replace_file = illustrations.replace_file
+    monkeypatch.setattr(illustrations, "replace_file", full)
     ppo.main(small(tmp_path))
     output = capsys.readouterr().out.splitlines()
     assert "there are no pictures of the run: OSError: [Errno 28] No space left on device" in output

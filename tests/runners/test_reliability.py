@@ -105,14 +105,16 @@ def interrupted(args, step=EVERY):
     return begun.folder
 
 
-# Preemption
+# Signals
 
 
 @pytest.mark.parametrize(
     ("name", "step"),
     [*((name, 100) for name in NAMES if hasattr(signal, name)), ("SIGTERM", 2), ("SIGTERM", TOTAL)],
 )
-def test_preemption_saves_and_goes_on(name, step, tmp_path, monkeypatch, undisturbed, capsys):
+def test_sigterm_and_the_other_signals_save_and_the_run_goes_on(
+    name, step, tmp_path, monkeypatch, undisturbed, capsys
+):
     args = small(tmp_path)
     at(monkeypatch, step, send(name))
     assert ending(args) == 75
@@ -125,7 +127,7 @@ def test_preemption_saves_and_goes_on(name, step, tmp_path, monkeypatch, undistu
     assert outcome(args) == undisturbed
 
 
-def test_preemption_again_and_again(tmp_path, monkeypatch, undisturbed):
+def test_sigterm_again_and_again(tmp_path, monkeypatch, undisturbed):
     args = small(tmp_path, checkpoint_every=0)  # a signal saves even so
     codes = []
     while not codes or codes[-1] == 75:
@@ -136,7 +138,7 @@ def test_preemption_again_and_again(tmp_path, monkeypatch, undisturbed):
     assert outcome(args) == undisturbed
 
 
-def test_preemption_while_a_checkpoint_is_written(tmp_path, monkeypatch, undisturbed):
+def test_sigterm_while_a_checkpoint_is_written(tmp_path, monkeypatch, undisturbed):
     args, sync = small(tmp_path), checkpoint.sync_folder
 
     def interrupt(folder):
@@ -153,7 +155,7 @@ def test_preemption_while_a_checkpoint_is_written(tmp_path, monkeypatch, undistu
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
-def test_preemption_of_the_true_command(tmp_path):
+def test_sigterm_to_the_true_command(tmp_path):
     killed, calm = (small(tmp_path / name, total_steps=512) for name in ("killed", "calm"))
     words = ["--runs-dir", killed.runs_dir, *FLAGS.replace(f"-steps {TOTAL}", "-steps 512").split()]
     command = [sys.executable, ROOT / "agents" / "ppo.py", *words]
@@ -194,7 +196,7 @@ ppo.main(cli(ppo.Args, {}, sys.argv[1:]))
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGTERM on Windows")
-def test_preemption_by_a_second_signal_is_at_once(tmp_path, undisturbed):
+def test_sigterm_twice_ends_at_once(tmp_path, undisturbed):
     command = [sys.executable, "-c", SIGNALLED_TWICE, "--runs-dir", tmp_path, *FLAGS.split()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 75, done.stderr
@@ -340,7 +342,7 @@ def test_disk_full_for_events_at_the_end_leaves_the_run_unfinished(
     assert outcome(args) == undisturbed
 
 
-# Two processes in one folder
+# Two processes
 
 
 @pytest.mark.slow
@@ -454,7 +456,7 @@ def test_a_run_that_another_process_finishes_meanwhile_is_not_replaced(tmp_path,
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_workers")
-def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capfd):
+def test_worker_that_dies_or_does_not_answer_is_replaced(tmp_path, monkeypatch, undisturbed, capfd):
     monkeypatch.setattr(workers, "WORKER_SECONDS", 1.0)
     args = small(tmp_path, stream=dataclasses.replace(BASE.stream, single=SingleConfig(workers=2)))
 
@@ -474,7 +476,7 @@ def test_env_workers_killed_and_stopped(tmp_path, monkeypatch, undisturbed, capf
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forked_workers")
-def test_env_workers_lost_again_and_again(tmp_path, monkeypatch, capfd):
+def test_worker_lost_again_and_again_ends_the_run(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(workers, "MOST_RESTARTS", 0)
     at(
         monkeypatch,
@@ -572,12 +574,31 @@ def test_event_files_that_rotate_are_resumed(tmp_path, monkeypatch, undisturbed)
     assert outcome(args) == undisturbed
 
 
-def test_events_that_are_not_as_they_were_written_leave_the_run_unfinished(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("file", ["writer", "journal"])
+def test_event_files_or_visits_that_are_not_as_they_were_written(file, tmp_path, monkeypatch, capsys):
     args = small(tmp_path)
-    at(monkeypatch, 150, lambda self: self.writer.path.unlink())
+    at(monkeypatch, 150, lambda self: getattr(self, file).path.unlink())
     assert ending(args) == 74
     assert "is not as it was written; the last checkpoint is intact" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/summary.json"))
+
+
+def test_visits_grow_by_300_to_700_bytes_at_each_switch(undisturbed):
+    lines = undisturbed["visits"].splitlines()
+    assert len(lines) == 3
+    assert all(300 <= len(line) <= 700 for line in lines)
+
+
+def test_a_checkpoint_does_not_grow_with_steps_switches_or_episodes(tmp_path):
+    begun, sizes = begin(small(tmp_path, total_steps=10_000)), []
+    for end in (2 * EVERY, 8 * EVERY):
+        for step in range(begun.stream.steps + 1, end + 1):
+            record(begun, step, {"task": step % 9}, torch.ones(3, 1))
+        update(begun, end)
+        newest = checkpoint.checkpoints(begun.folder / "checkpoint")[-1]
+        sizes.append(sum(path.stat().st_size for path in newest.iterdir()))
+    begun.close()
+    assert sizes[1] < sizes[0] + 100  # more digits
 
 
 def test_two_processes_one_that_is_refused_leaves_the_other_alone(tmp_path, monkeypatch, undisturbed, capsys):
@@ -633,7 +654,7 @@ def test_an_unfinished_run_of_0_1_is_refused_and_left_alone(overwrite, tmp_path,
     assert tree(tmp_path) == before
 
 
-# Mismatched arguments
+# Other flags, methods, machines and devices
 
 OPTIMIZERS = {
     config.name: config
@@ -696,7 +717,7 @@ def value_of(args, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("optim", "name"), CASES)
-def test_mismatched_arguments(optim, name, tmp_path, capsys):
+def test_other_flags_are_refused_but_for_those_that_may_change(optim, name, tmp_path, capsys):
     stream = dataclasses.replace(BASE.stream, tasks=(0, 1, 2))
     args = small(tmp_path / "before", stream=stream, optim=OPTIMIZERS[optim])
     if name.startswith("probes.plasticity_"):  # of no measurement else
@@ -726,7 +747,7 @@ def test_mismatched_arguments(optim, name, tmp_path, capsys):
     ("method", "field"),
     [(name, field.name) for name, kind in METHODS.items() for field in dataclasses.fields(kind)],
 )
-def test_mismatched_arguments_of_methods(method, field, tmp_path, capsys):
+def test_other_flags_of_methods_are_refused(method, field, tmp_path, capsys):
     config = METHODS[method]()
     other_config = dataclasses.replace(config, **{field: another(config, field)})
     args, other = (
@@ -749,7 +770,7 @@ def test_mismatched_arguments_of_methods(method, field, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("had", [True, False])
-def test_mismatched_methods_are_refused(had, tmp_path, monkeypatch, capsys):
+def test_other_methods_are_refused(had, tmp_path, monkeypatch, capsys):
     with_method, without = small(tmp_path, methods=(METHODS["isometry"](),)), small(tmp_path)
     args, other = (with_method, without) if had else (without, with_method)
     with monkeypatch.context() as patch:
@@ -828,7 +849,7 @@ def test_arguments_of_a_later_version(change, sentence, tmp_path):
         made.check(state)
 
 
-def test_mismatched_optimizer(tmp_path, capsys):
+def test_other_optimizers_are_refused(tmp_path, capsys):
     folder = interrupted(small(tmp_path))
     other = small(tmp_path, optim=AdamWConfig())
     shutil.copytree(folder, run_folder("ppo", other))
@@ -848,7 +869,7 @@ def test_mismatched_optimizer(tmp_path, capsys):
         ("kernels", {"computation": "0123456789abcdef"}),
     ],
 )
-def test_mismatched_machine_is_reported_in_meta_json(what, value, tmp_path, monkeypatch, capsys):
+def test_machine_or_kernels_that_differ_are_listed_in_meta_json(what, value, tmp_path, monkeypatch, capsys):
     args, real = small(tmp_path), identity.machine
     folder = interrupted(args)
     assert json.loads((folder / "meta.json").read_text())["resume_exact"] is True
@@ -874,7 +895,7 @@ def test_mismatched_machine_is_reported_in_meta_json(what, value, tmp_path, monk
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == "DEFAULT", reason="has one kernel set only")
-def test_another_kernel_set_computes_otherwise():
+def test_kernels_of_another_set_compute_otherwise():
     code = "from neoteny.runners.identity import machine; print(machine('cpu')['kernels']['computation'])"
     runs = [
         subprocess.run([sys.executable, "-c", code], env={**os.environ, **chosen}, capture_output=True)
@@ -885,7 +906,7 @@ def test_another_kernel_set_computes_otherwise():
 
 
 @pytest.mark.parametrize(("was", "now"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_mismatched_device_needs_a_flag(was, now, tmp_path, monkeypatch, capsys):
+def test_device_that_differs_needs_a_flag(was, now, tmp_path, monkeypatch, capsys):
     args, real = small(tmp_path), identity.machine
     monkeypatch.setattr(identity, "machine", lambda device: real(device) | {"device": was})
     folder = interrupted(args)
@@ -1246,7 +1267,7 @@ def test_nan_ends_the_run_in_the_same_update(spoil, tmp_path, monkeypatch, undis
     assert outcome(args) == undisturbed
 
 
-def test_inf_by_a_huge_learning_rate(tmp_path, monkeypatch):
+def test_infinity_by_a_huge_learning_rate_ends_the_run(tmp_path, monkeypatch):
     args = small(tmp_path, lr=1e25, max_grad_norm=1e38)
     steps, log_update = [], Run._log_update
 

@@ -18,7 +18,7 @@ from neoteny.envs.seeds import episode_seed
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.envs.wrappers import Increment, drift
 from neoteny.optim import AdamConfig
-from neoteny.runners import run, video
+from neoteny.runners import illustrations, video
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from neoteny.runners.video import record_video
@@ -224,14 +224,14 @@ def test_what_cannot_be_shown_is_reported_once(id, tmp_path, capsys):
 
 
 def test_a_full_disk_is_reported_once_and_ends_no_run(tmp_path, monkeypatch, capsys):
-    replace = run.replace_file
+    replace = illustrations.replace_file
 
     def full(path, data):
         if path.suffix == ".gif":
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(path, data)
 
-    monkeypatch.setattr(run, "replace_file", full)
+    monkeypatch.setattr(illustrations, "replace_file", full)
     args = small(ppo, tmp_path, "cartpole-rotations", video_every=128)
     assert ppo.main(args)["visits"]
     assert capsys.readouterr().err.count("could not be written (No space left on device)") == 1

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from neoteny.runners.disk import opening
+from neoteny.runners.disk.attempts import Attempt
+from neoteny.scripts.fault_cases import STOPPED
+from neoteny.scripts.faults import Faults, main
 from tests.forked import python
 
 pytestmark = pytest.mark.slow
@@ -35,6 +39,26 @@ def test_runs_of_what_users_bring_are_the_same_or_say_that_they_are_not(tmp_path
     runs, inexact = map(int, re.search(r"in (\d+) runs.* are (\d+) runs that said", done.stdout).groups())
     assert 3 <= inexact < runs  # all but those of FaultyRooms
     assert "| code changed before a resume | 1 |" in done.stdout
+
+
+MENDS = {
+    "an older process ends": (Attempt, "is_superseded", property(lambda attempt: False), STOPPED),
+    "events are cut on resume": (opening, "cut_event_files", lambda *arguments: None, "SIGKILL"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
+@pytest.mark.parametrize("mend", MENDS)
+def test_what_is_taken_out_is_reported(mend, monkeypatch):
+    owner, name, without, fault = MENDS[mend]
+    monkeypatch.setattr(owner, name, without)
+    faults = Faults(kills=1, agents=("ppo",), streams=("cartpole-rotations",), only=(fault,) * 2)
+    assert main(faults) == 1
+
+
+def test_faults_that_there_are_not_are_refused():
+    with pytest.raises(ValueError, match="there is no fault 'SIGKIL'; there are: SIGKILL; SIGTERM; "):
+        Faults(only=("SIGKILL", "SIGKIL"))
 
 
 def test_a_crash_is_reproduced(tmp_path):

@@ -1,6 +1,7 @@
 """Which process owns a run: processes that are stopped, wake up, and are killed."""
 
 import contextlib
+import errno
 import os
 import signal
 import sys
@@ -56,7 +57,7 @@ def hold(folder):
     return holding
 
 
-def test_the_newest_attempt_owns_the_run(tmp_path):
+def test_two_processes_the_newest_owns_the_run(tmp_path):
     older = begun(tmp_path)
     older.check()
     with older.section(), older.section():
@@ -72,7 +73,7 @@ def test_the_newest_attempt_owns_the_run(tmp_path):
     newer.check()
 
 
-def test_a_run_that_was_removed_and_started_again_is_another(tmp_path):
+def test_two_processes_a_run_that_was_removed_and_started_again_is_another(tmp_path):
     older = begun(tmp_path)
     older_file = attempts.attempt_file(tmp_path, 1)
     older_file.unlink()
@@ -81,7 +82,7 @@ def test_a_run_that_was_removed_and_started_again_is_another(tmp_path):
     assert older.is_superseded
 
 
-def test_a_process_that_is_stopped_in_a_section_is_killed(tmp_path, monkeypatch):
+def test_two_processes_one_that_is_stopped_under_the_lock_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(attempts, "PATIENCE", 0.2)
     with other_process(lambda: hold(tmp_path)) as pid:
         os.kill(pid, signal.SIGSTOP)
@@ -90,7 +91,34 @@ def test_a_process_that_is_stopped_in_a_section_is_killed(tmp_path, monkeypatch)
         assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
 
 
-def test_an_older_process_does_not_wait_for_a_newer_one(tmp_path):
+def test_two_processes_the_older_one_asks_after_each_step_too(tmp_path, monkeypatch):
+    """On a file system without locks the newer one does not wait for it."""
+    monkeypatch.setattr(attempts, "_lock", lambda descriptor: True)
+    section = begun(tmp_path).section()
+    section.__enter__()
+    begun(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        section.__exit__(None, None, None)
+    assert exit.value.code == 73
+
+
+def test_two_processes_the_lock_of_one_on_another_machine_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(attempts, "PATIENCE", 0.2)
+    monkeypatch.setattr(attempts, "_kill_holder", lambda descriptor: False)
+    with other_process(lambda: hold(tmp_path)), locked(tmp_path):
+        assert "stays locked by a process elsewhere; the run goes on" in capsys.readouterr().err
+
+
+def test_two_processes_the_older_one_may_be_alive_where_there_are_no_locks(tmp_path, monkeypatch):
+    def no_locks(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    assert begun(tmp_path).is_alone()
+    monkeypatch.setattr(attempts.fcntl, "lockf", no_locks)
+    assert not begun(tmp_path).is_alone()  # so that the replay memory is copied
+
+
+def test_two_processes_the_older_one_does_not_wait_for_the_newer_one(tmp_path):
     older = begun(tmp_path)
     with other_process(lambda: hold(tmp_path), lambda: attempts.attempt_file(tmp_path, 2).touch()) as pid:
         with pytest.raises(SystemExit) as exit, older.section():
@@ -99,7 +127,7 @@ def test_an_older_process_does_not_wait_for_a_newer_one(tmp_path):
         assert os.waitpid(pid, 0)
 
 
-def test_a_lock_is_not_inherited(tmp_path):
+def test_two_processes_child_processes_do_not_inherit_the_lock(tmp_path):
     with locked(tmp_path):
         children = contextlib.ExitStack()
         children.enter_context(other_process(lambda: None))
@@ -108,7 +136,7 @@ def test_a_lock_is_not_inherited(tmp_path):
         assert time.monotonic() < start + 5
 
 
-def test_earlier_processes_are_known_to_have_ended(tmp_path):
+def test_two_processes_the_older_one_is_known_to_have_ended(tmp_path):
     with other_process(lambda: begun(tmp_path)) as pid:
         newer = begun(tmp_path)
         assert newer.number == 2
@@ -119,7 +147,7 @@ def test_earlier_processes_are_known_to_have_ended(tmp_path):
 
 
 @pytest.mark.parametrize("alive", [True, False])
-def test_a_ring_belongs_to_its_attempt(alive, tmp_path):
+def test_two_processes_the_replay_memory_is_the_newer_one_s_own(alive, tmp_path):
     """An older process that wakes up writes where nobody reads any more."""
     space, no = gym.spaces.Box(-1.0, 1.0, (1,)), torch.zeros(1, dtype=torch.bool)
     frames = tmp_path / "replay" / "frames.npy"
