@@ -264,7 +264,9 @@ def observe(
     """Add what followed the actions to the rollout."""
     done = step.terminated | step.truncated
     rewards = transform.observe(step.rewards, done)
-    rollout.add(rewards=rewards, done=done, final_values=final_values(agent, step, stream))
+    rollout.add(rewards=rewards, done=done)
+    if step.final_observations is not None:
+        rollout.add(final_values=final_values(agent, step.final_observations, step, stream))
     rollout.advance(step.observations)
 
 
@@ -280,10 +282,10 @@ def rollout_step(
     return step
 
 
-def final_values(agent: ActorCritic, step: Step, stream: Stream) -> Tensor:
-    """Values of the final observations of episodes that a step truncated, (N,), else 0."""
-    final, cut = step.final_observations, step.truncated & ~step.terminated
-    if final is None or not (final.is_floating_point() or stream.may_have(cut)):
+def final_values(agent: ActorCritic, final: Tensor, step: Step, stream: Stream) -> Tensor:
+    """Values of the final observations, (N, ...), of episodes that a step truncated, (N,), else 0."""
+    cut = step.truncated & ~step.terminated
+    if not (final.is_floating_point() or stream.may_have(cut)):
         return torch.zeros_like(step.rewards)
     with without_gradients():
         values = agent.value(final) * cut
