@@ -67,14 +67,23 @@ class Rollout(NamedTuple):
     @property
     def observation(self) -> Tensor:
         """The observations before the current step, (N, ...)."""
-        return self.observations.index_select(0, self.t)[0]
+        row = self.row()
+        return self.observations[row] if isinstance(row, int) else self.observations.index_select(0, row)[0]
+
+    def row(self) -> Tensor | int:
+        """Index of the current step: a number, which is faster, where to read it takes no time."""
+        is_read = self.t.device.type == "cpu" and not torch.compiler.is_compiling()
+        return int(self.t) if is_read else self.t
 
     def add(self, **fields: Tensor) -> None:
         """Store fields of the current step, (N, ...)."""
+        row = self.row()
         for name, value in fields.items():
             field: Tensor = getattr(self, name)
-            # In half the time of index_copy_, and of a conversion that is not needed.
-            field.index_put_((self.t,), value if value.dtype == field.dtype else value.to(field.dtype))
+            if isinstance(row, int):
+                field[row] = value
+            else:
+                field.index_copy_(0, row, value[None].to(field.dtype))
 
     def advance(self, observation: Tensor) -> None:
         """End the current step with the observations after it, (N, ...)."""
