@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import Dueling, NetworkConfig, encoder, head, observation_spec, precision, torso
+from neoteny.agents.networks import Dueling, NetworkConfig, action_count, encoder_of, head, precision, torso
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.dqn import PRESETS
@@ -30,7 +30,7 @@ from neoteny.envs import Step, Stream, StreamConfig
 from neoteny.envs.engine import without_gradients
 from neoteny.envs.observations import zeros
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.runners.args import RESUMABLE, RunArgs
+from neoteny.runners.args import RESUMABLE, RunArgs, check_multiple
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.folder import run_folder
@@ -103,11 +103,8 @@ class Args(RunArgs):
         check_numbers(self, positive, above=0)
         check_numbers(self, ("n_step",), at_most=10_000)  # of a window in the replay memory
         check_numbers(self, ("gamma", "tau", "eps_start", "eps_end"), at_least=0, at_most=1)
-        for name, factor in (("train_every", "num_envs"), ("log_every", "train_every")):
-            value, divisor = getattr(self, name), getattr(self, factor)
-            if value % divisor:
-                message = f"--{name} must be a multiple of --{factor}, {divisor}, not {value}"
-                raise ValueError(message.replace("_", "-"))
+        check_multiple("--train-every", self.train_every, "--num-envs", self.num_envs)
+        check_multiple("--log-every", self.log_every, "--train-every", self.train_every)
         least = max(self.n_step * self.num_envs, self.batch_size)
         if not least <= self.learning_starts <= self.buffer_size:
             raise ValueError(
@@ -146,13 +143,10 @@ class QNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.amp = amp
-        space, actions = stream.single_observation_space, stream.single_action_space
-        if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"DQN needs a discrete action space, not {actions}")
-        self.encode = encoder(observation_spec(stream))
+        space, self.actions = stream.single_observation_space, action_count(stream)
+        self.encode = encoder_of(stream)
         self.register_buffer("example", zeros(space, 1), persistent=False)
         self.torso = torso(self.encode, space, network)
-        self.actions = int(actions.n)
         self.head = Dueling(network, self.actions) if dueling else head(network, self.actions, gain=1.0)
 
     def forward(self, observations: Tensor) -> Tensor:
@@ -277,9 +271,6 @@ def main(args: Args) -> dict[str, Any]:
     """Train; returns the run's summary."""
     device = args.set_up()
 
-    def new_agent() -> QNetwork:
-        return make_policy(args, stream)[0]
-
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
@@ -289,7 +280,8 @@ def main(args: Args) -> dict[str, Any]:
         check_minibatch(agent, args.batch_size, "--batch-size")
         target = copy.deepcopy(agent).requires_grad_(False)
         optimizer = new_optimizer(agent)
-        methods = build_methods(args.methods, Learner(agent, optimizer, new_agent, target))
+        learner = Learner(agent, optimizer, lambda: make_policy(args, stream)[0], target)
+        methods = build_methods(args.methods, learner)
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         memory = ReplayMemory(
             args.buffer_size, args.num_envs, stream.single_observation_space, stream.single_action_space,
@@ -309,8 +301,7 @@ def main(args: Args) -> dict[str, Any]:
         stream.reset()
     probes = Probes(args.probes, methods, new_optimizer)
     updates = args.total_steps // args.log_every
-    rounds = (updates * args.log_every - args.learning_starts) // args.train_every
-    planned = max(0, rounds * args.gradient_steps)
+    planned = gradient_steps(updates * args.log_every, args).stop
     remarks = (f"{args.stream.id}: {stream}", args.report_length(args.log_every), methods.report(planned))
     run = Run(
         __file__, args, stream, updates * args.log_every, remarks, policy,

@@ -134,22 +134,34 @@ def precision(amp: Literal["none", "bf16"], device: torch.device) -> contextlib.
     return torch.autocast(device.type, torch.bfloat16) if amp == "bf16" else contextlib.nullcontext()
 
 
-def observation_spec(envs: gym.vector.VectorEnv) -> ObservationSpec:
-    """The kind of observation of a stream, or of another vector environment as read from its space.
-
-    Raises:
-        ValueError: the space is ambiguous.
-    """
-    if isinstance(envs, Stream):
-        return envs.observation_spec
-    return read_observations(envs.single_observation_space)
-
-
 def encoder(spec: ObservationSpec) -> nn.Module:
     """The parameter-free module that turns a batch of raw observations into floats."""
     if spec.kind == "codes":
         return OneHotGrid()
     return Flat() if spec.kind == "vectors" else Images(spec)
+
+
+def encoder_of(envs: gym.vector.VectorEnv) -> nn.Module:
+    """The encoder for the observations of a stream, or of another vector environment by its space.
+
+    Raises:
+        ValueError: the space is ambiguous.
+    """
+    if isinstance(envs, Stream):
+        return encoder(envs.observation_spec)
+    return encoder(read_observations(envs.single_observation_space))
+
+
+def action_count(envs: gym.vector.VectorEnv) -> int:
+    """The number of actions.
+
+    Raises:
+        ValueError: the action space is not discrete.
+    """
+    actions = envs.single_action_space
+    if not isinstance(actions, gym.spaces.Discrete):
+        raise ValueError(f"the agent needs a discrete action space, not {actions}")
+    return int(actions.n)
 
 
 def convolutions(encode: nn.Module, image: Tensor) -> list[tuple[int, int, int]]:

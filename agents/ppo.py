@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from neoteny.agents.networks import NetworkConfig, encoder, head, observation_spec, precision, torso, zeros
+from neoteny.agents.networks import NetworkConfig, action_count, encoder_of, head, precision, torso, zeros
 from neoteny.agents.rewards import RewardConfig, RewardTransform
 from neoteny.configs.cli import launch
 from neoteny.configs.ppo import PRESETS
 from neoteny.envs import Step, Stream, StreamConfig
 from neoteny.envs.engine import without_gradients
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads, set_learning_rate
-from neoteny.runners.args import RESUMABLE, RunArgs
+from neoteny.runners.args import RESUMABLE, RunArgs, check_multiple
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.memory import check_minibatch, checked_weights
@@ -82,13 +82,9 @@ class Args(RunArgs):
         check_numbers(self, ("ent_coef", "vf_coef"), at_least=0)
         check_numbers(self, ("gamma", "gae_lambda"), at_least=0, at_most=1)
         size = self.num_envs * self.num_steps
-        if size % self.minibatches:
-            raise ValueError(f"--minibatches {self.minibatches} must divide num_envs * num_steps, {size}")
+        check_multiple("--num-envs * --num-steps", size, "--minibatches", self.minibatches)
         if size == self.minibatches:
-            raise ValueError(
-                f"--minibatches {self.minibatches} leaves one of num_envs * num_steps, {size}, transitions "
-                "per minibatch, and one advantage cannot be normalized"
-            )
+            raise ValueError(f"--minibatches {size}: the advantage of one transition cannot be normalized")
         self.check_update(self.epochs * self.minibatches, "--epochs * --minibatches")
         self.stream.check(self.num_envs)
         self.set_length(size, f"--num-envs {self.num_envs} * --num-steps {self.num_steps}")
@@ -115,15 +111,13 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.amp = amp
-        space, actions = stream.single_observation_space, stream.single_action_space
-        if not isinstance(actions, gym.spaces.Discrete):
-            raise ValueError(f"PPO needs a discrete action space, not {actions}")
-        self.encode = encoder(observation_spec(stream))
+        space = stream.single_observation_space
+        self.encode = encoder_of(stream)
         self.register_buffer("example", zeros(space, 1), persistent=False)
         self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
         self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)
         self.critic = nn.Sequential() if shared_torso else torso(self.encode, space, network)
-        self.actor.add_module("head", head(network, int(actions.n), gain=0.01))
+        self.actor.add_module("head", head(network, action_count(stream), gain=0.01))
         self.critic.add_module("head", head(network, 1, gain=1.0))
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,7 +264,9 @@ def observe(
     """Add what followed the actions to the rollout."""
     done = step.terminated | step.truncated
     rewards = transform.observe(step.rewards, done)
-    rollout.add(rewards=rewards, done=done, final_values=final_values(agent, step, stream))
+    rollout.add(rewards=rewards, done=done)
+    if step.final_observations is not None:
+        rollout.add(final_values=final_values(agent, step.final_observations, step, stream))
     rollout.advance(step.observations)
 
 
@@ -286,10 +282,10 @@ def rollout_step(
     return step
 
 
-def final_values(agent: ActorCritic, step: Step, stream: Stream) -> Tensor:
-    """Values of the final observations of episodes that a step truncated, (N,), else 0."""
-    final, cut = step.final_observations, step.truncated & ~step.terminated
-    if final is None or not (final.is_floating_point() or stream.may_have(cut)):
+def final_values(agent: ActorCritic, final: Tensor, step: Step, stream: Stream) -> Tensor:
+    """Values of the final observations, (N, ...), of episodes that a step truncated, (N,), else 0."""
+    cut = step.truncated & ~step.terminated
+    if not (final.is_floating_point() or stream.may_have(cut)):
         return torch.zeros_like(step.rewards)
     with without_gradients():
         values = agent.value(final) * cut
@@ -317,9 +313,6 @@ def main(args: Args) -> dict[str, Any]:
     """Train; returns the run's summary."""
     device = args.set_up()
 
-    def new_agent() -> ActorCritic:
-        return make_policy(args, stream)[0]
-
     def new_optimizer(agent: nn.Module) -> Optimizer:
         return args.optim.build(agent, args.lr, exclude=heads(agent))
 
@@ -330,7 +323,8 @@ def main(args: Args) -> dict[str, Any]:
         size = args.num_steps * args.num_envs
         check_minibatch(agent, size // args.minibatches, "--num-steps * --num-envs / --minibatches")
         optimizer = new_optimizer(agent)
-        methods = build_methods(args.methods, Learner(agent, optimizer, new_agent))
+        learner = Learner(agent, optimizer, lambda: make_policy(args, stream)[0])
+        methods = build_methods(args.methods, learner)
         transform = RewardTransform(args.rewards, args.num_envs, args.gamma, device)
         capture = Capture(device, args.graphs, args.compile)
         # On a GPU a whole step is captured, or all but the environments if they are on the host.

@@ -165,10 +165,22 @@ def launch(
 def launch_script(main: Callable[[Config], int], args_type: type[Config]) -> NoReturn:
     """Run a script with the arguments of the command line, and exit with the code that it returns.
 
-    Exits with code 2 and one sentence for bad arguments.
+    Exits with code 2 and one sentence for bad arguments, with 75 and one sentence at a signal.
     """
     protect_output()
-    raise SystemExit(main(script_args(args_type, sys.argv[1:])))
+    raise SystemExit(until_signal(lambda: main(script_args(args_type, sys.argv[1:]))))
+
+
+def until_signal(script: Callable[[], int]) -> int:
+    """The exit code of a script, which ends with code 75 and one sentence at a signal that asks to stop."""
+    from neoteny.runners.sweep import signals_interrupt  # here, since agents do not need it
+
+    try:
+        with signals_interrupt():
+            return script()
+    except KeyboardInterrupt:
+        print(file=sys.stderr)  # ends the line of the progress bar
+        stop(ExitCode.PREEMPTED, "stopped by a signal; run the same command again")
 
 
 def script_args(args_type: type[Config], words: Sequence[str]) -> Config:

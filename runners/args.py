@@ -168,3 +168,9 @@ class RunArgs:
         wanted, made = self.stream.total_steps() or self.total_steps, self.total_steps // update * update
         message = f"the run makes {made:,} steps instead of {wanted:,}: whole updates of {update:,}"
         return "" if made == wanted else message
+
+
+def check_multiple(flag: str, value: int, of: str, factor: int) -> None:
+    """Raise ValueError if the value of a flag is not a multiple of that of another."""
+    if value % factor:
+        raise ValueError(f"{flag} must be a multiple of {of}, {factor}, not {value}")

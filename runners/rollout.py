@@ -61,17 +61,29 @@ class Rollout(NamedTuple):
     def begin(self) -> None:
         """Begin anew with the observations after the last step."""
         self.observations[0] = self.observations[-1]
+        self.final_values.zero_()
         self.t.zero_()
 
     @property
     def observation(self) -> Tensor:
         """The observations before the current step, (N, ...)."""
-        return self.observations.index_select(0, self.t)[0]
+        row = self.row()
+        return self.observations[row] if isinstance(row, int) else self.observations.index_select(0, row)[0]
+
+    def row(self) -> Tensor | int:
+        """Index of the current step: a number, which is faster, where to read it takes no time."""
+        is_read = self.t.device.type == "cpu" and not torch.compiler.is_compiling()
+        return int(self.t) if is_read else self.t
 
     def add(self, **fields: Tensor) -> None:
         """Store fields of the current step, (N, ...)."""
+        row = self.row()
         for name, value in fields.items():
-            getattr(self, name).index_copy_(0, self.t, value[None].to(getattr(self, name).dtype))
+            field: Tensor = getattr(self, name)
+            if isinstance(row, int):
+                field[row] = value
+            else:
+                field.index_copy_(0, row, value[None].to(field.dtype))
 
     def advance(self, observation: Tensor) -> None:
         """End the current step with the observations after it, (N, ...)."""

@@ -70,7 +70,13 @@ def show(words: Sequence[str]) -> int:
 
 def script(name: str) -> Callable[[Sequence[str]], int]:
     """The script of a name: takes the words of its command line, returns its exit code."""
-    return lambda words: importlib.import_module(f"neoteny.scripts.{name}").run(words)
+
+    def run(words: Sequence[str]) -> int:
+        from neoteny.configs.cli import until_signal  # here, since imports take seconds
+
+        return until_signal(lambda: importlib.import_module(f"neoteny.scripts.{name}").run(words))
+
+    return run
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -17,7 +17,7 @@ import tyro
 from torch import nn
 from tqdm import tqdm
 
-from neoteny.configs.cli import read_args, script_args
+from neoteny.configs.cli import launch_script, read_args, script_args
 from neoteny.envs.config import StreamConfig
 from neoteny.envs.engine import first_tasks
 from neoteny.envs.registry import import_typed
@@ -30,7 +30,7 @@ from neoteny.runners.disk.checkpoint import DamagedError, checkpoints, read_chec
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
 from neoteny.runners.disk.files import replace_file, write_json
 from neoteny.runners.disk.folder import check_file
-from neoteny.runners.disk.messages import protect_output, tell, tolerant, warn
+from neoteny.runners.disk.messages import tell, tolerant, warn
 from neoteny.runners.evaluation import LONGEST, Act, Played, play
 from neoteny.runners.sources import Sources
 from neoteny.runners.video import record_episodes
@@ -238,5 +238,4 @@ def run(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    protect_output()
-    sys.exit(run(sys.argv[1:]))
+    launch_script(main, Evaluate)

@@ -25,6 +25,7 @@ import shutil
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,17 @@ def run_case(case: Case, folder: Path) -> Outcome:
     return outcome
 
 
+@contextlib.contextmanager
+def killed_if_interrupted() -> Iterator[None]:
+    """If the block is interrupted, kill the processes of the pool and their runs."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            os.killpg(worker.pid or 0, signal.SIGKILL)
+        raise
+
+
 def main(faults: Faults) -> int:
     """Run cases until there are enough kills, or a run is lost or different.
 
@@ -280,7 +292,9 @@ def main(faults: Faults) -> int:
     with contextlib.ExitStack() as stack:
         folder = faults.keep or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         context = multiprocessing.get_context("fork")
-        pool = stack.enter_context(ProcessPoolExecutor(faults.jobs, mp_context=context))
+        # In groups of their own, so that they and their runs can be killed together.
+        pool = stack.enter_context(ProcessPoolExecutor(faults.jobs, context, initializer=os.setpgrp))
+        stack.enter_context(killed_if_interrupted())
         bar = stack.enter_context(tqdm(total=faults.kills, unit="kill"))
         failed = False
         while running or (bar.n < faults.kills and not failed):

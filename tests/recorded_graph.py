@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten
 from neoteny.envs import Stream
 from neoteny.optim import AdamO, orthogonal
 from neoteny.runners.capture import Capture
+from neoteny.runners.rollout import Rollout
 
 READS = {
     "aten::_local_scalar_dense", "aten::item", "aten::is_nonzero", "aten::equal", "aten::nonzero",
@@ -113,6 +114,7 @@ def as_on_a_gpu():
     """Nothing is read that need not be, as if that took long."""
     with (
         mock.patch.object(Stream, "may_have", return_value=True),
+        mock.patch.object(Rollout, "row", lambda rollout: rollout.t),
         mock.patch.object(AdamO, "_skips_on_device", return_value=True),
     ):
         yield

@@ -187,8 +187,8 @@ class GridEngine:
     def begin_step(self) -> None:
         """Count a step; if it is time, draw a layout, or renew those from which later episodes start."""
         self.steps[self.k] += 1
-        if self.steps[self.k] % self.renew_every == 0:
-            self.pools[self.k].draw_next()  # one at a time, while a GPU is busy
+        if self.device.type == "cuda" and self.steps[self.k] % self.renew_every == 0:
+            self.pools[self.k].draw_next()  # one at a time, while the GPU is busy
         if self.steps[self.k] % (self.renew_every * TOGETHER) == 0:
             self._renew()
 

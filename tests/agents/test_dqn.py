@@ -494,5 +494,5 @@ def test_continuous_actions_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit) as exit:
         dqn.main(small(tmp_path, "Pendulum-v1"))
     assert exit.value.code == 2
-    assert capsys.readouterr().err.startswith("error: DQN needs a discrete action space, not Box(")
+    assert capsys.readouterr().err.startswith("error: the agent needs a discrete action space, not Box(")
     assert not list(tmp_path.iterdir())

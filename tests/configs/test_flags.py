@@ -446,8 +446,6 @@ def test_a_run_makes_whole_updates_and_says_so(agent, line, steps, said, capsys)
 
 @pytest.mark.parametrize(("envs", "steps", "minibatches"), [(1, 4, 4), (2, 2, 4), (1, 1, 1)])
 def test_minibatches_of_one_are_refused(envs, steps, minibatches):
-    with pytest.raises(
-        ValueError, match=rf"--minibatches {minibatches} leaves one of .*, {minibatches}, transitions"
-    ):
+    with pytest.raises(ValueError, match=f"^--minibatches {minibatches}: the advantage of one"):
         ppo.Args(num_envs=envs, num_steps=steps, minibatches=minibatches)
     ppo.Args(num_envs=envs, num_steps=2 * steps, minibatches=minibatches)

@@ -1,5 +1,6 @@
 """The command `neoteny`."""
 
+import signal
 import subprocess
 import sys
 
@@ -83,3 +84,35 @@ def test_train_passes_its_words_to_the_agent(monkeypatch):
     assert [(args.stream.id, args.optim.name, args.seed) for args in seen] == [
         ("cartpole-gravity", "adam", 4)
     ]
+
+
+SLEEPING = """
+import dataclasses, time
+from neoteny.configs.cli import launch_script
+
+
+@dataclasses.dataclass(frozen=True)
+class Sleep:
+    seconds: float = 1.0
+
+
+def main(args):
+    print("ready", flush=True)
+    time.sleep(args.seconds)
+    return 3
+
+
+launch_script(main, Sleep)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="its signals end a process at once")
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_ends_a_script_with_a_sentence(name):
+    command = [sys.executable, "-c", SLEEPING, "--seconds", "60"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(getattr(signal, name))
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert errors == b"\nstopped by a signal; run the same command again\n"

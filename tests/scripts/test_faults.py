@@ -1,8 +1,12 @@
 """Runs that are killed come out as if they had been left in peace: a small part of scripts/faults.py."""
 
 import json
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +29,21 @@ def test_killed_runs_are_the_same_as_undisturbed_ones(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "runs lost 0, runs different 0, points duplicated 0, points missing 0" in done.stdout
     assert "2 streams" in done.stdout
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found in /proc")
+def test_a_signal_ends_all_its_processes(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "faults.py", "--jobs", "1", "--keep", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        while not list(tmp_path.rglob("log.txt")):  # of a run
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=20)
+    assert (process.returncode, output) == (75, b"")
+    assert errors.endswith(b"\nstopped by a signal; run the same command again\n")
+    assert b"Traceback" not in errors
+    words = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not any(os.fsencode(tmp_path) in each for each in words)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
