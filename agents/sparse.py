@@ -23,7 +23,12 @@ MOST = 1 / 16
 
 
 class Entries:
-    """The true entries of a batch of flags (B, D): columns (n,), and where those of each sample begin (B,)."""
+    """The true entries of a batch of flags (B, D).
+
+    Attributes:
+        columns: of each, sample by sample, (n,).
+        first: where those of each sample begin, (B,).
+    """
 
     def __init__(self, flags: Tensor) -> None:
         array = flags.numpy()
