@@ -6,11 +6,13 @@ column a sum over the few samples in which its flag is. Both equal the matrix pr
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -20,13 +22,42 @@ MOST = 1 / 16
 """Share of true entries above which it is."""
 
 
-class Entries(NamedTuple):
-    """The true entries of a batch (B, D), listed twice."""
+class Entries:
+    """The true entries of a batch of flags (B, D).
 
-    columns: Tensor  # of each entry, sample by sample
-    first: Tensor  # (B,), where the entries of each sample begin
-    samples: Tensor  # of each entry, column by column
-    first_of_column: Tensor  # (D,)
+    Attributes:
+        columns: of each, sample by sample, (n,).
+        first: where those of each sample begin, (B,).
+    """
+
+    def __init__(self, flags: Tensor) -> None:
+        array = flags.numpy()
+        self.shape = array.shape
+        self.number = np.int32 if array.size <= np.iinfo(np.int32).max else np.int64
+        places = np.flatnonzero(array).astype(self.number)
+        self.columns, self.first, self._counts = _split(places, *self.shape)
+
+    @functools.cached_property
+    def by_column(self) -> tuple[Tensor, Tensor]:
+        """The same, column by column: samples (n,), and where those of each column begin (D,)."""
+        size, width = self.shape
+        samples = np.repeat(np.arange(size, dtype=self.number), self._counts)
+        samples += self.columns.numpy() * self.number(size)
+        samples.sort()  # by column, then by sample
+        return _split(samples, width, size)[:2]
+
+
+def _split(places: NDArray[Any], rows: int, length: int) -> tuple[Tensor, Tensor, NDArray[Any]]:
+    """Places in rows of a length, in ascending order, (n,), where all rows are one after the other.
+
+    Returns:
+        Places within their row, (n,), where those of each row begin, (rows,), and their number, (rows,).
+    """
+    begins = np.arange(0, rows * length, length, dtype=places.dtype)
+    first = np.searchsorted(places, begins)
+    counts = np.diff(first, append=len(places))
+    within = places - np.repeat(begins, counts)
+    return torch.from_numpy(within), torch.from_numpy(first.astype(places.dtype)), counts
 
 
 class FlagLinear(nn.Linear):
@@ -36,7 +67,7 @@ class FlagLinear(nn.Linear):
         """Apply it."""
         if inputs.dtype != torch.bool:
             return super().forward(inputs)
-        output: Tensor = _SumOfColumns.apply(self.weight, self.bias, *true_entries(inputs))
+        output: Tensor = _SumOfColumns.apply(self.weight, self.bias, true_entries(inputs))
         return output
 
 
@@ -44,18 +75,18 @@ class _SumOfColumns(torch.autograd.Function):
     """Sums of columns of a weight (K, D), plus a bias (K,): (B, K)."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, bias: Tensor, *entries: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, bias: Tensor, entries: Entries) -> Tensor:
         """Add the columns of each sample."""
-        ctx.save_for_backward(*entries[2:])
-        return F.embedding_bag(entries[0], weight.t().contiguous(), entries[1], mode="sum").add_(bias)
+        ctx.entries = entries
+        return F.embedding_bag(entries.columns, weight.t().contiguous(), entries.first, mode="sum").add_(bias)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """Add the gradients of the samples of each column."""
-        samples, first = ctx.saved_tensors
+        samples, first = ctx.entries.by_column
         gradient = gradients[0].contiguous()
         of_columns = F.embedding_bag(samples, gradient, first, mode="sum")
-        return of_columns.t(), gradient.sum(0), None, None, None, None
+        return of_columns.t(), gradient.sum(0), None
 
 
 _KNOWN = WeakTensorKeyDictionary()
@@ -72,24 +103,9 @@ def are_sparse(inputs: Tensor) -> bool:
 def true_entries(flags: Tensor) -> Entries:
     """The true entries of a batch (B, D), bool, on a CPU."""
     if flags.is_inference():  # which have no version
-        return _list_entries(flags)
+        return Entries(flags)
     version, entries = _KNOWN.get(flags, (None, None))
     if entries is None or version != flags._version:
-        entries = _list_entries(flags)
+        entries = Entries(flags)
         _KNOWN[flags] = flags._version, entries
     return entries
-
-
-def _list_entries(flags: Tensor) -> Entries:
-    array = flags.numpy()
-    samples, width = array.shape
-    places = np.flatnonzero(array)
-    first = np.searchsorted(places, np.arange(0, array.size, width))
-    counts = np.diff(first, append=len(places))
-    columns = places - np.repeat(np.arange(0, array.size, width), counts)
-    # Sorting numbers of 16 bits takes a sixth of the time.
-    short = columns.astype(np.uint16 if width <= 1 << 16 else np.int64)
-    by_column = np.argsort(short, kind="stable")
-    first_of_column = np.searchsorted(short[by_column], np.arange(width, dtype=short.dtype))
-    of_samples = np.repeat(np.arange(samples), counts)[by_column]
-    return Entries(*map(torch.from_numpy, (columns, first, of_samples, first_of_column)))

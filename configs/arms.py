@@ -74,6 +74,10 @@ ARMS: dict[str, TunedArm] = {
     "hare_tortoise": _method("hare_tortoise", "decay", "0.9 0.99 0.999", every=100),
     "injection": _method("injection", "after", "100 200 400"),
     "fourier": _network("fourier", "--network.activation", "fourier"),
+    "adamo_maxmin": TunedArm(
+        "optim.iso", ("0.03", "0.1", "0.3"), "adamo",
+        words=("--network.activation", "maxmin", "--note", "maxmin"),
+    ),  # fmt: skip
     "maxmin": _network("maxmin", "--network.activation", "maxmin"),
     "orthogonal": _network(
         "maxmin-orthogonal", "--network.activation", "maxmin", "--network.linear", "orthogonal"

@@ -125,6 +125,7 @@ STREAMS = {
     "grid-resampled-crossings": "",
     "grid-permuted-actions": "",
     "atari": "--stream.games Breakout Pong",
+    "minatar": "--stream.observations vectors",
     "FaultyMemory-v0": "",
     "FaultyNoise-v0": "",
     "FaultyCode-v0": "",

@@ -96,6 +96,8 @@ COMMANDS = {
     "ppo-atari": f"ppo {ATARI} {TWO_GAMES} --num-steps 32 --epochs 2 --minibatches 2 optim:adamo",
     "ppo-atari-mode": f"ppo {ATARI} --stream.games Breakout/4/0 --num-steps 32 --epochs 2 --minibatches 2 "
     "--rewards.normalizer none --rewards.scale 0.5 optim:adam",
+    "ppo-minatar": "ppo --num-envs 64 --num-steps 32 --epochs 2 --minibatches 4 --total-steps 8192 "
+    f"--probes.every 2 --network.hidden 32 32 {STREAM} minatar --stream.observations vectors optim:adamo",
     "ppo-resumed": f"{PPO} {STREAM} cartpole-drift --stream.normalizer keep --checkpoint-every 256 "
     "--anneal-lr optim:adamo --optim.iso-every 7",
     "ppo-grid-resumed": f"{PPO} {STREAM} grid-goals --network.linear orthogonal --checkpoint-every 256 "

@@ -20,6 +20,7 @@ SPAWN, MOVE, RAMP = 10, 5, 100
 SIDE, KIND, SLOT, SKIPPED = range(1, 5)
 """Numbers of draws: from which side a thing comes, what it is, in which row, and, by gymnax's rules, which
 row is left out."""
+DRAWS, DRAWN = 5, ()
 
 
 class State(NamedTuple):
@@ -41,7 +42,7 @@ class State(NamedTuple):
 
 def begin(draws: Draws, rules: Rules) -> State:
     """The player is in the middle of an empty board."""
-    ones = torch.ones_like(draws.bits)
+    ones = torch.ones_like(draws(0), dtype=torch.int64)
     none = torch.zeros((SLOTS, *ones.shape), dtype=torch.bool, device=ones.device)
     return State(
         x=ones * 5, y=ones * 5, there=none, at=none.long(), right=none, gold=none, spawn_every=ones * SPAWN,
@@ -120,8 +121,8 @@ def show(state: State, board: Board) -> None:
     """The trail is the cell behind a thing."""
     row = _rows(state.there)
     board.mark(0, state.x, state.y)
-    board.mark(1, state.at, row, state.there & ~state.gold)
-    board.mark(3, state.at, row, state.there & state.gold)
+    kind = board.place_of.take(1 + 2 * state.gold.long())
+    board.mark_places(kind, state.at, row, state.there)
     behind = state.at + 1 - 2 * state.right.long()
     board.mark(2, behind, row, state.there & (behind >= 0) & (behind < SIZE))
 

@@ -15,6 +15,7 @@ GYMNAX_LIMIT = 1000
 
 START = 1
 """Number of the draw that decides on which side the ball starts."""
+DRAWS, DRAWN = 2, ("x", "dx", "last_x")
 
 WALL = (1 << 3 * SIZE) - 1
 """All bricks: bit 10 * (y - 1) + x for the one in rows 1 to 3."""
@@ -49,29 +50,26 @@ def step(state: State, action: Tensor, draws: Draws, rules: Rules) -> Step:
     paddle = (state.paddle + towards(action, LEFT, RIGHT)).clamp_(0, SIZE - 1)
     x, y, dx, dy = state.x + state.dx, state.y + state.dy, state.dx, state.dy
 
-    dx = torch.where((x < 0) | (x >= SIZE), -dx, dx)
-    x = x.clamp(0, SIZE - 1)
-    ceiling = y < 0
-    y = y.clamp(min=0)
+    ceiling, inside = y < 0, x.clamp(0, SIZE - 1)
+    dx = torch.where(x == inside, dx, -dx)
+    x, y = inside, y.clamp(min=0)
 
     # A ball that was at a brick at the last step passes through.
-    brick = (y - 1) * SIZE + x
-    at_brick = (y >= 1) & (y <= 3) & (state.bricks >> brick.clamp(0, 3 * SIZE - 1) & 1).bool()
+    brick = ((y - 1) * SIZE + x).clamp_(0, 3 * SIZE - 1)
+    at_brick = (y >= 1) & (y <= 3) & (state.bricks >> brick & 1).bool()
     broken = at_brick & ~state.strike
-    bricks = state.bricks ^ torch.where(broken, 1 << brick.clamp(0, 3 * SIZE - 1), 0)
+    bricks = state.bricks ^ broken.long() << brick
 
     at_bottom = y == SIZE - 1
     bricks = torch.where(at_bottom & (bricks == 0), WALL, bricks)
-    under = at_bottom & (state.x == paddle)  # the paddle is below where the ball was
-    ahead = at_bottom & ~under & (x == paddle)  # or where it goes, which turns it back
-    lost = at_bottom & ~under & ~ahead
-
-    dx = torch.where(ahead, -dx, dx)
-    turned = broken | under | ahead
+    under = state.x == paddle  # the paddle is below where the ball was
+    caught = at_bottom & (under | (x == paddle))  # or where it goes, which turns it back
+    dx = torch.where(caught & ~under, -dx, dx)
+    turned = broken | caught
     dy = torch.where(ceiling | turned, -dy, dy)
     y = torch.where(turned, state.y, y)
     after = State(paddle, x, y, dx, dy, state.x.clone(), state.y.clone(), bricks, at_brick)
-    return Step(after, broken, lost)
+    return Step(after, broken, at_bottom ^ caught)
 
 
 def show(state: State, board: Board) -> None:
@@ -79,5 +77,5 @@ def show(state: State, board: Board) -> None:
     board.mark(0, state.paddle, SIZE - 1)
     board.mark(1, state.x, state.y)
     board.mark(2, state.last_x, state.last_y)
-    rows = torch.stack([state.bricks >> SIZE * row & (1 << SIZE) - 1 for row in range(3)])
+    rows = state.bricks >> torch.arange(0, 3 * SIZE, SIZE, device=state.x.device)[:, None] & (1 << SIZE) - 1
     board.fill(3, rows, top=1)

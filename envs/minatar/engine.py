@@ -147,6 +147,7 @@ class MinAtarEngine:
             if saved is None or saved.shape != tensor.shape:
                 raise ValueError(f"{name} of the saved games does not fit task {self.k}")
             tensor.copy_(saved)
+        self.games.mix_seeds()
 
     def close(self) -> None:
         """Nothing to close."""

@@ -24,6 +24,7 @@ SPEEDS = 5
 """A car of speed s moves at every (s + 1)-th step."""
 CARS = 1
 """Number of the draw that decides speeds and directions of all cars."""
+DRAWS, DRAWN = 2, ("wait", "speed", "right")
 
 
 class State(NamedTuple):
@@ -41,7 +42,7 @@ class State(NamedTuple):
 def begin(draws: Draws, rules: Rules) -> State:
     """All cars are in column 0."""
     speed, right = _cars(draws)
-    ones = torch.ones_like(draws.bits)
+    ones = torch.ones_like(draws(0), dtype=torch.int64)
     return State(
         y=ones * (SIZE - 1), rest=ones * REST, time=ones * TIME, at=torch.zeros_like(speed), wait=speed,
         speed=speed, right=right,

@@ -11,6 +11,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
+from neoteny.envs.grid.board import mix
 from neoteny.envs.minatar import asterix, breakout, freeway, seaquest, space_invaders
 from neoteny.envs.minatar.board import SIZE, STICKY, Board, Draws, Game, Rules, RuleSet, replace
 
@@ -117,38 +118,52 @@ class Games:
         """Steps made in them, (N,)."""
         self.last_action = torch.zeros_like(self.seeds)
         """Of the game, (N,); an episode begins with that of the one before it."""
-        self.state = copied(self._begin())
+        self.mixed = torch.zeros_like(self.seeds)
+        """The seeds as random numbers are made from them, (N,)."""
+        self.state, self.memory = packed(self.game.begin(self._draws(), self.rules))
+        self.fields = [tensor for _, tensor in leaves(self.state)]
+        self.first = [memory[:, :1].clone() for memory in self.memory]
+        """The memory of the state in which episodes begin, but for what is drawn."""
+        self.never = torch.zeros(num_envs, dtype=torch.bool, device=device)
 
     def reset(self, done: Tensor, seeds: Tensor) -> None:
         """Begin new episodes with ``seeds``, (N,), where ``done``, (N,), is true."""
         self.seeds.copy_(torch.where(done, seeds, self.seeds))
+        self.mix_seeds()
         self.count.masked_fill_(done, 0)
-        for (_, old), (_, new) in zip(leaves(self.state), leaves(self._begin())):
-            old.copy_(replace(old, done, new))
+        for memory, first in zip(self.memory, self.first):
+            memory.copy_(replace(memory, done, first))
+        if self.game.DRAWN:
+            new = self.game.begin(self._draws(), self.rules)
+            for old, drawn in ((getattr(self.state, name), getattr(new, name)) for name in self.game.DRAWN):
+                old.copy_(replace(old, done, drawn))
+
+    def mix_seeds(self) -> None:
+        """Follow new seeds."""
+        self.mixed.copy_(mix(self.seeds))
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Step all, actions (N,); returns rewards, (N,) float64, terminated and truncated, (N,)."""
         self.count += 1
-        draws = Draws(self.seeds, self.count)
+        draws = self._draws()
         action = self.meaning.take(actions)
         if self.definition.sticky:
             action = torch.where(draws(STICKY) < self.definition.sticky, self.last_action, action)
             self.last_action.copy_(action)
         after = self.game.step(self.state, action, draws, self.rules)
-        for (_, old), (_, new) in zip(leaves(self.state), leaves(after.state)):
-            old.copy_(new)
+        torch._foreach_copy_(self.fields, [tensor for _, tensor in leaves(after.state)])
         limit = self.definition.limit
-        truncated = torch.zeros_like(after.terminated) if limit is None else self.count >= limit
+        truncated = self.never if limit is None else self.count >= limit
         return after.rewards.double(), after.terminated, truncated
 
     def observe(self) -> Tensor:
         """What the agents see, (N, 10, 10, C), bool."""
         board = self.board.clear()
         self.game.show(self.state, board)
-        return board.planes
+        return board.observations()
 
-    def _begin(self) -> Any:
-        return self.game.begin(Draws(self.seeds, torch.zeros_like(self.count)), self.rules)
+    def _draws(self) -> Draws:
+        return Draws(self.mixed, self.count, self.game.DRAWS)
 
 
 def leaves(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
@@ -160,6 +175,24 @@ def leaves(state: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
             yield from leaves(value, f"{prefix}{name}.")
 
 
-def copied(state: Any) -> Any:
-    """A copy of a state, whose tensors share no memory."""
-    return type(state)(*(each.clone() if isinstance(each, Tensor) else copied(each) for each in state))
+def packed(state: Any) -> tuple[Any, list[Tensor]]:
+    """A copy of a state whose tensors are rows of few, so that new episodes begin with few operations.
+
+    Returns:
+        The state, and its memory: (R, N) of bytes and (R, N) of words, int8 and int64.
+    """
+    tensors = [tensor for _, tensor in leaves(state)]
+    copies, memory = list(tensors), []
+    for kind in (torch.int8, torch.int64):
+        chosen = [i for i, tensor in enumerate(tensors) if tensor.itemsize == kind.itemsize]
+        rows = [tensors[i].view(kind).view(-1, tensors[i].shape[-1]) for i in chosen]
+        if rows:
+            memory.append(torch.cat(rows))
+            for i, part in zip(chosen, memory[-1].split([len(row) for row in rows])):
+                copies[i] = part.view(tensors[i].dtype).view(tensors[i].shape)
+    return _rebuilt(state, iter(copies)), memory
+
+
+def _rebuilt(state: Any, tensors: Iterator[Tensor]) -> Any:
+    """A state like another one, with other tensors."""
+    return type(state)(*(next(tensors) if isinstance(x, Tensor) else _rebuilt(x, tensors) for x in state))

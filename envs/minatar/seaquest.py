@@ -46,6 +46,7 @@ ENEMIES = 32
 """More than there can be at once: one arrives a step, and each is gone after ten moves, 30 steps."""
 SIDE, KIND, ROW, DIVER_SIDE, DIVER_ROW = range(1, 6)
 """Numbers of draws."""
+DRAWS, DRAWN = 6, ()
 
 
 class Things(NamedTuple):
@@ -96,7 +97,7 @@ class State(NamedTuple):
 
 def begin(draws: Draws, rules: Rules) -> State:
     """The player is alone at the surface."""
-    ones = torch.ones_like(draws.bits)
+    ones = torch.ones_like(draws(0), dtype=torch.int64)
     no = torch.zeros_like(ones, dtype=torch.bool)
 
     def none(slots: int) -> Tensor:
@@ -326,7 +327,7 @@ def show(state: State, board: Board) -> None:
     for things in (enemies, divers):
         behind = things.x - _way(things.right)
         board.mark(3, behind, things.y, things.there & (behind >= 0) & (behind < SIZE))
-    column = torch.arange(SIZE, device=state.x.device)[:, None]
+    column = torch.arange(SIZE, device=state.x.device)[:, None].expand(-1, len(state.x))
     air = (state.air.clamp(min=0) * 10).div(AIR, rounding_mode="floor")
     board.mark(7, column, SIZE - 1, column < air)
     board.mark(8, column, SIZE - 1, (column < SIZE - 1) & (column >= SIZE - 1 - state.crew))

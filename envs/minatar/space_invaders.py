@@ -15,6 +15,7 @@ from neoteny.envs.minatar.board import FIRE, LEFT, NOOP, RIGHT, SIZE, Board, Dra
 CHANNELS = ("cannon", "alien", "alien_left", "alien_right", "friendly_bullet", "enemy_bullet")
 ACTIONS = (NOOP, LEFT, RIGHT, FIRE)
 GYMNAX_LIMIT = 1000
+DRAWS, DRAWN = 1, ()
 
 COOL_DOWN = 5
 """Steps between two shots of the cannon."""
@@ -44,7 +45,7 @@ class State(NamedTuple):
 
 def begin(draws: Draws, rules: Rules) -> State:
     """The first wave of aliens."""
-    ones = torch.ones_like(draws.bits)
+    ones = torch.ones_like(draws(0), dtype=torch.int64)
     none = torch.zeros((SIZE, *ones.shape), dtype=torch.int64, device=ones.device)
     return State(
         cannon=ones * 5, bullets=none, enemy_bullets=none,
@@ -138,9 +139,7 @@ def _empty(row: Tensor) -> Tensor:
 
 def show(state: State, board: Board) -> None:
     """A channel each for aliens that go left and right, beside one for all."""
+    board.paint(state.aliens, state.right, ((1, 2), (1, 3)))
     board.mark(0, state.cannon, SIZE - 1)
-    board.fill(1, state.aliens)
-    board.fill(2, state.aliens * ~state.right)
-    board.fill(3, state.aliens * state.right)
     board.fill(4, state.bullets)
     board.fill(5, state.enemy_bullets)

@@ -6,7 +6,7 @@ from torch import nn
 
 from neoteny.agents import sparse
 from neoteny.agents.networks import Flat, NetworkConfig, torso
-from neoteny.agents.sparse import FlagLinear, are_sparse, true_entries
+from neoteny.agents.sparse import Entries, FlagLinear, are_sparse
 from neoteny.envs import StreamConfig
 
 
@@ -36,8 +36,7 @@ def test_outputs_and_gradients_are_those_of_a_linear_layer(rows, width, share):
 
 def test_a_batch_is_listed_once_and_anew_when_it_changes(monkeypatch):
     listed = []
-    list_entries = sparse._list_entries
-    monkeypatch.setattr(sparse, "_list_entries", lambda flags: (listed.append(1), list_entries(flags))[1])
+    monkeypatch.setattr(sparse, "Entries", lambda flags: (listed.append(1), Entries(flags))[1])
     batch = flags(100, 1000)
     one, two = FlagLinear(1000, 4), FlagLinear(1000, 4)
     one(batch)
@@ -66,5 +65,3 @@ def test_first_layers_of_vectors_of_flags_take_them():
     layers = torso(Flat(), stream.single_observation_space, NetworkConfig((8, 8)))
     assert type(layers.linear1) is FlagLinear
     assert type(layers.linear2) is nn.Linear
-    entries = true_entries(flags(70, 1000))
-    assert len(entries.columns) == len(entries.samples) == flags(70, 1000).sum()

@@ -10,6 +10,7 @@ from scipy import stats
 
 from neoteny.envs import Schedule, Stream, StreamConfig
 from neoteny.envs.config import ENGINES
+from neoteny.envs.grid.board import mix
 from neoteny.envs.minatar import asterix, freeway, seaquest
 from neoteny.envs.minatar.board import FIRE, LEFT, NOOP, RIGHT, Draws, Rules
 from neoteny.envs.minatar.engine import MinAtarConfig, MinAtarEngine
@@ -21,6 +22,11 @@ from neoteny.envs.single.engine import SingleEngine
 
 CPU = torch.device("cpu")
 FOUR = [game for game in GAMES if game != "Seaquest"]
+
+
+def draws_of(seeds, count):
+    """The random numbers of a step of N episodes."""
+    return Draws(mix(torch.arange(seeds)), torch.full((seeds,), count), 6)
 
 
 def games_of(definition, num_envs=1, seed=0):
@@ -61,7 +67,7 @@ def test_seeds_of_episodes_on_tensors_are_those_of_single_environments():
 
 
 def test_random_numbers_are_uniform_and_independent():
-    draws = np.stack([Draws(torch.arange(64), torch.full((64,), t))(1).numpy() for t in range(200)])
+    draws = np.stack([draws_of(64, t)(1).numpy() for t in range(200)])
     assert stats.kstest(draws.ravel(), "uniform").pvalue > 1e-3
     for one, other in ((draws[1:], draws[:-1]), (draws[:, 1:], draws[:, :-1])):
         assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.04
@@ -74,7 +80,7 @@ def chi_squared(counts, shares):
 
 
 def test_things_come_as_often_from_each_side_into_each_row_as_they_should():
-    draws = Draws(torch.arange(40_000), torch.full((40_000,), 11))
+    draws = draws_of(40_000, 11)
     state = asterix.begin(draws, Rules())._replace(spawn_timer=torch.zeros(40_000, dtype=torch.int64))
     there = asterix._spawn(state, draws, Rules())
     rows = there.there.sum(1).tolist()
@@ -149,7 +155,7 @@ def test_by_gymnaxs_rules_a_thing_is_deleted_where_no_row_is_free():
 
 
 def test_by_gymnaxs_rules_the_thing_that_is_deleted_is_not_in_the_row_that_is_left_out():
-    draws, rules = Draws(torch.arange(2000), torch.zeros(2000, dtype=torch.int64)), Rules("gymnax-0.0.9")
+    draws, rules = draws_of(2000, 0), Rules("gymnax-0.0.9")
     state = asterix.begin(draws, rules)
     for tensor, value in ((state.there, True), (state.at, 3), (state.spawn_timer, 0)):
         tensor.fill_(value)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from neoteny.envs.grid.board import mix
 from neoteny.envs.minatar import asterix, breakout, freeway, seaquest
 from neoteny.envs.minatar.board import Draws
 from neoteny.envs.minatar.games import GAMES, Definition, Games
@@ -76,7 +77,7 @@ class Package:
 
 def drawn(seeds, count):
     """The random numbers of one step, a dict for each environment."""
-    draws = Draws(seeds, count)
+    draws = Draws(mix(seeds), count, NUMBERS)
     numbers = np.stack([draws(number).numpy() for number in range(NUMBERS)])
     speed, right = (each.numpy() for each in freeway._cars(draws))
     named = {"speeds": speed, "directions": np.where(right, 0.75, 0.25)}
