@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 
@@ -170,8 +170,8 @@ class _Loss(nn.Module):
 
 
 def _simplified(graph: GraphModule) -> GraphModule:
-    """The graph without operations that change nothing or repeat others: a third, each of which takes time."""
-    aten, known = torch.ops.aten, {}
+    """The graph without operations that change nothing or repeat others, each of which takes time."""
+    aten, known = torch.ops.aten, dict[str, Node]()
     for node in graph.graph.nodes:
         same = known.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
         if node.target in (aten.expand.default, aten.view.default, aten._unsafe_view.default):
