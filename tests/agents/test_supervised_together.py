@@ -16,6 +16,7 @@ from neoteny.configs.supervised import PRESETS
 from neoteny.optim import METHODS
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.run import Run
+from neoteny.runners.together import Together
 from tests.events import scalars
 from tests.killed import Killed
 
@@ -314,6 +315,15 @@ def test_a_seed_that_was_trained_alone_is_left_out(tmp_path):
     before = tree(folders(together(tmp_path))[-1])
     assert list(main(together(tmp_path))) == [f"s{SEEDS[0]}"]
     assert tree(folders(together(tmp_path))[-1]) == before
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the processor cannot flush them")
+def test_while_seeds_are_trained_subnormal_numbers_count_as_0(tmp_path):
+    """They slow a step of dead networks down several times."""
+    args, small = together(tmp_path), torch.tensor(1e-38)
+    with Together("supervised", [dataclasses.replace(args, seed=seed) for seed in SEEDS]):
+        assert small * 0.1 == 0
+    assert small * 0.1 > 0
 
 
 @pytest.mark.slow
