@@ -12,8 +12,8 @@ if __name__ == "__main__":  # before the imports, which take seconds
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,16 +21,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from neoteny.agents.networks import NetworkConfig, head, hidden_layers, precision
+from neoteny.agents.supervised_together import train_together
 from neoteny.agents.vit import VisionTransformer
 from neoteny.configs.cli import launch
 from neoteny.configs.supervised import PRESETS
-from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig, minibatches_of
+from neoteny.envs.supervised import Batch, SupervisedStream, SupervisedStreamConfig
 from neoteny.optim import AdamOConfig, Learner, Methods, OptimConfig, build_methods, heads
-from neoteny.optim.stacked import Stack
 from neoteny.runners.args import RESUMABLE, RunArgs
 from neoteny.runners.capture import Capture
 from neoteny.runners.disk.exit_codes import bad_input, check_numbers
-from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.memory import check_minibatch, checked_weights
 from neoteny.runners.probes import NextTask, Probes
 from neoteny.runners.rollout import select
@@ -156,41 +155,16 @@ def _mean_and_deviation(inputs: Tensor) -> tuple[float, float]:
     return float(numbers.mean()), float(numbers.std()) or 1.0
 
 
-class Criterion(NamedTuple):
-    """What is minimized; what is reported, the higher the better; and its name in tags. Both are means."""
-
-    loss: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Tensor, Tensor], Tensor]
-    score_name: str
-
-
-def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The share of samples whose class (B,) has the largest of its outputs (B, O)."""
-    return (outputs.argmax(1) == targets).float().mean()
-
-
-def negative_mse(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The negative mean squared error of outputs (B, O)."""
-    return -F.mse_loss(outputs, targets)
-
-
-CLASSIFICATION = Criterion(F.cross_entropy, accuracy, "accuracy")
-REGRESSION = Criterion(F.mse_loss, negative_mse, "negative_mse")
-
-
-def criterion(targets: Tensor) -> Criterion:
-    """The criterion for classes (B,), or for values (B, O)."""
-    return REGRESSION if targets.is_floating_point() else CLASSIFICATION
-
-
 def loss_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The loss on samples, ()."""
-    return criterion(targets).loss(outputs, targets)
+    """The cross-entropy of classes (B,), or the mean squared error of values (B, O); ()."""
+    return F.mse_loss(outputs, targets) if targets.is_floating_point() else F.cross_entropy(outputs, targets)
 
 
 def score_of(outputs: Tensor, targets: Tensor) -> Tensor:
-    """The score on samples, ()."""
-    return criterion(targets).score(outputs, targets)
+    """The share of samples whose class has the largest output, or the negative mean squared error; ()."""
+    if targets.is_floating_point():
+        return -F.mse_loss(outputs, targets)
+    return (outputs.argmax(1) == targets).float().mean()
 
 
 STATS = ("losses/loss", "update/grad_norm", "score")
@@ -247,7 +221,7 @@ class Learning:
         self.methods = build_methods(args.methods, Learner(self.agent, self.optimizer, new_agent))
         self.probes = Probes(args.probes, self.methods, new_optimizer)
         self.epochs = args.num_tasks * args.stream.epochs
-        self.score_name = criterion(stream.dataset.targets).score_name
+        self.score_name = "negative_mse" if stream.dataset.is_regression else "accuracy"
 
     def start(self, together: Together | None = None) -> None:
         """Start or resume the run, beside those of other seeds if there are any."""
@@ -288,7 +262,7 @@ class Learning:
 def main(args: Args) -> dict[str, Any]:
     """Train; returns the run's summary, or with several seeds each one's, by seed."""
     if args.seeds:
-        return train_together(args)
+        return train_together(__file__, args, Learning, loss_and_score)
     device = args.set_up()
     with bad_input(), checked_weights():
         one = Learning(args, device)
@@ -308,75 +282,6 @@ def main(args: Args) -> dict[str, Any]:
         one.end_epoch(torch.stack(stats))
 
     return one.run.finish(one.agent)
-
-
-def update_together(
-    stack: Stack, all_methods: Sequence[Methods], batch: Batch, args: Args, together: Together
-) -> Tensor:
-    """`update` of each seed on its own minibatch, of (K, B, ...); returns the `STATS` of all, (K, 3)."""
-    losses, scores = stack.backward(batch)
-    own = [Batch(*each) for each in zip(*(field.unbind() for field in batch))]
-
-    def add_penalty(k: int) -> None:
-        if isinstance(penalty := all_methods[k].penalty(own[k], losses[k]), Tensor):
-            penalty.backward()
-
-    def end_step(k: int) -> None:
-        all_methods[k].after_step()
-        all_methods[k].between_steps(own[k])
-
-    if stack.views:  # there are methods
-        together.each(add_penalty)
-    grad_norms = stack.clip_grad_norm_(args.max_grad_norm)
-    if stack.views:
-        together.each(lambda k: all_methods[k].add_gradients(own[k]))
-    stack.step(together.random_state_of)
-    together.each(end_step, may_draw=stack.views)
-    return torch.stack((losses, grad_norms, scores), dim=1)
-
-
-def train_together(args: Args) -> dict[str, Any]:
-    """Train all seeds in one process, their networks stacked; returns the summary of each run, by seed."""
-    of_seeds = [dataclasses.replace(args, seed=seed) for seed in args.seeds]
-    folders = [run_folder(__file__, each) for each in of_seeds]
-    summaries: dict[str, Any] = {}
-    with Together(args.seeds, folders, args.overwrite) as together:
-        learning: list[Learning] = []
-        with bad_input(), checked_weights():
-            for k, each in enumerate(of_seeds):
-                with together.random_state_of(k):
-                    learning.append(Learning(each, each.set_up()))
-            if any(method.watches() for method in learning[0].methods.methods.values()):
-                raise ValueError("a method that watches layers cannot be used with --seeds: use --seed")
-        for k in together.live:
-            with together.random_state_of(k):
-                learning[k].start(together)
-        methods = [each.methods for each in learning]
-        learners = [each.learner for each in methods]
-        acting = bool(methods[0].methods)
-        stack = Stack(learners, loss_and_score, joint=args.optim.stackable, views=acting)
-
-        def learn(epoch: int) -> None:
-            together.each(lambda k: learning[k].begin_epoch(epoch))
-            streams = {k: learning[k].stream for k in together.live}
-            stats = [
-                update_together(stack, methods, minibatch, args, together)
-                for minibatch in minibatches_of(streams, len(learning))
-            ]
-            losses = torch.stack(stats, dim=1)  # (K, n, 3)
-            stack.share()
-            together.begin_saving()
-            together.each(lambda k: learning[k].end_epoch(losses[k]))
-
-        def finish(k: int) -> None:
-            summaries[f"s{args.seeds[k]}"] = learning[k].run.finish(learning[k].agent)
-
-        first = learning[together.live[0]]
-        for epoch in range(first.run.updates_made + 1, first.epochs + 1):
-            learn(epoch)
-        together.each(finish)
-        together.end()
-    return summaries
 
 
 if __name__ == "__main__":

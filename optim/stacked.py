@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
 
@@ -72,7 +72,7 @@ class Stack:
                 parameters[name].grad = None
         inputs = (list(self.parameters.values()), batch)
         if self._graph is None:
-            self._graph = _without_idle_views(make_fx(self._gradients)(*inputs))
+            self._graph = _simplified(make_fx(self._gradients)(*inputs))
         gradients, numbers = self._graph(*inputs)
         for name, gradient in zip(self.parameters, gradients, strict=True):
             self.parameters[name].grad = gradient = gradient.contiguous()
@@ -169,15 +169,19 @@ class _Loss(nn.Module):
         return self.loss(self.network, batch)
 
 
-def _without_idle_views(graph: GraphModule) -> GraphModule:
-    """The graph without views of the same shape, a third of all operations, each of which takes time."""
-    aten = torch.ops.aten
+def _simplified(graph: GraphModule) -> GraphModule:
+    """The graph without operations that change nothing or repeat others, each of which takes time."""
+    aten, known = torch.ops.aten, dict[str, Node]()
     for node in graph.graph.nodes:
+        same = known.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
         if node.target in (aten.expand.default, aten.view.default, aten._unsafe_view.default):
-            (before, *_), after = node.args, node.meta["val"]
-            if before.meta["val"].shape == after.shape:
-                node.replace_all_uses_with(before)
-                graph.graph.erase_node(node)
+            if node.args[0].meta["val"].shape == node.meta["val"].shape:
+                same = node.args[0]
+        elif node.target is aten.mul.Scalar and node.args[1] == 1:
+            same = node.args[0]
+        if same is not node:
+            node.replace_all_uses_with(same)
+            graph.graph.erase_node(node)
     graph.recompile()
     return graph
 

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,14 +50,11 @@ class Identity:
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raise ValueError, naming the difference, if a checkpoint's state belongs to another run."""
-        before = state["config"]
-        defaults, free = default_config(self._args, before["methods"]), tuple(resumable(self._args))
-        for name, difference in changed_arguments(before, self.config, defaults).items():
-            if not f"{name}.".startswith(free):
-                raise ValueError(
-                    f"holds an unfinished run {difference}; --note names another run, removing the folder "
-                    "starts this one over"
-                )
+        if difference := self.difference(state["config"]):
+            raise ValueError(
+                f"holds an unfinished run {difference}; --note names another run, removing the folder "
+                "starts this one over"
+            )
         was, now = state["machine"]["device"], self.machine["device"]
         if was != now and not self._args.allow_device_change:
             raise ValueError(f"was on {was}, not on {now}; --allow-device-change moves it")
@@ -67,6 +64,18 @@ class Identity:
                 f"holds an unfinished run of another version of {self.sources.agent_file.name}; --note names "
                 "another run, --allow-code-change continues this one"
             )
+
+    def difference(self, before: Mapping[str, Any], but: Sequence[str] = ()) -> str:
+        """The first argument that makes this another run: ``with lr 0.1, not 0.2``; empty if there is none.
+
+        Args:
+            before: arguments of the run before.
+            but: names of arguments that may differ, besides those that may when a run is resumed.
+        """
+        defaults = default_config(self._args, before["methods"])
+        free = (*resumable(self._args), *(f"{name}." for name in but))
+        changed = changed_arguments(before, self.config, defaults).items()
+        return next((how for name, how in changed if not f"{name}.".startswith(free)), "")
 
     def inexact(self, state: Mapping[str, Any] | None) -> list[str]:
         """Reasons why the resumed run might not be bit-identical to an uninterrupted one."""

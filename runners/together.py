@@ -7,19 +7,24 @@ same steps. A run that has values that are not finite ends, and the others go on
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from neoteny.optim import MethodConfig
+from neoteny.runners.args import RunArgs
 from neoteny.runners.console import progress_bar
-from neoteny.runners.disk.checkpoint import checkpoints, step_of
-from neoteny.runners.disk.exit_codes import ExitCode, Stop, stop
-from neoteny.runners.disk.folder import is_finished
+from neoteny.runners.disk.exit_codes import ExitCode, Stop, bad_input, stop
+from neoteny.runners.disk.files import read_json
+from neoteny.runners.disk.folder import is_finished, run_folder
+from neoteny.runners.disk.opening import step_to_resume
 from neoteny.runners.disk.preemption import Preemption
+from neoteny.runners.identity import Identity
 
 
 def check_together(seeds: Sequence[int], methods: Sequence[MethodConfig]) -> None:
@@ -30,13 +35,52 @@ def check_together(seeds: Sequence[int], methods: Sequence[MethodConfig]) -> Non
         raise ValueError(f"with {alone[0]} seeds are trained one by one: use --seed")
 
 
+def live_places(folders: Sequence[Path], overwrite: bool) -> list[int]:
+    """The places of the runs to train: unfinished ones, without those that are broken unless all are.
+
+    Raises:
+        SystemExit: code 2 and one sentence, if all have finished and ``overwrite`` is false.
+    """
+    unfinished = [k for k, folder in enumerate(folders) if not is_finished(folder)]
+    if unfinished:
+        return [k for k in unfinished if not (folders[k] / "crash").exists()] or unfinished
+    if not overwrite:
+        reason = f"{folders[0]} and all others hold finished runs; --overwrite replaces them"
+        stop(ExitCode.BAD_INPUT, f"{reason}, --note names others")
+    return list(range(len(folders)))
+
+
+def common_step(runs: Mapping[Path, Callable[[Mapping[str, Any]], None]], overwrite: bool) -> int:
+    """The last step from which all runs can go on, 0 for the beginning; nothing is written.
+
+    Args:
+        runs: what raises ValueError if a checkpoint's state belongs to another run, by folder.
+        overwrite: replace finished runs.
+
+    Raises:
+        SystemExit: code 2 and one sentence, if one of them cannot.
+    """
+    last = math.inf
+    while True:
+        steps = [step_to_resume(folder, check, overwrite, last) for folder, check in runs.items()]
+        if min(steps) == max(steps):
+            return min(steps)
+        last = min(steps)
+
+
+def _check_left_out(folder: Path, identity: Identity) -> None:
+    """Raise ValueError if the run in a folder is not one of the command, alone or with other seeds."""
+    before = {"methods": {}, **(read_json(folder / "args.json") or {})}
+    if difference := identity.difference(before, but=("seeds",)):
+        raise ValueError(f"{folder} holds a run {difference}; --note names others")
+
+
 class Together:
     """What the runs of several seeds share.
 
     Args:
-        seeds: of the runs.
-        folders: of the runs, in the order of the seeds.
-        overwrite: replace runs that have all finished.
+        agent_file: file of the agent, or its name.
+        of_seeds: arguments of each run, which differ in their seeds.
 
     Attributes:
         step: of the checkpoints from which all go on; 0 if they start from the beginning.
@@ -44,28 +88,26 @@ class Together:
             finite, is left out, unless all are.
 
     Raises:
-        SystemExit: code 2 and one sentence, if all runs have finished and ``overwrite`` is false.
+        SystemExit: code 2 and one sentence, before any folder is changed, if one of the runs cannot start or
+            go on, or if all have finished and ``overwrite`` is false.
     """
 
-    def __init__(self, seeds: Sequence[int], folders: Sequence[Path], overwrite: bool) -> None:
-        self.seeds = seeds
-        self.live = [k for k, folder in enumerate(folders) if not is_finished(folder)]
-        if not self.live:
-            if not overwrite:
-                reason = f"{folders[0]} and all others hold finished runs; --overwrite replaces them"
-                stop(ExitCode.BAD_INPUT, f"{reason}, --note names others")
-            self.live = list(range(len(folders)))
-        elif whole := [k for k in self.live if not (folders[k] / "crash").exists()]:
-            self.live = whole
-        saved = [set(map(step_of, checkpoints(folders[k] / "checkpoint"))) for k in self.live]
-        # A finished run is replaced from the beginning.
-        is_new = any(is_finished(folders[k]) for k in self.live)
-        self.step = 0 if is_new else max(set.intersection(*saved), default=0)
+    def __init__(self, agent_file: str, of_seeds: Sequence[RunArgs]) -> None:
+        self.seeds = [args.seed for args in of_seeds]
+        folders = [run_folder(agent_file, args) for args in of_seeds]
+        overwrite = of_seeds[0].overwrite
+        self.live = live_places(folders, overwrite)
+        identities = [Identity(agent_file, args) for args in of_seeds]
+        with bad_input():
+            for k in set(range(len(folders))).difference(self.live):
+                _check_left_out(folders[k], identities[k])
+            runs = {folders[k]: identities[k].check for k in self.live}
+            self.step = common_step(runs, overwrite)
         self.signal: str | None = None
         """The signal that asked to stop before the current update ended."""
         self.broken = False
         self._preemption = Preemption()
-        self._random = [self._random_state() for _ in seeds]
+        self._random = [self._random_state() for _ in of_seeds]
         self._bar: tqdm | None = None
 
     @contextlib.contextmanager
@@ -127,12 +169,16 @@ class Together:
         return seed == self.seeds[self.live[0]]
 
     def __enter__(self) -> Together:
+        # The moments of dead units decay to numbers below 1e-38, with which processors are slow: without this
+        # a step of dead networks takes four times as long, or more.
+        torch.set_flush_denormal(True)
         return self
 
     def __exit__(self, *exception: object) -> None:
         if self._bar is not None:
             self._bar.close()
         self._preemption.restore()
+        torch.set_flush_denormal(False)
 
     @staticmethod
     def _random_state() -> tuple[Tensor, list[Tensor]]:

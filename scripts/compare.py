@@ -2,6 +2,7 @@
 
 python scripts/compare.py runs
 python scripts/compare.py runs --over lr --out results/learning-rates
+python scripts/compare.py runs --along optim.iso
 python scripts/compare.py runs --rows isometry
 """
 
@@ -31,7 +32,7 @@ from neoteny.runners.disk.messages import warn
 from neoteny.runners.identity import resumable
 from neoteny.runners.pooled import write_pooled
 from neoteny.runners.results import POOLED, Result, read_results
-from neoteny.scripts.comparison_figures import RETURNS, draw
+from neoteny.scripts.comparison_figures import RETURNS, draw, draw_along
 from neoteny.scripts.comparison_tables import (
     DIAGNOSTICS,
     HELD,
@@ -64,6 +65,8 @@ class Compare:
     """Folders that hold runs, finished or not, at any depth."""
     over: tuple[str, ...] = ()
     """Flags that are compared too, besides those of optimizers and methods, such as lr."""
+    along: str = ""
+    """A flag whose values are compared too, such as optim.iso: the figure has scores against its values."""
     allow_differences: bool = False
     """Compare runs although other flags differ; runs with different flags are never averaged."""
     baseline: str = ""
@@ -119,11 +122,13 @@ def differing(results: Sequence[Result]) -> dict[str, list[Any]]:
 
 def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
     """Exit with code 2 if runs differ in other flags than those that are compared, or a flag does nothing."""
-    named = tuple(f"{flag.removeprefix('--').replace('-', '_')}." for flag in args.over)
+    named = tuple(f"{flag_name(flag)}." for flag in (*args.over, args.along) if flag)
     differ = {group: differing(results) for group, results in groups.items()}
     for flag, prefix in zip(args.over, named):
         if not any(f"{name}.".startswith(prefix) for names in differ.values() for name in names):
             stop(ExitCode.BAD_INPUT, f"--over {flag} does nothing: the runs do not differ in it")
+    if args.along:
+        check_along(groups, args.along)
     for (stream, agent), names in differ.items():
         others = {name: values for name, values in names.items() if not f"{name}.".startswith((*ARM, *named))}
         if others and not args.allow_differences:
@@ -133,6 +138,21 @@ def check_flags(groups: dict[Group, list[Result]], args: Compare) -> None:
                 f"runs of {agent} on {stream} differ in {words}: --over compares them by these flags, "
                 "--allow-differences whatever they are",
             )
+
+
+def check_along(groups: dict[Group, list[Result]], flag: str) -> None:
+    """Exit with code 2 if the runs of a stream and an agent do not have several numbers for a flag."""
+    for (stream, agent), results in groups.items():
+        values = [result.flags.get(flag_name(flag)) for result in results]
+        known = [value for value in values if value is not None]
+        if any(type(value) not in (int, float) for value in known) or len(set(known)) < 2:
+            reason = f"--along {flag} needs runs of {agent} on {stream} with several numbers for it"
+            stop(ExitCode.BAD_INPUT, reason)
+
+
+def flag_name(flag: str) -> str:
+    """The name of an argument, from a flag as it is typed."""
+    return flag.removeprefix("--").replace("-", "_")
 
 
 def arms_of(results: Sequence[Result]) -> list[Arm]:
@@ -296,7 +316,11 @@ def main(args: Compare) -> int:
         if compared:
             suffix = f"-{group[0]}-{group[1]}" if len(groups) > 1 else ""
             figure = out.with_name(out.name + suffix)
-            draw(compared, figure, f"{group[1].upper()} on {group[0]}", args.rows == "isometry")
+            title = f"{group[1].upper()} on {group[0]}"
+            if args.along:
+                draw_along(compared, flag_name(args.along), figure, title)
+            else:
+                draw(compared, figure, title, args.rows == "isometry")
             print(f"\nfigure: {figure}.png and {figure}.svg")
             texts.append(f"![curves]({figure.name}.png)")
         for arm in compared if args.pooled else ():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neoteny.runners.intervals import curve_interval
+from neoteny.configs.grid import note_of
+from neoteny.runners.intervals import curve_interval, iqm_interval
 from neoteny.runners.results import Points, curves
 from neoteny.runners.scores import Array, plasticity_gap
 from neoteny.scripts.comparison_tables import Arm
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 Styles = Mapping[str, dict[str, Any]]
 """Name of an arm -> ``color`` and ``linestyle`` of its curve."""
+
+Line = dict[float | None, Array]
+"""Values of a flag, None for an arm that does not have it -> the score of each seed, (S,)."""
 
 RETURNS = {
     "charts/episodic_return": "return",
@@ -42,6 +46,7 @@ GAPS = {
     "base": "gap in area, base: to a fresh agent with Adam",
     "own": "gap in area, own: to a fresh agent of the arm",
 }
+SCORES = {"mean over the run": "score/return_auc", "late third": "score/late_third"}
 COLORS, LINES = 10, ("-", "--", ":", "-.")  # the eleventh arm has the first colour, dashed
 SWITCHES = 60  # with more switches none are drawn, since the lines would hide the plot
 FEW_SEEDS = 4  # up to so many, the curves of the seeds are drawn instead of intervals, which would be huge
@@ -60,27 +65,86 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
         title: of the figure.
         isometry: show the measures of isometry instead of the returns over each visit and the gap.
     """
+    styles = _styles([arm.name for arm in arms])
+    panels = panels_of(arms, isometry)
+
+    def draw_panel(axis: Axes, label: str) -> None:
+        by_visit = label.startswith(("return over", "gap"))
+        _draw_panel(axis, panels[label], styles, by_visit, _switches(arms))
+
+    _draw_figure(list(panels), draw_panel, styles, path, title)
+
+
+def draw_along(arms: Sequence[Arm], flag: str, path: Path, title: str) -> None:
+    """Plot scores, and diagnostics at the end, against the values of a flag.
+
+    A line has the interquartile means over seeds with 95 % intervals; points are seeds. An arm that does not
+    have the flag is a level line. The axis is logarithmic if all values are above 0.
+
+    Args:
+        arms: of one agent on one stream.
+        flag: name of the flag, whose values are numbers.
+        path: of the figure, without its suffix; it is written as PNG and as SVG.
+        title: of the figure.
+    """
+    panels = panels_along(arms, flag)
+    styles = _styles(list(dict.fromkeys(name for panel in panels.values() for name in panel)))
+
+    def draw_panel(axis: Axes, label: str) -> None:
+        for name, line in panels[label].items():
+            _draw_line(axis, line, styles[name])
+        values = [value for line in panels[label].values() for value in line if value is not None]
+        axis.set_xscale("log" if min(values, default=0) > 0 else "linear")
+        axis.set_xlabel(flag)
+
+    _draw_figure(list(panels), draw_panel, styles, path, title)
+
+
+def panels_along(arms: Sequence[Arm], flag: str) -> dict[str, dict[str, Line]]:
+    """The panels of a figure along a flag: title -> arm without the flag -> its line.
+
+    Values of the flag with which a seed was not measured, or is not finite, are left out.
+    """
+    panels: dict[str, dict[str, Line]] = {}
+    for arm in sorted(arms, key=lambda arm: arm.results[0].flags.get(flag) or 0.0):
+        value = arm.results[0].flags.get(flag)
+        name = arm.name.replace(f"-{note_of(flag, value, ())}", "").replace(f" {flag}={value}", "")
+        found = {label: list(arm.scores(tag).values()) for label, tag in SCORES.items()}
+        for tag, label in DIAGNOSTICS.items():
+            found[f"{label}, at the end"] = [float(values[-1]) for _, values in arm.points(tag)]
+        for label, seeds in found.items():
+            if len(seeds) == len(arm.results) and np.isfinite(seeds).all():
+                panels.setdefault(label, {}).setdefault(name, {})[value] = np.array(seeds)
+    return panels
+
+
+def _styles(names: Sequence[str]) -> Styles:
+    """A colour and a kind of line for each name."""
+    return {
+        name: {"color": f"C{number % COLORS}", "linestyle": LINES[number // COLORS % len(LINES)]}
+        for number, name in enumerate(names)
+    }
+
+
+def _draw_figure(
+    labels: Sequence[str], draw_panel: Callable[[Axes, str], None], styles: Styles, path: Path, title: str
+) -> None:
+    """Write a figure with a panel for each label and a legend, as PNG and as SVG."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot as plt
 
-    styles = {
-        arm.name: {"color": f"C{number % COLORS}", "linestyle": LINES[number // COLORS % len(LINES)]}
-        for number, arm in enumerate(arms)
-    }
-    panels = panels_of(arms, isometry)
-    columns = 2 if len(panels) < 5 else 3
-    lines = max(1, -(-len(panels) // columns))
+    columns = 2 if len(labels) < 5 else 3
+    lines = max(1, -(-len(labels) // columns))
     settings: Any = {"svg.hashsalt": "neoteny", "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(settings):
         figure, axes = plt.subplots(lines, columns, figsize=(4.3 * columns, 3.1 * lines + 0.5), squeeze=False)
         figure.set_layout_engine("constrained")
-        for axis, (label, panel) in zip(axes.flat, panels.items()):
+        for axis, label in zip(axes.flat, labels):
             axis.set_title(label, fontsize="medium")
-            by_visit = label.startswith(("return over", "gap"))
-            _draw_panel(axis, panel, styles, by_visit, _switches(arms))
-        for axis in axes.flat[len(panels) :]:
+            draw_panel(axis, label)
+        for axis in axes.flat[len(labels) :]:
             axis.set_axis_off()
         _add_legend(figure, styles)
         figure.suptitle(title)
@@ -88,6 +152,19 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
         figure.savefig(f"{path}.png", dpi=130)
         figure.savefig(f"{path}.svg", metadata={"Date": None})
         plt.close(figure)
+
+
+def _draw_line(axis: Axes, line: Line, style: dict[str, Any]) -> None:
+    """Draw what an arm reaches with each value of a flag, seeds (S,), or without the flag."""
+    if None in line:
+        axis.axhline(iqm_interval(line[None])[0], **style)
+    points = {value: seeds for value, seeds in line.items() if value is not None}
+    if points:
+        middle, low, high = np.array([iqm_interval(seeds) for seeds in points.values()]).T
+        axis.plot(list(points), middle, **style)
+        axis.fill_between(list(points), low, high, color=style["color"], alpha=0.18, linewidth=0)
+    for value, seeds in points.items():
+        axis.plot([value] * len(seeds), seeds, ".", color=style["color"], alpha=0.45)
 
 
 def panels_of(arms: Sequence[Arm], isometry: bool = False) -> dict[str, dict[str, Points]]:

@@ -2,7 +2,7 @@
 
 python scripts/neutral.py HEAD~3 HEAD
 
-The commands are short, and cover both agents, every engine and optimizer, probes, videos and resumed runs.
+The commands are short, and cover all agents, every engine and optimizer, probes, videos and resumed runs.
 Their final weights, TensorBoard points and summaries are compared, except for times and copies of the
 arguments. The table is printed as Markdown; the exit code is 0 if everything is equal.
 """
@@ -72,6 +72,10 @@ ATARI = (
     "--num-envs 4 --total-steps 1024 --rewards.clip --network.hidden 32 --probes.every 4 "
     "--probes.full-every 0 --stream.id atari"
 )
+SUPERVISED = (
+    "supervised --stream.samples 160 --stream.epochs 3 --num-tasks 8 --network.hidden 32 32 "
+    "--probes.every 4 --probes.plasticity-every 3 --probes.plasticity-steps 20"
+)
 TWO_GAMES = "--stream.period 800 --stream.games Breakout Pong"
 
 # Name -> agent and flags. The longest comes first, so that it does not run alone at the end. It makes 11,040
@@ -118,6 +122,8 @@ COMMANDS = {
     "--buffer-size 256 --target-every 50 --memory disk --n-step 3 optim:adam",
     "dqn-resumed": f"{DQN} {STREAM} mountaincar-jumps --target-every 50 --n-step 3 --checkpoint-every 256 "
     "optim:adamo",
+    "supervised-adam": f"{SUPERVISED} --stream.change permuted-pixels optim:adam --methods.l2-init",
+    "supervised-resumed": f"{SUPERVISED} --checkpoint-every 160 optim:adamo",
     "dqn-disk-resumed": f"{DQN} {SMALL_ROOM} --target-every 50 --memory disk --n-step 3 --dueling "
     "--checkpoint-every 256 optim:muon",
 }
@@ -126,6 +132,7 @@ STOPPED = {
     "ppo-resumed": signal.SIGKILL,
     "ppo-grid-resumed": signal.SIGTERM,
     "dqn-resumed": signal.SIGKILL,
+    "supervised-resumed": signal.SIGKILL,
     "dqn-disk-resumed": signal.SIGTERM,
 }
 

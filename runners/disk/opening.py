@@ -21,7 +21,7 @@ from neoteny.runners.disk.checkpoint import (
 from neoteny.runners.disk.events import check_event_files, cut_event_files
 from neoteny.runners.disk.exit_codes import ExitCode, stop
 from neoteny.runners.disk.files import remove_temporary, write_json
-from neoteny.runners.disk.folder import check_folder, clear_folder, is_finished
+from neoteny.runners.disk.folder import check_folder, check_path, clear_folder, is_finished
 from neoteny.runners.disk.forms import check_state
 from neoteny.runners.disk.messages import warn
 
@@ -72,6 +72,23 @@ def open_run(
                 attempt.close()
                 raise
         return attempt, state
+
+
+def step_to_resume(
+    folder: Path, check: Callable[[Mapping[str, Any]], None], overwrite: bool, step: float = math.inf
+) -> int:
+    """The step from which `open_run`, with the same arguments, goes on; 0 for the beginning.
+
+    Nothing is written: damaged checkpoints stay where they are.
+
+    Raises:
+        SystemExit: code 2 and a sentence, where `open_run` has one.
+        ValueError: no folder of this name can be made, or nothing can be written into it.
+    """
+    check_path(folder)
+    check_folder(folder, overwrite)
+    state, _ = _read(folder, check, step, _seen(folder))
+    return state["step"] if state else 0
 
 
 def _seen(folder: Path) -> Seen:

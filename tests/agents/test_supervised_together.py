@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from neoteny.configs.supervised import PRESETS
 from neoteny.optim import METHODS
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.run import Run
+from neoteny.runners.together import Together
 from tests.events import scalars
 from tests.killed import Killed
 
@@ -237,6 +239,91 @@ def test_methods_that_watch_layers_say_that_they_cannot_be_stacked(name, tmp_pat
     methods = supervised.Learning(args, torch.device("cpu")).methods
     watches = bool(methods.methods[name].watches())
     assert METHODS[name].stackable is not (watches or "injection" in name)
+
+
+def damage(folder, steps=None):
+    """Cut the tensors of checkpoints, of all or of those at some steps."""
+    for path in folder.glob("checkpoint/step_*/tensors.safetensors"):
+        if steps is None or int(path.parent.name.removeprefix("step_")) in steps:
+            path.write_bytes(path.read_bytes()[:-1])
+
+
+def train_other(folder, monkeypatch, end):
+    """A run with another learning rate in the folder of the last seed: killed, broken or finished."""
+    words = ("--seed", "5") if end == "finished" else ("--seeds", "5")
+    args = dataclasses.replace(of(folder, *words), lr=1e-2)
+    if end == "killed":
+        train_until_killed(args, monkeypatch, 5, 3)
+    elif end == "finished":
+        main(args)
+    else:
+        with monkeypatch.context() as patch:
+            break_at(patch, 5, 2)
+            with pytest.raises(SystemExit):
+                main(args)
+
+
+def tree(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("damaged", "are damaged"),
+        ("a file", "is not a folder"),
+        ("foreign", "holds no run"),
+        ("killed", "holds an unfinished run with"),
+        ("broken", "holds a run with lr 0.01, not 0.001"),
+        ("finished", "holds a run with lr 0.01, not 0.001"),
+    ],
+)
+def test_a_later_seed_that_is_refused_leaves_all_folders_alone(kind, sentence, tmp_path, monkeypatch, capsys):
+    args = together(tmp_path)
+    first, last = folders(args)
+    train_until_killed(args, monkeypatch, SEEDS[0], 4)
+    damage(first, steps={144})  # would be set aside if its run were opened
+    damage(last)
+    if kind != "damaged":
+        shutil.rmtree(last)
+    if kind == "a file":
+        last.touch()
+    elif kind == "foreign":
+        (last / "notes").mkdir(parents=True)
+    elif kind != "damaged":
+        train_other(tmp_path, monkeypatch, kind)
+    before = tree(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit:
+        main(args)
+    assert exit.value.code == 2
+    assert sentence in capsys.readouterr().err
+    assert tree(tmp_path) == before
+
+
+def test_all_seeds_go_on_from_the_last_step_at_which_none_is_damaged(tmp_path, monkeypatch):
+    whole, killed = (together(tmp_path / name) for name in ("whole", "killed"))
+    main(whole)
+    train_until_killed(killed, monkeypatch, SEEDS[0], 4)
+    damage(folders(killed)[-1], steps={144})
+    main(killed)
+    assert list(map(weights, folders(killed))) == list(map(weights, folders(whole)))
+
+
+def test_a_seed_that_was_trained_alone_is_left_out(tmp_path):
+    main(alone(tmp_path)[-1])
+    before = tree(folders(together(tmp_path))[-1])
+    assert list(main(together(tmp_path))) == [f"s{SEEDS[0]}"]
+    assert tree(folders(together(tmp_path))[-1]) == before
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the processor cannot flush them")
+def test_while_seeds_are_trained_subnormal_numbers_count_as_0(tmp_path):
+    """They slow a step of dead networks down several times."""
+    args, small = together(tmp_path), torch.tensor(1e-38)
+    with Together("supervised", [dataclasses.replace(args, seed=seed) for seed in SEEDS]):
+        assert small * 0.1 == 0
+    assert small * 0.1 > 0
 
 
 @pytest.mark.slow

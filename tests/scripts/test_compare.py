@@ -391,6 +391,41 @@ def test_held_measures(tmp_path):
     ]
 
 
+def test_scores_along_a_flag(tmp_path, capsys):
+    for iso, scores in {0.5: (3, 5), 1.0: (4, 4)}.items():
+        for seed, score in enumerate(scores, start=1):
+            measured = {"plasticity/dormant_0.025/max": (0.9, iso / 2)}
+            run(tmp_path, f"adamo-iso{iso:g}", seed, [score] * 3, measured, optim={"iso": iso})
+    for seed, cond in ((1, 2.0), (2, math.inf)):
+        run(tmp_path, "adam", seed, [1 + seed] * 3, {"isometry/log10_cond/max": (1.0, cond)})
+    panels = comparison_figures.panels_along(read(tmp_path), "optim.iso")
+    dormant = "dormant units (0.025), worst layer, at the end"
+    assert list(panels) == ["mean over the run", "late third", dormant]  # a condition number is infinite
+    assert {
+        name: {value: list(seeds) for value, seeds in line.items()}
+        for name, line in panels["late third"].items()
+    } == {
+        "adam": {None: [2, 3]},
+        "adamo": {0.5: [3, 5], 1.0: [4, 4]},
+    }
+    assert {value: list(seeds) for value, seeds in panels[dormant]["adamo"].items()} == {
+        0.5: [0.25] * 2,
+        1.0: [0.5] * 2,
+    }
+    assert compare.run([str(tmp_path), "--along", "optim.iso", "--out", str(tmp_path / "along")]) == 0
+    assert (tmp_path / "along.png").exists()
+
+
+@pytest.mark.parametrize("flag", ["lr", "optim.name", "nothing"])
+def test_a_flag_without_several_numbers_has_no_figure(flag, tmp_path, capsys):
+    for name in ("adam", "adamo"):
+        run(tmp_path, name, returns=[1])
+    with pytest.raises(SystemExit) as exit:
+        compare.run([str(tmp_path), "--along", flag])
+    assert exit.value.code == 2
+    assert f"--along {flag} needs runs of ppo on stream with several numbers" in capsys.readouterr().err
+
+
 def test_curves_have_a_gap_where_a_seed_is_not_finite(tmp_path):
     run(tmp_path, "adam", 1, [1.0], {f"{NTK}/actor": [1.0, 1.0, 1.0], f"{NTK}/critic": [3.0, 3.0, math.nan]})
     run(tmp_path, "adam", 2, [1.0], {f"{NTK}/actor": [4.0, math.inf, 4.0]})
