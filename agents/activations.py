@@ -11,7 +11,6 @@ All take vectors (B, D) and images (B, C, H, W), whose channels are the units.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -109,7 +108,7 @@ class Activation(NamedTuple):
 ACTIVATIONS = {
     # D is diagonal, 1 where a unit is active, else 0, so half of the mean square is lost. The singular values
     # of a square orthogonal layer's Jacobian are all either 0 or 1 (times the gain).
-    "relu": Activation(functools.partial(nn.ReLU, inplace=True), math.sqrt(2)),
+    "relu": Activation(nn.ReLU, math.sqrt(2)),
     # As ReLU, with 0.01 instead of 0.
     "leaky_relu": Activation(nn.LeakyReLU, nn.init.calculate_gain("leaky_relu")),
     # The right gain depends on the size of the signal; this is PyTorch's.

@@ -61,7 +61,7 @@ def test_normalized_layers_have_mean_0_and_variance_1_before_the_activation(spec
     entered = []
     for name, module in layers.named_children():
         if name.endswith("_activation"):
-            module.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].clone()))
+            module.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].detach()))
     observations = torch.as_tensor(np.stack([spec.space.sample() for _ in range(3)]))
     layers(encode(observations % 4 if spec is GRID else observations))
     assert len(entered) == (2 if spec is VECTOR else 4 if spec is GRID else 5)
