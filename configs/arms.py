@@ -75,7 +75,9 @@ ARMS: dict[str, TunedArm] = {
     "injection": _method("injection", "after", "100 200 400"),
     "fourier": _network("fourier", "--network.activation", "fourier"),
     "adamo_maxmin": TunedArm(
-        "optim.iso", ("0.03", "0.1", "0.3"), "adamo",
+        "optim.iso",
+        ("0.03", "0.1", "0.3"),
+        "adamo",
         words=("--network.activation", "maxmin", "--note", "maxmin"),
     ),  # fmt: skip
     "maxmin": _network("maxmin", "--network.activation", "maxmin"),
