@@ -79,7 +79,7 @@ ARMS: dict[str, TunedArm] = {
         ("0.03", "0.1", "0.3"),
         "adamo",
         words=("--network.activation", "maxmin", "--note", "maxmin"),
-    ),  # fmt: skip
+    ),
     "maxmin": _network("maxmin", "--network.activation", "maxmin"),
     "orthogonal": _network(
         "maxmin-orthogonal", "--network.activation", "maxmin", "--network.linear", "orthogonal"
