@@ -42,9 +42,9 @@ class Entries:
         """The same, column by column: samples (n,), and where those of each column begin (D,)."""
         size, width = self.shape
         samples = np.repeat(np.arange(size, dtype=self.number), self._counts)
-        samples += self.columns.numpy() * self.number(size)
-        samples.sort()  # by column, then by sample
-        return _split(samples, width, size)[:2]
+        places = self.columns.numpy() * self.number(size) + samples
+        places.sort()
+        return _split(places, width, size)[:2]
 
 
 def _split(places: NDArray[Any], rows: int, length: int) -> tuple[Tensor, Tensor, NDArray[Any]]:
