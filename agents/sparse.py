@@ -33,7 +33,7 @@ class Entries:
     def __init__(self, flags: Tensor) -> None:
         array = flags.numpy()
         self.shape = array.shape
-        self.number = np.int32 if array.size <= np.iinfo(np.int32).max else np.int64
+        self.number: Any = np.int32 if array.size <= np.iinfo(np.int32).max else np.int64
         places = np.flatnonzero(array).astype(self.number)
         self.columns, self.first, self._counts = _split(places, *self.shape)
 

@@ -183,8 +183,8 @@ class Board:
 
 
 def towards(action: Tensor, less: int, more: int) -> Tensor:
-    """-1 for one action, 1 for another, else 0, (N,)."""
-    return (action == more).long() - (action == less).long()
+    """-1 for one action, 1 for another, else 0, (N,), int8."""
+    return (action == more).view(torch.int8) - (action == less).view(torch.int8)
 
 
 def replace(old: Tensor, where: Tensor, new: Tensor | int) -> Tensor:

@@ -74,10 +74,10 @@ class Enemies(NamedTuple):
 
 
 class State(NamedTuple):
-    """The state of N games; what has no other shape is (N,)."""
+    """The state of N games; what has no other shape is (N,). What things are compared with is int8."""
 
-    x: Tensor  # of the player
-    y: Tensor
+    x: Tensor  # of the player, int8
+    y: Tensor  # int8
     right: Tensor  # whether the player faces right, bool
     air: Tensor
     crew: Tensor  # divers on board; -1 after six of them were brought up
@@ -86,7 +86,7 @@ class State(NamedTuple):
     spawn_every: Tensor
     spawn_timer: Tensor
     diver_timer: Tensor
-    move_every: Tensor
+    move_every: Tensor  # int8
     ramps: Tensor
     spawned: Tensor  # enemies so far
     spawned_divers: Tensor
@@ -110,8 +110,9 @@ def begin(draws: Draws, rules: Rules) -> State:
         shot=many.bool(), shot_x=many,
     )  # fmt: skip
     return State(
-        x=ones * 5, y=ones * 0, right=no, air=ones * AIR, crew=ones * 0, surfaced=~no, cool_down=ones * 0,
-        spawn_every=ones * SPAWN, spawn_timer=ones * SPAWN, diver_timer=ones * DIVERS, move_every=ones * MOVE,
+        x=_small(ones * 5), y=_small(ones * 0), right=no, air=ones * AIR, crew=ones * 0, surfaced=~no,
+        cool_down=ones * 0, spawn_every=ones * SPAWN, spawn_timer=ones * SPAWN, diver_timer=ones * DIVERS,
+        move_every=_small(ones * MOVE),
         ramps=ones * 0, spawned=ones * 0, spawned_divers=ones * 0, bullets=things, divers=things,
         enemies=enemies,
     )  # fmt: skip
@@ -153,7 +154,7 @@ def _spawn_enemy(state: State, draws: Draws) -> State:
     enemies = old._replace(
         there=old.there | new, sub=replace(old.sub, new, sub), right=replace(old.right, new, right),
         x=replace(old.x, new, x), y=replace(old.y, new, y),
-        timer=replace(old.timer, new, _small(state.move_every)), reload=old.reload.masked_fill(new, RELOAD),
+        timer=replace(old.timer, new, state.move_every), reload=old.reload.masked_fill(new, RELOAD),
     )  # fmt: skip
     timer = torch.where(due, state.spawn_every, state.spawn_timer)
     return state._replace(enemies=enemies, spawned=state.spawned + (due & ~against), spawn_timer=timer)
@@ -179,7 +180,7 @@ def _act(state: State, action: Tensor) -> State:
     new = torch.stack((~old.there[0], old.there[0])) & fires  # of two, one is always gone
     bullets = old._replace(
         there=old.there | new, right=replace(old.right, new, state.right),
-        x=replace(old.x, new, _small(state.x)), y=replace(old.y, new, _small(state.y)),
+        x=replace(old.x, new, state.x), y=replace(old.y, new, state.y),
     )  # fmt: skip
     way = towards(action, LEFT, RIGHT)
     return state._replace(
@@ -197,9 +198,10 @@ def _fly(state: State) -> tuple[State, Tensor]:
     x = bullets.x + _way(bullets.right)
     flying = bullets.there & (x >= 0) & (x < SIZE)
     rank = _age(state.spawned, ENEMIES) + 1 + ENEMIES * (~enemies.sub).view(torch.int8)
+    cell, cells = _cell(enemies.x, enemies.y), _cell(x, bullets.y)
     there, hits = enemies.there, []
     for bullet in range(2):  # they are never in the same cell
-        met = there & (enemies.x == x[bullet]) & (enemies.y == bullets.y[bullet]) & flying[bullet]
+        met = there & (cell == cells[bullet]) & flying[bullet]
         hit, one = _first(met, rank)
         there = there & ~one
         hits.append(hit)
@@ -212,7 +214,7 @@ def _fly(state: State) -> tuple[State, Tensor]:
 
 def _pick_up(state: State) -> State:
     """Divers come on board where the player is or where they come to the player, while there is room."""
-    old, x, y = state.divers, _small(state.x), _small(state.y)
+    old, x, y = state.divers, state.x, state.y
     moves = old.there & (old.timer == 0)
     new_x = old.x + moves.view(torch.int8) * _way(old.right)
     meets = old.there & (old.y == y) & ((old.x == x) | (new_x == x))
@@ -229,19 +231,19 @@ def _pick_up(state: State) -> State:
 def _move_enemies(state: State) -> tuple[State, Tensor, Tensor]:
     """Enemies move, into bullets too, and submarines shoot. Returns rewards and whether the player is met."""
     old, bullets = state.enemies, state.bullets
-    in_row = old.there & (old.y == _small(state.y))
+    in_row = old.there & (old.y == state.y)
     moves = old.there & (old.timer == 0)
-    every = _small(state.move_every)
     x = old.x + moves.view(torch.int8) * _way(old.right)
     stays = (x >= 0) & (x < SIZE)
-    arrives = in_row & (x == _small(state.x))
-    timer = replace(old.timer - 1, moves, every)
+    arrives = in_row & (x == state.x)
+    timer = replace(old.timer - 1, moves, state.move_every)
     there = old.there & stays
     rank = ENEMIES - _age(state.spawned, ENEMIES) + ENEMIES * old.sub.view(torch.int8)
+    comes, cell, cells = moves & ~arrives, _cell(x, old.y), _cell(bullets.x, bullets.y)
     hits = []
     for bullet in range(2):  # each hits the newest submarine that comes to its cell, else the newest fish
-        met = there & moves & ~arrives & (old.y == bullets.y[bullet]) & (x == bullets.x[bullet])
-        hit, one = _first(met & bullets.there[bullet], rank)
+        met = there & comes & (cell == cells[bullet]) & bullets.there[bullet]
+        hit, one = _first(met, rank)
         there = there & ~one
         hits.append(hit)
     hit = torch.stack(hits)
@@ -254,14 +256,14 @@ def _move_enemies(state: State) -> tuple[State, Tensor, Tensor]:
         shot=old.shot | shot, shot_x=replace(old.shot_x, shot, x),
     )  # fmt: skip
     state = state._replace(enemies=enemies, bullets=bullets._replace(there=bullets.there & ~hit))
-    return state, hit.sum(0), _any(arrives | in_row & (old.x == _small(state.x)))
+    return state, hit.sum(0), _any(arrives | in_row & (old.x == state.x))
 
 
 def _fly_shots(state: State) -> tuple[State, Tensor]:
     """Bullets of enemies move; returns whether one was, or now is, where the player is."""
-    old, player = state.enemies, _small(state.x)
+    old, player = state.enemies, state.x
     x = old.shot_x + _way(old.right)
-    met = old.shot & (old.y == _small(state.y)) & ((old.shot_x == player) | (x == player))
+    met = old.shot & (old.y == state.y) & ((old.shot_x == player) | (x == player))
     shot = old.shot & (x >= 0) & (x < SIZE)
     return state._replace(enemies=old._replace(shot=shot, shot_x=x)), _any(met)
 
@@ -276,7 +278,7 @@ def _breathe(state: State, rules: Rules) -> tuple[State, Tensor, Tensor]:
     every, spawn_every, ramps = state.move_every, state.spawn_every, state.ramps
     if rules.ramping:
         ramp = surfaces & ((spawn_every > 1) | (every > FASTEST))
-        every = every - (ramp & (every > FASTEST) & (ramps % 2 == 1)).long()
+        every = every - (ramp & (every > FASTEST) & (ramps % 2 == 1)).view(torch.int8)
         spawn_every = spawn_every - (ramp & (spawn_every > 1)).long()
         ramps = ramps + ramp
     after = state._replace(
@@ -296,6 +298,11 @@ def _breathe(state: State, rules: Rules) -> tuple[State, Tensor, Tensor]:
 def _way(right: Tensor) -> Tensor:
     """1 for what goes right, else -1."""
     return 2 * right.view(torch.int8) - 1
+
+
+def _cell(x: Tensor, y: Tensor) -> Tensor:
+    """Numbers of cells, which differ where x is on the board."""
+    return torch.add(x, y, alpha=SIZE)
 
 
 def _any(flags: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from neoteny.agents import sparse
@@ -32,6 +35,18 @@ def test_outputs_and_gradients_are_those_of_a_linear_layer(rows, width, share):
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
     torch.testing.assert_close(layer.bias.grad, plain.bias.grad)
     torch.testing.assert_close(layer(inputs.float()), expected)
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
+def test_entries_are_listed_by_sample_and_by_column(array):
+    entries = Entries(torch.from_numpy(array))
+    samples, columns = array.nonzero()
+    assert entries.columns.tolist() == columns.tolist()
+    assert entries.first.tolist() == [int((samples < i).sum()) for i in range(len(array))]
+    listed, first = entries.by_column
+    columns, samples = array.T.nonzero()
+    assert listed.tolist() == samples.tolist()
+    assert first.tolist() == [int((columns < i).sum()) for i in range(array.shape[1])]
 
 
 def test_a_batch_is_listed_once_and_anew_when_it_changes(monkeypatch):
