@@ -97,8 +97,10 @@ def contents(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def is_compared(path: Path) -> bool:
-    """Whether an undisturbed run has a file of this name too."""
-    return path.parent.name != "attempts" and "crash" not in path.parts and "tfevents" not in path.name
+    """Whether an undisturbed run has a file of this name too; a signal may ask for other checkpoints."""
+    is_checkpoint = any(part.startswith("step_") for part in path.with_suffix("").parts[-2:])
+    of_attempts = path.parent.name == "attempts" or "crash" in path.parts or "tfevents" in path.name
+    return not of_attempts and not (is_checkpoint and "checkpoint" in path.parts)
 
 
 def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
