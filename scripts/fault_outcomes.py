@@ -79,6 +79,7 @@ def contents(folder: Path) -> Iterator[tuple[str, Any]]:
     yield "weights", (folder / "checkpoint" / "weights.safetensors").read_bytes()
     yield "visits.jsonl", (folder / "visits.jsonl").read_bytes()
     yield "files", sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if is_compared(path))
+    yield "number of checkpoints", len(checkpoint.checkpoints(folder / "checkpoint"))
     summary = json.loads((folder / "summary.json").read_text())
     yield "summary.json", {name: value for name, value in summary.items() if name != "seconds"}
     state = checkpoint.load_checkpoint(folder / "checkpoint")
@@ -98,9 +99,9 @@ def contents(folder: Path) -> Iterator[tuple[str, Any]]:
 
 def is_compared(path: Path) -> bool:
     """Whether an undisturbed run has a file of this name too; a signal may ask for other checkpoints."""
-    is_checkpoint = any(part.startswith("step_") for part in path.with_suffix("").parts[-2:])
+    is_checkpoint = "checkpoint" in path.parts and any(part.startswith("step_") for part in path.parts)
     of_attempts = path.parent.name == "attempts" or "crash" in path.parts or "tfevents" in path.name
-    return not of_attempts and not (is_checkpoint and "checkpoint" in path.parts)
+    return not (is_checkpoint or of_attempts)
 
 
 def leaves(tree: Any, path: str) -> Iterator[tuple[str, Any]]:
