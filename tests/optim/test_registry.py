@@ -28,11 +28,12 @@ SIZES = {
     },
 }  # fmt: skip
 ENGINES = {
+    "single": {"id": "cartpole-rotations"},
     "control": {"id": "cartpole-gravity", "engine": "control"},
     "grid": {"id": "grid-layouts-small"},
     "minatar": {"id": "minatar", "games": ("Breakout", "Freeway", "Asterix")},
 }
-"""A stream of each engine but Atari's, which is slow, and the one that steps environments one by one."""
+"""A stream of each engine but Atari's, which is slow."""
 FLAGS = {
     "redo": {"every": 4, "tau": 0.8},
     "regrama": {"every": 4, "tau": 0.8},
@@ -70,25 +71,19 @@ def run(agent, args):
     return did, load_file(folder / "checkpoint" / "weights.safetensors"), tags
 
 
+QUICK, *OTHERS = ENGINES
+
+
+@pytest.mark.parametrize("engine", [QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 @pytest.mark.parametrize("name", METHODS)
-def test_both_agents_run_with_it(name, tmp_path):
+def test_both_agents_run_with_it(name, engine, tmp_path):
     for agent in AGENTS:
-        did, weights, tags = run(agent, arguments(agent, tmp_path, name))
+        did, weights, tags = run(agent, arguments(agent, tmp_path, name, **ENGINES[engine]))
         assert did[name]["acted"]
         assert all(weight.isfinite().all() for weight in weights.values())
         if changes := did[name].get("changes"):
             assert len(tags[f"methods/{name}/moved"]) > 0
             assert tags[f"methods/{name}/changes"] == [(256, changes)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", METHODS)
-def test_every_engine_and_agent_run_with_it(name, engine, tmp_path):
-    for agent in AGENTS:
-        did, weights, _ = run(agent, arguments(agent, tmp_path, name, **ENGINES[engine]))
-        assert did[name]["acted"]
-        assert all(weight.isfinite().all() for weight in weights.values())
 
 
 SLOW = pytest.param("dqn", "grid-layouts-small", marks=pytest.mark.slow)
