@@ -184,15 +184,15 @@ def gae(
     Returns:
         Advantages, (T, N).
     """
-    advantages = torch.zeros_like(rewards)
-    advantage = torch.zeros_like(next_value)
+    next_values = torch.cat((values[1:], next_value[None]))
     running = 1.0 - done.float()
-    for t in reversed(range(len(rewards))):
-        delta = rewards[t] + gamma * (running[t] * next_value + final_values[t]) - values[t]
-        advantage = delta + gamma * lam * running[t] * advantage
-        advantages[t] = advantage
-        next_value = values[t]
-    return advantages
+    deltas = rewards + gamma * (running * next_values + final_values) - values
+    decays = gamma * lam * running
+    advantage, advantages = torch.zeros_like(next_value), []
+    for delta, decay in zip(reversed(deltas.unbind()), reversed(decays.unbind())):
+        advantage = delta + decay * advantage
+        advantages.append(advantage)
+    return torch.stack(advantages[::-1])
 
 
 def ppo_loss(

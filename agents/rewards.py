@@ -84,7 +84,7 @@ class RewardTransform:
         rewards = self.config.scale * rewards
         if self.is_normalized:
             torch.add(rewards, self.returns, alpha=self.gamma, out=self.returns)
-            self.count += 1
+            self.count += 1.0
             mean = self.returns.square().mean(dtype=torch.float64)
             self.mean_square.lerp_(mean, self.count.reciprocal())
             self.returns.masked_fill_(done, 0.0)

@@ -292,7 +292,7 @@ class Stream(VectorEnv):
     @staticmethod
     def may_have(flags: torch.Tensor) -> bool:
         """Whether any flag is set; true on a GPU, where to read it takes longer than what it saves."""
-        is_read = flags.device.type == "cpu" and not torch.compiler.is_compiling()
+        is_read = flags.is_cpu and not torch.compiler.is_compiling()
         return not is_read or bool(flags.any())
 
     def variant(self) -> int | None:

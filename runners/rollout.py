@@ -72,8 +72,8 @@ class Rollout(NamedTuple):
 
     def row(self) -> Tensor | int:
         """Index of the current step: a number, which is faster, where to read it takes no time."""
-        is_read = self.t.device.type == "cpu" and not torch.compiler.is_compiling()
-        return int(self.t) if is_read else self.t
+        is_read = self.t.is_cpu and not torch.compiler.is_compiling()
+        return self.t.item() if is_read else self.t  # type: ignore[return-value]
 
     def add(self, **fields: Tensor) -> None:
         """Store fields of the current step, (N, ...)."""

@@ -32,7 +32,8 @@ from neoteny.runners.replay import ReplayMemory
 Patch = tuple[Any, str]
 
 LOCKED = "under the lock"
-# Functions before which a process is killed or stopped: name -> owner, attribute.
+WRITTEN = "switch: written"
+# Functions before which a process is killed or stopped, WRITTEN after it: name -> owner, attribute.
 PLACES: dict[str, Patch] = {
     LOCKED: (attempts.Attempt, "section"),
     "start: number": (opening, "_restore"),
@@ -41,6 +42,7 @@ PLACES: dict[str, Patch] = {
     "start: meta": (run.Run, "_write_meta"),
     "switch: scores": (run.Run, "_log_switch"),
     "switch: audit": (Auditor, "switch"),
+    WRITTEN: (appended.Journal, "append"),
     "finish: weights": (run, "policy_as_bytes"),
     "finish: scores": (run, "run_scores"),
     "finish: pictures": (illustrations, "draw_pictures"),
@@ -218,9 +220,13 @@ def signal_at(point: str, nth: int, number: int) -> None:
         real = getattr(owner, attribute)
 
         def watched(*args: Any, **options: Any) -> Any:
-            if reached():
+            met = reached()
+            if met and point != WRITTEN:
                 die()
-            return real(*args, **options)
+            result = real(*args, **options)
+            if met and point == WRITTEN:
+                die()
+            return result
 
         @contextlib.contextmanager
         def within(*args: Any) -> Iterator[None]:

@@ -131,6 +131,9 @@ class Torment:
                 return
             if code in allowed:
                 self._met(fault)
+                if code == ExitCode.PREEMPTED and self.outcome.recomputed[-1]:
+                    self.outcome.lost = f"it was not saved after {fault}; see {self.log}"
+                    return
                 self._change_code()
         if not (self.folder / "summary.json").exists() and (code := self._process().wait()) != 0:
             self.outcome.lost = f"exit code {code} after the last resume; see {self.log}"
@@ -143,7 +146,9 @@ class Torment:
         if fault == FOREIGN:
             return self._write_to_it(), (ExitCode.IO,)
         if fault.startswith(STOPPED):
-            return self._overtake(fault.removeprefix(STOPPED).strip()), (ExitCode.TAKEN, KILLED)
+            place = fault.removeprefix(STOPPED).strip()
+            # Who is stopped while it has the lock must not go on.
+            return self._overtake(place), (KILLED,) if place == LOCKED else (ExitCode.TAKEN, KILLED)
         moment = self._moment()
         if fault in POISON:
             self.process = self._process(poison=fault.split()[1])
