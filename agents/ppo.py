@@ -114,7 +114,7 @@ class ActorCritic(nn.Module):
         space = stream.single_observation_space
         self.encode = encoder_of(stream)
         self.register_buffer("example", zeros(space, 1), persistent=False)
-        self.shared = torso(self.encode, space, network) if shared_torso else nn.Sequential()
+        self.shared = torso(self.encode, space, network) if shared_torso else nn.Identity()
         self.actor = nn.Sequential() if shared_torso else torso(self.encode, space, network)
         self.critic = nn.Sequential() if shared_torso else torso(self.encode, space, network)
         self.actor.add_module("head", head(network, action_count(stream), gain=0.01))

@@ -81,10 +81,11 @@ class RewardTransform:
         """
         if self.config.clip:
             rewards = rewards.sign().where(rewards.isfinite(), rewards * 0)  # sign makes 0 of a NaN
-        rewards = self.config.scale * rewards
+        if self.config.scale != 1:
+            rewards = self.config.scale * rewards
         if self.is_normalized:
             torch.add(rewards, self.returns, alpha=self.gamma, out=self.returns)
-            self.count += 1.0
+            self.count.add_(1.0)
             mean = self.returns.square().mean(dtype=torch.float64)
             self.mean_square.lerp_(mean, self.count.reciprocal())
             self.returns.masked_fill_(done, 0.0)

@@ -78,12 +78,13 @@ class Rollout(NamedTuple):
     def add(self, **fields: Tensor) -> None:
         """Store fields of the current step, (N, ...)."""
         row = self.row()
+        if isinstance(row, int):
+            for name, value in fields.items():
+                getattr(self, name)[row] = value
+            return
         for name, value in fields.items():
             field: Tensor = getattr(self, name)
-            if isinstance(row, int):
-                field[row] = value
-            else:
-                field.index_copy_(0, row, value[None].to(field.dtype))
+            field.index_copy_(0, row, value[None].to(field.dtype))
 
     def advance(self, observation: Tensor) -> None:
         """End the current step with the observations after it, (N, ...)."""

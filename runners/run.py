@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import time
 import weakref
@@ -20,15 +19,11 @@ from neoteny.envs.transfer import to_host
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, progress_bar, shown
-from neoteny.runners.disk.appended import VISITS, Journal, changed_file, read_rows
-from neoteny.runners.disk.checkpoint import save_checkpoint
+from neoteny.runners.disk.appended import read_rows
 from neoteny.runners.disk.crash import magnitudes, named_tensors, save_crash
-from neoteny.runners.disk.events import EventWriter, event_files
 from neoteny.runners.disk.exit_codes import ExitCode, bad_input, stop
-from neoteny.runners.disk.files import replace_file, to_json, write_json
 from neoteny.runners.disk.folder import check_path, run_folder
 from neoteny.runners.disk.messages import tell, warn
-from neoteny.runners.disk.opening import open_run
 from neoteny.runners.disk.preemption import Preemption
 from neoteny.runners.episodes import Episodes, visit_of
 from neoteny.runners.evaluation import Act, Evaluations
@@ -36,6 +31,7 @@ from neoteny.runners.identity import Identity
 from neoteny.runners.illustrations import Illustrations
 from neoteny.runners.optimizers import check_optimizer
 from neoteny.runners.parts import OnDisk, Stateful, restore_part
+from neoteny.runners.record import open_record
 from neoteny.runners.scores import Visit, run_scores
 from neoteny.runners.together import Together
 from neoteny.runners.weights import policy_as_bytes
@@ -104,7 +100,11 @@ class Run:
 
         with contextlib.ExitStack() as resources:  # closed if the constructor fails
             self.preemption = together or resources.enter_context(Preemption())
-            state = self._open(remarks, first_lines(agent_file, args, total_steps, remarks, known), resources)
+            latest = together.step if together else math.inf
+            self.record, state = open_record(self.folder, self.identity, args.overwrite, latest)
+            resources.callback(self.record.close)
+            self.attempt, self.writer = self.record.attempt, self.record.writer
+            self._begin(remarks, first_lines(agent_file, args, total_steps, remarks, known), state)
             self._first = state["step"] if state else 0
             name = "/".join(self.folder.parts[-2:])
             if together:
@@ -168,7 +168,7 @@ class Run:
         if self.episodes.visit:
             self._log_visit()
             self._log_switch(self.episodes.visit, task, start, fingerprint)
-            self.journal.append(self.episodes.row())
+            self.record.visits.append(self.episodes.row())
         if warning:
             self._warn_of_switch(warning, start)
         self.episodes.begin_visit(task, start, fingerprint, game)
@@ -219,17 +219,17 @@ class Run:
             SystemExit: code 73 if another process has taken the run over, 74 if the disk is full.
         """
         self.attempt.check()
-        self._report_inexact()
-        self._write_meta()  # with what was imported since the last checkpoint
+        self.record.report_inexact(getattr(self.stream, "inexact", ()))
+        self.record.write_meta()  # with what was imported since the last checkpoint
         self.episodes.collect()
         self._log_visit()
-        self.journal.append(self.episodes.row())
-        self.journal.flush()
-        self._write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
+        self.record.visits.append(self.episodes.row())
+        self.record.visits.flush()
+        self.record.write("checkpoint/weights.safetensors", policy_as_bytes(network, self.stream))
         self.lap("save")
         visits = [
             {name: value for name, value in row.items() if name != "fingerprint"}
-            for row in read_rows(self.journal.path)
+            for row in read_rows(self.record.visits.path)
         ]
         scores = run_scores(visits) | self.evaluations.scores()
         scores = {tag: score for tag, score in scores.items() if math.isfinite(score)}
@@ -249,17 +249,7 @@ class Run:
             "seconds": seconds,
             **about_methods,
         }
-        self.writer.flush()
-        for file in (self.writer, self.journal):
-            if file.failing:
-                stop(ExitCode.IO, f"{file.path} could not be written; the last checkpoint is intact")
-        with self.attempt.section():
-            sizes = {**self._event_files(), VISITS: self.journal.flush()}
-            if changed := changed_file(self.folder, sizes):
-                stop(ExitCode.IO, f"{changed} is not as it was written; the last checkpoint is intact")
-            self._write("summary.json", summary)
-            for part in self._on_disk:
-                part.discard()
+        self.record.finish(summary, lambda: [part.discard() for part in self._on_disk])
         self.close()
         tell(last_lines(self.folder, self.args, self.stream.steps, summary, self.act is not None))
         return summary
@@ -278,50 +268,23 @@ class Run:
             warn(f"warning: in the whole run these methods changed nothing: {', '.join(idle)}")
         return {"methods": done}
 
-    def _open(
-        self, remarks: Sequence[str], message: str, resources: contextlib.ExitStack
-    ) -> dict[str, Any] | None:
-        """Open the folder and a new event file; returns the state to resume from, or ``None``.
-
-        The message is printed where the folder can be used, the remarks go to TensorBoard.
-        """
-        identity = self.identity
-        remark = "\n".join(filter(None, remarks))
-        latest = self.together.step if self.together else math.inf
-        try:
-            self.attempt, state = open_run(
-                self.folder, identity.config, identity.check, self.args.overwrite, latest
-            )
-            resources.callback(self.attempt.close)
-            purge_step = state["step"] + 1 if state else 0
-            with self.attempt.section():
-                counts = state.get("event_counts") if state else None
-                section = self.attempt.section
-                self.writer = EventWriter(self.folder, self.attempt.number, purge_step, counts, section)
-                resources.callback(self.writer.close)
-                path = self.folder / VISITS
-                self.journal = Journal(path, new=not path.exists())
-                resources.callback(self.journal.close)
-        except OSError as error:
-            stop(ExitCode.IO, f"{self.folder} cannot be written: {error}")
-        self.inexact = identity.inexact(state)
-        present = {path.name for path in event_files(self.folder)}  # the user may have removed some
-        earlier = state["event_files"] if state else {}
-        self._earlier_events = {name: size for name, size in earlier.items() if name in present}
+    def _begin(self, remarks: Sequence[str], message: str, state: Mapping[str, Any] | None) -> None:
+        """Print the first lines; if the run begins, also log its arguments and remarks to TensorBoard."""
         if self.together is None or self.together.is_first(self.args.seed):
             tell(message)
         if state is None:
             switches = (self.stream.schedule.period or self.total_steps) < self.total_steps
-            for summary in setup_summaries(identity.config, switches, remark, self.episodes.chart):
+            remark = "\n".join(filter(None, remarks))
+            for summary in setup_summaries(self.identity.config, switches, remark, self.episodes.chart):
                 self.writer.add(summary)
-        return state
 
     def _restore(self, state: Mapping[str, Any] | None) -> None:
         """Restore all parts from the last checkpoint's state, if any, and print where the run resumes."""
+        inexact = self.record.inexact
         for name in sorted(self.parts, key=lambda name: name != "methods"):
             states = state["parts"] if state else None
             reasons = restore_part(name, self.parts[name], states, self.attempt)
-            self.inexact += [reason for reason in reasons if reason not in self.inexact]
+            inexact += [reason for reason in reasons if reason not in inexact]
         if state:
             with bad_input(f"{self.folder} cannot be resumed: "):
                 torch.set_rng_state(state["rng"]["cpu"])
@@ -331,8 +294,8 @@ class Run:
                 self.evaluations.rows = state.get("evaluations", [])
             self.seconds, self.updates_made = state["seconds"], state["update"]
             self._saved = state["step"]
-        self._write_meta()
-        exactly = "exactly" if not self.inexact else f"but not bit for bit: {'; '.join(self.inexact)}"
+        self.record.write_meta()
+        exactly = "exactly" if not inexact else f"but not bit for bit: {'; '.join(inexact)}"
         begins = f"resumes at step {state['step']:,}, {exactly}" if state else "begins"
         tell(f"{shown(self.folder)} {begins}")
 
@@ -342,24 +305,11 @@ class Run:
             *ended, current = state["visits"] or [None]
             for row in ended:
                 known = {"fingerprint": row["fingerprint"]} if row["fingerprint"] else {}
-                self.journal.append(visit_of(row).row() | known)
-            self.journal.flush()
+                self.record.visits.append(visit_of(row).row() | known)
+            self.record.visits.flush()
         else:
             current = state["visit"]
-        self.episodes.restore(read_rows(self.journal.path), current)
-
-    def _write_meta(self) -> None:
-        """Write whether the run is exact, its machine and its code."""
-        meta = {"resume_exact": self.inexact or True, **self.identity.machine, "code": self.identity.code()}
-        self._write("meta.json", meta)
-
-    def _report_inexact(self) -> None:
-        """Report reasons why the run is not exact that have come up since it was opened."""
-        reasons = [*self.identity.changed_code(), *getattr(self.stream, "inexact", ())]
-        if new := [reason for reason in reasons if reason not in self.inexact]:
-            self.inexact += new
-            tell(f"{self.folder} continues, but not bit for bit: {'; '.join(new)}")
-            self._write_meta()
+        self.episodes.restore(read_rows(self.record.visits.path), current)
 
     def _read(self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> dict[str, Any]:
         """Read statistics from the device, and end the run if a tensor holds a NaN or an infinity."""
@@ -422,14 +372,11 @@ class Run:
         if not (due or any(part.due for part in self._on_disk) or self.preemption.signal or misfit):
             return
         self.attempt.check()
-        self._report_inexact()
+        self.record.report_inexact(getattr(self.stream, "inexact", ()))
         try:
             for part in self._on_disk:
                 part.flush()
-            state = self._state()
-            if self.writer.failing or self.journal.failing:  # what is still in memory would be lost on resume
-                raise OSError(errno.ENOSPC, "its events could not be")
-            save_checkpoint(self.folder / "checkpoint", step, state, self.attempt.section)
+            self.record.save(self._state())
         except OSError as error:
             self.attempt.check()  # a newer process removes what an older one has half written
             self._failed_saves += 1
@@ -462,37 +409,13 @@ class Run:
         return {
             "step": self.stream.steps,
             "update": self.updates_made,
-            "config": to_json(self.identity.config),
-            "machine": self.identity.machine,
-            "code": self.identity.code(),
-            "inexact": self.inexact,
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
             "rng": rng,
             "visit": self.episodes.state(),
-            "visits_size": self.journal.flush(),
             "evaluations": self.evaluations.rows,
             "seconds": self.seconds,
-            "event_files": self._event_files(),
-            "event_counts": self.writer.counts,
+            **self.record.state(),
         }
-
-    def _event_files(self) -> dict[str, int]:
-        """The run's event files and their sizes in bytes, once pending events are written."""
-        return {**self._earlier_events, **self.writer.sizes()}
-
-    def _write(self, name: str, data: bytes | Mapping[str, Any]) -> None:
-        """Write a file; a failure ends the run."""
-        path = self.folder / name
-        try:
-            with self.attempt.section():
-                path.parent.mkdir(exist_ok=True)
-                if isinstance(data, bytes):
-                    replace_file(path, data)
-                else:
-                    write_json(path, data)
-        except OSError as error:
-            reason = f"{path} could not be written ({error.strerror})"
-            stop(ExitCode.IO, f"{reason}; the last checkpoint is intact")
 
     def _log_visit(self) -> None:
         """Log the scores of the visit that ends."""

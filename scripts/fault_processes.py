@@ -23,7 +23,7 @@ from neoteny.envs import Stream
 from neoteny.envs.auditor import Auditor
 from neoteny.envs.single import workers
 from neoteny.envs.single.workers import ProcessEnvs, Worker
-from neoteny.runners import illustrations, run
+from neoteny.runners import illustrations, record, run
 from neoteny.runners.disk import appended, attempts, checkpoint, opening
 from neoteny.runners.disk.checkpoint import MANIFEST, STATE, TENSORS
 from neoteny.runners.disk.messages import protect_output
@@ -38,15 +38,15 @@ PLACES: dict[str, Patch] = {
     LOCKED: (attempts.Attempt, "section"),
     "start: number": (opening, "_restore"),
     "start: files": (opening, "remove_later"),
-    "start: events": (run, "EventWriter"),
-    "start: meta": (run.Run, "_write_meta"),
+    "start: events": (record, "EventWriter"),
+    "start: meta": (record.Record, "write_meta"),
     "switch: scores": (run.Run, "_log_switch"),
     "switch: audit": (Auditor, "switch"),
     WRITTEN: (appended.Journal, "append"),
     "finish: weights": (run, "policy_as_bytes"),
     "finish: scores": (run, "run_scores"),
     "finish: pictures": (illustrations, "draw_pictures"),
-    "finish: summary": (run, "changed_file"),
+    "finish: summary": (record, "changed_file"),
 }
 WORKERS = 2  # of some runs
 NEVER = 2**62  # a step that no run reaches

@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import gc
 import importlib
 import io
+import multiprocessing
 import os
 import random
 import resource
@@ -30,6 +32,7 @@ import time
 import traceback
 import typing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +43,7 @@ from neoteny.configs.cli import launch, launch_script
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers
 from neoteny.runners.disk.messages import protect_output, tell
 from neoteny.runners.run import Run
+from neoteny.runners.sweep import usable_cores
 from neoteny.scripts import sweep
 from neoteny.scripts.agent_files import agent_names, load_agent
 from neoteny.scripts.malformed_lines import RUN, Line, malformed, registered
@@ -174,9 +178,11 @@ class Malformed:
     """Instead train on every registered environment of Gymnasium, with PPO and DQN."""
     seed: int = 0
     """Of the command lines."""
+    jobs: int = dataclasses.field(default_factory=usable_cores)
+    """Number of command lines at a time."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, ("lines",), at_least=1)
+        check_numbers(self, ("lines", "jobs"), at_least=1)
         check_numbers(self, ("processes", "seed"), at_least=0)
 
 
@@ -196,6 +202,14 @@ def in_new_process(line: Line, folder: Path) -> Outcome:
     done = subprocess.run([*command, *line.words], cwd=folder, capture_output=True, timeout=600, check=False)
     left = tuple(path.name for path in folder.iterdir() if path.name != RUN)
     return Outcome(done.returncode, (done.stdout + done.stderr).decode(errors="replace"), left, 0.0, 0)
+
+
+def outcome_of(line: Line, made: Path, ends: Callable[[Line, Path], Outcome]) -> Outcome:
+    """How a command line ends in a folder of its own; commands that read runs find one there."""
+    with tempfile.TemporaryDirectory() as empty:
+        if line.command in ("compare", "evaluate"):
+            shutil.copytree(made / RUN, Path(empty) / RUN)
+        return ends(line, Path(empty))
 
 
 def table(lines: Sequence[Line], faults: Sequence[str], outcomes: Sequence[Outcome]) -> str:
@@ -222,16 +236,16 @@ def main(args: Malformed) -> int:
         gc.collect()
         gc.freeze()  # so that the processes share this one's memory
 
-        def outcome(line: Line, ends: Callable[[Line, Path], Outcome]) -> Outcome:
-            with tempfile.TemporaryDirectory() as empty:
-                if line.command in ("compare", "evaluate"):
-                    shutil.copytree(made / RUN, Path(empty) / RUN)
-                return ends(line, Path(empty))
+        with ProcessPoolExecutor(args.jobs, multiprocessing.get_context("fork")) as pool:
 
-        outcomes = [outcome(line, type_in) for line in tqdm(lines, unit="line", mininterval=10)]
-        refused = [line for line, ended in zip(lines, outcomes) if ended.code == ExitCode.BAD_INPUT]
-        again = random.Random(args.seed).sample(refused, min(args.processes, len(refused)))
-        outcomes += [outcome(line, in_new_process) for line in tqdm(again, unit="process", mininterval=10)]
+            def run_all(lines: Sequence[Line], ends: Callable[[Line, Path], Outcome]) -> list[Outcome]:
+                made_by = functools.partial(outcome_of, made=made, ends=ends)
+                return list(tqdm(pool.map(made_by, lines), total=len(lines), unit="line", mininterval=10))
+
+            outcomes = run_all(lines, type_in)
+            refused = [line for line, ended in zip(lines, outcomes) if ended.code == ExitCode.BAD_INPUT]
+            again = random.Random(args.seed).sample(refused, min(args.processes, len(refused)))
+            outcomes += run_all(again, in_new_process)
     lines += [line._replace(kind="new processes") for line in again]
     faults = [fault(*pair) for pair in zip(lines, outcomes)]
     for line, found, ended in zip(lines, faults, outcomes):

@@ -47,6 +47,7 @@ from neoteny.optim import (
     UPGDConfig,
 )
 from neoteny.runners import identity, run
+from neoteny.runners import record as run_files
 from neoteny.runners.disk import appended, checkpoint, events, opening
 from neoteny.runners.disk.checkpoint import (
     MANIFEST,
@@ -276,8 +277,8 @@ def full_for(monkeypatch, *names):
 
         return guarded
 
-    monkeypatch.setattr(run, "write_json", guard(run.write_json))
-    monkeypatch.setattr(run, "replace_file", guard(run.replace_file))
+    monkeypatch.setattr(run_files, "write_json", guard(run_files.write_json))
+    monkeypatch.setattr(run_files, "replace_file", guard(run_files.replace_file))
     return refused
 
 
@@ -534,7 +535,7 @@ def test_two_processes_the_older_one_does_no_harm(tmp_path, monkeypatch, undistu
 @pytest.mark.parametrize(
     ("module", "place", "every"),
     [
-        (run, "open_run", 64),
+        (run_files, "open_run", 64),
         (checkpoint, "sync_folder", 64),
         (run, "policy_as_bytes", 0),
         (run, "run_scores", 0),
