@@ -240,11 +240,11 @@ def test_the_process_has_no_more_memory_after_more_steps(tmp_path):
     begun, used = begin(small(tmp_path, total_steps=10_000, checkpoint_every=0)), []
     tracemalloc.start()
     try:
-        for step in range(1, 4_001):
-            record(begun, step, {"task": step // 100}, torch.ones(3, 1))
+        for step in range(1, 1_001):
+            record(begun, step, {"task": step // 50}, torch.ones(3, 1))
             with begun.end_update({}) as metrics:
                 metrics["losses/entropy"] = 1.0
-            if step % 1_000 == 0:
+            if step % 200 == 0:
                 begun.writer.flush()
                 begun.journal.flush()
                 gc.collect()
@@ -252,7 +252,7 @@ def test_the_process_has_no_more_memory_after_more_steps(tmp_path):
     finally:
         tracemalloc.stop()
     begun.close()
-    assert max(used) - used[0] < 20_000  # a float for each step would be 96 kB
+    assert max(used) - used[1] < 10_000, used  # a float for each step would be 14 kB more
 
 
 def test_faults_py_measures_what_the_page_says_of_switches(tmp_path):
@@ -376,10 +376,8 @@ def test_malformed_py_prints_the_figures_of_the_page(monkeypatch, capsys):
         monkeypatch.setattr(malformed, name, outcome)
     monkeypatch.setattr(malformed, "make_run", lambda made: (made / malformed.RUN).mkdir())
     monkeypatch.setattr(malformed, "IMPORTED", ())
-    try:
-        assert malformed.main(malformed.Malformed(lines=100, processes=7, seed=1)) == 0
-    finally:
-        gc.unfreeze()
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    assert malformed.main(malformed.Malformed(lines=100, processes=7, seed=1)) == 0
     *table, _, end = capsys.readouterr().out.splitlines()
     counts = {
         name: list(map(int, row)) for name, *row in (re.split(r" ?\| ?", line)[1:-2] for line in table[2:])
