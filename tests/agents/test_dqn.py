@@ -1,4 +1,5 @@
 import dataclasses
+import json
 import re
 
 import gymnasium as gym
@@ -366,6 +367,8 @@ def test_a_run_without_replay_goes_on_with_other_episodes(tmp_path, monkeypatch,
     assert "but not bit for bit" in capsys.readouterr().out
     assert len(cuts) == 1
     assert any(cuts[0])
+    (meta,) = tmp_path.rglob("meta.json")
+    assert "--stream.single.no-replay" in str(json.loads(meta.read_text())["resume_exact"])
 
 
 GAMES = StreamConfig("atari", games=("Breakout", "Pong"), period=96, audit="off")

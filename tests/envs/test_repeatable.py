@@ -148,6 +148,18 @@ class ModuleCounter(Walk):
         COUNT += 1
 
 
+def captured():
+    """An environment whose function remembers something in a captured variable."""
+    made = 0
+
+    class Captures(Walk):
+        def begin(self):
+            nonlocal made
+            made += 1
+
+    return Captures()
+
+
 class Watch(Walk):
     """The time is up after a minute of its own clock."""
 
@@ -191,6 +203,7 @@ WRONG = {
     "counter": (Counter, "Counter keeps episodes"),
     "counter of the class": (SharedCounter, "SharedCounter.episodes, which all environments share"),
     "global variable": (ModuleCounter, "COUNT, which all environments share"),
+    "captured variable": (captured, "which all environments share, changes"),
     "own clock": (Watch, "Watch keeps began"),
     "time of day": (EvenSeconds, "the reward of step"),
 }

@@ -458,6 +458,19 @@ def test_a_checkpoint_has_the_actions_of_running_episodes_but_without_replay(rep
     assert ("an episode has 40 steps so far: each checkpoint holds" in capsys.readouterr().err) == replay
 
 
+def test_a_resume_replays_the_steps_of_running_episodes(monkeypatch):
+    config = StreamConfig("MountainCar-v0", engine="single")
+    lived, resumed = config.make(2), config.make(2)
+    lived.reset()
+    advance(lived, 40)
+    kind, made = type(gym.make("MountainCar-v0").unwrapped), []
+    step = kind.step
+    monkeypatch.setattr(kind, "step", lambda self, action: (made.append(action), step(self, action))[1])
+    resumed.load_state_dict(lived.state_dict())
+    assert len(made) == 2 * 40
+    assert resumed.exact
+
+
 @pytest.mark.parametrize(
     ("replay", "reason"),
     [

@@ -138,6 +138,43 @@ def test_replay_of_running_episodes_notices_ends_that_move(tmp_path, modules):
     assert "other rewards or ends" in two.inexact[0]
 
 
+def test_what_shows_only_after_thousands_of_steps_is_found_by_the_replay(tmp_path, modules):
+    """Its counter is where the check at the start does not look, and acts after more steps than it plays."""
+    path = tmp_path / "exact_walk.py"
+    tired = WALK.replace("        self.t += 1\n", "        self.t += 1\n        self.life.steps += 1\n")
+    tired = tired.replace("PAY - float(action)", "PAY + (self.life.steps > 2000)")
+    tired = tired.replace(
+        "    def reset", "    def __init__(self):\n        self.life = Life()\n\n    def reset"
+    )
+    path.write_text(tired.replace("class Walk", "class Life(gym.Env):\n    steps = 0\n\nclass Walk"))
+    load(path)
+    config = StreamConfig("exact_walk:ExactWalk-v0")
+    one, two = (config.make(2, 1, "cpu") for _ in range(2))
+    one.reset()
+    for steps, reasons in ((1_990, 0), (40, 1)):
+        for _ in range(steps):
+            one.step(one.action_space.sample())
+        two.load_state_dict(one.state_dict())
+        assert len(two.inexact) == reasons
+    assert "other rewards or ends than before, so new episodes began" in two.inexact[0]
+
+
+def test_files_that_code_reads_are_not_compared(tmp_path, monkeypatch, capsys, modules):
+    """What a file says matters from the twentieth step of an episode on; no running one has come so far."""
+    path, file = tmp_path / "exact_walk.py", tmp_path / "pay.txt"
+    file.write_text("1.0")
+    late = "1.0 if self.t < 20 else float(Path('pay.txt').read_text())"
+    path.write_text("from pathlib import Path\n" + WALK.replace("PAY - float(action)", late))
+    load(path)
+    monkeypatch.chdir(tmp_path)
+    args = small(tmp_path, "exact_walk:ExactWalk-v0")
+    die(ppo, args, 150, monkeypatch)
+    file.write_text("2.0")
+    ppo.main(args)
+    assert "resumes at step 128, exactly" in capsys.readouterr().out
+    assert meta(tmp_path)["resume_exact"] is True
+
+
 def test_episodes_played_twice_show_memory_at_the_start_and_the_run_goes_on(tmp_path, monkeypatch, capsys):
     gym.register(
         "ExactNorm-v0", entry_point=lambda: gym.wrappers.NormalizeReward(gym.make("CartPole-v1"), gamma=0.99)

@@ -149,6 +149,22 @@ def test_a_killed_run_ends_with_the_pictures_of_one_that_was_not(tmp_path, monke
     assert drawn(calm) == {}
 
 
+def test_tensorboard_has_both_pictures_and_the_spectra_as_histograms(tmp_path):
+    args = small(tmp_path)
+    summary = ppo.main(args)
+    assert drawn(args).keys() == {"spectra", "dormant"}
+    assert summary["seconds"]["pictures"] > 0
+    layers = [f"{part}.linear{i}" for part in ("actor", "critic") for i in (1, 2)]
+    shown = EventAccumulator(str(run_folder("ppo", args))).Reload().Tags()["histograms"]
+    assert {f"spectra/{layer}" for layer in layers} <= set(shown)
+
+
+def test_no_pictures_leaves_the_drawing_out(tmp_path):
+    args = small(tmp_path, probes=ProbeConfig(every=5, pictures=False))
+    assert "pictures" not in ppo.main(args)["seconds"]
+    assert drawn(args) == {}
+
+
 def test_without_matplotlib_one_sentence_says_so(tmp_path, monkeypatch, capsys):
     for name in ("figure", "ticker", "backends.backend_agg"):
         monkeypatch.setitem(sys.modules, f"matplotlib.{name}", None)

@@ -24,6 +24,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -34,6 +35,7 @@ from neoteny.agents.ppo import Args
 from neoteny.agents.rewards import RewardConfig
 from neoteny.configs.cli import launch, override
 from neoteny.envs import Stream
+from neoteny.envs.audit import Fingerprint, fingerprint
 from neoteny.envs.single import workers
 from neoteny.envs.single.engine import SingleConfig
 from neoteny.optim import (
@@ -532,6 +534,20 @@ def test_two_processes_the_older_one_does_no_harm(tmp_path, monkeypatch, undistu
     assert outcome(args) == undisturbed
 
 
+def test_two_processes_the_visits_are_the_newer_one_s_own(tmp_path):
+    args = small(tmp_path)
+    older = begin(args)
+    record(older, 30, {"task": 0})
+    update(older, EVERY, {"task": 1})
+    newer = begin(args)
+    for each, task in ((older, 7), (newer, 1), (older, 8)):
+        each.journal.append({"task": task})
+        each.journal.flush()
+    for each in (newer, older):
+        each.close()
+    assert [row["task"] for row in appended.read_rows(newer.journal.path)] == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("module", "place", "every"),
     [
@@ -584,10 +600,37 @@ def test_event_files_or_visits_that_are_not_as_they_were_written(file, tmp_path,
     assert not list(tmp_path.glob("**/summary.json"))
 
 
-def test_visits_grow_by_300_to_700_bytes_at_each_switch(undisturbed):
+def test_visits_grow_by_250_to_900_bytes_at_each_switch(tmp_path, undisturbed):
+    """In a short run, with the fewest words about a task, and late in a run with those about Acrobot."""
     lines = undisturbed["visits"].splitlines()
     assert len(lines) == 3
     assert all(300 <= len(line) <= 700 for line in lines)
+    acrobot = fingerprint(gym.make("Acrobot-v1"))
+    drawn = {
+        name: value / 7 if isinstance(value, float) else value for name, value in acrobot.parameters.items()
+    }
+    begun = begin(small(tmp_path))
+    for start, about in (
+        (0, Fingerprint("Box(4)", {"gravity": 9.8}, 40 * "0")),
+        (10**9, dataclasses.replace(acrobot, parameters=drawn)),
+    ):
+        for step in range(start, start + 4):
+            ended = torch.tensor([[1.0], [-step / 3], [1.0]], dtype=torch.float64)
+            record(begun, step, {"task": step % 3, "fingerprint": about}, ended)
+    begun.journal.flush()
+    lines = begun.journal.path.read_bytes().splitlines(keepends=True)
+    begun.close()
+    assert len(lines) == 7
+    assert all(250 <= len(line) <= 900 for line in lines), [len(line) for line in lines]
+
+
+def test_a_checkpoint_is_written_every_so_many_steps(tmp_path):
+    begun = begin(small(tmp_path))
+    for step in range(BATCH, TOTAL + 1, BATCH):
+        update(begun, step)
+        kept = checkpoint.checkpoints(begun.folder / "checkpoint")
+        assert [checkpoint.step_of(path) for path in kept[-1:]] == [step // EVERY * EVERY] * (step >= EVERY)
+    begun.close()
 
 
 def test_a_checkpoint_does_not_grow_with_steps_switches_or_episodes(tmp_path):
@@ -984,6 +1027,22 @@ def test_damaged_no_less_is_a_checkpoint_of_a_newer_version(tmp_path, monkeypatc
     assert tree(tmp_path) == before
 
 
+def test_a_checkpoint_that_holds_what_no_run_has_written_is_set_aside(
+    tmp_path, monkeypatch, undisturbed, capsys
+):
+    args, (_, newest) = stopped(tmp_path, monkeypatch)
+    state = read_checkpoint(newest)
+    del state["rng"]
+    checkpoint.save_checkpoint(newest.parent, state["step"], state)  # whole, with the right hashes
+    capsys.readouterr()
+    assert ending(args) == 0
+    output = capsys.readouterr()
+    assert "is not one of a run (the state lacks rng); it is set aside" in output.err
+    assert f"resumes at step {EVERY}, exactly" in output.out
+    assert len(list(newest.parent.glob(f".corrupt_{newest.name}_*"))) == 1
+    assert outcome(args) == undisturbed
+
+
 def foreign_agent(state):
     state["config"]["agent"] = "dqn"
 
@@ -1008,6 +1067,10 @@ def no_moments(state):
     state["parts"]["optimizer"]["state"][0]["exp_avg_sq"] = torch.zeros(())
 
 
+def foreign_stream(state):
+    state["parts"]["stream"]["returns"] = torch.zeros(5)
+
+
 def other_methods(state):
     state["parts"]["methods"]["methods"] = {"isometry": {}}
 
@@ -1023,6 +1086,7 @@ def other_methods(state):
         (no_optimizer, "cannot be resumed: optimizer: KeyError: 'state'"),
         (other_groups, "cannot be resumed: optimizer: loaded state dict has a different number of"),
         (foreign_moments, "cannot be resumed: optimizer: exp_avg has shape (5,) instead of (16, 16)"),
+        (foreign_stream, "cannot be resumed: stream: "),
         (no_moments, "cannot be resumed: optimizer: exp_avg_sq has shape () instead of (16, 16)"),
         (
             other_methods,
@@ -1030,7 +1094,7 @@ def other_methods(state):
         ),
     ],
 )
-def test_damaged_or_foreign_state_is_refused(change, sentence, tmp_path, monkeypatch, capsys):
+def test_a_checkpoint_that_does_not_fit_the_run_is_refused(change, sentence, tmp_path, monkeypatch, capsys):
     args, (_, newest) = stopped(tmp_path, monkeypatch)
     state = read_checkpoint(newest)
     change(state)

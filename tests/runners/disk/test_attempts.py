@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import sys
@@ -71,6 +72,32 @@ def test_two_processes_the_newest_owns_the_run(tmp_path):
     assert exit.value.code == 73
     assert not entered
     newer.check()
+
+
+def test_two_processes_the_newest_of_several_that_start_at_once_owns_the_run(tmp_path):
+    wakes, wake = os.pipe()
+
+    def begin_at_once():
+        os.read(wakes, 1)
+        kept = begun(tmp_path)
+        time.sleep(600)
+        del kept
+
+    with contextlib.ExitStack() as stack:
+        pids = {stack.enter_context(other_process(lambda: None, begin_at_once)) for _ in range(5)}
+        os.write(wake, b".....")
+        deadline = time.monotonic() + 60
+        while latest_attempt(tmp_path) < 5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        files = [attempts.attempt_file(tmp_path, number) for number in range(1, 6)]
+        with locked(tmp_path):  # so that each has written who it is
+            assert {json.loads(file.read_text())["pid"] for file in files} == pids
+        owners = [attempts.Attempt(tmp_path, i, os.open(file, os.O_RDWR)) for i, file in enumerate(files, 1)]
+        assert [owner.is_superseded for owner in owners] == [True, True, True, True, False]
+        for owner in owners:
+            owner.close()
+    os.close(wakes)
+    os.close(wake)
 
 
 def test_two_processes_a_run_that_was_removed_and_started_again_is_another(tmp_path):
