@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from neoteny.runners.disk.files import replace_file, to_json, write_json
 from neoteny.runners.disk.messages import tell
 from neoteny.runners.disk.opening import open_run
 from neoteny.runners.identity import Identity
+from neoteny.runners.parts import OnDisk
 
 
 class Record:
@@ -96,8 +97,8 @@ class Record:
             tell(f"{self.folder} continues, but not bit for bit: {'; '.join(new)}")
             self.write_meta()
 
-    def finish(self, summary: Mapping[str, Any], discard: Callable[[], None]) -> None:
-        """Write the summary, discard what a finished run does not need, and close all files.
+    def finish(self, summary: Mapping[str, Any], on_disk: Sequence[OnDisk]) -> None:
+        """Write the summary, discard the data files of parts on disk, and close all files.
 
         Raises:
             SystemExit: code 74 if a file could not be written, or is not as it was written.
@@ -110,7 +111,8 @@ class Record:
             if changed := changed_file(self.folder, {**self.sizes(), VISITS: self.visits.flush()}):
                 stop(ExitCode.IO, f"{changed} is not as it was written; the last checkpoint is intact")
             self.write("summary.json", summary)
-            discard()
+            for part in on_disk:
+                part.discard()
         self.close()
 
 

@@ -249,7 +249,7 @@ class Run:
             "seconds": seconds,
             **about_methods,
         }
-        self.record.finish(summary, lambda: [part.discard() for part in self._on_disk])
+        self.record.finish(summary, self._on_disk)
         self.close()
         tell(last_lines(self.folder, self.args, self.stream.steps, summary, self.act is not None))
         return summary

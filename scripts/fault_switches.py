@@ -75,7 +75,7 @@ def measure_switches(count: int, folder: Path) -> tuple[str, bool]:
     again.finish(nn.Linear(1, 1))
     sentence = (
         f"{count:,} switches: {first:.3f} ms each in the first tenth, {last:.3f} ms in the last; a "
-        f"checkpoint has {size:,} bytes, visits.jsonl {again.journal.path.stat().st_size:,}; a resume takes "
+        f"checkpoint has {size:,} bytes, visits.jsonl {again.record.visits.path.stat().st_size:,}; a resume takes "
         f"{seconds:.1f} s."
     )
     return sentence, max(first, last) < MOST_MS and seconds < MOST_SECONDS

@@ -184,7 +184,7 @@ SHOWN = {
     "`visits.jsonl` | by": "visits_grow_by_250_to_900_bytes_at_each_switch",
     "100,000 switches cost": "faults_py_measures_what_the_page_says_of_switches",
     "event files | by": "all_scalars_of_a_step_are_one_event",
-    "All of the first 10,000": (
+    "All of the first 5,000": (
         "long_series_are_thinned_by_the_rule",
         "no_point_is_missing_below_the_limit_and_the_rule_goes_on_after_a_resume",
         "amounts_are_those_of_the_code",

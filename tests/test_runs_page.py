@@ -247,7 +247,7 @@ def test_the_process_has_no_more_memory_after_more_steps(tmp_path):
                 metrics["losses/entropy"] = 1.0
             if step in (1_200, 1_800):
                 begun.writer.flush()
-                begun.journal.flush()
+                begun.record.visits.flush()
                 gc.collect()
                 used.append(tracemalloc.get_traced_memory()[0])
     finally:
@@ -352,8 +352,14 @@ def test_only_names_the_faults():
     assert [case.faults for case in itertools.islice(planned, 2)] == 2 * [("SIGTERM", "SIGKILL")]
 
 
+def not_typed(line, folder):
+    """The outcome of a line, as if it had been typed: about a tenth of those that may be valid are."""
+    if len("".join(line.words)) % 10 == 0 and not line.cannot_be:
+        return malformed.Outcome(0, "", (), 0.1, 2**20)
+    return malformed.Outcome(2, "error: x\n", (), 1.5, 300 * 2**20)
+
+
 def test_malformed_py_prints_the_figures_of_the_page(monkeypatch, capsys):
-    """Of lines that are not typed: every tenth that may be valid is."""
     known = (
         r"Of ([\d,]+) lines, of seeds (\d+) to (\d+), ([\d,]+) were refused and (\d+) valid, with no fault; "
         r"a refusal took at most ([\d.]+) s of the processor and (\d+) MiB, imports included\. (\d+) of them"
@@ -366,15 +372,8 @@ def test_malformed_py_prints_the_figures_of_the_page(monkeypatch, capsys):
     assert seconds < malformed.SECONDS
     assert size < malformed.BYTES / 2**20
 
-    numbers = itertools.count()
-
-    def outcome(line, folder):
-        if next(numbers) % 10 == 0 and not line.cannot_be:
-            return malformed.Outcome(0, "", (), 0.1, 2**20)
-        return malformed.Outcome(2, "error: x\n", (), 1.5, 300 * 2**20)
-
     for name in ("type_in", "in_new_process"):
-        monkeypatch.setattr(malformed, name, outcome)
+        monkeypatch.setattr(malformed, name, not_typed)
     monkeypatch.setattr(malformed, "make_run", lambda made: (made / malformed.RUN).mkdir())
     monkeypatch.setattr(malformed, "IMPORTED", ())
     monkeypatch.setattr(gc, "freeze", lambda: None)

@@ -22,7 +22,7 @@ from neoteny.runners.disk.wandb_copy import WandbCopy
 
 LONGEST = 512  # most numbers of a vector that are stored
 LARGEST = 1 << 24  # bytes of a file after which another begins
-SCALARS, VECTORS, TEXTS = 10_000, 500, 10_000  # points of a tag after which its series is thinned
+SCALARS, VECTORS, TEXTS = 5_000, 250, 5_000  # points of a tag after which its series is thinned
 
 
 class EventWriter:

@@ -232,7 +232,7 @@ def test_code_of_an_edited_agent_is_refused_and_a_copy_has_its_own_folder(
     die(agent, args, 150, monkeypatch)
     (folder,) = tmp_path.glob("runs/*/*/*/s1")
     assert folder.parts[-3:] == ("my_ppo", "adam", "s1")
-    copied.write_text(source.replace("advantages[t] = advantage\n", "advantages[t] = 0 * advantage\n"))
+    copied.write_text(source.replace("advantages.append(advantage)", "advantages.append(0 * advantage)"))
     agent = load(copied)
     before = sorted(path.name for path in folder.rglob("*"))
     with pytest.raises(SystemExit) as exit:

@@ -541,11 +541,11 @@ def test_two_processes_the_visits_are_the_newer_one_s_own(tmp_path):
     update(older, EVERY, {"task": 1})
     newer = begin(args)
     for each, task in ((older, 7), (newer, 1), (older, 8)):
-        each.journal.append({"task": task})
-        each.journal.flush()
+        each.record.visits.append({"task": task})
+        each.record.visits.flush()
     for each in (newer, older):
         each.close()
-    assert [row["task"] for row in appended.read_rows(newer.journal.path)] == [0, 1]
+    assert [row["task"] for row in appended.read_rows(newer.record.visits.path)] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -591,10 +591,10 @@ def test_event_files_that_rotate_are_resumed(tmp_path, monkeypatch, undisturbed)
     assert outcome(args) == undisturbed
 
 
-@pytest.mark.parametrize("file", ["writer", "journal"])
+@pytest.mark.parametrize("file", ["writer", "visits"])
 def test_event_files_or_visits_that_are_not_as_they_were_written(file, tmp_path, monkeypatch, capsys):
     args = small(tmp_path)
-    at(monkeypatch, 150, lambda self: getattr(self, file).path.unlink())
+    at(monkeypatch, 150, lambda self: getattr(self.record, file).path.unlink())
     assert ending(args) == 74
     assert "is not as it was written; the last checkpoint is intact" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/summary.json"))
@@ -617,8 +617,8 @@ def test_visits_grow_by_250_to_900_bytes_at_each_switch(tmp_path, undisturbed):
         for step in range(start, start + 4):
             ended = torch.tensor([[1.0], [-step / 3], [1.0]], dtype=torch.float64)
             record(begun, step, {"task": step % 3, "fingerprint": about}, ended)
-    begun.journal.flush()
-    lines = begun.journal.path.read_bytes().splitlines(keepends=True)
+    begun.record.visits.flush()
+    lines = begun.record.visits.path.read_bytes().splitlines(keepends=True)
     begun.close()
     assert len(lines) == 7
     assert all(250 <= len(line) <= 900 for line in lines), [len(line) for line in lines]

@@ -33,8 +33,9 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def end(finished, tmp_path):
-    """How a command line ends, and what is wrong with that."""
+def end(finished, tmp_path, monkeypatch):
+    """How a command line ends, and what is wrong with that; a machine may be slow."""
+    monkeypatch.setattr(malformed, "SECONDS", 10.0)
 
     def type_in(line):
         if line.command in ("compare", "evaluate"):
