@@ -73,9 +73,10 @@ def measure_switches(count: int, folder: Path) -> tuple[str, bool]:
     seconds = time.process_time() - started
     assert len(again.episodes.tasks) == count
     again.finish(nn.Linear(1, 1))
+    visits = again.record.visits.path
     sentence = (
         f"{count:,} switches: {first:.3f} ms each in the first tenth, {last:.3f} ms in the last; a "
-        f"checkpoint has {size:,} bytes, visits.jsonl {again.record.visits.path.stat().st_size:,}; a resume takes "
+        f"checkpoint has {size:,} bytes, visits.jsonl {visits.stat().st_size:,}; a resume takes "
         f"{seconds:.1f} s."
     )
     return sentence, max(first, last) < MOST_MS and seconds < MOST_SECONDS
