@@ -83,8 +83,8 @@ def test_a_grid_is_finished_when_a_node_is_lost_and_equals_that_of_one_machine(
     thread = threading.Thread(target=lose, args=(cluster.lossy, has_saved))
     thread.start()
     words = [*"--optims adam --seeds 0 1 2 3 4 5 6 7 --cluster".split(), cluster.address, "--"]  # noqa: SIM905
-    flags = [word for word in FLAGS.split() if word != "optim:adam"]
-    assert sweep.run([*words, *flags, "--total-steps", str(STEPS), "--runs-dir", "b"]) == 0
+    flags = with_flags(FLAGS.split(), ["--total-steps", str(STEPS), "--runs-dir", "b"])
+    assert sweep.run([*words, *(flag for flag in flags if flag != "optim:adam")]) == 0
     thread.join()
     for one, other in zip(runs["a"], runs["b"]):
         alone, on_cluster = outcome(one), outcome(other)
