@@ -14,6 +14,7 @@ ray = pytest.importorskip("ray", reason='needs Ray: pip install -e ".[cluster]"'
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from neoteny.agents import ppo  # noqa: E402
+from neoteny.configs.flags import with_flags  # noqa: E402
 from neoteny.runners.cluster import run_on_cluster  # noqa: E402
 from neoteny.runners.disk.claims import claim  # noqa: E402
 from neoteny.runners.disk.folder import run_folder  # noqa: E402
