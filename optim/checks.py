@@ -19,6 +19,10 @@ class Snapshot:
         self.learner = learner
         self.before = {parameter: parameter.detach().clone() for parameter in learner.network.parameters()}
 
+    def is_finite(self) -> bool:
+        """Whether all weights were finite."""
+        return bool(torch.stack([then.isfinite().all() for then in self.before.values()]).all())
+
     @torch.no_grad()
     def moved(self) -> float:
         """The norm of the change of all weights that are still in the network."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from types import SimpleNamespace
 
 import gymnasium as gym
 import pytest
@@ -10,10 +11,11 @@ from safetensors.torch import load_file
 
 from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig
-from neoteny.envs import StreamConfig
+from neoteny.envs import Stream, StreamConfig
 from neoteny.optim import METHODS, AdamConfig
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
+from neoteny.scripts.fault_processes import poison_steps
 from tests.events import scalars
 from tests.killed import die
 from tests.learners import Trained
@@ -84,6 +86,19 @@ def test_both_agents_run_with_it(name, engine, tmp_path):
         if changes := did[name].get("changes"):
             assert len(tags[f"methods/{name}/moved"]) > 0
             assert tags[f"methods/{name}/changes"] == [(256, changes)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_that_is_not_finite_ends_with_code_70(name, tmp_path, monkeypatch, capsys):
+    """Also if the method acts between the first NaN and the end of the update."""
+    for agent in AGENTS:
+        with monkeypatch.context() as patch:
+            patch.setattr(Stream, "step_tensors", Stream.step_tensors)  # restored afterwards
+            poison_steps("reward", SimpleNamespace(value=130))
+            with pytest.raises(SystemExit) as exit:
+                AGENTS[agent].main(arguments(agent, tmp_path, name))
+        assert exit.value.code == 70
+        assert "error: not finite at step" in capsys.readouterr().err
 
 
 SLOW = pytest.param("dqn", "grid-layouts-small", marks=pytest.mark.slow)
