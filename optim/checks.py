@@ -19,10 +19,6 @@ class Snapshot:
         self.learner = learner
         self.before = {parameter: parameter.detach().clone() for parameter in learner.network.parameters()}
 
-    def is_finite(self) -> bool:
-        """Whether all weights were finite."""
-        return bool(torch.stack([then.isfinite().all() for then in self.before.values()]).all())
-
     @torch.no_grad()
     def moved(self) -> float:
         """The norm of the change of all weights that are still in the network."""
@@ -33,20 +29,21 @@ class Snapshot:
     def problem(self, resets: bool) -> str:
         """What is wrong with the weights now; empty if nothing.
 
-        They are finite, if they were. If the event `resets` weights, entries that changed have moments of 0,
-        and are the same in the target network. Biases are exempt.
+        If the event `resets` weights, entries that changed have moments of 0, and are the same in the target
+        network. Biases are exempt, and so is what is not finite: that ends the run with its update.
         """
         found: dict[str, Tensor] = {}
         targets = targets_of(self.learner)
-        for name, now, then in self._kept():
-            found[f"{name} is not finite"] = then.isfinite().all() & ~now.isfinite().all()
-            if not resets or now.ndim < 2:
+        for name, now, then in self._kept() if resets else ():
+            if now.ndim < 2:
                 continue
-            changed = now != then
+            changed = (now != then) & now.isfinite()
             if moments := moments_of(self.learner.optimizer, now):
                 found[f"moments of {name} are not cleared"] = (torch.stack(moments).ne(0) & changed).any()
             if now in targets:
                 found[f"{name} is another in the target network"] = (targets[now].ne(now) & changed).any()
+        if not found:
+            return ""
         wrong = torch.stack(list(found.values())).tolist()  # one read from the device
         return next((sentence for sentence, is_wrong in zip(found, wrong) if is_wrong), "")
 

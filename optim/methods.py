@@ -322,8 +322,6 @@ class Methods:
 
     def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
         structures, before = self.learner.structures, Snapshot(self.learner)
-        if not before.is_finite():
-            return  # there is nothing left to reset: the run ends with this update, and says why
         with self.seen.paused():
             tags = method.on(Event(kind, self.steps, self._batch))
         moved = before.moved()

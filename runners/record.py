@@ -98,7 +98,7 @@ class Record:
             self.write_meta()
 
     def finish(self, summary: Mapping[str, Any], on_disk: Sequence[OnDisk]) -> None:
-        """Write the summary, discard the data files of parts on disk, and close all files.
+        """Write the summary and discard the data files of parts on disk.
 
         Raises:
             SystemExit: code 74 if a file could not be written, or is not as it was written.
@@ -113,7 +113,6 @@ class Record:
             self.write("summary.json", summary)
             for part in on_disk:
                 part.discard()
-        self.close()
 
 
 def open_record(
