@@ -155,8 +155,9 @@ class Stream(VectorEnv):
         first.close()
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
-        self.returns = torch.zeros(num_envs, dtype=torch.float64, device=self.engine.device)
-        self.lengths = torch.zeros(num_envs, dtype=torch.int64, device=self.engine.device)
+        # One tensor, since a step in which an episode ends then takes fewer operations.
+        self.episodes = torch.zeros(3, num_envs, dtype=torch.float64, device=self.engine.device)
+        self.ended, self.returns, self.lengths = self.episodes
         self.began = False
         self._enter()
 
@@ -216,8 +217,7 @@ class Stream(VectorEnv):
             self.engine.clear()
             self._enter()
         self.began = True
-        self.returns.zero_()
-        self.lengths.zero_()
+        self.episodes.zero_()
         self.preprocessing.reset()
         self.remarks[1:] = self.auditor.begin(self.schedule)
         self.engine.reset()
@@ -235,9 +235,10 @@ class Stream(VectorEnv):
         info = dict(self.about_step)
         if step.episodes is not None:
             ended, returns, lengths = step.episodes
-            info |= {"episode_return": returns, "_episode_return": ended > 0}
+            ended = ended > 0
             lengths = lengths.astype(np.int64) if self.device is None else lengths.long()
-            info |= {"episode_length": lengths, "_episode_length": ended > 0}
+            info |= {"episode_return": returns, "_episode_return": ended}
+            info |= {"episode_length": lengths, "_episode_length": ended}
         if step.final_observations is not None:
             info |= {"final_obs": step.final_observations}
             info |= {"_final_obs": step.terminated | step.truncated}
@@ -258,7 +259,8 @@ class Stream(VectorEnv):
         final = episodes = None
         some = self.may_have(done)
         if some:
-            episodes = self._to_agent(torch.stack((done.double(), self.returns, self.lengths.double())))
+            self.ended.copy_(done)
+            episodes = self._to_agent(self.episodes.clone())
         if self._switching:
             truncated = truncated | ~terminated
             done = torch.ones_like(done)
@@ -266,8 +268,7 @@ class Stream(VectorEnv):
             final = self.observation
             if self._switching:
                 self._switch()
-            self.returns.masked_fill_(done, 0.0)
-            self.lengths.masked_fill_(done, 0)
+            self.episodes.masked_fill_(done, 0.0)
             self.engine.reset(done)
         observations = self.preprocess(self.engine.observations, learn=True)
         if self.device is not None:
@@ -308,7 +309,7 @@ class Stream(VectorEnv):
             "seed": self.seed,
             "steps": self.steps,
             "returns": self.returns.clone(),
-            "lengths": self.lengths.clone(),
+            "lengths": self.lengths.long(),
             "engine": self.engine.state_dict(),
             **self.auditor.state_dict(),
             "preprocessing": self.preprocessing.state_dict(),
@@ -329,8 +330,7 @@ class Stream(VectorEnv):
         self.auditor.load_state_dict(state)
         self.preprocessing.load_state_dict(state["preprocessing"])
         if not self.exact:  # the running episodes were replaced by new ones
-            self.returns.zero_()
-            self.lengths.zero_()
+            self.episodes.zero_()
             self.preprocess(self.engine.observations, learn=True)
 
     def statistics(self) -> dict[str, torch.Tensor]:
