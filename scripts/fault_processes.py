@@ -37,7 +37,7 @@ WRITTEN = "switch: written"
 PLACES: dict[str, Patch] = {
     LOCKED: (attempts.Attempt, "section"),
     "start: number": (opening, "_restore"),
-    "start: files": (opening, "remove_later"),
+    "start: files": (opening, "prune"),
     "start: events": (record, "EventWriter"),
     "start: meta": (record.Record, "write_meta"),
     "switch: scores": (run.Run, "_log_switch"),

@@ -86,8 +86,7 @@ def save_checkpoint(
                 _remove(checkpoint)
             temporary.rename(checkpoint)
             sync_folder(folder)
-            for old in checkpoints(folder)[:-KEEP]:
-                _remove(old)
+            prune(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # unless it is the checkpoint now
     return checkpoint
@@ -140,10 +139,12 @@ def find_checkpoint(
     return None, damaged
 
 
-def remove_later(folder: Path, step: float) -> None:
-    """Remove the checkpoints after a step."""
-    for checkpoint in checkpoints(folder):
-        if step_of(checkpoint) > step:
+def prune(folder: Path, step: float = math.inf) -> None:
+    """Remove the checkpoints after a step, and all but the newest two of the others."""
+    found = checkpoints(folder)
+    kept = [checkpoint for checkpoint in found if step_of(checkpoint) <= step][-KEEP:]
+    for checkpoint in found:
+        if checkpoint not in kept:
             _remove(checkpoint)
 
 

@@ -15,7 +15,7 @@ from neoteny.runners.disk.checkpoint import (
     check_not_lost,
     find_checkpoint,
     newest_manifest,
-    remove_later,
+    prune,
     set_aside,
 )
 from neoteny.runners.disk.events import check_event_files, cut_event_files
@@ -126,7 +126,7 @@ def _restore(
         remove_temporary(place)
     set_aside(damaged)
     attempt.check()
-    remove_later(folder / "checkpoint", step)
+    prune(folder / "checkpoint", step)
     if state is not None:
         cut_event_files(folder, state["event_files"])
         cut(folder / VISITS, state.get("visits_size", 0))

@@ -242,6 +242,24 @@ def test_disk_full_for_a_while_is_survived(which, tmp_path, monkeypatch, undistu
     assert sorted(steps) == [save * EVERY for save in range(1, 5) if save not in which][-2:]
 
 
+def test_killed_before_it_removed_an_older_checkpoint(tmp_path, monkeypatch, undisturbed):
+    """After the last checkpoint, so that none to come removes it."""
+    args = small(tmp_path)
+
+    def killed(folder, prune=checkpoint.prune):
+        if checkpoint.step_of(checkpoint.checkpoints(folder)[-1]) == 4 * EVERY:
+            raise Killed
+        prune(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "prune", killed)
+        assert ending(args) == -signal.SIGKILL
+    assert len(list(tmp_path.glob("**/step_*"))) == 3
+    assert ending(args) == 0
+    assert outcome(args) == undisturbed
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("**/step_*")) == [3 * EVERY, 4 * EVERY]
+
+
 @pytest.mark.parametrize("which", [{1, 2, 3}, {2, 3, 4}], ids=str)
 def test_disk_full_three_times_in_a_row_ends_the_run(which, tmp_path, monkeypatch, undisturbed, capsys):
     args = small(tmp_path)
