@@ -49,8 +49,11 @@ class AppendedFile:
         """Write what is pending; returns the size of the file. If that fails, warn once and retry later."""
         self._flushed = time.monotonic()
         size = self._file.tell()
+        data = self.pending.getvalue()
+        if not data:  # then the last call has synced the file
+            return size
         try:
-            written, data = 0, self.pending.getvalue()
+            written = 0
             while written < len(data):
                 written += self._file.write(data[written:])
             os.fsync(self._file.fileno())  # checkpoints rely on it
