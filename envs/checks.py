@@ -23,9 +23,6 @@ def write_observation(out: np.ndarray, observation: Any, env: gym.Env) -> None:
         BrokenEnvironmentError: its shape or dtype does not fit the environment's space, or integers would
             wrap around.
     """
-    if type(observation) is np.ndarray and observation.dtype is out.dtype and observation.shape == out.shape:
-        out[...] = observation
-        return
     try:
         array: np.ndarray = np.asarray(observation)
     except Exception as error:

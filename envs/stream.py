@@ -155,8 +155,8 @@ class Stream(VectorEnv):
         first.close()
 
         self.engine: Engine = chosen.make(task, self.raw_spaces, num_envs, device)
-        # One tensor, since a step in which an episode ends then takes fewer operations.
         self.episodes = torch.zeros(3, num_envs, dtype=torch.float64, device=self.engine.device)
+        """Of the running episodes, (3, N), as in :class:`Step`; in one tensor to save operations."""
         self.ended, self.returns, self.lengths = self.episodes
         self.began = False
         self._enter()

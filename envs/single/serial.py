@@ -49,7 +49,6 @@ class SerialEnvs:
         self.envs = [TaskEnv(task, spaces, stride) for _ in range(count)]
         self.observations = np.zeros((count, *(spaces[0].shape or ())), spaces[0].dtype)
         """The latest observations, (n, ...); overwritten in place."""
-        self._rows = [self.observations[i, ...] for i in range(count)]
         self.infos: list[dict[str, Any]] = []
         """The environments' infos of the latest step."""
 
@@ -72,7 +71,7 @@ class SerialEnvs:
             for i, (env, seed) in enumerate(zip(self.envs, seeds, strict=True)):
                 if seed is not None:
                     lifelong[i] = env.lifelong
-                    write_observation(self._rows[i], env.reset(seed), env.env)
+                    self._observe(i, env.reset(seed))
         except (Exception, SystemExit) as error:
             self._locate(i, error)
             raise
@@ -90,19 +89,23 @@ class SerialEnvs:
         terminated, truncated = (np.empty(len(self.envs), dtype=bool) for _ in range(2))
         infos = []
         shape, dtype = self.observations.shape[1:], self.observations.dtype
-        i, result, ndarray, numbers = 0, NO_STEP, np.ndarray, NUMBERS  # local names are looked up faster
+        i, result = 0, NO_STEP
         try:
             # A copy, since an environment may change its action in place, and the log keeps the original.
-            for i, (env, action, row) in enumerate(zip(self.envs, actions.copy(), self._rows, strict=True)):
+            for i, (env, action) in enumerate(zip(self.envs, actions.copy(), strict=True)):
                 result = env.step(action)
                 observation, reward, terminated[i], truncated[i], info = result
-                if type(reward) not in numbers:
+                if type(reward) not in NUMBERS:
                     check_reward(reward, env.env)
                 rewards[i] = reward
-                if type(observation) is ndarray and observation.dtype is dtype and observation.shape == shape:
-                    row[...] = observation
+                if (
+                    type(observation) is np.ndarray
+                    and observation.dtype is dtype
+                    and observation.shape == shape
+                ):
+                    self.observations[i] = observation
                 else:
-                    write_observation(row, observation, env.env)
+                    self._observe(i, observation)
                 infos.append(info)
         except (Exception, SystemExit) as error:
             self._locate(i, error, result)
@@ -123,7 +126,7 @@ class SerialEnvs:
         returns = np.zeros(len(self.envs))
         for i, (env, episode) in enumerate(zip(self.envs, episodes, strict=True)):
             for observation, reward, ended in () if episode is None else replay(env, episode):
-                write_observation(self._rows[i], observation, env.env)
+                self._observe(i, observation)
                 returns[i] = np.nan if ended else returns[i] + reward
                 self.alive()
         self.infos = [{} for _ in self.envs]
@@ -133,6 +136,9 @@ class SerialEnvs:
         """Close all environments."""
         for env in self.envs:
             env.close()
+
+    def _observe(self, i: int, observation: Any) -> None:
+        write_observation(self.observations[i, ...], observation, self.envs[i].env)
 
     def _locate(self, i: int, error: BaseException, result: Any = NO_STEP) -> None:
         """Tell where an environment failed: raise an error that says so, or add a note to its own.

@@ -50,7 +50,7 @@ class AppendedFile:
         self._flushed = time.monotonic()
         size = self._file.tell()
         data = self.pending.getvalue()
-        if not data:  # then the last call has synced the file
+        if not data:  # nothing since the last sync
             return size
         try:
             written = 0

@@ -243,7 +243,7 @@ def test_disk_full_for_a_while_is_survived(which, tmp_path, monkeypatch, undistu
 
 
 def test_killed_before_it_removed_an_older_checkpoint(tmp_path, monkeypatch, undisturbed):
-    """After the last checkpoint, so that none to come removes it."""
+    """At the last checkpoint, so that no later one removes it."""
     args = small(tmp_path)
 
     def killed(folder, prune=checkpoint.prune):
