@@ -332,7 +332,7 @@ def main(args: Args) -> dict[str, Any]:
         before = capture(act, methods, when=not stream.capturable)
         after = capture(observe, methods, when=not stream.capturable, compile=False)
         estimate = capture(estimate_advantages, methods, compile=False)
-        draw = capture(select, compile=False)
+        draw = capture(select, compile=device.type == "cuda")  # slower on a CPU
         train = capture(update, optimizer, methods, compile=False)
         compiled_loss = capture.compiled(loss_of)
         stream.reset()

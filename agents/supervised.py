@@ -267,7 +267,7 @@ def main(args: Args) -> dict[str, Any]:
     with bad_input(), checked_weights():
         one = Learning(args, device)
         capture = Capture(device, args.graphs, args.compile)
-        draw = capture(select, one.stream, compile=False)
+        draw = capture(select, one.stream, compile=device.type == "cuda")  # slower on a CPU
         train = capture(update, one.optimizer, one.methods, compile=False)
         compiled_loss = capture.compiled(loss_and_score)
     one.start()

@@ -19,12 +19,15 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def to_host(tensors: Sequence[Tensor]) -> list[Any]:
-    """The numbers of scalars, and lists of those of vectors, with a single read from the device."""
-    if not tensors:
-        return []
+def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors of floats on the host, flat, with a single read from the device."""
     device = max((each.device for each in tensors), key=lambda device: device.type == "cuda")
     floats = (each if each.is_floating_point() else each.double() for each in tensors)
     flat = torch.cat([to_device(each.reshape(-1), device) for each in floats]).cpu()
-    pieces = flat.split([each.numel() for each in tensors])
+    return list(flat.split([each.numel() for each in tensors]))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Any]:
+    """The numbers of scalars, and lists of those of vectors, with a single read from the device."""
+    pieces = read_together(tensors) if tensors else []
     return [piece.tolist() if each.dim() else piece.item() for piece, each in zip(pieces, tensors)]

@@ -38,6 +38,7 @@ class Episodes:
         self._levels: dict[int, float] = {}  # return at the end of the last visit to each task
         self._level: float | None = None  # of the last visit
         self._waiting: list[tuple[int, Tensor]] = []  # step, and the episodes that ended then
+        self._room = 64  # rows of the next reading
         self._latest: list[tuple[NDArray[Any], NDArray[Any], str | None]] = []  # since the last chart
 
     @property
@@ -94,16 +95,35 @@ class Episodes:
         steps = step - length * np.arange(len(values))[::-1]
         self._add(np.asarray(values, float), np.full(len(values), length), steps)
 
-    def collect(self) -> None:
-        """Add recorded episodes to the current visit."""
-        if self._waiting:
-            steps, rows = zip(*self._waiting)
-            self._waiting.clear()
-            made = torch.stack(rows)
-            row, env = made[:, 0].nonzero().unbind(1)
-            # A single array, since each read from a GPU takes time.
-            numbers = torch.cat((row[:, None].double(), made[row, 1:, env]), 1).cpu().numpy()
-            self._add(numbers[:, 1], numbers[:, 2].astype(int), np.array(steps)[numbers[:, 0].astype(int)])
+    def recorded(self) -> Tensor:
+        """What :meth:`collect` reads of the recorded episodes, in a vector, so that it is read with others.
+
+        How many episodes ended is not known before it is read: their number is followed by a row each, for as
+        many as there is room for.
+        """
+        if not self._waiting:
+            return torch.zeros(1, dtype=torch.float64)
+        made = torch.stack([row for _, row in self._waiting])
+        ended = made[:, 0] != 0
+        row, env = ended.nonzero_static(size=self._room, fill_value=0).unbind(1)
+        rows = torch.cat((row[:, None].double(), made[row, 1:, env]), 1)
+        return torch.cat((ended.sum()[None], rows.flatten()))
+
+    def collect(self, numbers: NDArray[Any] | None = None) -> None:
+        """Add recorded episodes to the current visit; ``numbers`` are those of :meth:`recorded`, if read."""
+        if not self._waiting:
+            return
+        numbers = self.recorded().cpu().numpy() if numbers is None else numbers
+        count = int(numbers[0])
+        if count > self._room:
+            self._room = count
+            self.collect()
+            return
+        self._room = max(64, 2 * count)
+        row, returns, lengths = numbers[1:].reshape(-1, 3)[:count].T
+        steps = np.array([step for step, _ in self._waiting])
+        self._waiting.clear()
+        self._add(returns, lengths.astype(int), steps[row.astype(int)])
 
     def _add(self, values: NDArray[Any], lengths: NDArray[Any], steps: NDArray[Any]) -> None:
         if not len(values):

@@ -260,14 +260,21 @@ class ReplayMemory:
         oldest, end = self.bounds(n_step)
         envs = torch.randint(self.num_envs, (batch,), device=self.device)
         share = torch.rand(batch, dtype=torch.float64, device=self.device)
-        drawn = self.gather(envs, oldest[envs] + (share * (end - oldest)[envs]).long(), n_step, gamma)
-        return drawn if normalize is None else drawn._replace(returns=normalize(drawn.returns))
+        places = oldest[envs] + (share * (end - oldest)[envs]).long()
+        return self.gather(envs, places, n_step, gamma, normalize)
 
     def bounds(self, n_step: int = 1) -> tuple[Tensor, Tensor]:
         """First sampled place of each environment, and one past the last, (N,) each."""
         return (self.head - self.kept).clamp(min=0), self.head - n_step + 1
 
-    def gather(self, envs: Tensor, places: Tensor, n_step: int = 1, gamma: float = 0.99) -> Batch:
+    def gather(
+        self,
+        envs: Tensor,
+        places: Tensor,
+        n_step: int = 1,
+        gamma: float = 0.99,
+        normalize: Callable[[Tensor], Tensor] | None = None,
+    ) -> Batch:
         """Transitions that start at these places of these environments, (B,), within :meth:`bounds`."""
         ahead = torch.arange(n_step, device=self.device)
         window = self._rows(envs[:, None], places[:, None] + ahead)
@@ -280,7 +287,7 @@ class ReplayMemory:
         terminated = ((ends == TERMINATED) & (counts > 0)).any(1)
         discounts = (gamma**steps).masked_fill(terminated, 0.0)
         ages = self._read("ages", window[:, 0]).long()
-        batch = Batch(
+        fields = (
             self._observations(envs, places, ages),
             self._read("actions", window[:, 0]).view(self.types["actions"]),
             returns,
@@ -288,7 +295,8 @@ class ReplayMemory:
             self._observations(envs, places + steps, ages + steps),
             (ends[:, 0] != NO_STEP).float(),
         )
-        return Batch(*(to_device(field, self.agent_device) for field in batch))
+        seen, taken, returns, *after = [to_device(field, self.agent_device) for field in fields]
+        return Batch(seen, taken, returns if normalize is None else normalize(returns), *after)
 
     def latest(self, count: int) -> Tensor:
         """About ``count`` observations, the latest of each environment, or all if there are fewer."""

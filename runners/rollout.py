@@ -106,4 +106,5 @@ Rows = TypeVar("Rows", bound=NamedTuple)
 
 def select(batch: Rows, chosen: Tensor) -> Rows:
     """The chosen rows of a tuple of tensors (B, ...), by their numbers, (b,)."""
-    return batch._make(field.index_select(0, chosen) for field in batch)  # ten times as fast as indexing
+    # Ten times as fast as indexing. The compiler knows constructors of tuples, but not all of their methods.
+    return type(batch)(*[field.index_select(0, chosen) for field in batch])

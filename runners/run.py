@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.tensorboard.summary import text
 
 from neoteny.envs.audit import Fingerprint
-from neoteny.envs.transfer import to_host
+from neoteny.envs.transfer import read_together
 from neoteny.optim import Methods
 from neoteny.runners.board import end_summary, setup_summaries
 from neoteny.runners.console import first_lines, last_lines, progress_bar, shown
@@ -312,11 +312,15 @@ class Run:
         self.episodes.restore(read_rows(self.record.visits.path), current)
 
     def _read(self, tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Read statistics from the device, and end the run if a tensor holds a NaN or an infinity."""
+        """Read statistics and episodes from the device; end the run if a tensor has a NaN or an infinity."""
         largest = magnitudes(tensors)
-        numbers = to_host([*largest.values(), *statistics.values()])
+        *pieces, episodes = read_together([
+            *largest.values(), *statistics.values(), self.episodes.recorded()
+        ])  # fmt: skip
+        numbers = [piece.item() for piece in pieces]
         if bad := [name for name, number in zip(largest, numbers) if not math.isfinite(number)]:
             self._end_broken(bad, tensors)
+        self.episodes.collect(episodes.numpy())
         return dict(zip(statistics, numbers[len(largest) :]))
 
     def _end_broken(self, bad: Sequence[str], tensors: Mapping[str, Tensor]) -> NoReturn:

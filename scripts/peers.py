@@ -53,6 +53,8 @@ class Training:
     epochs: int = 4
     minibatches: int = 4
     lr: float = 2.5e-4
+    device: str = "cpu"
+    """Of Stable-Baselines3; the others train on the CPU."""
 
     @property
     def name(self) -> str:
@@ -219,12 +221,12 @@ def stable_baselines(training: Training, updates: int) -> np.ndarray:
     envs = DummyVecEnv([make] * training.num_envs)
     model: PPO | DQN = PPO(
         policy, envs, training.lr, training.num_steps, training.batch // training.minibatches,
-        training.epochs, ent_coef=0.01, device="cpu", policy_kwargs=options,
+        training.epochs, ent_coef=0.01, device=training.device, policy_kwargs=options,
     )  # fmt: skip
     if training.agent == "dqn":
         model = DQN(
             policy, envs, training.lr, BUFFER, learning_starts=training.batch, batch_size=32, train_freq=1,
-            gradient_steps=2, target_update_interval=1000, device="cpu", policy_kwargs=options,
+            gradient_steps=2, target_update_interval=1000, device=training.device, policy_kwargs=options,
         )  # fmt: skip
     stopwatch = Stopwatch()
     model.learn((updates + 1) * training.batch, callback=stopwatch)

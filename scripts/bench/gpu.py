@@ -1,4 +1,4 @@
-"""Steps per second of training on a GPU: without CUDA graphs, with them, and compiled too.
+"""Steps per second of training on a GPU: without CUDA graphs, with them, compiled too; Stable-Baselines3's.
 
 python scripts/bench/gpu.py
 python scripts/bench/gpu.py --rows "PPO flat" --updates 20
@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import importlib
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -30,6 +29,7 @@ import torch
 from neoteny.configs.cli import cli, launch_script
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
 from neoteny.runners.run import Run
+from neoteny.scripts import peers
 
 FLAT = (
     "--stream.id MiniGrid-DoorKey-8x8-v0 --stream.observations vectors --network.hidden 64 64 --epochs 4 "
@@ -38,6 +38,10 @@ FLAT = (
 IMAGE = "--stream.id MiniGrid-DoorKey-8x8-v0 --network.hidden 64 64 --epochs 4 --minibatches 4 --amp bf16"
 ATARI = (
     "atari --stream.games Breakout --stream.period 1000000000 --stream.audit off --num-steps 128 --amp bf16"
+)
+MINATAR = (
+    "minatar --stream.games Breakout --stream.period 1000000000 --stream.audit off --num-envs 2048 "
+    "--num-steps 128 --epochs 4 --minibatches 128 --network.hidden 64 64 64 64 optim:adam"
 )
 DQN = (
     "--stream.id MiniGrid-DoorKey-8x8-v0 --stream.observations vectors --network.hidden 64 64 --num-envs 64 "
@@ -56,6 +60,12 @@ class Row:
     steps: int
     """Environment steps of one update."""
     arms: tuple[str, ...] = ("graphs", "compiled")
+    peer: peers.Training | None = None
+    """The same for Stable-Baselines3, if it is measured too."""
+
+
+SB3 = "Stable-Baselines3"
+BESIDE = ("graphs", "compiled", SB3)
 
 
 def flat(num_envs: int, num_steps: int, optim: str = "adam", **more: Any) -> Row:
@@ -70,21 +80,25 @@ ROWS = (
     flat(1024, 32, "adamo", arms=("graphs",)),
     flat(4096, 32, arms=("compiled",)),
     flat(16384, 32, arms=("compiled",)),
-    flat(16, 128),
-    flat(256, 128),
+    flat(16, 128, arms=BESIDE, peer=peers.Training("flat", 16)),
+    flat(256, 128, arms=BESIDE, peer=peers.Training("flat", 256)),
     Row("PPO image, bf16, 4,096 x 32", "ppo", f"{IMAGE} --num-envs 4096 --num-steps 32 optim:adam", 131_072),
     Row("PPO cartpole-rotations, 1,024 x 32", "ppo",
         "cartpole-rotations --num-envs 1024 --num-steps 32 --stream.period 1000000000 --stream.audit off "
         "--epochs 4 optim:adam", 32_768, arms=("compiled",)),
-    Row("DQN flat, 64, 2 gradient steps of 32", "dqn", f"{DQN} optim:adam", 4096),
-    Row("PPO Breakout, bf16, 8 x 128", "ppo", f"{ATARI} --num-envs 8 optim:adam", 1024),
+    Row("PPO MinAtar Breakout, 2,048 x 128", "ppo", MINATAR, 262_144, arms=("compiled",)),
+    Row("DQN flat, 64, 2 gradient steps of 32", "dqn", f"{DQN} optim:adam", 4096, BESIDE,
+        peers.Training("flat", 64, agent="dqn")),
+    Row("PPO Breakout, bf16, 8 x 128", "ppo", f"{ATARI} --num-envs 8 optim:adam", 1024, BESIDE,
+        peers.Training("atari", 8)),
     Row("PPO Breakout, bf16, 128 x 128", "ppo", f"{ATARI} --num-envs 128 optim:adam", 16_384),
 )  # fmt: skip
 
-ARMS = {"no graphs": "--no-graphs", "graphs": "", "compiled": "--compile --matmul-precision high"}
+ARMS = {"no graphs": "--no-graphs", "graphs": "", "compiled": "--compile --matmul-precision high", SB3: ""}
+SB3_UPDATES = 3
 LONGEST = 180
 """Seconds after which a measurement is given up."""
-ON_CPU = {"no graphs": "", "graphs": "", "compiled": "--compile"}
+ON_CPU = {**ARMS, "no graphs": "", "compiled": "--compile"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,14 +108,14 @@ class Args:
     rows: tuple[str, ...] = ()
     """Parts of the names of rows; all by default."""
     arms: tuple[str, ...] = tuple(ARMS)
-    """Of "no graphs", "graphs" and "compiled"."""
+    """Of "no graphs", "graphs", "compiled" and "Stable-Baselines3"."""
     updates: int = 12
     """Measured updates."""
     warm_up: int = 4
     """Updates before these."""
     device: str = "cuda"
     """Device of the agents."""
-    seconds: float = math.inf
+    seconds: float | None = None
     """Time after which no further measurement begins."""
     prepare: bool = False
     """Only compile what is measured, all rows at once, so that the compiler's cache has it."""
@@ -119,6 +133,10 @@ class Args:
 
 def measure(row: Row, arm: str, args: Args) -> float:
     """Median steps per second of a row in this process."""
+    if arm == SB3:
+        assert row.peer is not None
+        seconds = peers.stable_baselines(dataclasses.replace(row.peer, device=args.device), SB3_UPDATES)[:, 0]
+        return row.peer.batch / statistics.median(seconds)
     module = importlib.import_module(f"neoteny.agents.{row.agent}")
     times, end_update = [], Run.end_update
 
@@ -178,7 +196,7 @@ def main(args: Args) -> int:
     for row in args.chosen:
         cells = []
         for arm in args.arms:
-            late = time.monotonic() - began > args.seconds
+            late = args.seconds is not None and time.monotonic() - began > args.seconds
             cells.append("" if arm not in row.arms else "no time" if late else in_a_process(row, arm, args))
         print(f"| {row.name} | " + " | ".join(cells) + " |", flush=True)
     return 0

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from neoteny.agents import dqn, ppo
+from neoteny.agents import dqn, ppo, supervised
 from neoteny.agents.networks import NetworkConfig
+from neoteny.configs.cli import cli
 from neoteny.envs import StreamConfig
 from neoteny.optim import AdamConfig, AdamOConfig, MuonConfig
 from neoteny.optim.spectrum import IsometryConfig
@@ -31,6 +32,7 @@ CASES = {
     "images": {"id": "grid-layouts"},
     "environments on the host": {"id": "cartpole-jumps", "engine": "single"},
     "classic control": {"id": "cartpole-rotations"},
+    "minatar": {"id": "minatar", "games": ("Breakout", "Seaquest", "SpaceInvaders")},
 }
 
 
@@ -104,11 +106,57 @@ def test_forms_are_captured(agent, flags, tmp_path):
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-def test_a_deterministic_run_that_is_killed_goes_on_as_if_it_had_not_been(agent, tmp_path, monkeypatch):
-    args = small(agent, tmp_path, deterministic=True, checkpoint_every=256)
+@pytest.mark.parametrize("graphs", [True, False])
+@pytest.mark.parametrize("every", [0, 3])
+def test_a_deterministic_run_that_is_killed_goes_on_as_if_it_had_not_been(
+    agent, graphs, every, tmp_path, monkeypatch
+):
+    probes = ProbeConfig(every=every, pictures=False)
+    args = small(agent, tmp_path, deterministic=True, checkpoint_every=256, graphs=graphs, probes=probes)
     whole = train(agent, args, tmp_path / "whole")
     die(AGENTS[agent], args, 1024, monkeypatch)
     assert_same(whole, train(agent, args, tmp_path))
+
+
+SUPERVISED = (
+    "digits-random-labels --device cuda --deterministic --stream.samples 64 --stream.epochs 4 --num-tasks 3 "
+    "--batch-size 16 --network.hidden 16 16 --checkpoint-every 64 --probes.every 2 --probes.no-pictures"
+)
+
+
+@pytest.mark.parametrize(
+    "more", ["optim:adamo --optim.iso 0.1 --optim.iso-every 3", "--methods.redo.every 4"]
+)
+def test_kills_and_graphs_change_no_bit_of_a_supervised_learner(more, tmp_path, monkeypatch):
+    def args(folder, *words):
+        flags = (*SUPERVISED.split(), *words, "--runs-dir", str(tmp_path / folder), *more.split())
+        return cli(supervised.Args, supervised.PRESETS, flags)
+
+    def train(args):
+        supervised.main(args)
+        return load_file(run_folder("supervised", args) / "checkpoint" / "weights.safetensors")
+
+    plain = train(args("plain", "--no-graphs"))
+    assert_same(plain, train(args("graphs")))
+    die(supervised, args("killed"), 64 * 7, monkeypatch)
+    assert_same(plain, train(args("killed")))
+
+
+def test_seeds_in_one_process_do_on_a_gpu_what_each_does_alone(tmp_path):
+    def train(folder, *words):
+        flags = (*SUPERVISED.split(), *words, "--runs-dir", str(tmp_path / folder))
+        args = cli(supervised.Args, supervised.PRESETS, flags)
+        supervised.main(args)
+        return args
+
+    args = train("together", "--seeds", "1", "2")
+    for seed in (1, 2):
+        alone = train("alone", "--seed", str(seed))
+        one = load_file(run_folder("supervised", alone) / "checkpoint" / "weights.safetensors")
+        seed_of = dataclasses.replace(args, seed=seed, seeds=())
+        many = load_file(run_folder("supervised", seed_of) / "checkpoint" / "weights.safetensors")
+        for name, value in one.items():
+            torch.testing.assert_close(many[name], value, rtol=0, atol=0.02)
 
 
 @pytest.mark.slow

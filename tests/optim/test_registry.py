@@ -157,3 +157,24 @@ def test_any_two_methods_train_together_or_contradict_each_other():
             assert all(parameter.isfinite().all() for parameter in trained.network.parameters()), names
         # Orthogonal layers, which come with reorthogonalize, are refused by several methods.
         assert refused == contradict or "reorthogonalize" in names, names
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("agent", "engine"), [("ppo", "minatar"), ("dqn", "control")])
+@pytest.mark.parametrize("name", METHODS)
+def test_kills_and_graphs_change_no_bit_on_a_gpu(name, agent, engine, tmp_path, monkeypatch):
+    """Also of a learning rate, a counter or weights that a method changes between steps."""
+
+    def args(folder, **changes):
+        made = arguments(agent, tmp_path / folder, name, **ENGINES[engine])
+        return dataclasses.replace(made, device="cuda", deterministic=True, **changes)
+
+    did, weights, _ = run(agent, args("plain", graphs=False))
+    assert did[name]["acted"]
+    for folder, steps in (("graphs", ()), ("killed", (100, 200))):
+        for step in steps:
+            die(AGENTS[agent], args(folder), step, monkeypatch)
+        did_then, weights_then, _ = run(agent, args(folder))
+        assert did_then == did
+        different = [tensor for tensor in weights if not torch.equal(weights[tensor], weights_then[tensor])]
+        assert not different

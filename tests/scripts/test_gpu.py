@@ -31,7 +31,7 @@ def test_every_row_is_measured_in_its_arms(bench, capsys):
 
 def test_what_there_is_no_time_for_is_said(bench, capsys):
     bench.main(bench.Args(device="cpu", rows=("image",), seconds=-1.0))
-    assert capsys.readouterr().out.splitlines()[-1].endswith("|  | no time | no time |")
+    assert capsys.readouterr().out.splitlines()[-1].endswith("|  | no time | no time |  |")
     assert bench.runs == []
 
 
