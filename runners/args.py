@@ -58,7 +58,7 @@ class RunArgs:
     graphs: bool = dataclasses.field(default=True, metadata=RESUMABLE)
     """On a GPU, replay rollout and gradient steps as CUDA graphs, without Python in between."""
     compile: bool = False
-    """Compile rollout steps and losses (torch.compile), which takes a minute at the start."""
+    """Compile rollout steps and losses (torch.compile), which takes a minute or two at the first start."""
     matmul_precision: Literal["highest", "high", "medium"] = "highest"
     """Precision of float32 matrix products on a GPU: "high" allows TF32, "medium" bfloat16."""
     deterministic: bool = False

@@ -30,11 +30,12 @@ KEPT = 4
 """Variants of a function whose graphs are kept; those of earlier tasks are recorded anew if they recur."""
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    "cuda": {"fallback_random": True},
+    "cuda": {"fallback_random": True, "max_autotune_gemm": True},
     "cpu": {"fallback_random": True, "cpp_wrapper": True, "size_asserts": False},
 }
-"""Options of the compiler: PyTorch's own random numbers, and on a CPU calls from C++, since those from Python
-would take as long as the kernels themselves."""
+"""Options of the compiler: PyTorch's own random numbers; on a GPU the fastest of many kernels for each matrix
+product, with bias and activation in it; on a CPU calls from C++, since those from Python would take as long
+as the kernels themselves."""
 
 COPIED = (Tensor, tuple)
 """Types of arguments that are copied to where the recorded kernels read them."""
@@ -74,7 +75,9 @@ class Capture:
 
     def __init__(self, device: torch.device, graphs: bool = True, compile: bool = False) -> None:
         self.compile = compile
-        self.options = OPTIONS.get(device.type, {})
+        self.options = dict(OPTIONS.get(device.type, {}))
+        if torch.are_deterministic_algorithms_enabled():  # which kernel is fastest may change from run to run
+            self.options.pop("max_autotune_gemm", None)
         self.new_graph = (lambda: CudaGraph(device)) if graphs and device.type == "cuda" else None
         if compile:
             torch._dynamo.config.recompile_limit = FORMS
@@ -276,7 +279,10 @@ class CudaGraph:
         gc.disable()  # memory that it freed meanwhile would be freed by the graph
         try:
             with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
-                return function()
+                outputs = function()
+            # On its stream, recording resets where random numbers begin: a replay must not overtake that.
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            return outputs
         except Exception:
             # The random generator would stay in the state in which it is captured.
             generator = torch.cuda.default_generators[self.stream.device.index]

@@ -161,6 +161,7 @@ def test_seeds_in_one_process_do_on_a_gpu_what_each_does_alone(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores", "ignore:.*Online softmax is disabled")
 @pytest.mark.parametrize("agent", AGENTS)
 def test_compiled_runs_learn_nearly_the_same(agent, tmp_path):
     args = small(agent, tmp_path, total_steps=128 * 4, deterministic=True)
@@ -187,6 +188,23 @@ def test_random_numbers_go_on_between_replays():
     call, expected = Capture(torch.device("cuda"))(lambda: torch.rand(4, device="cuda")), []
     torch.manual_seed(3)
     for _ in range(WARM_UP + 3):
+        expected.append(torch.rand(4, device="cuda"))
+    torch.manual_seed(3)
+    for numbers in expected:
+        assert torch.equal(call(), numbers)
+
+
+def test_a_replay_waits_until_the_random_generator_is_reset_by_the_recording(monkeypatch):
+    begin = torch.cuda.CUDAGraph.capture_begin
+
+    def late(self, *args, **kwargs):
+        torch.cuda._sleep(100_000_000)  # on the stream that is recorded
+        begin(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", late)
+    call, expected = Capture(torch.device("cuda"))(lambda: torch.rand(4, device="cuda")), []
+    torch.manual_seed(3)
+    for _ in range(WARM_UP + 1):
         expected.append(torch.rand(4, device="cuda"))
     torch.manual_seed(3)
     for numbers in expected:
