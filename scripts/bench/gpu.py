@@ -3,28 +3,35 @@
 python scripts/bench/gpu.py
 python scripts/bench/gpu.py --rows "PPO flat" --updates 20
 python scripts/bench/gpu.py --prepare          # fill the compiler's cache
+python scripts/bench/gpu.py --profile --arms compiled --rows "PPO flat, 4,096"
 
 Each figure is the median over updates, after those that record and compile; the device is waited for at the
-end of each update. Prints a table in Markdown. JAX is compared by ``scripts/bench/jax_ppo.py``.
+end of each update. Prints a table in Markdown. JAX is compared by ``scripts/bench/jax_ppo.py``. A profile
+says how long the GPU computes and waits, and which kernels take longest.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import importlib
+import io
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import unittest.mock
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import profile
 
 from neoteny.configs.cli import cli, launch_script
 from neoteny.runners.disk.exit_codes import ExitCode, check_numbers, stop
@@ -96,8 +103,9 @@ ROWS = (
 
 ARMS = {"no graphs": "--no-graphs", "graphs": "", "compiled": "--compile --matmul-precision high", SB3: ""}
 SB3_UPDATES = 3
-LONGEST = 180
-"""Seconds after which a measurement is given up."""
+PROFILED = 3
+LONGEST = 300
+"""Seconds after which a compilation is given up."""
 ON_CPU = {**ARMS, "no graphs": "", "compiled": "--compile"}
 
 
@@ -119,11 +127,16 @@ class Args:
     """Time after which no further measurement begins."""
     prepare: bool = False
     """Only compile what is measured, all rows at once, so that the compiler's cache has it."""
+    profile: bool = False
+    """Profile the last three updates of each measurement, which are then slower."""
     one: tuple[str, str] | None = None
     """Measure one row in one arm, and print only its steps per second."""
 
     def __post_init__(self) -> None:
         check_numbers(self, ("updates", "warm_up"), at_least=1)
+        check_numbers(self, ("updates",), at_least=PROFILED if self.profile else 1)
+        if self.profile and self.device == "cpu":
+            raise ValueError("--profile: it is for GPUs, and --device is cpu")
 
     @property
     def chosen(self) -> list[Row]:
@@ -131,14 +144,15 @@ class Args:
         return [row for row in ROWS if not self.rows or any(part in row.name for part in self.rows)]
 
 
-def measure(row: Row, arm: str, args: Args) -> float:
-    """Median steps per second of a row in this process."""
+def measure(row: Row, arm: str, args: Args, profiler: profile | None = None) -> float:
+    """Median steps per second of a row; the profiler watches its last updates."""
     if arm == SB3:
         assert row.peer is not None
         seconds = peers.stable_baselines(dataclasses.replace(row.peer, device=args.device), SB3_UPDATES)[:, 0]
         return row.peer.batch / statistics.median(seconds)
     module = importlib.import_module(f"neoteny.agents.{row.agent}")
     times, end_update = [], Run.end_update
+    updates = args.updates + args.warm_up + 1
 
     @contextlib.contextmanager
     def timed(*these: Any, **options: Any) -> Iterator[dict[str, Any]]:
@@ -147,10 +161,15 @@ def measure(row: Row, arm: str, args: Args) -> float:
         if args.device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter())
+        if profiler and len(times) == updates - PROFILED:
+            profiler.start()
+        elif profiler and len(times) == updates:
+            profiler.stop()
 
     with tempfile.TemporaryDirectory() as folder, unittest.mock.patch.object(Run, "end_update", timed):
-        total = (args.updates + args.warm_up + 1) * row.steps
-        common = f"--total-steps {total} --probes.every 0 --checkpoint-every 0 --runs-dir {folder}"
+        common = (
+            f"--total-steps {updates * row.steps} --probes.every 0 --checkpoint-every 0 --runs-dir {folder}"
+        )
         chosen = (ON_CPU if args.device == "cpu" else ARMS)[arm]
         words = f"{row.flags} {common} {chosen} --device {args.device}".split()
         # The optimizer's name comes after the agent's flags and before its own.
@@ -160,18 +179,54 @@ def measure(row: Row, arm: str, args: Args) -> float:
     return row.steps / statistics.median(taken)
 
 
-def in_a_process(row: Row, arm: str, args: Args) -> str:
-    """Steps per second of a row in a process of its own, or why there are none."""
-    command = [sys.executable, __file__, "--one", row.name, arm, "--device", args.device]
-    command += ["--updates", str(args.updates), "--warm-up", str(args.warm_up)]
+def measured(row: Row, arm: str, args: Args) -> tuple[str, str]:
+    """Steps per second of a row, or why there are none; and a profile, if it is asked for."""
+    torch._dynamo.reset()
+    profiler = profile() if args.profile else None
+    messages = io.StringIO()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LONGEST)
-    except subprocess.TimeoutExpired:
-        return f"more than {LONGEST} s"
-    if done.returncode:
-        errors = [line for line in done.stderr.splitlines() if "rror" in line and not line.startswith(" ")]
-        return errors[-1][:200] if errors else f"exit code {done.returncode}"
-    return f"{json.loads(done.stdout.splitlines()[-1]):,.0f}"
+        with contextlib.redirect_stdout(messages), contextlib.redirect_stderr(messages):
+            speed = measure(row, arm, args, profiler)
+    except (Exception, SystemExit) as error:
+        lines = messages.getvalue().splitlines() if isinstance(error, SystemExit) else str(error).splitlines()
+        return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}", ""
+    return f"{speed:,.0f}", f"\n{row.name}, {arm}: {summary(profiler)}" if profiler else ""
+
+
+def summary(profiler: profile) -> str:
+    """What the GPU did in the profiled updates, in lines."""
+    with tempfile.TemporaryDirectory() as folder:
+        profiler.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    done = [event for event in events if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
+    busy, waits = busy_and_waits([(event["ts"], event["dur"]) for event in done])
+    longest = ", ".join(f"{wait:,.0f}" for wait in sorted(waits, reverse=True)[:8])
+    total: collections.Counter[str] = collections.Counter()
+    for event in done:
+        total[event["name"]] += event["dur"]
+    lines = [
+        f"microseconds in {PROFILED} updates: {busy:,.0f} busy, {sum(waits):,.0f} waiting ({longest}, ...)"
+    ]
+    lines += [f"{taken:12,.0f} {name[:90]}" for name, taken in total.most_common(12)]
+    return "\n".join(lines)
+
+
+def busy_and_waits(done: Sequence[tuple[float, float]]) -> tuple[float, list[float]]:
+    """How long a device was busy, and how long it waited each time, from starts and durations of its work."""
+    busy, waits, end = 0.0, [], math.inf
+    for start, duration in sorted(done):
+        if start > end:
+            waits.append(start - end)
+        last = start if end == math.inf else max(start, end)
+        end = max(last, start + duration)
+        busy += end - last
+    return busy, waits
+
+
+def prepare(row: Row, args: Args) -> None:
+    """Compile a row in a process of its own."""
+    command = [sys.executable, __file__, "--one", row.name, "compiled", "--device", args.device]
+    subprocess.run([*command, "--updates", "1"], capture_output=True, timeout=LONGEST)
 
 
 def main(args: Args) -> int:
@@ -183,22 +238,27 @@ def main(args: Args) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         stop(ExitCode.BAD_INPUT, "there is no CUDA device; --device cpu measures on the CPU")
     if args.prepare:
-        once = dataclasses.replace(args, updates=1)
         with ThreadPoolExecutor(len(ROWS)) as pool:
             for row in args.chosen:
                 if "compiled" in row.arms:
-                    pool.submit(in_a_process, row, "compiled", once)
+                    pool.submit(prepare, row, args)
         return 0
     began = time.monotonic()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}; steps per second, median of {args.updates} updates\n")
     print("| | " + " | ".join(args.arms) + " |\n|" + " --- |" * (len(args.arms) + 1), flush=True)
+    profiles = []
     for row in args.chosen:
         cells = []
         for arm in args.arms:
             late = args.seconds is not None and time.monotonic() - began > args.seconds
-            cells.append("" if arm not in row.arms else "no time" if late else in_a_process(row, arm, args))
+            cell, about = (
+                ("", "") if arm not in row.arms else ("no time", "") if late else measured(row, arm, args)
+            )
+            cells.append(cell)
+            profiles.append(about)
         print(f"| {row.name} | " + " | ".join(cells) + " |", flush=True)
+    print(*filter(None, profiles), sep="\n", end="")
     return 0
 
 

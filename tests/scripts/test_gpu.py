@@ -17,8 +17,9 @@ def bench(monkeypatch):
     spec.loader.exec_module(module)
     module.runs = []
     monkeypatch.setattr(
-        module, "in_a_process", lambda row, arm, args: module.runs.append((row.name, arm)) or "1,000"
+        module, "measured", lambda row, arm, args: module.runs.append((row.name, arm)) or ("1,000", "")
     )
+    monkeypatch.setattr(module, "prepare", lambda row, args: module.runs.append((row.name, "compiled")))
     return module
 
 
@@ -39,3 +40,9 @@ def test_all_that_is_compiled_is_prepared(bench):
     bench.main(bench.Args(device="cpu", prepare=True))
     compiled = {(row.name, "compiled") for row in bench.ROWS if "compiled" in row.arms}
     assert set(bench.runs) == compiled
+
+
+def test_busy_and_waits(bench):
+    """Work from 0 to 4, another piece beside it from 1 to 6, and one from 9 to 10."""
+    assert bench.busy_and_waits([(9, 1), (0, 4), (1, 5)]) == (7, [3])
+    assert bench.busy_and_waits([]) == (0, [])
