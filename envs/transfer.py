@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -23,7 +24,10 @@ def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Tensors of floats on the host, flat, with a single read from the device."""
     device = max((each.device for each in tensors), key=lambda device: device.type == "cuda")
     floats = (each if each.is_floating_point() else each.double() for each in tensors)
-    flat = torch.cat([to_device(each.reshape(-1), device) for each in floats]).cpu()
+    vectors = [to_device(each.reshape(-1), device) for each in floats]
+    # Those of one type first, since each of another type takes a launch of its own.
+    joined = [torch.cat(list(alike)) for _, alike in groupby(vectors, key=lambda each: each.dtype)]
+    flat = torch.cat(joined).cpu()
     return list(flat.split([each.numel() for each in tensors]))
 
 

@@ -165,8 +165,9 @@ def test_methods_are_restored_first_and_the_others_in_their_order(tmp_path):
 
 
 def test_statistics_are_read_together_with_whether_values_are_finite(tmp_path, monkeypatch):
+    """And together with the episodes that ended."""
     run, read, cpu = begin(Args(runs_dir=tmp_path)), [], torch.Tensor.cpu
-    record(run, 10, {"task": 0})
+    record(run, 10, {"task": 0}, torch.tensor([[1.0, 0.0], [5.0, 0.0], [3.0, 0.0]]))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: (read.append(tensor), cpu(tensor))[1])
     third = torch.tensor(1 / 3, dtype=torch.float64)
     statistics = {"losses/entropy": torch.tensor(0.1), "charts/reward_scale": third}
@@ -174,7 +175,9 @@ def test_statistics_are_read_together_with_whether_values_are_finite(tmp_path, m
         assert metrics == {"losses/entropy": torch.tensor(0.1).item(), "charts/reward_scale": 1 / 3}
     assert len(read) == 1
     run.close()
-    assert scalars(run.folder)["losses/entropy"] == [(10, pytest.approx(0.1))]
+    points = scalars(run.folder)
+    assert points["losses/entropy"] == [(10, pytest.approx(0.1))]
+    assert points["charts/episodic_return"] == [(10, 5.0)]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -93,6 +93,28 @@ def test_a_visit_ends_with_its_last_step_whether_or_not_an_episode_ends_there():
     assert (episodes.row()["end"], episodes.row()["episodes"]) == (6, 0)
 
 
+def test_all_episodes_are_collected_however_many_there_were_before():
+    """More than what is read at first, fewer again, none, and read together with other numbers."""
+    episodes, rng = Episodes(), np.random.default_rng(0)
+    episodes.begin_visit(0, 0)
+    expected, step = [], 0
+    for share in (0.9, 0.01, 0.0, 0.5):
+        for _ in range(5):
+            step += 50
+            made = np.stack([rng.random(50) < share, rng.random(50), rng.integers(1, 9, 50)])
+            expected += [(score, length) for ended, score, length in made.T if ended]
+            tensor = torch.from_numpy(made)
+            episodes.record(step, tensor)
+            tensor.fill_(math.nan)  # the caller may use it again
+        episodes.collect(episodes.recorded().numpy() if share == 0.5 else None)
+    visit = episodes.visit
+    assert visit.episodes == len(expected)
+    assert episodes.row()["return_auc"] == pytest.approx(
+        sum(score * length for score, length in expected) / sum(length for _, length in expected)
+    )
+    assert [visit.last_returns[-1], visit.end] == [expected[-1][0], step]
+
+
 def test_recurring_tasks_are_compared_with_themselves():
     visits = [{"task": task, "start": i} for i, task in enumerate([0, 1, 2, 0, 1, 2, 0, 1, 2])]
     early, late = early_and_late(visits)
