@@ -184,17 +184,22 @@ def test_what_waits_for_the_gpu_is_refused():
     assert torch.rand(3, device="cuda").sum().item() > 0
 
 
-def test_random_numbers_go_on_between_replays():
+def check_random_numbers(replays):
+    """A captured function draws the numbers that an ordinary one would."""
     call, expected = Capture(torch.device("cuda"))(lambda: torch.rand(4, device="cuda")), []
     torch.manual_seed(3)
-    for _ in range(WARM_UP + 3):
+    for _ in range(WARM_UP + replays):
         expected.append(torch.rand(4, device="cuda"))
     torch.manual_seed(3)
     for numbers in expected:
         assert torch.equal(call(), numbers)
 
 
-def test_a_replay_waits_until_the_random_generator_is_reset_by_the_recording(monkeypatch):
+def test_random_numbers_go_on_between_replays():
+    check_random_numbers(replays=3)
+
+
+def test_a_replay_waits_until_the_recording_has_reset_the_random_generator(monkeypatch):
     begin = torch.cuda.CUDAGraph.capture_begin
 
     def late(self, *args, **kwargs):
@@ -202,10 +207,4 @@ def test_a_replay_waits_until_the_random_generator_is_reset_by_the_recording(mon
         begin(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", late)
-    call, expected = Capture(torch.device("cuda"))(lambda: torch.rand(4, device="cuda")), []
-    torch.manual_seed(3)
-    for _ in range(WARM_UP + 1):
-        expected.append(torch.rand(4, device="cuda"))
-    torch.manual_seed(3)
-    for numbers in expected:
-        assert torch.equal(call(), numbers)
+    check_random_numbers(replays=1)
