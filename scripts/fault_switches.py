@@ -18,6 +18,7 @@ from neoteny.scripts.fault_cases import Case, arguments
 
 TASKS = 100
 MOST_MS, MOST_SECONDS = 1.0, 5.0  # of a switch, and of a resume
+FEWEST = 128  # steps of an update, of which a run makes at least one
 
 
 class Switches:

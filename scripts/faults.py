@@ -59,7 +59,7 @@ from neoteny.scripts.fault_cases import (
 from neoteny.scripts.fault_outcomes import Outcome, compare, table
 from neoteny.scripts.fault_processes import LOCKED, NEVER, PLACES, POINTS, WORKERS, Process
 from neoteny.scripts.fault_sweeps import sweep_is_same
-from neoteny.scripts.fault_switches import measure_switches
+from neoteny.scripts.fault_switches import FEWEST, measure_switches
 
 KILLED = -int(signal.SIGKILL)
 
@@ -94,6 +94,8 @@ class Faults:
     def __post_init__(self) -> None:
         if unknown := set(self.only) - set(FAULTS):
             raise ValueError(f"there is no fault {min(unknown)!r}; there are: {'; '.join(FAULTS)}")
+        if self.switches and self.switches < FEWEST:
+            raise ValueError(f"--switches must be 0 or at least {FEWEST}, not {self.switches}")
 
 
 def resume_step(folder: Path) -> int:

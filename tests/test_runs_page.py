@@ -363,6 +363,12 @@ def test_only_names_the_faults():
     assert [case.faults for case in itertools.islice(planned, 2)] == 2 * [("SIGTERM", "SIGKILL")]
 
 
+@pytest.mark.parametrize("count", [-1, 1, 127])
+def test_switches_are_none_or_enough_for_an_update(count):
+    with pytest.raises(ValueError, match=rf"^--switches must be 0 or at least 128, not {count}$"):
+        faults.Faults(switches=count)
+
+
 def not_typed(line, folder):
     """The outcome of a line, as if it had been typed: about a tenth of those that may be valid are."""
     if len("".join(line.words)) % 10 == 0 and not line.cannot_be:
