@@ -133,10 +133,10 @@ class Args:
     """Measure one row in one arm, and print only its steps per second."""
 
     def __post_init__(self) -> None:
-        check_numbers(self, ("updates", "warm_up"), at_least=1)
+        check_numbers(self, ("warm_up",), at_least=1)
         check_numbers(self, ("updates",), at_least=PROFILED if self.profile else 1)
-        if self.profile and self.device == "cpu":
-            raise ValueError("--profile: it is for GPUs, and --device is cpu")
+        if self.profile and (self.device == "cpu" or self.prepare or self.one):
+            raise ValueError("--profile: it is for tables of a GPU, without --prepare and --one")
 
     @property
     def chosen(self) -> list[Row]:
@@ -182,7 +182,7 @@ def measure(row: Row, arm: str, args: Args, profiler: profile | None = None) -> 
 def measured(row: Row, arm: str, args: Args) -> tuple[str, str]:
     """Steps per second of a row, or why there are none; and a profile, if it is asked for."""
     torch._dynamo.reset()
-    profiler = profile() if args.profile else None
+    profiler = profile() if args.profile and arm != SB3 else None
     messages = io.StringIO()
     try:
         with contextlib.redirect_stdout(messages), contextlib.redirect_stderr(messages):
@@ -223,10 +223,14 @@ def busy_and_waits(done: Sequence[tuple[float, float]]) -> tuple[float, list[flo
     return busy, waits
 
 
-def prepare(row: Row, args: Args) -> None:
-    """Compile a row in a process of its own."""
+def prepare(row: Row, args: Args) -> str:
+    """Compile a row in a process of its own; returns why that failed, if it did."""
     command = [sys.executable, __file__, "--one", row.name, "compiled", "--device", args.device]
-    subprocess.run([*command, "--updates", "1"], capture_output=True, timeout=LONGEST)
+    try:
+        done = subprocess.run([*command, "--updates", "1"], capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        return f"{row.name} is not compiled after {LONGEST} s"
+    return f"{row.name}: {(done.stderr.splitlines() or [''])[-1]}" if done.returncode else ""
 
 
 def main(args: Args) -> int:
@@ -238,11 +242,11 @@ def main(args: Args) -> int:
     if args.device == "cuda" and not torch.cuda.is_available():
         stop(ExitCode.BAD_INPUT, "there is no CUDA device; --device cpu measures on the CPU")
     if args.prepare:
+        rows = [row for row in args.chosen if "compiled" in row.arms]
         with ThreadPoolExecutor(len(ROWS)) as pool:
-            for row in args.chosen:
-                if "compiled" in row.arms:
-                    pool.submit(prepare, row, args)
-        return 0
+            failures = list(filter(None, pool.map(lambda row: prepare(row, args), rows)))
+        print(*failures, sep="\n", file=sys.stderr, end="\n" if failures else "")
+        return 1 if failures else 0
     began = time.monotonic()
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}; steps per second, median of {args.updates} updates\n")
@@ -251,10 +255,11 @@ def main(args: Args) -> int:
     for row in args.chosen:
         cells = []
         for arm in args.arms:
-            late = args.seconds is not None and time.monotonic() - began > args.seconds
-            cell, about = (
-                ("", "") if arm not in row.arms else ("no time", "") if late else measured(row, arm, args)
-            )
+            cell = about = ""
+            if args.seconds is not None and time.monotonic() - began > args.seconds:
+                cell = "no time" if arm in row.arms else ""
+            elif arm in row.arms:
+                cell, about = measured(row, arm, args)
             cells.append(cell)
             profiles.append(about)
         print(f"| {row.name} | " + " | ".join(cells) + " |", flush=True)
