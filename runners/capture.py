@@ -12,6 +12,7 @@ the function is captured: they say which kernels the next call needs, or count e
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -64,6 +65,10 @@ class CaptureError(RuntimeError):
     """A function could not be captured or replayed; the message names it and the remedy."""
 
 
+class CompileError(RuntimeError):
+    """A function could not be compiled; the message names it and the remedy."""
+
+
 class Capture:
     """Captures functions for a device.
 
@@ -78,6 +83,8 @@ class Capture:
         self.options = dict(OPTIONS.get(device.type, {}))
         if torch.are_deterministic_algorithms_enabled():  # which kernel is fastest may change from run to run
             self.options.pop("max_autotune_gemm", None)
+        elif compile and "max_autotune_gemm" in self.options:  # kernels that do not fit are errors there
+            logging.getLogger("torch._inductor.select_algorithm").setLevel(logging.CRITICAL)
         self.new_graph = (lambda: CudaGraph(device)) if graphs and device.type == "cuda" else None
         if compile:
             torch._dynamo.config.recompile_limit = FORMS
@@ -118,11 +125,22 @@ class Capture:
         return Captured(function, fast, varying, counting, self.new_graph)  # type: ignore[return-value]
 
     def compiled(self, function: Function) -> Function:
-        """The function, compiled if that was asked for."""
+        """The function, compiled if that was asked for; it raises CompileError if it cannot be."""
         if not self.compile:
             return function
         made: Any = torch.compile(function, dynamic=False, options=self.options)
-        return made
+
+        def call(*args: Any) -> Any:
+            try:
+                return made(*args)
+            except torch._dynamo.exc.TorchDynamoException as error:
+                cause = getattr(error, "inner_exception", error)
+                raise CompileError(
+                    f"{_name(function)} cannot be compiled: {type(cause).__name__}: {str(cause).strip()}\n"
+                    "Without --compile it runs as it is."
+                ) from error
+
+        return call  # type: ignore[return-value]
 
 
 class Options:
@@ -165,7 +183,7 @@ class Captured:
     ) -> None:
         self.function, self.compiled, self.new_graph = function, compiled, new_graph
         self.varying, self.counting = varying, counting
-        self.name = getattr(function, "__qualname__", type(function).__name__)
+        self.name = _name(function)
         self.calls: dict[Hashable, RecordedCall] = {}
         self.guarded: dict[Hashable, int] = {}
 
@@ -239,6 +257,10 @@ class RecordedCall:
             reason = str(error).partition("\n")[0]
             raise CaptureError(f"cannot be captured, since it waits for the device: {reason}") from error
         self.is_recorded = True
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__qualname__", type(function).__name__)
 
 
 def _shape(given: Tensor | tuple[Any, ...]) -> Hashable:

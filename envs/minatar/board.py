@@ -184,7 +184,14 @@ class Board:
 
 def towards(action: Tensor, less: int, more: int) -> Tensor:
     """-1 for one action, 1 for another, else 0, (N,), int8."""
-    return (action == more).view(torch.int8) - (action == less).view(torch.int8)
+    return as_int8(action == more) - as_int8(action == less)
+
+
+def as_int8(flags: Tensor) -> Tensor:
+    """Flags as numbers, 0 and 1."""
+    if torch.compiler.is_compiling():  # for a GPU flags cannot be compiled as numbers of the same memory
+        return flags.to(torch.int8)
+    return flags.view(torch.int8)
 
 
 def replace(old: Tensor, where: Tensor, new: Tensor | int) -> Tensor:
@@ -197,4 +204,4 @@ def replace(old: Tensor, where: Tensor, new: Tensor | int) -> Tensor:
     """
     if old.dtype == torch.bool:
         return old & ~where | new & where
-    return old + (new - old) * (where.view(torch.int8) if old.dtype == torch.int8 else where)
+    return old + (new - old) * (as_int8(where) if old.dtype == torch.int8 else where)

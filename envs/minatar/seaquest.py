@@ -24,6 +24,7 @@ from neoteny.envs.minatar.board import (
     Draws,
     Rules,
     Step,
+    as_int8,
     replace,
     towards,
 )
@@ -197,7 +198,7 @@ def _fly(state: State) -> tuple[State, Tensor]:
     bullets, enemies = state.bullets, state.enemies
     x = bullets.x + _way(bullets.right)
     flying = bullets.there & (x >= 0) & (x < SIZE)
-    rank = _age(state.spawned, ENEMIES) + 1 + ENEMIES * (~enemies.sub).view(torch.int8)
+    rank = _age(state.spawned, ENEMIES) + 1 + ENEMIES * as_int8(~enemies.sub)
     cell, cells = _cell(enemies.x, enemies.y), _cell(x, bullets.y)
     there, hits = enemies.there, []
     for bullet in range(2):  # they are never in the same cell
@@ -216,7 +217,7 @@ def _pick_up(state: State) -> State:
     """Divers come on board where the player is or where they come to the player, while there is room."""
     old, x, y = state.divers, state.x, state.y
     moves = old.there & (old.timer == 0)
-    new_x = old.x + moves.view(torch.int8) * _way(old.right)
+    new_x = old.x + as_int8(moves) * _way(old.right)
     meets = old.there & (old.y == y) & ((old.x == x) | (new_x == x))
     newer = _slot(state.spawned_divers + 1, 2)
     before = (meets & newer).sum(0) * ~newer  # divers that are asked first, (2, N)
@@ -233,12 +234,12 @@ def _move_enemies(state: State) -> tuple[State, Tensor, Tensor]:
     old, bullets = state.enemies, state.bullets
     in_row = old.there & (old.y == state.y)
     moves = old.there & (old.timer == 0)
-    x = old.x + moves.view(torch.int8) * _way(old.right)
+    x = old.x + as_int8(moves) * _way(old.right)
     stays = (x >= 0) & (x < SIZE)
     arrives = in_row & (x == state.x)
     timer = replace(old.timer - 1, moves, state.move_every)
     there = old.there & stays
-    rank = ENEMIES - _age(state.spawned, ENEMIES) + ENEMIES * old.sub.view(torch.int8)
+    rank = ENEMIES - _age(state.spawned, ENEMIES) + ENEMIES * as_int8(old.sub)
     comes, cell, cells = moves & ~arrives, _cell(x, old.y), _cell(bullets.x, bullets.y)
     hits = []
     for bullet in range(2):  # each hits the newest submarine that comes to its cell, else the newest fish
@@ -252,7 +253,7 @@ def _move_enemies(state: State) -> tuple[State, Tensor, Tensor]:
     asked = old.there & old.sub
     shot = asked & (old.reload == 0)
     enemies = old._replace(
-        there=there, x=x, timer=timer, reload=replace(old.reload - asked.view(torch.int8), shot, RELOAD),
+        there=there, x=x, timer=timer, reload=replace(old.reload - as_int8(asked), shot, RELOAD),
         shot=old.shot | shot, shot_x=replace(old.shot_x, shot, x),
     )  # fmt: skip
     state = state._replace(enemies=enemies, bullets=bullets._replace(there=bullets.there & ~hit))
@@ -278,7 +279,7 @@ def _breathe(state: State, rules: Rules) -> tuple[State, Tensor, Tensor]:
     every, spawn_every, ramps = state.move_every, state.spawn_every, state.ramps
     if rules.ramping:
         ramp = surfaces & ((spawn_every > 1) | (every > FASTEST))
-        every = every - (ramp & (every > FASTEST) & (ramps % 2 == 1)).view(torch.int8)
+        every = every - as_int8(ramp & (every > FASTEST) & (ramps % 2 == 1))
         spawn_every = spawn_every - (ramp & (spawn_every > 1)).long()
         ramps = ramps + ramp
     after = state._replace(
@@ -297,7 +298,7 @@ def _breathe(state: State, rules: Rules) -> tuple[State, Tensor, Tensor]:
 
 def _way(right: Tensor) -> Tensor:
     """1 for what goes right, else -1."""
-    return 2 * right.view(torch.int8) - 1
+    return 2 * as_int8(right) - 1
 
 
 def _cell(x: Tensor, y: Tensor) -> Tensor:
@@ -307,7 +308,7 @@ def _cell(x: Tensor, y: Tensor) -> Tensor:
 
 def _any(flags: Tensor) -> Tensor:
     """Whether any thing has a flag, (N,); several times as fast as ``any``."""
-    return flags.view(torch.int8).amax(0).bool()
+    return as_int8(flags).amax(0).bool()
 
 
 def _small(numbers: Tensor) -> Tensor:
@@ -316,7 +317,7 @@ def _small(numbers: Tensor) -> Tensor:
 
 def _first(flags: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
     """Whether any thing has a flag, (N,), and which of them is it, the one of the highest rank above 0."""
-    ranked = flags.view(torch.int8) * rank
+    ranked = as_int8(flags) * rank
     highest = ranked.amax(0)
     return highest > 0, flags & (ranked == highest)
 

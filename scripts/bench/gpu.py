@@ -180,7 +180,7 @@ def measure(row: Row, arm: str, args: Args, profiler: profile | None = None) -> 
 
 
 def measured(row: Row, arm: str, args: Args) -> tuple[str, str]:
-    """Steps per second of a row, or why there are none; and a profile, if it is asked for."""
+    """Steps per second of a row, or the error's name; and the profile that was asked for, or the error."""
     torch._dynamo.reset()
     profiler = profile() if args.profile and arm != SB3 else None
     messages = io.StringIO()
@@ -188,8 +188,8 @@ def measured(row: Row, arm: str, args: Args) -> tuple[str, str]:
         with contextlib.redirect_stdout(messages), contextlib.redirect_stderr(messages):
             speed = measure(row, arm, args, profiler)
     except (Exception, SystemExit) as error:
-        lines = messages.getvalue().splitlines() if isinstance(error, SystemExit) else str(error).splitlines()
-        return f"{type(error).__name__}: {lines[-1][:200] if lines else ''}", ""
+        reason = messages.getvalue() if isinstance(error, SystemExit) else str(error)
+        return type(error).__name__, f"\n{row.name}, {arm}: {reason.strip()[-1000:]}"
     return f"{speed:,.0f}", f"\n{row.name}, {arm}: {summary(profiler)}" if profiler else ""
 
 
@@ -230,7 +230,7 @@ def prepare(row: Row, args: Args) -> str:
         done = subprocess.run([*command, "--updates", "1"], capture_output=True, text=True, timeout=LONGEST)
     except subprocess.TimeoutExpired:
         return f"{row.name} is not compiled after {LONGEST} s"
-    return f"{row.name}: {(done.stderr.splitlines() or [''])[-1]}" if done.returncode else ""
+    return f"{row.name}: {done.stderr.strip()[-1000:]}" if done.returncode else ""
 
 
 def main(args: Args) -> int:
@@ -251,7 +251,7 @@ def main(args: Args) -> int:
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"{name}, torch {torch.__version__}; steps per second, median of {args.updates} updates\n")
     print("| | " + " | ".join(args.arms) + " |\n|" + " --- |" * (len(args.arms) + 1), flush=True)
-    profiles = []
+    remarks = []
     for row in args.chosen:
         cells = []
         for arm in args.arms:
@@ -261,9 +261,9 @@ def main(args: Args) -> int:
             elif arm in row.arms:
                 cell, about = measured(row, arm, args)
             cells.append(cell)
-            profiles.append(about)
+            remarks.append(about)
         print(f"| {row.name} | " + " | ".join(cells) + " |", flush=True)
-    print(*filter(None, profiles), sep="\n", end="")
+    print(*filter(None, remarks), sep="\n", end="")
     return 0
 
 

@@ -25,7 +25,7 @@ from neoteny.optim import (
 )
 from neoteny.optim.spectrum import IsometryConfig
 from neoteny.runners import capture
-from neoteny.runners.capture import WARM_UP, Capture, Captured, CaptureError, Options
+from neoteny.runners.capture import WARM_UP, Capture, Captured, CaptureError, CompileError, Options
 from neoteny.runners.disk.folder import run_folder
 from neoteny.runners.probes import ProbeConfig
 from tests.killed import die
@@ -254,6 +254,49 @@ def test_what_a_graph_cannot_know_gives_other_weights(plant, tmp_path, captured,
     args = small("ppo", tmp_path, optim=AdamOConfig(iso=0.1, iso_every=3))
     with pytest.raises(AssertionError):
         compare("ppo", args, tmp_path, captured, least=0)
+
+
+NATIVE = {
+    **{
+        game: {"id": "minatar", "stream": {"games": (game,)}}
+        for game in ("Asterix", "Breakout", "Freeway", "Seaquest", "SpaceInvaders")
+    },
+    "MiniGrid": {"id": "grid-layouts"},
+    "classic control": {"id": "cartpole-rotations", "stream": {"engine": "control"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", NATIVE)
+def test_nothing_is_compiled_that_the_compiler_refuses_for_a_gpu(kind, tmp_path, monkeypatch):
+    """Triton cannot take a flag, one bit, as a number of eight."""
+    compiler, seen = torch.compile, []
+
+    def looked_at(graph, inputs):
+        for node in graph.graph.nodes:
+            kinds = [arg for arg in node.args if isinstance(arg, torch.dtype)]
+            given = node.args[0].meta.get("example_value") if node.target == "view" and kinds else None
+            seen.append(node.name)
+            assert given is None or given.dtype != torch.bool
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiler(function, backend=looked_at))
+    args = small("ppo", tmp_path, compile=True, **NATIVE[kind])
+    ppo.main(dataclasses.replace(args, total_steps=64))
+    assert seen
+
+
+def test_what_cannot_be_compiled_is_named_with_the_remedy(monkeypatch):
+    def refuses(graph, inputs):
+        raise ValueError("an unknown kernel")
+
+    compiler = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compiler(function, backend=refuses))
+    call = Capture(torch.device("cpu"), compile=True).compiled(ppo.gae)
+    with pytest.raises(
+        CompileError, match=r"gae cannot be compiled: ValueError: an unknown kernel\n.*--compile"
+    ):
+        call(*torch.ones(4, 2, 3).unbind(), torch.ones(3), 0.9, 0.9)
 
 
 def reads(tensor):
