@@ -99,9 +99,14 @@ def type_in(line: Line, folder: Path) -> Outcome:
             time.sleep(0.002)
         out.seek(0)
         output = out.read().decode(errors="replace")
-    left = tuple(str(path.relative_to(folder)) for path in folder.iterdir() if path.name != RUN)
+    left = files_left(folder)
     seconds = used.ru_utime + used.ru_stime
     return Outcome(os.waitstatus_to_exitcode(status), output, left, seconds, used.ru_maxrss * 1024)
+
+
+def files_left(folder: Path) -> tuple[str, ...]:
+    """Names of what a command left in its folder, but for what was there before, and MuJoCo's own log."""
+    return tuple(path.name for path in folder.iterdir() if path.name not in (RUN, "MUJOCO_LOG.TXT"))
 
 
 def _become(line: Line, folder: Path, output: int) -> typing.NoReturn:
@@ -200,7 +205,7 @@ def in_new_process(line: Line, folder: Path) -> Outcome:
     command = [sys.executable, "-m", "neoteny.scripts.command"]
     command += ["train", line.command] if line.command in agent_names() else [line.command]
     done = subprocess.run([*command, *line.words], cwd=folder, capture_output=True, timeout=600, check=False)
-    left = tuple(path.name for path in folder.iterdir() if path.name != RUN)
+    left = files_left(folder)
     return Outcome(done.returncode, (done.stdout + done.stderr).decode(errors="replace"), left, 0.0, 0)
 
 
