@@ -220,7 +220,7 @@ def update(
 ) -> Tensor:  # fmt: skip
     """One gradient step on a minibatch; returns its statistics, those of `STATS`, (3,)."""
     loss, stats = loss_of(agent, target, batch, args)
-    optimizer.zero_grad()
+    agent.zero_grad()
     (loss + methods.penalty(batch, loss)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm)
     methods.add_gradients(batch)

@@ -182,7 +182,7 @@ def update(
 ) -> Tensor:  # fmt: skip
     """One gradient step on a minibatch; returns its `STATS`, (3,), from before the step."""
     loss, score = loss_and_score(agent, batch)
-    optimizer.zero_grad()
+    agent.zero_grad()
     (loss + methods.penalty(batch, loss)).backward()
     grad_norm = nn.utils.clip_grad_norm_(agent.parameters(), args.max_grad_norm or math.inf)
     methods.add_gradients(batch)

@@ -278,21 +278,27 @@ class ReplayMemory:
         """Transitions that start at these places of these environments, (B,), within :meth:`bounds`."""
         ahead = torch.arange(n_step, device=self.device)
         window = self._rows(envs[:, None], places[:, None] + ahead)
-        ends = self._read("ends", window)
+        first, ends = window[:, 0], self._read("ends", window)
         # A step counts if no earlier one of the window ended the episode.
         counts = (ends == GOES_ON).cumprod(1).roll(1, 1)
         counts[:, 0].fill_(1)
         steps = counts.sum(1)
         returns = (self._read("rewards", window) * counts * gamma**ahead).sum(1)
-        terminated = ((ends == TERMINATED) & (counts > 0)).any(1)
+        terminated = (ends * counts == TERMINATED).any(1)
         discounts = (gamma**steps).masked_fill(terminated, 0.0)
-        ages = self._read("ages", window[:, 0]).long()
+        if self.frame_stack == 1:
+            observations = self._read("frames", first)
+            following = self._read("frames", self._rows(envs, places + steps))
+        else:
+            ages = self._read("ages", first).long()
+            observations = self._stacks(envs, places, ages)
+            following = self._stacks(envs, places + steps, ages + steps)
         fields = (
-            self._observations(envs, places, ages),
-            self._read("actions", window[:, 0]).view(self.types["actions"]),
+            observations.view(self.types["frames"]),
+            self._read("actions", first).view(self.types["actions"]),
             returns,
             discounts,
-            self._observations(envs, places + steps, ages + steps),
+            following.view(self.types["frames"]),
             (ends[:, 0] != NO_STEP).float(),
         )
         seen, taken, returns, *after = [to_device(field, self.agent_device) for field in fields]
@@ -415,15 +421,12 @@ class ReplayMemory:
         tensor = self._tensors[name]
         return tensor.index_select(0, rows.flatten()).view(*rows.shape, *tensor.shape[1:])
 
-    def _observations(self, envs: Tensor, places: Tensor, ages: Tensor) -> Tensor:
-        """Observations, (B, ...), of places whose episodes are ``ages`` steps old, (B,)."""
-        kind = self.types["frames"]
-        if self.frame_stack == 1:
-            return self._read("frames", self._rows(envs, places)).view(kind)
+    def _stacks(self, envs: Tensor, places: Tensor, ages: Tensor) -> Tensor:
+        """Stacks of stored frames, (B, stack, ...), at places whose episodes are ``ages`` steps old, (B,)."""
         back = torch.arange(self.frame_stack - 1, -1, -1, device=self.device)
         frames = self._read("frames", self._rows(envs[:, None], places[:, None] - back))
         began = (back <= ages[:, None]).view(*frames.shape[:2], *(1,) * (frames.dim() - 2))
-        return frames.mul_(began).view(kind)  # zeros before the episode's first frame
+        return frames.mul_(began)  # zeros before the episode's first frame
 
 
 def _stored(kind: torch.dtype) -> torch.dtype:
