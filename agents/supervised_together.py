@@ -35,13 +35,14 @@ def update_together(
         all_methods[k].after_step()
         all_methods[k].between_steps(own[k])
 
-    if stack.views:  # there are methods
+    if all_methods[0].has_penalties:
         together.each(add_penalty)
     grad_norms = stack.clip_grad_norm_(args.max_grad_norm)
-    if stack.views:
+    stack.add_gradients()
+    if all_methods[0].has_penalties:
         together.each(lambda k: all_methods[k].add_gradients(own[k]))
     stack.step(together.random_state_of)
-    together.each(end_step, may_draw=stack.views)
+    together.each(end_step, may_draw=stack.others)
     return torch.stack((losses, grad_norms, scores), dim=1)
 
 
@@ -73,9 +74,7 @@ def train_together(
             with together.random_state_of(k):
                 learning[k].start(together)
         methods = [each.methods for each in learning]
-        learners = [each.learner for each in methods]
-        acting = bool(methods[0].methods)
-        stack = Stack(learners, loss, joint=args.optim.stackable, views=acting)
+        stack = Stack(methods, loss, joint=args.optim.stackable)
 
         def learn(epoch: int) -> None:
             together.each(lambda k: learning[k].begin_epoch(epoch))

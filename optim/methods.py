@@ -224,8 +224,16 @@ class Methods:
         self._switched_at = 0
         self._batch: Any = None
         self._tags: dict[str, list[float]] = {}
+        self.apart: frozenset[str] = frozenset()
+        """Names of methods whose penalties are computed elsewhere, see `neoteny.optim.stacked`."""
         self.changes = {name: 0 for name, method in self.methods.items() if method.has_events}
         """Number of events of each method that changed the network."""
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether a method that is not apart adds a term to the loss."""
+        here = (method for name, method in self.methods.items() if name not in self.apart)
+        return any(type(method).penalty is not Method.penalty for method in here)
 
     def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
         """The same methods in their initial state, for another network without a target network."""
@@ -317,8 +325,8 @@ class Methods:
 
     def _penalty(self, batch: Any, clipped: bool) -> Tensor | float:
         with self.seen.paused():
-            penalties = (m.penalty(batch) for m in self.methods.values() if m.clipped == clipped)
-            return sum(penalties, 0.0)
+            here = (method for name, method in self.methods.items() if name not in self.apart)
+            return sum((method.penalty(batch) for method in here if method.clipped == clipped), 0.0)
 
     def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
         structures, before = self.learner.structures, Snapshot(self.learner)

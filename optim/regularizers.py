@@ -32,10 +32,17 @@ def hidden_layers(learner: Learner, part: str) -> list[Layer]:
 
 
 class Penalty(Method):
-    """Base class of penalties on weights, which depend on nothing else."""
+    """Base class of penalties on weights, which depend on nothing else but tensors of their own.
+
+    Attributes:
+        own: these tensors by name, which `penalty` may change in place.
+        coupled: whether the penalty is a term of the loss.
+    """
 
     def __init__(self, learner: Learner, coef: float, part: str) -> None:
         self.learner, self.coef, self.part = learner, coef, part
+        self.own: dict[str, Tensor] = {}
+        self.coupled = True
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
@@ -87,18 +94,17 @@ class L2Init(Penalty):
 
     def __init__(self, learner: Learner, coef: float, decoupled: bool, part: str) -> None:
         super().__init__(learner, coef, part)
-        self.decoupled = decoupled
-        self.initial: dict[str, Tensor] = {}
+        self.coupled = not decoupled
         list(self._pairs())
 
     def penalty(self, batch: Any) -> Tensor | float:
         """The penalty, ()."""
-        return 0.0 if self.decoupled else self.coef * self._squared_distance()
+        return self.coef * self._squared_distance() if self.coupled else 0.0
 
     @torch.no_grad()
     def after_step(self, seen: Seen) -> None:
         """Take the decoupled step."""
-        if self.decoupled:
+        if not self.coupled:
             groups = self.learner.optimizer.param_groups
             rates = {parameter: group["lr"] for group in groups for parameter in group["params"]}
             for parameter, initial in self._pairs():
@@ -111,12 +117,12 @@ class L2Init(Penalty):
 
     def state_dict(self) -> dict[str, Any]:
         """The initial parameters."""
-        return {"initial": self.initial}
+        return {"initial": self.own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the initial parameters."""
         device = next(self.learner.network.parameters()).device
-        self.initial = {name: initial.to(device) for name, initial in state["initial"].items()}
+        self.own = {name: initial.to(device) for name, initial in state["initial"].items()}
 
     def _squared_distance(self) -> Tensor:
         return torch.stack([(now - initial).square().sum() for now, initial in self._pairs()]).sum()
@@ -124,9 +130,9 @@ class L2Init(Penalty):
     def _pairs(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Each parameter with its initial value."""
         for name, parameter in trained(self.learner, self.part).items():
-            if name not in self.initial:
-                self.initial[name] = parameter.detach().clone()
-            yield parameter, self.initial[name]
+            if name not in self.own:
+                self.own[name] = parameter.detach().clone()
+            yield parameter, self.own[name]
 
 
 @dataclass(frozen=True)

@@ -146,29 +146,34 @@ class Spectral(SpectrumPenalty):
     def __init__(self, learner: Learner, coef: float, power: int, heads: bool, part: str) -> None:
         super().__init__(learner, coef, part)
         self.power, self.heads = power, heads
-        self.vectors: dict[str, Tensor] = {}
-        for _ in range(WARM_UP):
-            self._advance()
+        for layer in self._layers():
+            start = torch.randn(layer.units, generator=torch.Generator().manual_seed(0))
+            self.own[layer.name] = F.normalize(start, dim=0).to(layer.module.weight)
+        with torch.no_grad():
+            for _ in range(WARM_UP):
+                self.penalty(None)
 
     def penalty(self, batch: Any) -> Tensor:
         """The penalty, (), after one more power iteration."""
-        self._advance()
-        return self._penalty()
+        sigmas, vectors = self._iterate()
+        for kept, vector in zip(self.own.values(), vectors, strict=True):
+            kept.copy_(vector)
+        return self._penalty(sigmas)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """The penalty and the largest of the singular values that it acts on."""
-        sigmas = torch.stack([self._sigma(layer) for layer in self._layers()])
-        return {"penalty": self._penalty(), "sigma_max": sigmas.amax()}
+        sigmas, _ = self._iterate()
+        return {"penalty": self._penalty(sigmas), "sigma_max": torch.stack(sigmas).amax()}
 
     def state_dict(self) -> dict[str, Any]:
         """The vectors of the power iterations."""
-        return {"vectors": self.vectors}
+        return {"vectors": self.own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the vectors."""
         device = next(self.learner.network.parameters()).device
-        self.vectors = {name: vector.to(device) for name, vector in state["vectors"].items()}
+        self.own = {name: vector.to(device) for name, vector in state["vectors"].items()}
 
     def _layers(self) -> list[Layer]:
         layers = self.learner.layers(self.part)
@@ -178,38 +183,28 @@ class Spectral(SpectrumPenalty):
             if layer.weight is not None and layer.weight.requires_grad and (self.heads or not layer.is_head)
         ]
 
-    def _advance(self) -> None:
+    def _iterate(self) -> tuple[list[Tensor], list[Tensor]]:
+        """One power iteration from the kept vectors.
+
+        Returns:
+            The largest singular value of each layer, (), with the gradient u v^T, and its vectors u, (out,).
+        """
+        sigmas, vectors = [], []
         for layer in self._layers():
-            left, _ = self._iterate(layer)
-            self.vectors[layer.name].copy_(left)
+            matrix, kept = matrix_view(layer.module.weight), self.own[layer.name]
+            image = matrix @ F.normalize(matrix.detach().T @ kept, dim=0)
+            left = F.normalize(image.detach(), dim=0)
+            # A weight of zeros has no singular vectors, and may become another.
+            left = torch.where(left.any(), left, kept)
+            sigmas.append(left @ image)
+            vectors.append(left)
+        return sigmas, vectors
 
-    def _penalty(self) -> Tensor:
-        layers = self._layers()
-        terms = [(self._sigma(layer) ** self.power - 1).square() for layer in layers]
-        terms += [
-            layer.module.bias.square().sum() ** self.power
-            for layer in layers
-            if layer.module.bias is not None
-        ]
+    def _penalty(self, sigmas: list[Tensor]) -> Tensor:
+        biases = (layer.module.bias for layer in self._layers())
+        terms = [(sigma**self.power - 1).square() for sigma in sigmas]
+        terms += [bias.square().sum() ** self.power for bias in biases if bias is not None]
         return self.coef * torch.stack(terms).sum()
-
-    def _sigma(self, layer: Layer) -> Tensor:
-        """The largest singular value, (), with the gradient u v^T."""
-        left, right = self._iterate(layer)
-        return left @ (matrix_view(layer.module.weight) @ right)
-
-    @torch.no_grad()
-    def _iterate(self, layer: Layer) -> tuple[Tensor, Tensor]:
-        """Singular vectors after one power iteration from the kept vector: u (out,) and v (columns,)."""
-        matrix = matrix_view(layer.module.weight)
-        if layer.name not in self.vectors:
-            start = torch.randn(len(matrix), generator=torch.Generator().manual_seed(0))
-            self.vectors[layer.name] = F.normalize(start, dim=0).to(matrix)
-        kept = self.vectors[layer.name]
-        right = F.normalize(matrix.T @ kept, dim=0)
-        left = F.normalize(matrix @ right, dim=0)
-        # A weight of zeros has no singular vectors, and may become another.
-        return torch.where(left.any(), left, kept), right
 
 
 @dataclass(frozen=True)

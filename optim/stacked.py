@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch.func import functional_call, grad, vmap
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
-from neoteny.optim.methods import Learner
+from neoteny.optim.methods import Methods
+from neoteny.optim.regularizers import Penalty
 
 Losses = Callable[[Any, Any], tuple[Tensor, Tensor]]
 """The loss of a network on a minibatch, (), and another number that is reported, ()."""
@@ -32,28 +35,32 @@ SHARED = ("step", "skipped")
 
 
 class Stack:
-    """K networks with their optimizers, whose tensors become views of stacked ones.
+    """K networks with their optimizers and methods, whose tensors become views of stacked ones.
+
+    Penalties on weights alone are computed for all networks at once; other methods act one by one.
 
     Args:
-        learners: network and optimizer of each, of the same structure and options.
+        all_methods: those of each network, whose learner has network and optimizer; of the same structure and
+            options.
         loss: of a network; it must not read values or write to tensors.
         joint: whether the optimizers are stepped as one; else each makes its own step.
-        views: whether the networks' own gradients are set too: views of the stacked ones.
+
+    Attributes:
+        others: whether there are other methods than such penalties.
     """
 
-    def __init__(self, learners: Sequence[Learner], loss: Losses, joint: bool, views: bool) -> None:
-        self.optimizers = [learner.optimizer for learner in learners]
-        self.of_networks = [dict(learner.network.named_parameters()) for learner in learners]
-        self.parameters: dict[str, Tensor] = {}
-        for name in self.of_networks[0]:
-            self.parameters[name] = _stacked([parameters[name] for parameters in self.of_networks])
-            for parameters, own in zip(self.of_networks, self.parameters[name].unbind(), strict=True):
-                parameters[name].data = own
+    def __init__(self, all_methods: Sequence[Methods], loss: Losses, joint: bool) -> None:
+        self.optimizers = [methods.learner.optimizer for methods in all_methods]
+        networks = [methods.learner.network for methods in all_methods]
+        self.of_networks = [dict(network.named_parameters()) for network in networks]
+        self.parameters: dict[str, Tensor] = _stack(self.of_networks)
         self.joint = self._joint_optimizer() if joint else None
         self.share()
-        self.views = views or not joint
-        self._gradients = vmap(grad(_of_network(learners[0].network, loss), has_aux=True))
-        self._graph: Callable[..., Any] | None = None
+        self._losses = _Graph(_gradients_of_loss(networks[0], loss))
+        self._penalties = list(_stacked_penalties(all_methods))
+        self.others = len(all_methods[0].methods) > len(self._penalties)
+        self.views = self.others or not joint
+        """Whether the networks' own gradients are set too: views of the stacked ones."""
 
     def __len__(self) -> int:
         return len(self.optimizers)
@@ -61,6 +68,8 @@ class Stack:
     @torch.no_grad()
     def backward(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Set the gradients of the losses on minibatches, a tuple of (K, B, ...); returns what `loss` does.
+
+        Penalties that are clipped with the loss are added to the gradients.
 
         Returns:
             Losses, (K,), and the other numbers, (K,).
@@ -70,16 +79,24 @@ class Stack:
             parameter.grad = None
             for parameters in self.of_networks if self.views else ():
                 parameters[name].grad = None
-        inputs = (list(self.parameters.values()), batch)
-        if self._graph is None:
-            self._graph = _simplified(make_fx(self._gradients)(*inputs))
-        gradients, numbers = self._graph(*inputs)
+        gradients, numbers = self._losses(list(self.parameters.values()), batch)
         for name, gradient in zip(self.parameters, gradients, strict=True):
             self.parameters[name].grad = gradient = gradient.contiguous()
             if self.views:
                 for parameters, own in zip(self.of_networks, gradient.unbind(), strict=True):
                     parameters[name].grad = own
+        self._add_penalties(clipped=True)
         return numbers
+
+    def add_gradients(self) -> None:
+        """Add the gradients of the other penalties to the clipped gradients of the losses."""
+        self._add_penalties(clipped=False)
+
+    @torch.no_grad()
+    def _add_penalties(self, clipped: bool) -> None:
+        for penalty in self._penalties:
+            if penalty.clipped == clipped:
+                penalty.add_gradients(self.parameters)
 
     @torch.no_grad()
     def clip_grad_norm_(self, max_norm: float | None) -> Tensor:
@@ -145,36 +162,108 @@ class Stack:
         return joint
 
 
-def _of_network(network: nn.Module, loss: Losses) -> Callable[..., Any]:
-    """The loss as a function of the parameters and a minibatch; also returns both numbers."""
-    names = [f"network.{name}" for name, _ in network.named_parameters()]
-    module = _Loss(network, loss)
+class _StackedPenalty:
+    """A penalty on the weights of K networks.
 
-    def of_parameters(parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        value, other = functional_call(module, dict(zip(names, parameters, strict=True)), (batch,))
+    Args:
+        penalties: that of each network; their own tensors become views of stacked ones.
+    """
+
+    def __init__(self, penalties: Sequence[Penalty]) -> None:
+        self.clipped = penalties[0].clipped
+        self.own = _stack([penalty.own for penalty in penalties])
+        self._gradients = _Graph(_gradients_of_penalty(penalties[0]))
+
+    def add_gradients(self, parameters: Mapping[str, Tensor]) -> None:
+        """Add its gradients to those of stacked parameters; of a network where they are not finite, 0."""
+        found = self._gradients(list(parameters.values()), self.own)
+        finite = torch.stack([gradient.flatten(1).sum(1) for gradient in found]).isfinite().all(0)
+        if not finite.is_cpu or not bool(finite.all()):
+            masks = [~finite.view(-1, *[1] * (gradient.ndim - 1)) for gradient in found]
+            found = [gradient.masked_fill(mask, 0.0) for gradient, mask in zip(found, masks)]
+        torch._foreach_add_([cast(Tensor, parameter.grad) for parameter in parameters.values()], found)
+
+
+def _stacked_penalties(all_methods: Sequence[Methods]) -> Iterator[_StackedPenalty]:
+    """Take over those penalties of the networks' methods that are on weights alone."""
+    for name, method in all_methods[0].methods.items():
+        if isinstance(method, Penalty) and method.coupled:
+            of_networks = [cast(Penalty, methods.methods[name]) for methods in all_methods]
+            for methods in all_methods:
+                methods.apart |= {name}
+            yield _StackedPenalty(of_networks)
+
+
+class _Graph:
+    """A function of one network's tensors for stacked ones; recorded when it is first called."""
+
+    def __init__(self, of_network: Callable[..., Any]) -> None:
+        self._function = vmap(of_network)
+        self._graph: Callable[..., Any] | None = None
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Its outputs, stacked."""
+        if self._graph is None:  # recorded with copies, since recording changes what the function changes
+            self._graph = _simplified(make_fx(self._function)(*tree_map(torch.clone, inputs)))
+        return self._graph(*inputs)
+
+
+def _gradients_of_loss(network: nn.Module, loss: Losses) -> Callable[..., Any]:
+    """Gradients of the loss, and both numbers, as a function of the parameters and a minibatch."""
+    call = _with_parameters(network, lambda batch: loss(network, batch))
+
+    def numbers(parameters: Sequence[Tensor], batch: Any) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        value, other = call(parameters, batch)
         return value, (value, other)
 
-    return of_parameters
+    return grad(numbers, has_aux=True)
 
 
-class _Loss(nn.Module):
-    """A loss as a module, which is what parameters can be passed to."""
+def _gradients_of_penalty(penalty: Penalty) -> Callable[..., Any]:
+    """Gradients of a penalty as a function of the parameters and of its own tensors, which it may change."""
 
-    def __init__(self, network: nn.Module, loss: Losses) -> None:
+    def value(own: dict[str, Tensor]) -> Tensor:
+        kept, penalty.own = penalty.own, own
+        try:
+            return cast(Tensor, penalty.penalty(None))
+        finally:
+            penalty.own = kept
+
+    return grad(_with_parameters(penalty.learner.network, value))
+
+
+def _with_parameters(network: nn.Module, function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A function that uses a network, as a function of the network's parameters and of its argument."""
+    names = [f"network.{name}" for name, _ in network.named_parameters()]
+    module = _Function(network, function)
+    return lambda parameters, argument: functional_call(
+        module, dict(zip(names, parameters, strict=True)), (argument,)
+    )
+
+
+class _Function(nn.Module):
+    """A function that uses a network, as a module, which is what parameters can be passed to."""
+
+    def __init__(self, network: nn.Module, function: Callable[[Any], Any]) -> None:
         super().__init__()
-        self.network, self.loss = network, loss
+        self.network, self.function = network, function
 
-    def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Loss and number, () each."""
-        return self.loss(self.network, batch)
+    def forward(self, argument: Any) -> Any:
+        """What the function returns."""
+        return self.function(argument)
 
 
 def _simplified(graph: GraphModule) -> GraphModule:
     """The graph without operations that change nothing or repeat others, each of which takes time."""
     aten, known = torch.ops.aten, dict[str, Node]()
     for node in graph.graph.nodes:
+        if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+            continue
         same = known.setdefault(f"{node.op} {node.target} {node.args} {node.kwargs}", node)
-        if node.target in (aten.expand.default, aten.view.default, aten._unsafe_view.default):
+        if node.target is aten.transpose.int and node.args[0].target is aten.transpose.int:
+            if node.args[1:] == node.args[0].args[1:]:
+                same = node.args[0].args[0]
+        elif node.target in (aten.expand.default, aten.view.default, aten._unsafe_view.default):
             if node.args[0].meta["val"].shape == node.meta["val"].shape:
                 same = node.args[0]
         elif node.target is aten.mul.Scalar and node.args[1] == 1:
@@ -184,6 +273,15 @@ def _simplified(graph: GraphModule) -> GraphModule:
             graph.graph.erase_node(node)
     graph.recompile()
     return graph
+
+
+def _stack(of_networks: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+    """Stacked tensors by name, of which those of the networks become views."""
+    stacked = {name: _stacked([own[name] for own in of_networks]) for name in of_networks[0]}
+    for name, tensor in stacked.items():
+        for own, view in zip(of_networks, tensor.unbind(), strict=True):
+            own[name].data = view
+    return stacked
 
 
 def _stacked(tensors: Sequence[Tensor]) -> Tensor:

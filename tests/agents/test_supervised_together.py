@@ -51,14 +51,21 @@ def weights(folder):
     return (folder / "checkpoint" / "weights.safetensors").read_bytes()
 
 
+def tensors_of(folder):
+    """The tensors of weights and of methods in the last checkpoint, by name."""
+    last = max(folder.glob("checkpoint/step_*/tensors.safetensors"))
+    of_methods = {name: it for name, it in load(last.read_bytes()).items() if "/parts/methods/" in name}
+    return load(weights(folder)) | of_methods
+
+
 def check_equal(folder, *words):
-    """Weights and logged points are those of separate runs, but for rounding."""
+    """Weights, tensors of methods and logged points are those of separate runs, but for rounding."""
     args = together(folder / "together", *words)
     main(args)
     for one, mine in zip(alone(folder / "alone", *words), folders(args), strict=True):
         main(one)
         theirs = run_folder("supervised", one)
-        tensors, expected = load(weights(mine)), load(weights(theirs))
+        tensors, expected = tensors_of(mine), tensors_of(theirs)
         assert tensors.keys() == expected.keys()
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=1e-3, msg=name)
@@ -90,7 +97,7 @@ def short(name):
 STACKABLE = [name for name, config in METHODS.items() if config.stackable]
 
 
-@pytest.mark.parametrize("name", quick(STACKABLE, "redo", "parseval"))
+@pytest.mark.parametrize("name", quick(STACKABLE, "redo", "parseval", "spectral"))
 def test_every_method_acts_on_each_seed_as_if_it_were_alone(name, tmp_path):
     check_equal(tmp_path, *short(name))
 
@@ -125,9 +132,10 @@ def train_until_killed(args, monkeypatch, seed, update, method="_save_if_due"):
 
 
 REDO = "optim:adam --methods.redo --methods.redo.every 3"
+SPECTRAL = "optim:adam --methods.spectral"
 
 
-@pytest.mark.parametrize("words", quick(["", REDO, "optim:trac"], REDO))
+@pytest.mark.parametrize("words", quick(["", REDO, SPECTRAL, "optim:trac"], REDO, SPECTRAL))
 @pytest.mark.parametrize("update", [1, 3])
 def test_killed_seeds_go_on_as_if_nothing_had_happened(words, update, tmp_path, monkeypatch):
     """Whichever of them had saved: here the first is one checkpoint ahead of the second."""
