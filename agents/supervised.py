@@ -1,6 +1,6 @@
 """Supervised learning on a stream of tasks: classification or regression, by minibatches.
 
-python agents/supervised.py digits-random-labels optim:adamo --optim.iso 3e-2 --seed 4
+python agents/supervised.py digits-random-labels optim:adamo --optim.iso 0.3 --seed 4
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Args(RunArgs):
     )
     network: SupervisedNetworkConfig = dataclasses.field(default_factory=SupervisedNetworkConfig)
     # Weights start with squared singular values of 2 (gain sqrt(2), for ReLU): pull towards that.
-    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.03, iso_scale=2.0))
+    optim: OptimConfig = dataclasses.field(default_factory=lambda: AdamOConfig(iso=0.1, iso_scale=2.0))
 
     def __post_init__(self) -> None:
         super().__post_init__()
