@@ -175,13 +175,9 @@ class _StackedPenalty:
         self._gradients = _Graph(_gradients_of_penalty(penalties[0]))
 
     def add_gradients(self, parameters: Mapping[str, Tensor]) -> None:
-        """Add its gradients to those of stacked parameters; of a network where they are not finite, 0."""
-        found = self._gradients(list(parameters.values()), self.own)
-        finite = torch.stack([gradient.flatten(1).sum(1) for gradient in found]).isfinite().all(0)
-        if not finite.is_cpu or not bool(finite.all()):
-            masks = [~finite.view(-1, *[1] * (gradient.ndim - 1)) for gradient in found]
-            found = [gradient.masked_fill(mask, 0.0) for gradient, mask in zip(found, masks)]
-        torch._foreach_add_([cast(Tensor, parameter.grad) for parameter in parameters.values()], found)
+        """Add its gradients to those of stacked parameters."""
+        gradients = [cast(Tensor, parameter.grad) for parameter in parameters.values()]
+        torch._foreach_add_(gradients, self._gradients(list(parameters.values()), self.own))
 
 
 def _stacked_penalties(all_methods: Sequence[Methods]) -> Iterator[_StackedPenalty]:

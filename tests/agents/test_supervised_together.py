@@ -175,9 +175,12 @@ def break_at(monkeypatch, seed, epoch):
     monkeypatch.setattr(supervised.Learning, "begin_epoch", begin)
 
 
-@pytest.mark.parametrize("name", quick(["adamo", "adam", "trac"], "adamo"))
-def test_a_seed_that_is_not_finite_ends_alone(name, tmp_path, monkeypatch, capsys):
-    whole, broken = (together(tmp_path / each, f"optim:{name}") for each in ("whole", "broken"))
+PENALIZED = "adamo --methods.l2-init"  # whose gradients are not finite either
+
+
+@pytest.mark.parametrize("words", quick(["adamo", PENALIZED, "adam", "trac"], "adamo", PENALIZED))
+def test_a_seed_that_is_not_finite_ends_alone(words, tmp_path, monkeypatch, capsys):
+    whole, broken = (together(tmp_path / each, *f"optim:{words}".split()) for each in ("whole", "broken"))
     main(whole)
     break_at(monkeypatch, SEEDS[0], 2)
     with pytest.raises(SystemExit) as exit:
