@@ -56,7 +56,10 @@ ISOMETRY = {
     "NTK participation rank": "isometry/ntk_participation_rank/*",
     "NTK isotropy gap": "isometry/ntk_isotropy_gap/*",
     "Jacobian distance": "isometry/jacobian_distance/*.input_output/median",
+    "Jacobian log10 cond": "isometry/jacobian_log10_cond/*.input_output/median",
+    "Jacobian rank": "isometry/jacobian_rank/*.input_output/median",
     "plasticity lost": "plasticity/lost",
+    "validation accuracy": "charts/validation_accuracy",  # of supervised agents
 }
 SPECTRUM = ("sigma max", "mean squared sigma", "sigma min")
 

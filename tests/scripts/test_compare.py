@@ -361,11 +361,17 @@ def test_parts_are_averaged(tmp_path):
         "isometry/jacobian_distance/actor.input_output/median": [1.0, 2.0],
         "isometry/jacobian_distance/actor.input_output/p95": [99.0, 99.0],
         "isometry/jacobian_distance/actor.linear1/median": [99.0, 99.0],
+        "isometry/jacobian_log10_cond/actor.input_output/median": [0.5, 1.5],
+        "isometry/jacobian_rank/actor.input_output/median": [4.0, 3.0],
+        "charts/validation_accuracy": [0.5, 0.75],
     }
     run(tmp_path, "adam", 1, [1.0], measured)
     output = cells(isometry_table(read(tmp_path)))
     assert output["feature effective rank"] == ["6.5 (from 4)"]
     assert output["Jacobian distance"] == ["2 (from 1)"]
+    assert output["Jacobian log10 cond"] == ["1.5 (from 0.5)"]
+    assert output["Jacobian rank"] == ["3 (from 4)"]
+    assert output["validation accuracy"] == ["0.75 (from 0.5)"]
 
 
 def test_what_is_not_finite_is_counted_and_never_averaged_away(tmp_path):
