@@ -25,10 +25,13 @@ Styles = Mapping[str, dict[str, Any]]
 Line = dict[float | None, Array]
 """Values of a flag, None for an arm that does not have it -> the score of each seed, (S,)."""
 
-RETURNS = {
-    "charts/episodic_return": "return",
+ONLINE = {
     "charts/online_accuracy": "online accuracy",
     "charts/online_negative_mse": "negative mean squared error, online",
+}
+RETURNS = {
+    "charts/episodic_return": "return",
+    **ONLINE,
     "task/return_auc": "return over each visit",
 }
 DIAGNOSTICS = {
@@ -68,9 +71,11 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
     styles = _styles([arm.name for arm in arms])
     panels = panels_of(arms, isometry)
 
+    unit = "samples" if panels.keys() & ONLINE.values() else "environment steps"
+
     def draw_panel(axis: Axes, label: str) -> None:
-        by_visit = label.startswith(("return over", "gap"))
-        _draw_panel(axis, panels[label], styles, by_visit, _switches(arms))
+        by_visit = label.startswith(("return over", "accuracy over", "gap"))
+        _draw_panel(axis, panels[label], styles, "visit" if by_visit else unit, _switches(arms))
 
     _draw_figure(list(panels), draw_panel, styles, path, title)
 
@@ -173,6 +178,8 @@ def panels_of(arms: Sequence[Arm], isometry: bool = False) -> dict[str, dict[str
     first = {"charts/episodic_return": "return"} if isometry else RETURNS
     for tag, label in first.items():
         panels[label] = {arm.name: found for arm in arms if (found := curves(arm.results, tag))}
+    if panels.get("online accuracy"):
+        panels["accuracy over each visit"] = panels.pop("return over each visit")
     for kind, label in ({} if isometry else GAPS).items():
         panels[label] = {arm.name: found for arm in arms if (found := _gaps(arm, kind))}
     for tag, label in (ISOMETRY if isometry else DIAGNOSTICS).items():
@@ -210,9 +217,9 @@ def _add_legend(figure: Figure, styles: Styles) -> None:
 
 
 def _draw_panel(
-    axis: Axes, panel: dict[str, Points], styles: Styles, by_visit: bool, switches: Sequence[int]
+    axis: Axes, panel: dict[str, Points], styles: Styles, unit: str, switches: Sequence[int]
 ) -> None:
-    """Draw the curves of a panel, name of the arm -> x (X,), and seeds (S, X)."""
+    """Draw the curves of a panel, name of the arm -> x (X,) in a unit, and seeds (S, X)."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     for name, (x, seeds) in panel.items():
@@ -227,12 +234,12 @@ def _draw_panel(
         else:
             axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, zorder=1)
             axis.plot(x, np.stack((low, high), 1), color=color, linewidth=0.6, alpha=0.6, zorder=2)
-    if by_visit:
-        axis.set_xlabel("visit")
+    if unit == "visit":
+        axis.set_xlabel(unit)
         if "gap" in axis.get_title():
             axis.axhline(0, color="black", linewidth=0.8, zorder=0)
     else:
-        axis.set_xlabel("environment steps (thin lines: switches)" if switches else "environment steps")
+        axis.set_xlabel(f"{unit} (thin lines: switches)" if switches else unit)
         for step in switches:
             axis.axvline(step, color="0.85", linewidth=0.6, zorder=0)
     axis.xaxis.set(major_locator=MaxNLocator(integer=True, nbins=6), major_formatter=EngFormatter(sep=""))

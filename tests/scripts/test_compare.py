@@ -467,6 +467,9 @@ def test_supervised_runs_are_compared(tmp_path, capsys):
     assert "adamo" in output.out
     assert "left out" not in output.err
     assert (tmp_path / "comparison.png").exists()
+    panels = comparison_figures.panels_of(read(tmp_path))
+    assert {"online accuracy", "accuracy over each visit"} < panels.keys()
+    assert "return over each visit" not in panels
 
 
 @pytest.mark.parametrize(
