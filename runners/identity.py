@@ -8,13 +8,14 @@ import hashlib
 import os
 import platform
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from neoteny.optim import methods_as_dict
-from neoteny.runners.disk.files import flatten, to_json
+from neoteny.runners.disk.files import flatten, read_json, to_json
 from neoteny.runners.disk.folder import agent_name
 from neoteny.runners.sources import Sources, agent_file, installed_versions, version
 
@@ -29,6 +30,10 @@ RENAMED = {
 
 ADDED = {"rewards.normalizer": "none"}
 """Arguments whose default is not what runs did before they were added, with the value for what they did."""
+
+
+LENGTH = ("total_steps", "num_tasks")
+"""Arguments that may grow when a run is resumed, and tell finished runs apart."""
 
 
 class Identity:
@@ -76,6 +81,19 @@ class Identity:
         free = (*resumable(self._args), *(f"{name}." for name in but))
         changed = changed_arguments(before, self.config, defaults).items()
         return next((how for name, how in changed if not f"{name}.".startswith(free)), "")
+
+    def check_finished(self, folder: Path) -> None:
+        """Raise ValueError, naming the difference, if a finished run, of any seed, has other arguments."""
+        before = {"methods": {}, **(read_json(folder / "args.json") or self.config)}
+        lengths = (
+            f"with {name} {before[name]}, not {self.config[name]}"
+            for name in LENGTH
+            if name in before and name in self.config and before[name] != self.config[name]
+        )
+        if difference := self.difference(before, but=("seed", "seeds")) or next(lengths, ""):
+            raise ValueError(
+                f"{folder} holds a finished run {difference}; --note names others, --overwrite replaces it"
+            )
 
     def inexact(self, state: Mapping[str, Any] | None) -> list[str]:
         """Reasons why the resumed run might not be bit-identical to an uninterrupted one."""

@@ -94,7 +94,8 @@ def find_runs(folders: Sequence[Path], report: Callable[[str], object]) -> list[
             path.parent for pattern in ("args.json", "events.out.tfevents*") for path in top.rglob(pattern)
         }
         for path in sorted(paths):
-            if ASIDE.isdisjoint(path.relative_to(top).parts):
+            is_crash = (path / "crash.json").exists()  # a bundle in the folder of its run
+            if ASIDE.isdisjoint(path.relative_to(top).parts) and not is_crash:
                 if (path / "args.json").exists():
                     found[path.resolve()] = None
                 else:

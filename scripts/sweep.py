@@ -37,6 +37,7 @@ from neoteny.runners.disk.exit_codes import ExitCode, bad_input, check_numbers, 
 from neoteny.runners.disk.files import read_json, write_json
 from neoteny.runners.disk.folder import finished_at, run_folder
 from neoteny.runners.disk.messages import protect_output, tell
+from neoteny.runners.identity import Identity
 from neoteny.runners.sweep import Job, Outcome, State, make_slots, run_all, usable_cores
 from neoteny.scripts.agent_files import load_agent
 
@@ -191,7 +192,12 @@ def jobs_of(points: Sequence[Point], seeds: Sequence[int], batch: int) -> list[J
     """The runs of points of the grid with all seeds, at most ``batch`` of them in a process where it can be.
 
     Seeds that are trained one by one nevertheless are reported, with the reason.
+
+    Raises:
+        ValueError: where one would be trained there is a finished run with other arguments.
     """
+    for each in points:
+        check_finished(each, seeds)
     parts = [seeds[start : start + batch] for start in range(0, len(seeds), batch)]
     alone: dict[str, None] = {}
     jobs = []
@@ -208,6 +214,15 @@ def jobs_of(points: Sequence[Point], seeds: Sequence[int], batch: int) -> list[J
     for reason in alone:
         tell(reason)
     return jobs
+
+
+def check_finished(point: Point, seeds: Sequence[int]) -> None:
+    """Raise ValueError if a finished run that would be skipped is not the one of this point of the grid."""
+    folders = [] if point.args.overwrite else map(point.folder, seeds)
+    if finished := [folder for folder in folders if finished_at(folder) is not None]:
+        identity = Identity(str(point.arm.agent.file), point.args)
+        for folder in finished:
+            identity.check_finished(folder)
 
 
 def distinct(jobs: Sequence[Job]) -> list[Job]:

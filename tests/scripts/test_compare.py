@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from neoteny.agents import supervised
 from neoteny.configs.cli import cli
+from neoteny.runners.disk.crash import save_crash
 from neoteny.runners.disk.events import EventWriter
 from neoteny.runners.results import curves, over_time, read_results
 from neoteny.scripts import compare, comparison_figures, comparison_tables
@@ -490,3 +492,13 @@ def test_what_is_written_stands_beside_the_runs(first, root, tmp_path):
 def test_of_a_run_near_the_root_the_parent_is_meant(monkeypatch):
     monkeypatch.setattr(Path, "exists", lambda path: True)
     assert Compare((Path("/s1"),)).root == Path("/")
+
+
+def test_a_run_that_was_not_finite_is_one_run_beside_its_crash_bundle(tmp_path, capsys):
+    run(tmp_path, "adam", 1, [1.0, 2.0])
+    crashed = run(tmp_path, "adam", 2, [1.0], visits=2)
+    save_crash(crashed, 1_500, ["losses"], {"losses": torch.tensor([math.nan])})
+    assert compare.main(Compare((tmp_path,))) == 0
+    output = capsys.readouterr()
+    assert output.out.count("## ") == 1
+    assert "crash" not in output.err

@@ -9,6 +9,7 @@ import pytest
 
 from neoteny.agents import ppo, supervised
 from neoteny.configs.cli import cli
+from neoteny.configs.flags import with_flags
 from neoteny.runners.disk.claims import claim
 from neoteny.runners.sweep import Outcome, State
 from neoteny.scripts import sweep
@@ -275,3 +276,34 @@ def test_a_job_of_several_seeds_is_done_when_all_have_finished(tmp_path):
         folder.mkdir()
         (folder / "summary.json").touch()
         assert job.is_done() is is_done
+
+
+FEW = "--agents supervised --preset digits-random-labels --optims adam --seeds 1"
+TINY = "--stream.samples 32 --stream.epochs 1 --num-tasks 2 --network.hidden 8 --probes.every 0"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], ""),
+        (["--probes.every", "1"], ""),
+        (["--overwrite"], ""),
+        (["--network.norm", "layer"], "with network.norm none, not layer"),
+        (["--batch-size", "8"], "with batch_size 32, not 8"),
+        (["--num-tasks", "3"], "with num_tasks 2, not 3"),
+    ],
+)
+def test_a_finished_run_of_other_arguments_is_never_taken_for_the_one_that_was_meant(
+    words, sentence, tmp_path, capsys
+):
+    flags = [*TINY.split(), "--runs-dir", str(tmp_path)]
+    supervised.main(cli(supervised.Args, supervised.PRESETS, ["optim:adam", *flags, "--seed", "1"]))
+    capsys.readouterr()
+    meant = with_flags(flags, words)
+    if sentence:
+        with pytest.raises(SystemExit) as exit:
+            sweep.run([*FEW.split(), "--", *meant])
+        assert exit.value.code == 2
+        assert sentence in " ".join(capsys.readouterr().err.split())
+    else:
+        assert sweep.run([*FEW.split(), "--dry-run", "--", *meant]) == 0
