@@ -71,7 +71,9 @@ def common_step(runs: Mapping[Path, Callable[[Mapping[str, Any]], None]], overwr
 def _check_left_out(folder: Path, identity: Identity) -> None:
     """Raise ValueError if the run in a folder is not one of the command, alone or with other seeds."""
     before = {"methods": {}, **(read_json(folder / "args.json") or {})}
-    if difference := identity.difference(before, but=("seeds",)):
+    if is_finished(folder):
+        identity.check_finished(folder)
+    elif difference := identity.difference(before, but=("seeds",)):
         raise ValueError(f"{folder} holds a run {difference}; --note names others")
 
 

@@ -260,12 +260,14 @@ def damage(folder, steps=None):
 
 
 def train_other(folder, monkeypatch, end):
-    """A run with another learning rate in the folder of the last seed: killed, broken or finished."""
-    words = ("--seed", "5") if end == "finished" else ("--seeds", "5")
-    args = dataclasses.replace(of(folder, *words), lr=1e-2)
+    """A run with other arguments in the folder of the last seed: killed, broken or finished."""
+    is_finished = end in ("finished", "shorter")
+    words = ("--seed", "5") if is_finished else ("--seeds", "5")
+    other = {"num_tasks": 1} if end == "shorter" else {"lr": 1e-2}
+    args = dataclasses.replace(of(folder, *words), **other)
     if end == "killed":
         train_until_killed(args, monkeypatch, 5, 3)
-    elif end == "finished":
+    elif is_finished:
         main(args)
     else:
         with monkeypatch.context() as patch:
@@ -286,7 +288,8 @@ def tree(folder):
         ("foreign", "holds no run"),
         ("killed", "holds an unfinished run with"),
         ("broken", "holds a run with lr 0.01, not 0.001"),
-        ("finished", "holds a run with lr 0.01, not 0.001"),
+        ("finished", "holds a finished run with lr 0.01, not 0.001"),
+        ("shorter", "holds a finished run with num_tasks 1, not 2"),
     ],
 )
 def test_a_later_seed_that_is_refused_leaves_all_folders_alone(kind, sentence, tmp_path, monkeypatch, capsys):
