@@ -146,9 +146,6 @@ class Spectral(SpectrumPenalty):
     def __init__(self, learner: Learner, coef: float, power: int, heads: bool, part: str) -> None:
         super().__init__(learner, coef, part)
         self.power, self.heads = power, heads
-        for layer in self._layers():
-            start = torch.randn(layer.units, generator=torch.Generator().manual_seed(0))
-            self.own[layer.name] = F.normalize(start, dim=0).to(layer.module.weight)
         with torch.no_grad():
             for _ in range(WARM_UP):
                 self.penalty(None)
@@ -156,8 +153,8 @@ class Spectral(SpectrumPenalty):
     def penalty(self, batch: Any) -> Tensor:
         """The penalty, (), after one more power iteration."""
         sigmas, vectors = self._iterate()
-        for kept, vector in zip(self.own.values(), vectors, strict=True):
-            kept.copy_(vector)
+        for name, vector in vectors.items():
+            self.own[name].copy_(vector)
         return self._penalty(sigmas)
 
     @torch.no_grad()
@@ -183,22 +180,29 @@ class Spectral(SpectrumPenalty):
             if layer.weight is not None and layer.weight.requires_grad and (self.heads or not layer.is_head)
         ]
 
-    def _iterate(self) -> tuple[list[Tensor], list[Tensor]]:
+    def _iterate(self) -> tuple[list[Tensor], dict[str, Tensor]]:
         """One power iteration from the kept vectors.
 
         Returns:
-            The largest singular value of each layer, (), with the gradient u v^T, and its vectors u, (out,).
+            The largest singular value of each layer, (), with the gradient u v^T; and u, (out,), by layer.
         """
-        sigmas, vectors = [], []
+        sigmas, vectors = [], {}
         for layer in self._layers():
-            matrix, kept = matrix_view(layer.module.weight), self.own[layer.name]
+            matrix, kept = matrix_view(layer.module.weight), self._vector(layer)
             image = matrix @ F.normalize(matrix.detach().T @ kept, dim=0)
             left = F.normalize(image.detach(), dim=0)
             # A weight of zeros has no singular vectors, and may become another.
             left = torch.where(left.any(), left, kept)
             sigmas.append(left @ image)
-            vectors.append(left)
+            vectors[layer.name] = left
         return sigmas, vectors
+
+    def _vector(self, layer: Layer) -> Tensor:
+        """The kept vector of a layer, (out,); of one that is new, a random one."""
+        if layer.name not in self.own:
+            start = torch.randn(layer.units, generator=torch.Generator().manual_seed(0))
+            self.own[layer.name] = F.normalize(start, dim=0).to(layer.module.weight)
+        return self.own[layer.name]
 
     def _penalty(self, sigmas: list[Tensor]) -> Tensor:
         biases = (layer.module.bias for layer in self._layers())
