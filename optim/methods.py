@@ -232,8 +232,7 @@ class Methods:
     @property
     def has_penalties(self) -> bool:
         """Whether a method that is not apart adds a term to the loss."""
-        here = (method for name, method in self.methods.items() if name not in self.apart)
-        return any(type(method).penalty is not Method.penalty for method in here)
+        return any(type(method).penalty is not Method.penalty for method in self._here())
 
     def remade(self, network: nn.Module, optimizer: Optimizer) -> Methods:
         """The same methods in their initial state, for another network without a target network."""
@@ -325,8 +324,11 @@ class Methods:
 
     def _penalty(self, batch: Any, clipped: bool) -> Tensor | float:
         with self.seen.paused():
-            here = (method for name, method in self.methods.items() if name not in self.apart)
-            return sum((method.penalty(batch) for method in here if method.clipped == clipped), 0.0)
+            return sum((m.penalty(batch) for m in self._here() if m.clipped == clipped), 0.0)
+
+    def _here(self) -> Iterator[Method]:
+        """The methods that are not apart."""
+        return (method for name, method in self.methods.items() if name not in self.apart)
 
     def _act(self, name: str, method: Method, kind: Literal["step", "switch"]) -> None:
         structures, before = self.learner.structures, Snapshot(self.learner)

@@ -74,7 +74,7 @@ def draw(arms: Sequence[Arm], path: Path, title: str, isometry: bool = False) ->
     unit = "samples" if panels.keys() & ONLINE.values() else "environment steps"
 
     def draw_panel(axis: Axes, label: str) -> None:
-        by_visit = label.startswith(("return over", "accuracy over", "gap"))
+        by_visit = label.endswith("over each visit") or label.startswith("gap")
         _draw_panel(axis, panels[label], styles, "visit" if by_visit else unit, _switches(arms))
 
     _draw_figure(list(panels), draw_panel, styles, path, title)
@@ -178,8 +178,10 @@ def panels_of(arms: Sequence[Arm], isometry: bool = False) -> dict[str, dict[str
     first = {"charts/episodic_return": "return"} if isometry else RETURNS
     for tag, label in first.items():
         panels[label] = {arm.name: found for arm in arms if (found := curves(arm.results, tag))}
-    if panels.get("online accuracy"):
-        panels["accuracy over each visit"] = panels.pop("return over each visit")
+    for label in ONLINE.values():
+        if panels.get(label):
+            score = label.removeprefix("online ").removesuffix(", online")
+            panels[f"{score} over each visit"] = panels.pop("return over each visit")
     for kind, label in ({} if isometry else GAPS).items():
         panels[label] = {arm.name: found for arm in arms if (found := _gaps(arm, kind))}
     for tag, label in (ISOMETRY if isometry else DIAGNOSTICS).items():
