@@ -21,7 +21,6 @@ from typing import Any, Literal
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import SyncVectorEnv
 from minigrid.wrappers import ImgObsWrapper
 from torch import nn
 
@@ -156,8 +155,8 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
 
 def plain(training: Training, updates: int) -> np.ndarray:
     """A loop like CleanRL's ppo.py with neoteny's networks."""
-    env = training.make()
-    agent = ppo.ActorCritic(SyncVectorEnv([lambda: env]), training.network, training.shared)
+    with contextlib.closing(training.stream.make(1, seed=1)) as stream:  # which knows what observations are
+        agent = ppo.ActorCritic(stream, training.network, training.shared)
     nn.utils.convert_conv2d_weight_memory_format(agent, torch.contiguous_format)
     settings = PlainPPO(
         training.num_envs, training.num_steps, training.epochs, training.minibatches, training.lr,

@@ -261,3 +261,20 @@ def test_checkpoint_smoke(few, capsys):
         assert_positive(row[2:])
     for what in ("checkpoints in cartpole-rotations", "flush of 32 frames"):
         assert re.search(rf"(holds |MISSED)  {what}: ", printed)
+
+
+@pytest.mark.parametrize("view", ["flat", "image"])
+def test_the_plain_loop_trains_the_same_network(view, monkeypatch):
+    monkeypatch.syspath_prepend(PATH.parent)
+    peers = importlib.import_module("peers")
+    networks = []
+
+    class Recorded(peers.ppo.ActorCritic):
+        def __init__(self, *args):
+            super().__init__(*args)
+            networks.append([(name, weight.shape) for name, weight in self.named_parameters()])
+
+    monkeypatch.setattr(peers.ppo, "ActorCritic", Recorded)
+    for train in (peers.neoteny, peers.plain):
+        train(peers.Training(view, 1), 1)
+    assert networks[0] == networks[1]
