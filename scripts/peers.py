@@ -1,8 +1,8 @@
 """PPO by neoteny, by Stable-Baselines3 and by a plain loop like CleanRL's, and DQN by the first two.
 
-All train the same networks on the same environments, with the same numbers of environments, steps, epochs,
-minibatches and gradient steps. Each function returns the wall and CPU seconds of every update but the first,
-(updates, 2).
+All train the same networks on the same environments and their raw rewards, with the same numbers of
+environments, steps, epochs, minibatches and gradient steps. Each function returns the wall and CPU seconds of every update but
+the first, (updates, 2).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from torch import nn
 
 from neoteny.agents import dqn, ppo
 from neoteny.agents.networks import NetworkConfig, encoder, torso
+from neoteny.agents.rewards import RewardConfig
 from neoteny.envs import StreamConfig
 from neoteny.envs.atari.game import make_game
 from neoteny.envs.observations import read_observations
@@ -130,7 +131,7 @@ def neoteny(training: Training, updates: int) -> np.ndarray:
             "stream": training.stream, "network": training.network, "num_envs": training.num_envs,
             "total_steps": (updates + 1) * training.batch, "lr": training.lr, "probes": ProbeConfig(every=0),
             "checkpoint_every": 0, "optim": AdamConfig(), "amp": training.amp, "runs_dir": Path(folder),
-            "threads": torch.get_num_threads(),
+            "threads": torch.get_num_threads(), "rewards": RewardConfig("none"),
         }  # fmt: skip
         with (
             unittest.mock.patch.object(Run, "end_update", timed),

@@ -278,3 +278,13 @@ def test_the_plain_loop_trains_the_same_network(view, monkeypatch):
     for train in (peers.neoteny, peers.plain):
         train(peers.Training(view, 1), 1)
     assert networks[0] == networks[1]
+
+
+@pytest.mark.parametrize("agent", ["ppo", "dqn"])
+def test_neoteny_trains_on_raw_rewards_as_the_others_do(agent, monkeypatch):
+    monkeypatch.syspath_prepend(PATH.parent)
+    peers = importlib.import_module("peers")
+    trained = []
+    monkeypatch.setattr(getattr(peers, agent), "main", trained.append)
+    peers.neoteny(peers.Training("flat", 1, agent=agent), 1)
+    assert trained[0].rewards == peers.RewardConfig("none", clip=False, scale=1.0)
