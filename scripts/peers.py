@@ -1,8 +1,8 @@
 """PPO by neoteny, by Stable-Baselines3 and by a plain loop like CleanRL's, and DQN by the first two.
 
 All train the same networks on the same environments and their raw rewards, with the same numbers of
-environments, steps, epochs, minibatches and gradient steps. Each function returns the wall and CPU seconds of every update but
-the first, (updates, 2).
+environments, steps, epochs, minibatches and gradient steps. Each function returns the wall and CPU seconds
+of every update but the first, (updates, 2).
 """
 
 from __future__ import annotations
